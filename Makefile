@@ -1,0 +1,26 @@
+# Front doors. Each makes its own virtual environment when there is none and installs everything it needs.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check clean
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Consilium needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)            ## four hospitals on this machine, two studies, about five minutes
+	$(BIN)/python -m consilium_deploy.demo
+
+check: $(READY)           ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check               ## everything the gate runs
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) demo build

@@ -1,0 +1,39 @@
+"""Every bound that a peer's message is held to, with its unit and the reason."""
+
+from __future__ import annotations
+
+HEADER_BYTES = 256 * 1024
+"""Largest message header. A proposal with a roster of 100 sites is about 60 KiB."""
+
+PAYLOAD_BYTES = 2 * 1024**3
+"""Largest payload: 500 million float32 parameters; also near what one Flower array was measured to carry."""
+
+CHUNK_BYTES = 1024 * 1024
+"""Piece of a payload on the agent's socket: large enough to be fast, small enough not to matter in memory."""
+
+SITES = 100
+"""Most sites in a federation; what the secure-aggregation design was measured for."""
+
+PARAMETERS = 500_000_000
+"""Most parameters of a model (float32: 2 GB)."""
+
+ROUNDS = 10_000
+"""Most rounds in a study: the accountant stays fast and nobody waits longer."""
+
+STEPS_PER_ROUND = 100_000
+"""Most private steps in a round."""
+
+NAME_CHARACTERS = 64
+"""Longest name of a study, site, asset or column in a message; fits a file name."""
+
+DETAIL_CHARACTERS = 1000
+"""Longest human sentence in an answer."""
+
+WEIGHT = 1_000_000.0
+"""Largest weight of one site (patients); a site that claims more is refused rather than believed."""
+
+UPDATE_COORDINATE = 1.0e3
+"""Largest absolute coordinate of one site's update; with WEIGHT it bounds the fixed-point sum (aggregation.py)."""
+
+FILE_BYTES = 1024 * 1024
+"""Largest YAML or JSON file that a person hands us (study, federation, invitation, request)."""

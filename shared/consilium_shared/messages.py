@@ -1,0 +1,206 @@
+"""Every message between the coordinator and a site: fields, sizes, who signs; strict decoding.
+
+A message is a header (canonical JSON, signed) and a payload (raw bytes: a model, an update, counts) whose length and
+SHA-256 stand in the header. Nothing in a request changes when it is asked again, so the same question is the same
+bytes, and a site can answer it again with the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
+from consilium_shared.config import Strict
+from consilium_shared.documents import signature_bytes
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.roster import Hex32
+from consilium_shared.study import Name
+
+REQUEST_DOMAIN = "request"
+ANSWER_DOMAIN = "answer"
+
+Reason = Literal[
+    "bad-signature",    # the request was not signed by this federation's coordinator, or was altered
+    "malformed",        # it cannot be read as one of the requests below
+    "wrong-federation",
+    "wrong-roster",     # the roster lacks this site, has another key for it, or is not the one of the proposal
+    "unknown-study",    # no proposal with this digest was received
+    "pending",          # the hospital has not decided yet
+    "rejected",         # the hospital said no
+    "policy",           # the site's policy forbids it
+    "budget",           # the privacy budget does not cover it
+    "data",             # the site's data does not fit the study; the details stay at the site
+    "model",            # the model's bytes do not fit the study
+    "stale-round",      # a round before one that was answered, or another request for the same round
+    "internal",         # the site failed; its own log says why
+]
+"""Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
+
+Round = Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+Detail = Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)]
+
+
+class Payload(Strict):
+    """What the payload must be."""
+
+    sha256: Hex32
+    size: Annotated[int, Field(ge=0, le=limits.PAYLOAD_BYTES)]
+    """Length in bytes."""
+
+    @classmethod
+    def of(cls, data: bytes) -> Payload:
+        """Description of ``data``."""
+        return cls(sha256=digest(data), size=len(data))
+
+    def check(self, data: bytes) -> None:
+        """Raises PeerError unless ``data`` is the payload described."""
+        if len(data) != self.size or digest(data) != self.sha256:
+            raise PeerError("the payload is not the one that the header describes")
+
+
+NO_PAYLOAD = Payload.of(b"")
+
+
+class Head(Strict):
+    """The last entry of a site's ledger when the answer was made."""
+
+    seq: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    sha256: Hex32
+
+
+class _Request(Strict):
+    federation: Hex32
+    study: Hex32
+    roster: Hex32
+    payload: Payload = NO_PAYLOAD
+
+
+class Propose(_Request):
+    """May this study run at your site? Carries the whole contract and the signed roster."""
+
+    kind: Literal["propose"] = "propose"
+    contract: dict[str, Any]
+    roster_document: dict[str, Any]
+    """``{"body": …, "signature": …}`` as ``documents.seal`` makes it."""
+
+
+class Train(_Request):
+    """Train round ``round`` from the payload, the global model (safetensors)."""
+
+    kind: Literal["train"] = "train"
+    round: Round
+
+
+class Evaluate(_Request):
+    """Count how the payload, the global model after round ``round`` (0: untrained), does on held-back patients."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+
+
+class _Answer(Strict):
+    federation: Hex32
+    study: Hex32
+    site: Name
+    request: Hex32
+    """SHA-256 of the request's header."""
+    head: Head
+    payload: Payload = NO_PAYLOAD
+
+
+class Standing(_Answer):
+    """Where the proposal stands at this hospital."""
+
+    kind: Literal["standing"] = "standing"
+    state: Literal["pending", "approved", "refused"]
+    reason: Reason | None = None
+    detail: Detail = ""
+
+
+class Update(_Answer):
+    """What the round gave; payload: float32 little-endian [d + 1], weight × (local - global), then the weight."""
+
+    kind: Literal["update"] = "update"
+    round: Round
+    epsilon: Annotated[float, Field(ge=0)] | None
+    """ε that the study has spent at this site so far, at the site's δ; None without privacy."""
+
+
+class Counts(_Answer):
+    """Evaluation counts; payload: int64 little-endian, laid out by ``metrics.py``."""
+
+    kind: Literal["counts"] = "counts"
+    round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+
+
+class Refusal(_Answer):
+    """The site does not do what was asked."""
+
+    kind: Literal["refusal"] = "refusal"
+    reason: Reason
+    detail: Detail = ""
+
+
+Request = Propose | Train | Evaluate
+Answer = Standing | Update | Counts | Refusal
+
+_requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
+_answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
+
+
+def encode(message: Request | Answer, signer: Identity) -> bytes:
+    """The signed header of a message, canonical JSON ``{"body": …, "signature": …}``.
+
+    Raises:
+        ValueError: larger than ``limits.HEADER_BYTES`` (a programming error: our own limits are smaller).
+    """
+    domain = REQUEST_DOMAIN if isinstance(message, _Request) else ANSWER_DOMAIN
+    body = message.model_dump(mode="json")
+    signature = signer.sign(domain, canonical_bytes(body)).hex()
+    header = canonical_bytes({"body": body, "signature": signature})
+    if len(header) > limits.HEADER_BYTES:
+        raise ValueError(f"header of {len(header)} bytes")
+    return header
+
+
+def decode_request(header: bytes, coordinator: PublicIdentity) -> Request:
+    """A request, verified.
+
+    Raises:
+        SignatureError: not signed by this coordinator.
+        PeerError: too large, not canonical, an unknown field or kind, a value out of bounds.
+    """
+    body = _verified_body(header, REQUEST_DOMAIN, coordinator)
+    request: Request = _validated(_requests, body)
+    return request
+
+
+def decode_answer(header: bytes, site: PublicIdentity) -> Answer:
+    """An answer, verified; raises as ``decode_request`` does."""
+    body = _verified_body(header, ANSWER_DOMAIN, site)
+    answer: Answer = _validated(_answers, body)
+    return answer
+
+
+def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:
+    if len(header) > limits.HEADER_BYTES:
+        raise PeerError(f"a header has at most {limits.HEADER_BYTES} bytes")
+    envelope = parse_canonical(header)
+    if not isinstance(envelope, dict) or set(envelope) != {"body", "signature"}:
+        raise PeerError("a header has a body and a signature")
+    signer.verify(domain, canonical_bytes(envelope["body"]), signature_bytes(envelope["signature"]))
+    return envelope["body"]
+
+
+def _validated(adapter: TypeAdapter[Any], body: Any) -> Any:
+    try:
+        message = adapter.validate_python(body)
+    except (ValidationError, RecursionError) as error:
+        raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
+    if canonical_bytes(message.model_dump(mode="json")) != canonical_bytes(body):
+        raise PeerError("a message that is not written out in full")
+    return message

@@ -1,0 +1,274 @@
+"""The study contract: what is trained, on what, at which privacy cost. Data, never a program.
+
+Its digest is what a hospital approves and what every message of the study carries.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, digest
+from consilium_shared.config import Strict
+from consilium_shared.errors import PeerError
+
+Task = Literal["image-classification", "sequence-classification", "tabular-classification"]
+Metric = Literal["auroc", "accuracy", "f1", "sensitivity", "specificity", "loss"]
+SEED_LIMIT = 2**53 - 1  # the largest integer that canonical JSON carries
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", text):
+        raise ValueError("a name has 1 to 64 lower-case letters, digits and inner hyphens")
+    return text
+
+
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}(s|m|h)", text):
+        raise ValueError("a duration is a number and a unit, as 90s, 30m or 2h")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Column = Annotated[str, Field(min_length=1, max_length=limits.NAME_CHARACTERS)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a duration such as ``30m``."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+class Label(Strict):
+    """Which column of the label table is predicted; its values in the order of the model's outputs."""
+
+    column: Column
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Label:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        return self
+
+
+class Numeric(Strict):
+    """A numeric column, scaled by constants of the study: ``(value - center) / scale``.
+
+    The constants are public (from the literature or a data dictionary). Statistics of the site's own patients would
+    let one patient's value move another's gradient, which breaks the bound that clipping gives.
+    """
+
+    name: Column
+    center: float = 0.0
+    scale: Positive = 1.0
+    low: float | None = None
+    high: float | None = None
+
+
+class Categorical(Strict):
+    """A column of categories, one-hot over the listed values; any other value is set aside with a reason."""
+
+    name: Column
+    categories: Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
+
+
+Feature = Numeric | Categorical
+
+
+class Image(Strict):
+    """How an image is presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
+
+    size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1] = 1
+    modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ("CR", "DX")
+
+
+class Series(Strict):
+    """How an irregular series is presented: ``bins`` steps of ``step_minutes``; each variable gives three inputs a
+    step: the mean of its samples (or the last known), a mask, and the hours since its last sample."""
+
+    variables: Annotated[tuple[Numeric, ...], Field(min_length=1, max_length=500)]
+    bins: Annotated[int, Field(ge=1, le=10_000)]
+    step_minutes: Positive
+    statics: Annotated[tuple[Feature, ...], Field(max_length=500)] = ()
+
+
+class Data(Strict):
+    """The asset (a name that each site maps to its own files) and how its records become inputs."""
+
+    asset: Name
+    label: Label
+    image: Image | None = None
+    series: Series | None = None
+    features: Annotated[tuple[Feature, ...], Field(max_length=2000)] | None = None
+    missing: Literal["refuse", "center"] = "refuse"
+    """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""
+
+
+class ModelSpec(Strict):
+    """Architecture by name; its input and output sizes follow from ``data``."""
+
+    name: Literal["small-cnn", "resnet18-gn", "lstm", "gru", "logistic", "mlp"]
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 64
+    layers: Annotated[int, Field(ge=1, le=4)] = 1
+    seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] = 0
+    """Seed of the initial global weights, which are public."""
+
+
+class LocalOptimizer(Strict):
+    """The optimizer of a site's private steps."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: Positive
+    momentum: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Training(Strict):
+    """What one round is at a site."""
+
+    rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+    steps_per_round: Annotated[int, Field(ge=1, le=limits.STEPS_PER_ROUND)]
+    expected_batch: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Expected number of patients in a Poisson-sampled step."""
+    optimizer: LocalOptimizer
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx mu (Li et al. 2020, eq. 2): pulls local weights towards the round's global ones; 0 is FedAvg."""
+    augment: Literal["none", "light"] = "none"
+    class_weights: tuple[Positive, ...] | None = None
+    """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
+    seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
+    """Makes sites' sampling repeatable. Only without privacy: a known seed would undo the noise."""
+
+
+class Privacy(Strict):
+    """Differential privacy of one site's contribution over the whole study; ``privacy/plan.py`` states it."""
+
+    mode: Literal["dp", "none"] = "dp"
+    unit: Literal["patient"] = "patient"
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clipping_norm: Positive | None = None
+    noise_multiplier: Literal["auto"] | Positive = "auto"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Privacy:
+        given = [self.epsilon, self.delta, self.clipping_norm]
+        if self.mode == "dp" and None in given:
+            raise ValueError("privacy needs epsilon, delta and clipping_norm (or, said openly, mode: none)")
+        if self.mode == "none" and (given != [None] * 3 or self.noise_multiplier != "auto"):
+            raise ValueError("mode: none has no epsilon, delta, clipping_norm or noise_multiplier")
+        return self
+
+
+class ServerOptimizer(Strict):
+    """The coordinator's step on the averaged update (Reddi et al. 2021, algorithm 2; Hsu et al. 2019 for momentum)."""
+
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    lr: Positive = 1.0
+    momentum: Fraction = 0.9
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+
+class Aggregation(Strict):
+    """How updates become one model."""
+
+    optimizer: ServerOptimizer = ServerOptimizer()
+    weighting: Literal["patients", "equal"] = "patients"
+    min_sites: Annotated[int, Field(ge=1, le=limits.SITES)] = 2
+    round_timeout: Duration = "30m"
+    """How long a round waits for a site that is away, once ``min_sites`` have answered."""
+
+
+class Evaluation(Strict):
+    """Counts on patients held back at each site."""
+
+    every: Annotated[int, Field(ge=1, le=limits.ROUNDS)] = 1
+    metrics: tuple[Metric, ...] = ("auroc", "accuracy")
+    split: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
+    """Fraction of patients held back, chosen by a hash of study and patient."""
+    split_column: Column | None = None
+    """Or a column of the label table that says ``train`` or ``test`` for each patient."""
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Evaluation:
+        if (self.split is None) == (self.split_column is None):
+            raise ValueError("give either split (a fraction) or split_column (with split: null)")
+        return self
+
+
+_PART = {"image-classification": "image", "sequence-classification": "series", "tabular-classification": "features"}
+_MODELS = {
+    "image-classification": {"small-cnn", "resnet18-gn"},
+    "sequence-classification": {"lstm", "gru"},
+    "tabular-classification": {"logistic", "mlp"},
+}
+
+
+class Study(Strict):
+    """A whole study. ``digest`` identifies it everywhere."""
+
+    study: Name
+    version: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    task: Task
+    model: ModelSpec
+    data: Data
+    training: Training
+    privacy: Privacy
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        part = _PART[self.task]
+        for other in _PART.values():
+            if (getattr(self.data, other) is not None) != (other == part):
+                raise ValueError(f"task {self.task} takes data.{part} and no other of image, series, features")
+        if self.task == "tabular-classification" and not self.data.features:
+            raise ValueError("data.features is empty")
+        if self.model.name not in _MODELS[self.task]:
+            raise ValueError(f"task {self.task} takes one of the models {', '.join(sorted(_MODELS[self.task]))}")
+        weights = self.training.class_weights
+        if weights is not None and len(weights) != len(self.data.label.classes):
+            raise ValueError("training.class_weights needs one number for each class")
+        if self.training.seed is not None and self.privacy.mode == "dp":
+            raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
+        if self.training.augment != "none" and self.task != "image-classification":
+            raise ValueError("training.augment is for images")
+        return self
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The study with every default written out, as canonical JSON carries it."""
+        contract: dict[str, Any] = self.model_dump(mode="json")
+        return contract
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical contract, 64 hex digits."""
+        return digest(canonical_bytes(self.contract))
+
+    @classmethod
+    def from_contract(cls, contract: Any) -> Study:
+        """The study of a received contract.
+
+        Raises:
+            PeerError: not a valid contract, or not written out in full (its digest would not be its content's).
+        """
+        try:
+            study = cls.model_validate(contract)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PeerError(f"study: {where}: {first['msg']}") from error
+        if canonical_bytes(study.contract) != canonical_bytes(contract):
+            raise PeerError("study: the contract is not written out in full")
+        return study
