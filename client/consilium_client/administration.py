@@ -1,0 +1,177 @@
+"""IT's commands to the running agent: JSON in, JSON out, over the administration socket."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from consilium_client.agent_socket import call_admin
+from consilium_client.desk import Desk, Estimate
+from consilium_client.proposals import Proposal
+from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
+from consilium_shared.ledger.entry import Reject
+from consilium_shared.privacy.budget import remaining
+from consilium_shared.privacy.plan import PrivacyPlan
+
+SECONDS = 3600.0
+"""A command waits as long: an estimate may read a large asset first."""
+
+
+def ask(socket: Path, command: str, **arguments: Any) -> Any:
+    """Give one command to the running agent.
+
+    Raises:
+        ConfigurationError: no agent runs, or it says that the command cannot be done as given.
+        PolicyRefusal: the site's own policy or budget forbids it.
+    """
+    if not socket.exists():
+        raise ConfigurationError(f"the site's programs are not running (no {socket}); start them: consilium-site up")
+    answer = json.loads(call_admin(socket, json.dumps({"command": command, **arguments}).encode(), timeout=SECONDS))
+    if "refused" in answer:
+        raise PolicyRefusal(answer["refused"], answer["error"])
+    if "error" in answer:
+        raise ConfigurationError(answer["error"])
+    return answer["value"]
+
+
+class Administration:
+    """The agent's end."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._started = time.time()
+        self._commands: dict[str, Callable[..., Any]] = {
+            "status": self.status,
+            "studies": self.studies,
+            "estimate": self.estimate,
+            "approve": self.approve,
+            "reject": self.reject,
+            "budget": self.budget,
+        }
+
+    def handle(self, request: bytes) -> bytes:
+        """One command; every failure is an answer with the reason."""
+        try:
+            arguments = json.loads(request)
+            command = self._commands.get(arguments.pop("command"))
+            if command is None:
+                raise ConfigurationError("the agent is of another version than this program; restart consilium-site up")
+            answer: dict[str, Any] = {"value": command(**arguments)}
+        except PolicyRefusal as error:
+            answer = {"refused": error.reason_code, "error": error.detail}
+        except ConsiliumError as error:
+            answer = {"error": str(error)}
+        return json.dumps(answer).encode()
+
+    def status(self) -> dict[str, Any]:
+        """What the agent does now."""
+        head = self.desk.ledger.head
+        return {
+            "site": self.desk.site,
+            "federation": self.desk.federation,
+            "activity": self.desk.activity,
+            "up_seconds": round(time.time() - self._started),
+            "ledger": {"entries": head.seq, "head": head.sha256},
+            "studies": self.studies(),
+        }
+
+    def studies(self) -> list[dict[str, Any]]:
+        """Every study that was proposed, and what was decided."""
+        return [self._describe(proposal) for proposal in self.desk.proposals.all()]
+
+    def _describe(self, proposal: Proposal) -> dict[str, Any]:
+        study = proposal.study
+        approval = self.desk.spending.approval(study.digest)
+        with self.desk.ledger.exclusive():
+            rejected = isinstance(self.desk.ledger.books.decisions.get(study.digest), Reject)
+        state = self.desk.spending.state(study.data.asset)
+        own = next((s for s in state.studies if s.study == study.digest), None)
+        return {
+            "study": study.study,
+            "version": study.version,
+            "digest": study.digest,
+            "state": "approved" if approval else "rejected" if rejected else "pending",
+            "by": approval.by if approval else None,
+            "task": study.task,
+            "asset": study.data.asset,
+            "sites": list(proposal.sites),
+            "rounds": study.training.rounds,
+            "rounds_charged": len(own.rounds) if own else 0,
+            "epsilon": study.privacy.epsilon,
+            "epsilon_spent": _finite(self.desk.spending.study_epsilon(study.digest)) if approval else 0.0,
+        }
+
+    def estimate(self, study: str) -> dict[str, Any]:
+        """What a study would train on and cost, and the whole contract."""
+        proposal = self.desk.proposals.find(study)
+        return {
+            **self._describe(proposal),
+            "contract": proposal.study.contract,
+            **_estimate(self.desk.estimate(proposal.study)),
+        }
+
+    def approve(self, study: str, by: str) -> dict[str, Any]:
+        """Approve it; the entry in the ledger names who did."""
+        proposal = self.desk.proposals.find(study)
+        estimate = self.desk.approve(proposal, by)
+        return {**self._describe(proposal), **_estimate(estimate)}
+
+    def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
+        """Say no, or withdraw an approval."""
+        proposal = self.desk.proposals.find(study)
+        self.desk.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+        return self._describe(proposal)
+
+    def budget(self) -> list[dict[str, Any]]:
+        """What was spent and what is left, for each asset."""
+        found = []
+        for asset, entry in sorted(self.desk.config.policy.budgets.items()):
+            state = self.desk.spending.state(asset)
+            left = remaining(entry.budget, state.events)
+            found.append(
+                {
+                    "asset": asset,
+                    "epsilon": _finite(entry.budget.epsilon),
+                    "delta": entry.budget.delta,
+                    "spent": _finite(_spent(entry.budget.delta, state.events)),
+                    "left": _finite(left),
+                    "studies": [
+                        {
+                            "study": study.name,
+                            "digest": study.study,
+                            "rounds": len(study.rounds),
+                            "unsettled": study.unsettled,
+                            "epsilon": _finite(_spent(entry.budget.delta, study.events)),
+                        }
+                        for study in state.studies
+                    ],
+                }
+            )
+        return found
+
+
+def _spent(delta: float, events: Any) -> float:
+    from consilium_shared.privacy.accountant import epsilon
+
+    return epsilon(events, delta)
+
+
+def _finite(value: float) -> float | None:
+    """None stands for infinity, which JSON cannot write."""
+    return None if math.isinf(value) else round(value, 6)
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    plan = estimate.plan
+    return {
+        "patients": estimate.patients,
+        "patients_held_back": estimate.held_back,
+        "plan": plan.to_dict(),
+        "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
+        "arithmetic": str(estimate.quote),
+        "affordable": estimate.quote.fits,
+    }

@@ -1,0 +1,75 @@
+"""The site's agent: composition root and socket services. Holds data, keys, policy and ledger; needs no network.
+
+Started by ``consilium-site up`` as ``python -m consilium_client.agent --home HOME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from consilium_client.administration import Administration
+from consilium_client.agent_socket import serve, serve_admin
+from consilium_client.desk import Desk
+from consilium_client.network import forbid_network
+from consilium_client.requests import Requests
+from consilium_client.site import Home
+from consilium_shared.errors import ConsiliumError
+
+log = logging.getLogger("consilium.agent")
+
+BAD_START = 78
+"""Exit status: the site's own files do not allow a start (EX_CONFIG of sysexits.h)."""
+
+
+def run(home: Home) -> None:
+    """Serve until SIGTERM."""
+    forbid_network()
+    home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    desk = Desk(home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    admin = serve_admin(home.admin_socket, Administration(desk).handle)
+    exchange = serve(home.agent_socket, Requests(desk).handle)
+    log.info("site %s serves; ledger has %d entries", desk.site, desk.ledger.head.seq)
+    threading.Thread(target=_warm, daemon=True).start()
+    stop.wait()
+    exchange.stop(grace=None)
+    admin.stop(grace=None)
+    desk.close()
+    log.info("stopped")
+    os._exit(0)  # a training in flight has no clean end; its charge stands in full
+
+
+def _warm() -> None:
+    """Import what training needs before the first round asks for it: some seconds for torch and opacus."""
+    importlib.import_module("consilium_client.training.trainer")
+    importlib.import_module("consilium_client.data.table")
+    importlib.import_module("consilium_shared.privacy.accountant")
+    log.info("warm")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="consilium_client.agent", description="Start the site's agent.")
+    parser.add_argument("--home", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        run(Home(options.home))
+    except ConsiliumError as error:
+        log.error("%s", error)
+        return BAD_START
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

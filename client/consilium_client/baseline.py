@@ -1,0 +1,79 @@
+"""What this site could do alone: the study's training on local data only, for comparison. Nothing of it leaves.
+
+Because nothing leaves, nothing is charged; the model is thrown away and only the metrics are shown on this screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilium_client import data
+from consilium_client.data.records import Records
+from consilium_client.desk import make_plan
+from consilium_client.site import SiteConfig
+from consilium_shared import metrics
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.study import Study
+
+
+def load_asset(config: SiteConfig, base: Path, asset: str, study: Study) -> Records:
+    """The records of one of the site's assets, prepared for the study.
+
+    Raises:
+        ConfigurationError: site.yaml has no such asset.
+        DataError: it cannot be used.
+    """
+    spec = config.assets.get(asset)
+    if spec is None:
+        known = ", ".join(sorted(config.assets)) or "none"
+        raise ConfigurationError(f"site.yaml has no asset {asset!r} (assets: {known})")
+    return data.load(spec.at(base), study)
+
+
+def train_alone(
+    study: Study, records: Records, device_name: str, on_progress: Callable[[int, int], None] | None = None
+) -> bytes:
+    """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
+
+    Raises as ``trainer.train`` and ``desk.make_plan``.
+    """
+    from consilium_client.training import device
+    from consilium_client.training.trainer import train
+    from consilium_shared.models import build
+    from consilium_shared.models.vector import pack, to_vector
+
+    plan = make_plan(study, int(records.train.sum()))
+    where = device.choose(device_name)
+    vector = to_vector(build(study))
+    for number in range(1, study.training.rounds + 1):
+        result = train(
+            pack(vector, study),
+            study,
+            records,
+            plan if isinstance(plan, PrivacyPlan) else None,
+            round=number,
+            site="alone",
+            device=where,
+        )
+        vector = (vector + result.update).astype(np.float32)
+        if on_progress is not None:
+            on_progress(number, study.training.rounds)
+    return pack(vector, study)
+
+
+def test(study: Study, model: bytes, records: Records, device_name: str) -> dict[str, Any]:
+    """Metrics of a model on the held-back patients of these records.
+
+    Raises:
+        PeerError: the model is not of this study.
+    """
+    from consilium_client.evaluation import evaluate
+    from consilium_client.training import device
+
+    counts = evaluate(model, study, records, device.choose(device_name))
+    return dict(metrics.metrics(counts, len(study.data.label.classes)))

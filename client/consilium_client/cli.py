@@ -1,0 +1,313 @@
+"""consilium-site: hospital IT's program."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from consilium_client.administration import ask
+from consilium_client.doctor import examine
+from consilium_client.enroll import enroll as enroll_site
+from consilium_client.site import Home
+from consilium_client.up import READABLE, up_forever
+from consilium_shared import console
+from consilium_shared.config import load_yaml
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.study import Study
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a site: enroll, up, approve, budget.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
+app.add_typer(data_app, name="data")
+
+HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+StudyFile = Annotated[Path, typer.Argument(help="STUDY.yaml")]
+StudyName = Annotated[str, typer.Argument(help="name of the study, or the beginning of its digest")]
+By = Annotated[str, typer.Option("--by", help="Who decides; it stands in the ledger.")]
+AssetOption = Annotated[str | None, typer.Option(help="An asset of site.yaml; the study's own by default.")]
+DEFAULT_HOME = Path("consilium-site")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    console.console.print(text, style=style, markup=False)
+
+
+@app.command()
+def enroll(
+    invitation: Annotated[Path, typer.Argument(help="the invitation that the coordinator sent")],
+    home: HomeOption = DEFAULT_HOME,
+    fingerprint: Annotated[str | None, typer.Option(help="The coordinator's, as read to you by telephone.")] = None,
+) -> None:
+    """Accept an invitation: make this site's keys here and print the request for the coordinator."""
+    place = Home(home.resolve())
+    done = enroll_site(place, invitation, fingerprint)
+    coordinator = PublicIdentity.from_hex(done.invitation.coordinator).fingerprint
+    _say(
+        f"site {done.invitation.site} of federation {done.invitation.name}" + ("" if done.new else ": enrolled before")
+    )
+    _say(f"coordinator's fingerprint: {coordinator}")
+    _say(f"this site's fingerprint:   {done.identity.fingerprint}")
+    if fingerprint is None:
+        _say("Compare both with the coordinator by telephone before you go on.", "yellow")
+    _say(f"Send this file to the coordinator: {place.request_file}")
+    _say(f"Then say what the site has and permits in {place.config_file}, and run: consilium-site doctor")
+
+
+@app.command()
+def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Check everything that would stop this site; the exit status is 2 when something would."""
+    found = list(examine(Home(home.resolve())))
+    console.show(
+        as_json,
+        [vars(finding) for finding in found],
+        "doctor",
+        ["check", "state", "detail"],
+        lambda: [(f.check, f.state, f.detail) for f in found],
+    )
+    if any(finding.state == "error" for finding in found):
+        raise typer.Exit(2)
+
+
+@data_app.command()
+def check(
+    study: StudyFile, home: HomeOption = DEFAULT_HOME, asset: AssetOption = None, as_json: JsonOption = False
+) -> None:
+    """Read an asset as a study would, and show what is usable, set aside or missing. Stays on this screen."""
+    from consilium_client.baseline import load_asset
+    from consilium_client.data.quality import assess
+
+    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    records = load_asset(place.config(), place.root, asset or contract.data.asset, contract)
+    quality = assess(records, contract)
+    if as_json:
+        print(json.dumps(quality.to_json(), indent=2, sort_keys=True))
+        return
+    for table in quality.tables():
+        console.table(table.title, table.columns, table.rows)
+
+
+@app.command()
+def studies(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List what was proposed to this site, and what was decided."""
+    found = ask(Home(home.resolve()).admin_socket, "studies")
+    console.show(
+        as_json,
+        found,
+        "studies",
+        ["study", "version", "digest", "state", "task", "asset", "rounds", "ε asked", "ε spent"],
+        lambda: [
+            (
+                *(s["study"], s["version"], s["digest"][:12], s["state"], s["task"], s["asset"]),
+                f"{s['rounds_charged']}/{s['rounds']}",
+                s["epsilon"] if s["epsilon"] is not None else "no privacy",
+                _epsilon(s["epsilon_spent"]),
+            )
+            for s in found
+        ],
+    )
+
+
+def _epsilon(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.3f}"
+
+
+def _describe(study: Mapping[str, Any]) -> None:
+    plan, contract = study["plan"], study["contract"]
+    training = contract["training"]
+    _say(f"{study['study']} version {study['version']}, digest {study['digest']}", "bold")
+    _say(f"  trains     {contract['model']['name']} for {contract['task']}")
+    _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
+    _say(f"  sites      {', '.join(study['sites'])}; at least {contract['aggregation']['min_sites']} in every sum")
+    _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
+    if plan["kind"] == "dp-sgd":
+        _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")
+        _say(
+            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}, "
+            f"noise multiplier {plan['noise_multiplier']:g}"
+        )
+    else:
+        _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
+    _say(f"  budget     {study['arithmetic']}")
+
+
+@app.command()
+def approve(
+    study: StudyName,
+    home: HomeOption = DEFAULT_HOME,
+    by: By = getpass.getuser(),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a study would train on and cost, and approve it."""
+    socket = Home(home.resolve()).admin_socket
+    estimate = ask(socket, "estimate", study=study)
+    if not as_json:
+        _describe(estimate)
+        _say(READABLE, "yellow")
+    if not yes and not typer.confirm("Approve this study?"):
+        raise typer.Exit(1)
+    approved = ask(socket, "approve", study=study, by=by)
+    if as_json:
+        print(json.dumps(approved, indent=2, sort_keys=True))
+    else:
+        _say(f"approved by {by}; the entry is in the ledger")
+
+
+@app.command()
+def show(study: StudyName, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show what a study would train on and cost, without deciding."""
+    estimate = ask(Home(home.resolve()).admin_socket, "estimate", study=study)
+    if as_json:
+        print(json.dumps(estimate, indent=2, sort_keys=True))
+    else:
+        _describe(estimate)
+
+
+@app.command()
+def reject(
+    study: StudyName,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger.")],
+    home: HomeOption = DEFAULT_HOME,
+    by: By = getpass.getuser(),
+) -> None:
+    """Say no to a study, or withdraw an approval: the next round is refused."""
+    ask(Home(home.resolve()).admin_socket, "reject", study=study, by=by, reason=reason)
+    _say(f"rejected by {by}; the entry is in the ledger")
+
+
+@app.command()
+def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show what every asset's patients have been charged, and what is left."""
+    found = ask(Home(home.resolve()).admin_socket, "budget")
+    console.show(
+        as_json,
+        found,
+        "privacy budget",
+        ["asset", "study", "ε spent", "ε budget", "ε left", "δ"],
+        lambda: [
+            row
+            for a in found
+            for row in [
+                (
+                    a["asset"],
+                    "all",
+                    _epsilon(a["spent"]),
+                    _epsilon(a["epsilon"]),
+                    _epsilon(a["left"]),
+                    f"{a['delta']:g}",
+                ),
+                *(
+                    (a["asset"], f"{s['study']} ({s['rounds']} rounds)", _epsilon(s["epsilon"]), "", "", "")
+                    for s in a["studies"]
+                ),
+            ]
+        ],
+    )
+
+
+@app.command()
+def up(home: HomeOption = DEFAULT_HOME) -> None:
+    """Run the site's programs until Ctrl-C: agent (no network), SuperNode and courier (outbound only)."""
+    console.errors.print(READABLE, style="yellow", markup=False)
+    up_forever(Home(home.resolve()), _say)
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show what the site does now."""
+    value = ask(Home(home.resolve()).admin_socket, "status")
+    if as_json:
+        print(json.dumps(value, indent=2, sort_keys=True))
+        return
+    activity = value["activity"]
+    where = f" {activity['study']}" if "study" in activity else ""
+    where += f" round {activity['round']}" if "round" in activity else ""
+    where += f" step {activity['step']} of {activity['steps']}" if "step" in activity else ""
+    _say(f"site {value['site']}: {activity['doing']}{where}")
+    _say(f"ledger: {value['ledger']['entries']} entries, head {value['ledger']['head'][:16]}")
+    for study in value["studies"]:
+        _say(f"study {study['study']}: {study['state']}, {study['rounds_charged']} of {study['rounds']} rounds charged")
+
+
+@app.command()
+def baseline(
+    study: StudyFile,
+    home: HomeOption = DEFAULT_HOME,
+    train_on: AssetOption = None,
+    test_on: Annotated[list[str] | None, typer.Option(help="Assets to test on; that of --train-on by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a study on this site's data alone, to see what federating gains. Nothing leaves, nothing is charged."""
+    from consilium_client.baseline import load_asset, test, train_alone
+
+    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    config = place.config()
+    asset = train_on or contract.data.asset
+    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+        task = bar.add_task(f"training on {asset} alone", total=contract.training.rounds)
+        model = train_alone(
+            contract,
+            load_asset(config, place.root, asset, contract),
+            config.device,
+            lambda done, _: bar.update(task, completed=done),
+        )
+    found = {
+        name: test(contract, model, load_asset(config, place.root, name, contract), config.device)
+        for name in test_on or [asset]
+    }
+    _show_metrics(as_json, found)
+
+
+@app.command()
+def test(
+    study: StudyFile,
+    model: Annotated[Path, typer.Argument(help="model.safetensors")],
+    home: HomeOption = DEFAULT_HOME,
+    test_on: Annotated[list[str] | None, typer.Option(help="Assets to test on; the study's own by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test a finished model on this site's held-back patients. Stays on this screen."""
+    from consilium_client.baseline import load_asset
+    from consilium_client.baseline import test as test_model
+
+    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    config = place.config()
+    try:
+        content = model.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {model}: {error.strerror}") from error
+    found = {
+        name: test_model(contract, content, load_asset(config, place.root, name, contract), config.device)
+        for name in test_on or [contract.data.asset]
+    }
+    _show_metrics(as_json, found)
+
+
+def _show_metrics(as_json: bool, found: dict[str, dict[str, Any]]) -> None:
+    names = sorted({name for values in found.values() for name in values})
+    console.show(
+        as_json,
+        found,
+        "held-back patients",
+        ["asset", *names],
+        lambda: [
+            (asset, *(f"{v:.3f}" if isinstance(v := values.get(name), float) else v for name in names))
+            for asset, values in found.items()
+        ],
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    console.run(app, "consilium-site")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The site's data as a study asks for it: assets in, prepared records out. A reader is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from consilium_client.data.asset import AssetSpec, DicomAsset, TimeseriesAsset
+from consilium_client.data.records import Records
+from consilium_shared.errors import DataError
+from consilium_shared.study import Study
+
+__all__ = ["AssetSpec", "Records", "load"]
+
+_KINDS = {
+    "image-classification": "dicom",
+    "sequence-classification": "timeseries",
+    "tabular-classification": "table",
+}
+
+
+def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None] | None = None) -> Records:
+    """Read an asset and prepare its records for a study's model.
+
+    What cannot be used is set aside, by record and with a reason, and counted; nothing is dropped in silence.
+
+    Args:
+        asset: the site's asset with absolute paths (``asset.at(folder of site.yaml)``).
+        study: says which columns, which preparation and which patients are held back.
+        on_progress: told ``(done, total)`` in units that differ between the kinds.
+
+    Raises:
+        DataError: the asset is of another kind than the task needs, a file or column is missing or unreadable, or no
+            record is left. Names files and columns, never a patient.
+    """
+    progress = on_progress or (lambda _done, _total: None)
+    kind = _KINDS[study.task]
+    if asset.kind != kind:
+        raise DataError(f"task {study.task} needs an asset of kind {kind}; {study.data.asset} is of kind {asset.kind}")
+    if isinstance(asset, DicomAsset):
+        from consilium_client.data.dicom import load_dicom
+
+        return load_dicom(asset, study, progress)
+    if isinstance(asset, TimeseriesAsset):
+        from consilium_client.data.timeseries import load_timeseries
+
+        return load_timeseries(asset, study, progress)
+    from consilium_client.data.table import load_table
+
+    return load_table(asset, study, progress)

@@ -1,0 +1,99 @@
+"""Where a site's own files lie and how they are named: the ``assets:`` of ``site.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from consilium_shared.config import Strict
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+TimeUnit = Literal["seconds", "minutes", "hours", "days", "timestamp"]
+
+
+class _Asset(Strict):
+    """What every kind of asset has: a table with one row a record or a patient, and this site's names."""
+
+    patient: ColumnName = "patient"
+    """Column that identifies the patient. Never leaves the data package: records carry patient numbers."""
+    columns: dict[ColumnName, ColumnName] = Field(default_factory=dict)
+    """The study's name of a column or variable -> this site's name, where the two differ."""
+
+    def here(self, name: str) -> str:
+        """This site's name for the study's column or variable ``name``."""
+        return self.columns.get(name, name)
+
+
+class DicomAsset(_Asset):
+    """A folder of DICOM files (searched to any depth) and a label table.
+
+    An image is linked to its row by its PatientID; or, where the table has a row an image, by the column ``file`` (the
+    file's name relative to ``path``) or ``instance`` (its SOPInstanceUID). Then the table's patient counts, and an
+    image whose PatientID says otherwise is set aside.
+    """
+
+    kind: Literal["dicom"]
+    path: Path
+    table: Path
+    file: ColumnName | None = None
+    instance: ColumnName | None = None
+
+    @model_validator(mode="after")
+    def _one_link(self) -> Self:
+        if self.file is not None and self.instance is not None:
+            raise ValueError("give file or instance, not both")
+        return self
+
+    def at(self, base: Path) -> DicomAsset:
+        """The same asset with its paths taken from the folder ``base``."""
+        return self.model_copy(update={"path": base / self.path, "table": base / self.table})
+
+
+class TimeseriesAsset(_Asset):
+    """A table of samples and a label table, both CSV or Parquet.
+
+    ``layout: long`` has a row a sample (patient, [record,] time, variable, value); ``layout: wide`` a row a moment,
+    with a column for each variable. With ``record`` a patient may have several records (stays, beats), and the label
+    table has a row each; without it a patient is one record.
+    """
+
+    kind: Literal["timeseries"]
+    series: Path
+    table: Path
+    layout: Literal["long", "wide"] = "long"
+    record: ColumnName | None = None
+    time: ColumnName = "time"
+    time_unit: TimeUnit = "minutes"
+    """Unit of ``time`` since the record's start; ``timestamp`` is a moment (ISO 8601) and needs ``start``."""
+    start: ColumnName | None = None
+    """Column of the label table with the moment at which a record starts."""
+    variable: ColumnName = "variable"
+    value: ColumnName = "value"
+
+    @model_validator(mode="after")
+    def _start_of_timestamps(self) -> Self:
+        if (self.time_unit == "timestamp") != (self.start is not None):
+            raise ValueError("start (a column of the label table) goes with time_unit: timestamp, and only with it")
+        return self
+
+    def at(self, base: Path) -> TimeseriesAsset:
+        """The same asset with its paths taken from the folder ``base``."""
+        return self.model_copy(update={"series": base / self.series, "table": base / self.table})
+
+
+class TableAsset(_Asset):
+    """A CSV or Parquet table with a row a record: patient, label and features."""
+
+    kind: Literal["table"]
+    path: Path
+    record: ColumnName | None = None
+    """Column that identifies a record. Without it only rows that agree in every column used count as one."""
+
+    def at(self, base: Path) -> TableAsset:
+        """The same asset with its path taken from the folder ``base``."""
+        return self.model_copy(update={"path": base / self.path})
+
+
+AssetSpec = Annotated[DicomAsset | TimeseriesAsset | TableAsset, Field(discriminator="kind")]

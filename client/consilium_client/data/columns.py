@@ -1,0 +1,124 @@
+"""Reading named columns of a CSV or Parquet file: as text exactly as written, or as numbers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from consilium_shared.errors import DataError
+
+MISSING = ("", "?")
+MISSING_NUMBERS = (*MISSING, "NA", "N/A", "NaN", "nan", "NULL", "null")
+
+
+def read_columns(path: Path, text: Collection[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns of a table, and no other, in the file's row order.
+
+    Args:
+        path: a ``.csv`` (comma, UTF-8, header; may be ``.csv.gz``) or ``.parquet`` file.
+        text: columns to read as text, stripped of surrounding blanks; ``?`` and nothing are missing.
+        numbers: columns that hold numbers. Those that do so throughout are float64, the others stay text for
+            ``to_numbers`` to sort out.
+
+    Raises:
+        DataError: no such file, not readable, or without one of the columns. Never quotes the table's content.
+    """
+    wanted = list(dict.fromkeys([*text, *numbers]))
+    numbers = [name for name in numbers if name not in text]
+    parquet = path.name.endswith(".parquet")
+    if not parquet and not path.name.endswith((".csv", ".csv.gz")):
+        raise DataError(f"{path}: expected a .csv, .csv.gz or .parquet file")
+    try:
+        if parquet:
+            _require(path, wanted, pq.read_schema(path).names)
+            table = pq.read_table(path, columns=wanted)
+        else:
+            table = _csv(path, wanted, numbers)
+    except pa.ArrowException as error:
+        raise DataError(_complaint(path, error)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
+    frame = pd.DataFrame(table.to_pandas())
+    for name in text:
+        frame[name] = as_text(frame[name])
+    return frame
+
+
+def as_text(column: pd.Series) -> pd.Series:
+    """Text of a column, stripped; ``?`` and nothing become missing; a whole number reads the same in every format."""
+    if pd.api.types.is_bool_dtype(column):
+        column = column.map({True: "true", False: "false"})
+    elif pd.api.types.is_float_dtype(column):
+        whole = column.dropna().mod(1).eq(0).all()
+        column = column.astype("Int64") if whole else column
+    words = column.astype("string").str.strip()
+    return words.mask(words.isin(MISSING))
+
+
+def plain(words: pd.Series) -> pd.Series:
+    """Text in which ``1.0`` and ``1`` are the same word: class and category names are compared in this form."""
+    return words.astype("string").str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True)
+
+
+def to_numbers(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """float64 values (NaN where missing) and a mask of what stands there but is not a finite number."""
+    if pd.api.types.is_numeric_dtype(column):
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.isinf(values)
+    else:
+        words = column.astype("string").str.strip()
+        absent = (words.isna() | words.isin(MISSING_NUMBERS)).to_numpy(dtype=bool)
+        parsed = pd.to_numeric(words.astype(object).where(~absent), errors="coerce")
+        values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = ~absent & ~np.isfinite(values)
+    return np.where(wrong, np.nan, values), wrong
+
+
+def _require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
+    for name in wanted:
+        if present.count(name) > 1:
+            raise DataError(f"{path}: two columns are called {name!r}")
+        if name not in present:
+            near = difflib.get_close_matches(name, present, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]!r}?" if near else "is the first line the header, with commas between names?"
+            raise DataError(f"{path}: no column {name!r}; {hint}")
+
+
+def _csv(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
+    """The wanted columns of a CSV file, whose rows must all have as many fields as its header."""
+    read = pacsv.ReadOptions(use_threads=False)  # with threads a parser's error does not say which row
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    with pacsv.open_csv(path, read, parse) as reader:
+        _require(path, wanted, reader.schema.names)
+
+    def convert(types: dict[str, pa.DataType]) -> pa.Table:
+        options = pacsv.ConvertOptions(
+            include_columns=list(wanted), column_types=types, null_values=list(MISSING), strings_can_be_null=True
+        )
+        return pacsv.read_csv(path, read, parse, options)
+
+    try:
+        return convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})
+    except pa.ArrowInvalid as error:
+        if "to double" not in str(error):
+            raise
+        return convert(dict.fromkeys(wanted, pa.string()))  # a word among the numbers: the caller sorts them out
+
+
+def _complaint(path: Path, error: pa.ArrowException) -> str:
+    """What is wrong with a table, without the parser's own words, which quote the row."""
+    row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
+    if row:
+        return f"{path}, line {row.group(1)}: {row.group(3)} fields where the header has {row.group(2)}"
+    if "UTF8" in str(error):
+        return f"{path}: not UTF-8 text; export the table as UTF-8"
+    return f"{path}: not a readable table (empty, damaged, or an open quotation mark)"

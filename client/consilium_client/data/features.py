@@ -1,0 +1,65 @@
+"""Features of a study as numbers: scaled by the study's public constants, or one-hot over its listed categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from consilium_client.data.asset import AssetSpec
+from consilium_client.data.columns import plain, to_numbers
+from consilium_client.data.records import SetAside
+from consilium_shared.study import Categorical, Feature, Numeric
+
+
+def columns_of(features: Sequence[Feature], asset: AssetSpec) -> tuple[list[str], list[str]]:
+    """The site's columns to read as text and as numbers."""
+    text = [asset.here(feature.name) for feature in features if isinstance(feature, Categorical)]
+    numbers = [asset.here(feature.name) for feature in features if isinstance(feature, Numeric)]
+    return text, numbers
+
+
+def scale(feature: Numeric, values: NDArray[np.float64], aside: SetAside) -> NDArray[np.float64]:
+    """``(value - center) / scale``, NaN where missing or outside ``low`` … ``high`` (counted in ``aside``)."""
+    low = -np.inf if feature.low is None else feature.low
+    high = np.inf if feature.high is None else feature.high
+    outside = (values < low) | (values > high)
+    aside.add(f"{feature.name}: outside {low:g} … {high:g}", int(outside.sum()))
+    return np.where(outside, np.nan, (values - feature.center) / feature.scale)
+
+
+def encode(
+    frame: pd.DataFrame, features: Sequence[Feature], asset: AssetSpec, aside: SetAside
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features of each row.
+
+    Args:
+        frame: rows with the site's columns, as ``columns_of`` asked for them.
+        features: in the order of the model's inputs.
+        asset: names of the columns at this site.
+        aside: counts single values that are taken as missing.
+
+    Returns:
+        float32 ``[N, F]``, where a missing number stands at its center (0) and a missing category at no category; and
+        bool ``[N, number of features]``, True where a value is missing.
+    """
+    parts: list[NDArray[np.float64]] = []
+    missing = np.zeros((len(frame), len(features)), dtype=bool)
+    for place, feature in enumerate(features):
+        column = frame[asset.here(feature.name)]
+        if isinstance(feature, Numeric):
+            values, wrong = to_numbers(column)
+            aside.add(f"{feature.name}: not a number", int(wrong.sum()))
+            scaled = scale(feature, values, aside)
+            missing[:, place] = np.isnan(scaled)
+            parts.append(np.nan_to_num(scaled, nan=0.0)[:, None])
+        else:
+            words, categories = plain(column), plain(pd.Series(feature.categories))
+            codes = pd.Index(categories).get_indexer(pd.Index(words))
+            aside.add(f"{feature.name}: none of the study's categories", int(((codes < 0) & words.notna()).sum()))
+            missing[:, place] = codes < 0
+            parts.append((codes[:, None] == np.arange(len(categories))).astype(np.float64))
+    matrix = np.concatenate(parts, axis=1) if parts else np.zeros((len(frame), 0))
+    return matrix.astype(np.float32), missing

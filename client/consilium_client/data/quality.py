@@ -1,0 +1,100 @@
+"""What ``consilium-site data check`` shows. For this site's screen only: counts of few patients can identify them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from consilium_client.data.records import Records
+from consilium_shared.study import Study
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to print: a title, column names and rows of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far an asset serves a study.
+
+    Attributes:
+        study: the study's name.
+        asset: the asset's name.
+        records: usable records.
+        patients: usable patients.
+        patients_held_back: those kept for evaluation.
+        labels: class -> (records, patients); a patient may count in several classes.
+        set_aside: reason -> (count of records, rows or files; the first place).
+        values_set_aside: reason -> single values taken as missing.
+        missing: feature or variable -> records without a usable value of it.
+    """
+
+    study: str
+    asset: str
+    records: int
+    patients: int
+    patients_held_back: int
+    labels: Mapping[str, tuple[int, int]]
+    set_aside: Mapping[str, tuple[int, str]]
+    values_set_aside: Mapping[str, int]
+    missing: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-like data."""
+        return asdict(self)
+
+    def tables(self) -> Sequence[Table]:
+        """The report as tables; those with nothing to say are left out."""
+        counts = Table(
+            f"{self.asset} for {self.study}",
+            ("", "count"),
+            (
+                ("records", str(self.records)),
+                ("patients", str(self.patients)),
+                ("patients held back for evaluation", str(self.patients_held_back)),
+            ),
+        )
+        labels = tuple((name, str(records), str(patients)) for name, (records, patients) in self.labels.items())
+        aside = tuple((reason, str(count), place) for reason, (count, place) in _most(self.set_aside))
+        values = tuple((reason, str(count)) for reason, count in _most(self.values_set_aside))
+        absent = tuple((name, str(count)) for name, count in _most(self.missing) if count)
+        tables = [
+            counts,
+            Table("Labels", ("class", "records", "patients"), labels),
+            Table("Set aside", ("reason", "count", "first"), aside),
+            Table("Values taken as missing", ("reason", "count"), values),
+            Table("Records without a value", ("variable", "records"), absent),
+        ]
+        return [table for table in tables if table.rows]
+
+
+def assess(records: Records, study: Study) -> Quality:
+    """The report on records that were loaded for a study."""
+    labels: dict[str, tuple[int, int]] = {}
+    for number, name in enumerate(study.data.label.classes):
+        of_class = records.labels == number
+        labels[name] = (int(of_class.sum()), len(np.unique(records.patients[of_class])))
+    return Quality(
+        study=study.study,
+        asset=study.data.asset,
+        records=len(records),
+        patients=records.patient_count,
+        patients_held_back=int((~records.train).sum()),
+        labels=labels,
+        set_aside={reason: (n, records.first_set_aside.get(reason, "")) for reason, n in records.set_aside.items()},
+        values_set_aside=dict(records.values_set_aside),
+        missing=dict(records.missing),
+    )
+
+
+def _most(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Items, the largest first."""
+    return sorted(counts.items(), key=lambda item: (item[1], item[0]), reverse=True)

@@ -1,0 +1,72 @@
+"""What one asset gives for one study: prepared inputs in memory, with patient numbers and never identifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SetAside:
+    """Counts what is not used, by reason, and where each reason was first met (a row or file number, no value)."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, count: int = 1, where: str = "") -> None:
+        """Count ``count`` things under ``reason``; nothing happens when it is 0."""
+        if count > 0:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            if where:
+                self.first.setdefault(reason, where)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of one asset, prepared for the study's model. Nothing in it was computed across patients.
+
+    Attributes:
+        inputs: float32 ``[N, 1, S, S]`` in [0, 1] (images), ``[N, bins, 3 V]`` (series: the V values, then the V
+            masks, then the V gaps), or ``[N, F]`` (tables).
+        statics: float32 ``[N, K]`` for a series with statics, else None.
+        labels: int64 ``[N]``, index into the study's classes.
+        patients: int64 ``[N]``, patient number 0 … ``patient_count`` - 1, each with at least one record.
+        patient_count: number of patients.
+        train: bool ``[patient_count]``; False is held back for evaluation.
+        set_aside: reason -> records (or rows, files) that are not used.
+        first_set_aside: reason -> the first place, as a row or file number.
+        values_set_aside: reason -> single values taken as missing (not a number, out of the study's range …).
+        missing: feature or variable -> records without a single usable value of it.
+    """
+
+    inputs: NDArray[np.float32]
+    statics: NDArray[np.float32] | None
+    labels: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    patient_count: int
+    train: NDArray[np.bool_]
+    set_aside: Mapping[str, int] = field(default_factory=dict)
+    first_set_aside: Mapping[str, str] = field(default_factory=dict)
+    values_set_aside: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, held_back: bool) -> Records:
+        """The records of the patients held back (or of those for training), with patients numbered anew from 0."""
+        wanted = self.train != held_back
+        keep = wanted[self.patients]
+        number = np.cumsum(wanted, dtype=np.int64) - 1
+        return replace(
+            self,
+            inputs=self.inputs[keep],
+            statics=None if self.statics is None else self.statics[keep],
+            labels=self.labels[keep],
+            patients=number[self.patients[keep]],
+            patient_count=int(wanted.sum()),
+            train=self.train[wanted],
+        )

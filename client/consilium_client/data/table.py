@@ -1,0 +1,36 @@
+"""A table with a row a record, prepared for a tabular study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from consilium_client.data.asset import TableAsset
+from consilium_client.data.features import columns_of, encode
+from consilium_client.data.labels import explain, number_rows, read_labels
+from consilium_client.data.records import Records, SetAside
+from consilium_shared.errors import DataError
+from consilium_shared.study import Study
+
+
+def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
+    """Records of a CSV or Parquet table; see ``data.load``."""
+    features = study.data.features or ()
+    aside, values = SetAside(), SetAside()
+    text, numbers = columns_of(features, asset)
+    key = None if asset.record is None else [asset.patient, asset.record]
+    rows = read_labels(asset.path, asset, study, aside, key=key, text=text, numbers=numbers)
+    inputs, missing = encode(rows.frame, features, asset, values)
+    counts = {feature.name: int(count) for feature, count in zip(features, missing.sum(axis=0), strict=True)}
+    if study.data.missing == "refuse":
+        keep = np.asarray(~missing.any(axis=1))
+        aside.add("a value is missing (the study refuses such records)", int(np.count_nonzero(~keep)))
+        rows, inputs = rows.take(keep), inputs[keep]
+    if not len(rows):
+        raise DataError(f"{asset.path}: no usable record{explain(aside)}{explain(values)}")
+    patients, patient_count, train = number_rows(rows)
+    on_progress(len(rows), len(rows))
+    return Records(
+        inputs, None, rows.label, patients, patient_count, train, aside.counts, aside.first, values.counts, counts
+    )

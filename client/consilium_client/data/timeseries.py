@@ -1,0 +1,193 @@
+"""Irregular series as regular bins: for each variable its value, a mask, and the time since its last sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from consilium_client.data.asset import TimeseriesAsset
+from consilium_client.data.columns import read_columns, to_numbers
+from consilium_client.data.features import columns_of, encode, scale
+from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
+from consilium_client.data.records import Records, SetAside
+from consilium_shared.errors import DataError
+from consilium_shared.models.shape import INPUTS_PER_VARIABLE
+from consilium_shared.study import Numeric, Series, Study
+
+_MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
+_NEVER = np.int64(-1)
+_EDGE = 1e-4  # of a step
+
+
+def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
+    """Records of a table of samples and its label table; see ``data.load``."""
+    series = study.data.series
+    if series is None:
+        raise DataError(f"study {study.study} has no series")
+    aside, values = SetAside(), SetAside()
+    rows = _label_rows(asset, study, aside)
+    statics, absent = encode(rows.frame, series.statics, asset, values)
+    missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
+    refused = absent.any(axis=1) & (study.data.missing == "refuse")
+
+    samples = _read_samples(asset, series)
+    record = _link(samples, asset, rows, aside)
+    bin_, in_window = _bins(samples, asset, series, rows, record, values)
+    usable = (record >= 0) & in_window
+    inputs = np.zeros((len(rows), series.bins, INPUTS_PER_VARIABLE * len(series.variables)), dtype=np.float32)
+    sampled = np.zeros(len(rows), dtype=bool)
+    for place, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
+        column = asset.value if asset.layout == "long" else asset.here(variable.name)
+        numbers, wrong = to_numbers(samples[column].iloc[at])
+        values.add(f"{variable.name}: not a number", int(wrong.sum()))
+        scaled = scale(variable, numbers, values)
+        kept = ~np.isnan(scaled)
+        value, mask, gap = fill(record[at][kept], bin_[at][kept], scaled[kept], len(rows), series.bins)
+        for block, part in enumerate((value, mask, gap)):
+            inputs[:, :, block * len(series.variables) + place] = part
+        with_sample = mask.any(axis=1)
+        missing[variable.name] = int(np.count_nonzero(~with_sample))
+        sampled |= with_sample
+        on_progress(place + 1, len(series.variables))
+
+    aside.add("no usable sample in the study's window", int(np.count_nonzero(~sampled)))
+    aside.add("a static value is missing (the study refuses such records)", int(np.count_nonzero(sampled & refused)))
+    keep = sampled & ~refused
+    if not keep.any():
+        raise DataError(f"{asset.series}: no usable record{explain(aside)}{explain(values)}")
+    rows = rows.take(keep)
+    patients, patient_count, train = number_rows(rows)
+    return Records(
+        inputs if keep.all() else inputs[keep],
+        statics[keep] if series.statics else None,
+        rows.label,
+        patients,
+        patient_count,
+        train,
+        aside.counts,
+        aside.first,
+        values.counts,
+        missing,
+    )
+
+
+def fill(
+    record: NDArray[np.int64], bin_: NDArray[np.int64], value: NDArray[np.float64], records: int, bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Samples of one variable on the grid of records and bins.
+
+    Args:
+        record: int64 ``[n]``, record of each sample.
+        bin_: int64 ``[n]``, its bin.
+        value: float64 ``[n]``, its scaled value, finite.
+        records: number of records.
+        bins: number of bins.
+
+    Returns:
+        three arrays ``[records, bins]``: the mean of the bin's samples, or the last bin's that had one, or 0 (the
+        study's center) before the first; whether the bin has a sample; and the time since the last bin with a sample
+        as a fraction of the whole window, 0 in a bin with one, 1 before the first.
+    """
+    cell = record * bins + bin_
+    count = np.bincount(cell, minlength=records * bins).reshape(records, bins)
+    total = np.bincount(cell, weights=value, minlength=records * bins).reshape(records, bins)
+    mask = count > 0
+    last = np.maximum.accumulate(np.where(mask, np.arange(bins), _NEVER), axis=1)
+    mean = np.divide(total, count, out=np.zeros((records, bins)), where=mask)
+    held = np.take_along_axis(mean, np.maximum(last, 0), axis=1)
+    gap = np.where(last == _NEVER, 1.0, (np.arange(bins) - last) / bins)
+    return np.where(last == _NEVER, 0.0, held), mask, gap
+
+
+def _label_rows(asset: TimeseriesAsset, study: Study, aside: SetAside) -> LabelRows:
+    text, numbers = columns_of(study.data.series.statics if study.data.series else (), asset)
+    # A record's name belongs to its patient: with the patient in the key nobody's row can push out another's.
+    key = [asset.patient] if asset.record is None else [asset.patient, asset.record]
+    if asset.start is not None:
+        text = [*text, asset.start]
+    return read_labels(asset.table, asset, study, aside, key=key, text=text, numbers=numbers)
+
+
+def _read_samples(asset: TimeseriesAsset, series: Series) -> pd.DataFrame:
+    text = [asset.patient] if asset.record is None else [asset.patient, asset.record]
+    timed = asset.time_unit != "timestamp"
+    if asset.layout == "long":
+        text, numbers = [*text, asset.variable], [asset.value]
+    else:
+        numbers = [asset.here(variable.name) for variable in series.variables]
+    if timed:
+        numbers = [asset.time, *numbers]
+    else:
+        text = [*text, asset.time]
+    return read_columns(asset.series, text, numbers)
+
+
+def _link(samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside: SetAside) -> NDArray[np.int64]:
+    """Record of each sample, the position of its label row; -1 where it has none."""
+    keys = [asset.patient] if asset.record is None else [asset.patient, asset.record]
+    unknown = samples[keys].isna().any(axis=1).to_numpy(dtype=bool)
+    aside.add("sample without a patient or record", int(unknown.sum()))
+    # One factorisation over both tables gives both sides the same codes, at the speed of a hash table.
+    codes = np.zeros(len(samples) + len(rows), dtype=np.int64)
+    for key in keys:
+        words = pd.concat([samples[key], rows.frame[key]], ignore_index=True)
+        part, names = pd.factorize(words)
+        codes, _ = pd.factorize(codes * (len(names) + 1) + part + 1)
+    code, label_code = codes[: len(samples)], codes[len(samples) :]
+    position = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
+    position[label_code] = np.arange(len(rows))
+    record = np.where(unknown, -1, position[code])
+    aside.add("series record without a usable label row", len(np.unique(code[(record < 0) & ~unknown])))
+    return record
+
+
+def _bins(
+    samples: pd.DataFrame,
+    asset: TimeseriesAsset,
+    series: Series,
+    rows: LabelRows,
+    record: NDArray[np.int64],
+    values: SetAside,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Bin of each sample, and whether it lies in the study's window."""
+    if asset.time_unit == "timestamp":
+        start = _moments(rows.frame[str(asset.start)])
+        minutes = (_moments(samples[asset.time]) - start[np.maximum(record, 0)]) / 60.0
+        wrong = np.isnan(minutes)
+    else:
+        numbers, _ = to_numbers(samples[asset.time])
+        minutes, wrong = numbers * _MINUTES[asset.time_unit], np.isnan(numbers)
+    known = record >= 0
+    values.add("time: missing or not a time", int((wrong & known).sum()))
+    # Moments such as 3/180 s, rounded to float32, must not fall below the edge of their own bin.
+    position = np.floor(np.nan_to_num(minutes, nan=-1.0) / series.step_minutes + _EDGE)
+    inside = (position >= 0) & (position < series.bins) & ~wrong
+    values.add("time: outside the study's window", int((~inside & ~wrong & known).sum()))
+    return np.where(inside, position, 0).astype(np.int64), inside
+
+
+def _moments(column: pd.Series) -> NDArray[np.float64]:
+    """Seconds since 1970 of ISO 8601 moments (without a zone taken as UTC); NaN where it is none."""
+    moments = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    since = (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+
+
+def _samples_of(
+    samples: pd.DataFrame, asset: TimeseriesAsset, series: Series, usable: NDArray[np.bool_]
+) -> Iterator[tuple[Numeric, NDArray[np.int64]]]:
+    """The study's variables in turn, each with the positions of its usable samples."""
+    rows = np.flatnonzero(usable)
+    if asset.layout == "wide":
+        for variable in series.variables:
+            yield variable, rows
+        return
+    names = pd.Index([asset.here(variable.name) for variable in series.variables])
+    code = names.get_indexer(pd.Index(samples[asset.variable].iloc[rows].astype(object)))
+    order = np.argsort(code, kind="stable")
+    edges = np.searchsorted(code[order], np.arange(len(names) + 1))
+    for place, variable in enumerate(series.variables):
+        yield variable, rows[order[edges[place] : edges[place + 1]]]

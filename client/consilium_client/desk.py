@@ -1,0 +1,185 @@
+"""What the site's agent knows and does for a study: its data, its plan, its standing. Shared by the coordinator's
+requests (``requests.py``) and IT's commands (``administration.py``)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from consilium_client import data
+from consilium_client.data.records import Records
+from consilium_client.policy import check_study
+from consilium_client.proposals import Proposal, Proposals
+from consilium_client.site import Home, SiteConfig
+from consilium_client.spending import Spending
+from consilium_client.store import AnswerStore, LedgerFile
+from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.ledger.entry import Reject
+from consilium_shared.privacy.budget import Quote
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+from consilium_shared.study import Study
+
+log = logging.getLogger("consilium.agent")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study would do here: shown to IT before the decision, for this site's eyes only."""
+
+    patients: int
+    """Patients to train on."""
+    held_back: int
+    plan: Plan
+    quote: Quote
+
+
+class Desk:
+    """The agent's state. Opening it takes the ledger's lock and enters budgets that the ledger does not have yet."""
+
+    def __init__(self, home: Home) -> None:
+        """Raises ConfigurationError, LedgerError or IntegrityError when the site's files do not allow a start."""
+        self.home = home
+        self.config: SiteConfig = home.config()
+        invitation = home.invitation()
+        self.site = invitation.site
+        self.federation = invitation.federation
+        self.coordinator = PublicIdentity.from_hex(invitation.coordinator)
+        self.identity: Identity = home.identity()
+        self.ledger = LedgerFile(home.ledger, self.site, self.identity)
+        if self.ledger.recovered is not None:
+            log.warning("the ledger's last line was torn by a crash; recovered, entry %d", self.ledger.recovered.seq)
+        self.spending = Spending(self.ledger)
+        self.answers = AnswerStore(home.store / "answers")
+        self.proposals = Proposals(home.store / "studies")
+        self.activity: dict[str, Any] = {"doing": "waiting"}
+        self._records: tuple[str, Records] | None = None
+        self._plans: dict[tuple[str, int], Plan] = {}
+        self._loading = threading.Lock()
+        policy = self.config.policy
+        for asset, entry in policy.budgets.items():
+            self.spending.open_asset(asset, entry.budget, policy.digest, entry.reason)
+
+    def close(self) -> None:
+        """Free the ledger."""
+        self.ledger.close()
+
+    def records(self, study: Study) -> Records:
+        """The study's data, read once and kept while it is the last one asked for.
+
+        Raises:
+            PolicyRefusal: this site has no such asset.
+            DataError: the data cannot be used; the text stays at the site.
+        """
+        with self._loading:
+            if self._records is not None and self._records[0] == study.digest:
+                return self._records[1]
+            spec = self.config.assets.get(study.data.asset)
+            if spec is None:
+                raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+            self._records = None  # free the old before reading the new
+            self.activity = {"doing": "reading data", "study": study.study}
+            try:
+                records = data.load(spec.at(self.home.root), study)
+            finally:
+                self.activity = {"doing": "waiting"}
+            log.info("study %s: data of asset %s is read", study.study, study.data.asset)
+            self._records = (study.digest, records)
+            return records
+
+    def estimate(self, study: Study) -> Estimate:
+        """What the study would do and cost here.
+
+        Raises:
+            PolicyRefusal: the policy forbids it.
+            BudgetRefused: no noise keeps it within its own ε.
+            DataError: the data cannot be used.
+        """
+        policy = self.config.policy
+        policy.budget(study.data.asset)
+        records = self.records(study)
+        patients = int(records.train.sum())
+        check_study(policy, study, patients)
+        plan = self._plans.get((study.digest, patients)) or make_plan(study, patients)
+        self._plans[study.digest, patients] = plan
+        quote = self.spending.approve_cost(study.data.asset, plan, policy.budget(study.data.asset))
+        return Estimate(patients, records.patient_count - patients, plan, quote)
+
+    def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
+        """Where a proposal stands. What the policy or the budget forbids is refused before anybody is asked.
+
+        Raises:
+            PolicyRefusal: the hospital said no, or its policy does.
+            BudgetRefused: the asset's budget does not cover it.
+            DataError: the data cannot be used.
+        """
+        study = proposal.study
+        if self.spending.approval(study.digest) is not None:
+            return "approved"
+        self._check_not_rejected(study)
+        estimate = self.estimate(study)
+        if not estimate.quote.fits:
+            raise BudgetRefused(f"asset {study.data.asset!r} cannot afford the study: {estimate.quote}")
+        return "pending"
+
+    def check_approved(self, proposal: Proposal) -> None:
+        """Raises PolicyRefusal unless somebody here approved the study and nobody withdrew that."""
+        if self.spending.approval(proposal.study.digest) is None:
+            self._check_not_rejected(proposal.study)
+            raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+
+    def _check_not_rejected(self, study: Study) -> None:
+        with self.ledger.exclusive():
+            if isinstance(self.ledger.books.decisions.get(study.digest), Reject):
+                raise PolicyRefusal("rejected", "the hospital said no to this study")
+
+    def approve(self, proposal: Proposal, by: str) -> Estimate:
+        """Approve a study with the plan that it has today.
+
+        Raises:
+            PolicyRefusal, BudgetRefused, DataError: as ``estimate``.
+            ConfigurationError: it is approved already.
+        """
+        study = proposal.study
+        if self.spending.approval(study.digest) is not None:
+            raise ConfigurationError(f"study {study.study} is approved already")
+        estimate = self.estimate(study)
+        limit = study.privacy.epsilon if study.privacy.epsilon is not None else math.inf
+        self.spending.approve(
+            study=study.digest,
+            name=study.study,
+            asset=study.data.asset,
+            plan=estimate.plan,
+            budget=self.config.policy.budget(study.data.asset),
+            epsilon=limit,
+            by=by,
+        )
+        return estimate
+
+
+def make_plan(study: Study, patients: int) -> Plan:
+    """The frozen plan of a study for so many patients; the noise follows from the steps that will really run.
+
+    Raises:
+        BudgetRefused: no noise is enough.
+        PolicyRefusal: δ is not below 1 / patients, or the study's own noise multiplier costs more than its ε.
+    """
+    training, privacy = study.training, study.privacy
+    if privacy.epsilon is None or privacy.delta is None or privacy.clipping_norm is None:
+        return NonPrivatePlan(steps_per_round=training.steps_per_round, rounds=training.rounds)
+    try:
+        return PrivacyPlan.for_study(
+            patients=patients,
+            expected_batch=training.expected_batch,
+            steps_per_round=training.steps_per_round,
+            rounds=training.rounds,
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            clipping_norm=privacy.clipping_norm,
+            noise_multiplier=None if privacy.noise_multiplier == "auto" else privacy.noise_multiplier,
+        )
+    except ConfigurationError as error:
+        raise PolicyRefusal("policy", "the study's privacy parameters do not hold for this site's patients") from error

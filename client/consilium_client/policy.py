@@ -1,0 +1,107 @@
+"""What this hospital permits. A study can only ask; what exceeds the policy is refused before anything runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.config import Strict
+from consilium_shared.errors import ConfigurationError, PolicyRefusal
+from consilium_shared.privacy.accountant import LEAST_DELTA, check_delta
+from consilium_shared.privacy.budget import Budget
+from consilium_shared.study import Name, Positive, Study, Task
+
+
+class AssetBudget(Strict):
+    """What all studies together may cost the patients of one asset, for ever."""
+
+    epsilon: Positive | Literal["unlimited"]
+    """``unlimited`` promises these patients nothing; studies without privacy need it."""
+    delta: Annotated[float, Field(ge=LEAST_DELTA, lt=1)]
+    reason: Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)] = ""
+    """Why it was changed since the ledger opened the asset; needed for a change, and written into the ledger."""
+
+    @property
+    def budget(self) -> Budget:
+        """The numbers as the accounting takes them."""
+        return Budget(math.inf if self.epsilon == "unlimited" else self.epsilon, self.delta)
+
+
+class SitePolicy(Strict):
+    """The ``policy`` part of site.yaml."""
+
+    budgets: dict[Name, AssetBudget]
+    """For each asset; an asset without a budget is used by no study."""
+    tasks: tuple[Task, ...] = get_args(Task)
+    studies: tuple[Name, ...] | None = None
+    """Names of the studies that may be proposed; null for any (each still waits for an approval)."""
+    minimum_patients: Annotated[int, Field(ge=1)] = 50
+    """Fewest patients to train on."""
+    minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
+    """Fewest sites whose updates are added up before anybody sees the sum."""
+    maximum_epsilon: Positive = 10.0
+    """Most that one study may cost."""
+    allow_without_privacy: bool = False
+    """Whether studies without differential privacy may be approved."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the policy with every default written out; the ledger names the policy by it."""
+        return canonical_digest(self.model_dump(mode="json"))
+
+    def budget(self, asset: str) -> Budget:
+        """The budget of an asset; raises PolicyRefusal when it has none."""
+        if asset not in self.budgets:
+            raise PolicyRefusal("policy", f"this site has no budget for an asset {asset!r}")
+        return self.budgets[asset].budget
+
+
+def check_study(policy: SitePolicy, study: Study, patients: int) -> None:
+    """Whether the policy lets somebody here approve the study; what it costs is for ``Spending`` to judge.
+
+    Args:
+        policy: the site's.
+        study: as proposed.
+        patients: number of the site's patients that the study would train on. No message tells it.
+
+    Raises:
+        PolicyRefusal: with the first rule that forbids the study.
+    """
+    budget = policy.budget(study.data.asset)
+    if study.task not in policy.tasks:
+        raise PolicyRefusal("policy", f"this site permits no studies of the kind {study.task}")
+    if policy.studies is not None and study.study not in policy.studies:
+        raise PolicyRefusal("policy", f"this site's list of permitted studies lacks {study.study!r}")
+    if patients < policy.minimum_patients:
+        raise PolicyRefusal("policy", f"fewer patients than the {policy.minimum_patients} that this site asks for")
+    if study.aggregation.min_sites < policy.minimum_sites:
+        raise PolicyRefusal(
+            "policy",
+            f"the study adds up {study.aggregation.min_sites} sites, this site asks for {policy.minimum_sites}",
+        )
+    _check_privacy(policy, study, patients, budget)
+
+
+def _check_privacy(policy: SitePolicy, study: Study, patients: int, budget: Budget) -> None:
+    epsilon, delta = study.privacy.epsilon, study.privacy.delta
+    if study.privacy.mode == "none" or epsilon is None or delta is None:
+        if not policy.allow_without_privacy:
+            raise PolicyRefusal("policy", "this site permits no studies without differential privacy")
+        if not math.isinf(budget.epsilon):
+            raise PolicyRefusal(
+                "policy",
+                f"one round without privacy costs more than any budget; the site would have to set that of asset "
+                f"{study.data.asset!r} to unlimited",
+            )
+        return
+    if epsilon > policy.maximum_epsilon:
+        raise PolicyRefusal("policy", f"the study asks for ε {epsilon:g}, this site permits {policy.maximum_epsilon:g}")
+    for owner, value in (("the study", delta), ("the asset's budget", budget.delta)):
+        try:
+            check_delta(value, patients)
+        except ConfigurationError as error:  # its text has the number of patients, which stays here
+            raise PolicyRefusal("policy", f"the delta of {owner} is not below 1 / number of patients here") from error

@@ -1,0 +1,76 @@
+"""Studies that the coordinator proposed to this site, kept as they came; what was decided on them is in the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
+from consilium_shared.files import write_atomically
+from consilium_shared.study import Study
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A verified proposal."""
+
+    study: Study
+    roster: str
+    """Digest of the roster that it came with; every later message of the study must carry the same."""
+    sites: tuple[str, ...]
+
+
+class Proposals:
+    """One file a study, named by its digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, proposal: Proposal) -> None:
+        """Keep a proposal; one that is there already is left as it is.
+
+        Raises:
+            PeerError: the same study came before with another roster.
+        """
+        known = self.get(proposal.study.digest)
+        if known is not None:
+            if known != proposal:
+                raise PeerError("this study was proposed before with another roster; give the new one a new version")
+            return
+        content = {"contract": proposal.study.contract, "roster": proposal.roster, "sites": list(proposal.sites)}
+        write_atomically(self.folder / f"{proposal.study.digest}.json", canonical_bytes(content))
+
+    def get(self, digest: str) -> Proposal | None:
+        """The proposal of a study's digest, or None."""
+        file = self.folder / f"{digest}.json"
+        try:
+            content: dict[str, Any] = parse_canonical(file.read_bytes())
+            study = Study.from_contract(content["contract"])
+        except FileNotFoundError:
+            return None
+        except PeerError as error:
+            raise IntegrityError(f"{file} is damaged; delete it, and the coordinator proposes again") from error
+        if study.digest != digest:
+            raise IntegrityError(f"{file} is not the study of its name; delete it, and the coordinator proposes again")
+        return Proposal(study, content["roster"], tuple(content["sites"]))
+
+    def all(self) -> list[Proposal]:
+        """Every proposal, by name and version."""
+        found = [self.get(file.stem) for file in self.folder.glob("*.json")]
+        return sorted((p for p in found if p is not None), key=lambda p: (p.study.study, p.study.version))
+
+    def find(self, name: str) -> Proposal:
+        """The proposal of a study's name, or of the beginning of its digest.
+
+        Raises:
+            ConfigurationError: none, or several.
+        """
+        found = [p for p in self.all() if p.study.study == name or (len(name) >= 6 and p.study.digest.startswith(name))]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ConfigurationError(f"no study {name!r} was proposed here; consilium-site studies lists what was")
+        digests = ", ".join(f"{p.study.digest[:12]} (version {p.study.version})" for p in found)
+        raise ConfigurationError(f"several studies are named {name!r}; name one by its digest: {digests}")

@@ -1,0 +1,304 @@
+"""The coordinator's requests, answered: verified first, then policy, then budget, then work, then the ledger.
+
+Answers are idempotent: the same request gets the same bytes, without a second training and without a second charge.
+Every answer stands in the ledger (``release``) before it is handed out.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from consilium_client.desk import Desk
+from consilium_client.policy import check_study
+from consilium_client.proposals import Proposal
+from consilium_shared import documents, messages, roster
+from consilium_shared.canonical import digest
+from consilium_shared.errors import (
+    ConfigurationError,
+    ConsiliumError,
+    DataError,
+    PeerError,
+    PolicyRefusal,
+    SignatureError,
+)
+from consilium_shared.messages import (
+    Counts,
+    Evaluate,
+    Head,
+    Payload,
+    Propose,
+    Refusal,
+    Request,
+    Standing,
+    Train,
+    Update,
+)
+from consilium_shared.study import Study
+
+log = logging.getLogger("consilium.agent")
+
+ZERO = "0" * 64
+"""Stands for federation and study in a refusal of something that could not be read."""
+
+
+class Requests:
+    """Message in, message out; one at a time."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._said: dict[tuple[str, str], bytes] = {}
+        self._released = {entry.body.sha256 for entry in desk.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
+
+    def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        """The signed answer to a message, whatever it is. Raises nothing that the message can cause."""
+        started = time.monotonic()
+        try:
+            request = messages.decode_request(header, self.desk.coordinator)
+        except SignatureError:
+            return self._unread(header, "bad-signature", "the request is not signed by this federation's coordinator")
+        except PeerError as error:
+            return self._unread(header, "malformed", str(error))
+        number = getattr(request, "round", None)
+        try:
+            self._check_addressed(request)
+            request.payload.check(payload)
+            answer, body = self._dispatch(request, header, payload)
+        except ConsiliumError as error:
+            answer, body = self._refuse(request, header, *_reason(error)), b""
+        except Exception as error:
+            # The text of a foreign exception may quote data: only its type and place are logged.
+            log.error("defect while answering %s: %s", request.kind, _place(error))
+            answer, body = self._refuse(request, header, "internal", "the site failed; its log says where"), b""
+        finally:
+            self.desk.activity = {"doing": "waiting"}
+        log.info(
+            "%s study %s round %s: answered in %.1f s, %d bytes",
+            request.kind,
+            request.study[:12],
+            number,
+            time.monotonic() - started,
+            len(answer) + len(body),
+        )
+        return answer, body
+
+    # -- the three requests
+
+    def _dispatch(self, request: Request, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        match request:
+            case Propose():
+                return self._propose(request, header), b""
+            case Train():
+                return self._once(request, request.round, header, "update", lambda p: self._train(p, request, payload))
+            case Evaluate():
+                return self._once(request, request.round, header, "counts", lambda p: self._count(p, request, payload))
+
+    def _propose(self, request: Propose, header: bytes) -> bytes:
+        study = Study.from_contract(request.contract)
+        if study.digest != request.study:
+            raise PeerError("the contract is not the one that the digest names")
+        document = request.roster_document
+        if set(document) != {"body", "signature"} or not isinstance(document["body"], dict):
+            raise PolicyRefusal("wrong-roster", "the proposal carries no signed roster")
+        signature = documents.signature_bytes(document["signature"])
+        documents.verify(document["body"], signature, roster.DOMAIN, self.desk.coordinator)
+        members = roster.parse_roster(document["body"], self.desk.federation)
+        me = members.member(self.desk.site)
+        if members.digest != request.roster or me is None or me.identity != self.desk.identity.public.hex():
+            raise PolicyRefusal("wrong-roster", "the roster is another one, or lacks this site with its key")
+        proposal = Proposal(study, members.digest, tuple(member.site for member in members.members))
+        self.desk.proposals.put(proposal)
+        state = self.desk.standing(proposal)
+        return self._say(header, state, request, None, lambda common: Standing(**common, state=state), "standing")
+
+    def _once(
+        self,
+        request: Train | Evaluate,
+        number: int,
+        header: bytes,
+        kind: str,
+        work: Callable[[Proposal], tuple[dict[str, Any], bytes]],
+    ) -> tuple[bytes, bytes]:
+        proposal = self._approved(request)
+        try:
+            stored = self.desk.answers.get(request.study, number, kind, digest(header))
+        except PeerError as error:
+            raise PolicyRefusal("stale-round", str(error)) from error
+        if stored is None:
+            fields, body = work(proposal)
+            common = {**self._common(request, header), "payload": Payload.of(body), "round": number}
+            model = Update if kind == "update" else Counts
+            stored = messages.encode(model(**common, **fields), self.desk.identity), body
+            self.desk.answers.put(request.study, number, kind, digest(header), *stored)
+        self._release(*stored, request.study, number, kind)
+        return stored
+
+    def _train(self, proposal: Proposal, request: Train, payload: bytes) -> tuple[dict[str, Any], bytes]:
+        from consilium_client.training import device
+        from consilium_client.training.trainer import train
+
+        desk, study = self.desk, proposal.study
+        approval = desk.spending.approval(study.digest)
+        if approval is None:
+            raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+        records = desk.records(study)
+        check_study(desk.config.policy, study, int(records.train.sum()))  # it may be stricter than at the approval
+        where = device.choose(desk.config.device)
+        reservation = desk.spending.reserve(
+            study.digest,
+            study.study,
+            study.data.asset,
+            request.round,
+            approval.plan,
+            desk.config.policy.budget(study.data.asset),
+        )
+
+        def watch(done: int, steps: int) -> None:
+            desk.activity = {
+                "doing": "training",
+                "study": study.study,
+                "round": request.round,
+                "step": done,
+                "steps": steps,
+            }
+
+        watch(0, approval.plan.steps_per_round)
+        result = train(
+            payload, study, records, approval.plan, round=request.round, site=desk.site, device=where, on_progress=watch
+        )
+        reservation.settle(result.steps)
+        weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
+        vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
+        spent = reservation.study_epsilon_after
+        return {"epsilon": None if math.isinf(spent) else math.ceil(spent * 1000) / 1000}, vector.tobytes()
+
+    def _count(self, proposal: Proposal, request: Evaluate, payload: bytes) -> tuple[dict[str, Any], bytes]:
+        from consilium_client.evaluation import evaluate
+        from consilium_client.training import device
+
+        study = proposal.study
+        if request.round > study.training.rounds:
+            raise PolicyRefusal("policy", f"round {request.round} of a study of {study.training.rounds} rounds")
+        records = self.desk.records(study)
+        self.desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
+        counts = evaluate(payload, study, records, device.choose(self.desk.config.device))
+        return {}, counts.astype("<i8").tobytes()
+
+    # -- checks and bookkeeping
+
+    def _check_addressed(self, request: Request) -> None:
+        if request.federation != self.desk.federation:
+            raise PolicyRefusal("wrong-federation", "this site belongs to another federation")
+
+    def _approved(self, request: Train | Evaluate) -> Proposal:
+        proposal = self.desk.proposals.get(request.study)
+        if proposal is None:
+            raise PolicyRefusal("unknown-study", "no study with this digest was proposed to this site")
+        if proposal.roster != request.roster:
+            raise PolicyRefusal("wrong-roster", "the study was proposed with another roster")
+        self.desk.check_approved(proposal)
+        return proposal
+
+    def _common(self, request: Request, header: bytes) -> dict[str, Any]:
+        head = self.desk.ledger.head
+        return {
+            "federation": self.desk.federation,
+            "study": request.study,
+            "site": self.desk.site,
+            "request": digest(header),
+            "head": Head(seq=head.seq, sha256=head.sha256),
+        }
+
+    def _release(self, header: bytes, body: bytes, study: str, number: int | None, kind: str) -> None:
+        """Enter the message in the ledger, once; only then may it be handed out."""
+        sha256 = digest(header)
+        if sha256 not in self._released:
+            fields = {"study": study, "round": number, "message": kind, "sha256": sha256}
+            self.desk.ledger.append("release", {**fields, "bytes": len(header) + len(body)})
+            self._released.add(sha256)
+
+    def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
+        number = getattr(request, "round", None)
+        log.info("%s study %s round %s: refused, %s", request.kind, request.study[:12], number, reason)
+        if reason != "pending" and (digest(header), reason) not in self._said:
+            fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
+            self.desk.ledger.append("refuse", fields)
+        return self._say(
+            header,
+            reason,
+            request,
+            number,
+            lambda common: Refusal(**common, reason=reason, detail=_outgoing(reason, detail)),
+            "refusal",
+        )
+
+    def _say(
+        self,
+        header: bytes,
+        what: str,
+        request: Request,
+        number: int | None,
+        make: Callable[[dict[str, Any]], messages.Answer],
+        kind: str,
+    ) -> bytes:
+        """A short answer. While nothing has changed the same question gets the same bytes, and one ledger entry."""
+        known = self._said.get((digest(header), what))
+        if known is None:
+            known = messages.encode(make(self._common(request, header)), self.desk.identity)
+            self._release(known, b"", request.study, number, kind)
+            self._said[digest(header), what] = known
+        return known
+
+    def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, bytes]:
+        """Answer to what was not written by the coordinator: no ledger entry, or strangers could fill the disk."""
+        log.warning("a message was refused: %s", reason)
+        head = self.desk.ledger.head
+        refusal = Refusal(
+            federation=self.desk.federation,
+            study=ZERO,
+            site=self.desk.site,
+            request=digest(header),
+            head=Head(seq=head.seq, sha256=head.sha256),
+            reason=reason,
+            detail=detail,
+        )
+        return messages.encode(refusal, self.desk.identity), b""
+
+
+def _reason(error: ConsiliumError) -> tuple[str, str]:
+    """Reason code and sentence of a refusal, for the ledger."""
+    match error:
+        case PolicyRefusal():
+            return error.reason_code, error.detail
+        case DataError():
+            return "data", "the site's data cannot be used as the study asks"
+        case SignatureError():
+            return "bad-signature", "a signature in the request does not verify"
+        case PeerError():
+            return "malformed", str(error)
+        case ConfigurationError():
+            log.error("%s", error)
+            return "internal", "the site's configuration does not allow it; its log says what"
+        case _:
+            log.error("%s", error)
+            return "internal", "the site failed; its log says where"
+
+
+def _outgoing(reason: str, detail: str) -> str:
+    """What the coordinator reads: the arithmetic of a budget tells what other studies spent, so it stays here."""
+    if reason == "budget":
+        return "the privacy budget at this site does not cover it"
+    return detail[:1000]
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
+    return f"{type(error).__name__} at {line}"

@@ -1,0 +1,102 @@
+"""The site's own files: site.yaml and the layout of the home folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from consilium_client.data.asset import AssetSpec
+from consilium_client.policy import SitePolicy
+from consilium_shared.config import Strict, load_yaml
+from consilium_shared.errors import ConfigurationError, PeerError
+from consilium_shared.identity import Identity
+from consilium_shared.joining import Invitation, open_invitation
+from consilium_shared.study import Name
+
+
+class SiteConfig(Strict):
+    """site.yaml: what data there is, what the hospital permits, where to compute."""
+
+    site: Name
+    assets: dict[Name, AssetSpec] = Field(default_factory=dict)
+    policy: SitePolicy
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = "auto"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where everything of the site lies."""
+
+    root: Path
+
+    @property
+    def config_file(self) -> Path:
+        """site.yaml, which IT edits."""
+        return self.root / "site.yaml"
+
+    @property
+    def keys(self) -> Path:
+        """identity.key, supernode.key, ca.crt."""
+        return self.root / "keys"
+
+    @property
+    def invitation_file(self) -> Path:
+        """The invitation that was accepted."""
+        return self.root / "invitation.json"
+
+    @property
+    def request_file(self) -> Path:
+        """The request to join, for the coordinator."""
+        return self.root / "join-request.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The signed ledger."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def store(self) -> Path:
+        """Proposals, decisions and answers: the agent's own durable files."""
+        return self.root / "store"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where the courier hands messages in."""
+        return self.root / "run" / "agent.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where consilium-site asks and decides; the courier has no business here."""
+        return self.root / "run" / "admin.sock"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the supervised programs."""
+        return self.root / "log"
+
+    def config(self) -> SiteConfig:
+        """site.yaml, checked; raises ConfigurationError with file, line and key."""
+        config = load_yaml(self.config_file, SiteConfig)
+        if config.site != self.invitation().site:
+            raise ConfigurationError(
+                f"{self.config_file}: site is {config.site!r}, but the invitation is for {self.invitation().site!r}"
+            )
+        return config
+
+    def invitation(self) -> Invitation:
+        """The accepted invitation; raises ConfigurationError when there is none or it was edited."""
+        try:
+            return open_invitation(self.invitation_file.read_bytes())
+        except FileNotFoundError as error:
+            raise ConfigurationError(
+                f"{self.root} is not enrolled; run: consilium-site --home {self.root} enroll INVITATION"
+            ) from error
+        except (OSError, PeerError) as error:
+            raise ConfigurationError(f"{self.invitation_file}: {error}") from error
+
+    def identity(self) -> Identity:
+        """The site's signing key."""
+        return Identity.load(self.keys / "identity.key")

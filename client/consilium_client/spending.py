@@ -1,0 +1,301 @@
+"""Reserve, train, settle: every use of the data is charged in the ledger before it begins.
+
+All sums are computed from the ledger's events; no ε that a file contains is believed. A charge counts in full until it
+is settled, so a crash can make the ledger say more than was spent, never less.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from consilium_client.store import LedgerFile
+from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
+from consilium_shared.ledger.chain import Books
+from consilium_shared.ledger.entry import Approve, Open
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.budget import Budget, Quote, affords
+from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict, really_run
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
+
+
+@dataclass(frozen=True)
+class StudySpending:
+    """What one study did to one asset.
+
+    Attributes:
+        study: its digest.
+        name: its name.
+        rounds: the rounds that were charged, ascending, each once.
+        events: what ran, and in full what was charged and not settled.
+        unsettled: how many charges were never settled.
+    """
+
+    study: str
+    name: str
+    rounds: tuple[int, ...]
+    events: tuple[Event, ...]
+    unsettled: int
+
+
+@dataclass(frozen=True)
+class AssetSpending:
+    """Everything that ever touched an asset's patients, by study, in the order of their first charges."""
+
+    asset: str
+    studies: tuple[StudySpending, ...]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All events of all studies."""
+        return tuple(event for study in self.studies for event in study.events)
+
+    def study(self, digest: str) -> tuple[Event, ...]:
+        """The events of one study; empty when it was never charged."""
+        return next((study.events for study in self.studies if study.study == digest), ())
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A study that somebody here approved, as the ledger has it."""
+
+    study: str
+    name: str
+    asset: str
+    epsilon: float
+    by: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A durable charge. The steps of ``event`` may run now, and no others.
+
+    Attributes:
+        charge_seq: number of the charge's entry.
+        attempt: 1 for the first time this round was charged.
+        event: what was charged.
+        epsilon_after: ε of the asset's whole history with it, at the budget's δ.
+        study_epsilon_after: ε of this study's own history with it, at the study's δ; infinity without privacy.
+    """
+
+    charge_seq: int
+    attempt: int
+    event: Event
+    epsilon_after: float
+    study_epsilon_after: float
+    _ledger: LedgerFile = field(repr=False)
+
+    def settle(self, steps: int) -> None:
+        """Write down how many steps really ran, durably; once.
+
+        Raises:
+            LedgerError: settled already, or more steps than were charged.
+        """
+        self._ledger.append("settle", {"charge_seq": self.charge_seq, "steps": steps})
+
+
+def asset_spending(books: Books, asset: str) -> AssetSpending:
+    """What the books say was done to an asset; for the site's programs and anybody who holds a verified ledger."""
+    studies: dict[str, StudySpending] = {}
+    for charged in books.charges.values():
+        body = charged.body
+        if body.asset != asset:
+            continue
+        event: Event | None = event_from_dict(body.event.model_dump())
+        if charged.settled is not None and event is not None:
+            event = really_run(event, charged.settled)
+        so_far = studies.get(body.study, StudySpending(body.study, body.name, (), (), 0))
+        studies[body.study] = StudySpending(
+            body.study,
+            body.name,
+            tuple(sorted({*so_far.rounds, body.round})),
+            so_far.events if event is None else (*so_far.events, event),
+            so_far.unsettled + (charged.settled is None),
+        )
+    return AssetSpending(asset, tuple(studies.values()))
+
+
+class Spending:
+    """The site's accounts over its ledger. Safe to use from several threads.
+
+    It raises refusals and does not write them down: whoever answers the request appends the ``refuse`` entry.
+    """
+
+    def __init__(self, ledger: LedgerFile) -> None:
+        self._ledger = ledger
+
+    def open_asset(self, asset: str, budget: Budget, policy_digest: str, reason: str = "") -> None:
+        """Enter the budget that holds for an asset, unless the ledger has it already.
+
+        Raises:
+            ConfigurationError: the ledger has another budget for the asset, and no reason is given for the change.
+        """
+        with self._ledger.exclusive():
+            before = self._ledger.books.assets.get(asset)
+            if before is not None:
+                if _budget_of(before) == budget:
+                    return
+                if not reason:
+                    raise ConfigurationError(
+                        f"the budget of asset {asset!r} is not the one in the ledger, "
+                        f"{_in_words(_budget_of(before))}; to change it, say why in site.yaml, under "
+                        f"policy.budgets.{asset}.reason"
+                    )
+            self._ledger.append(
+                "open",
+                {
+                    "asset": asset,
+                    "unit": "patient",
+                    "epsilon": _finite(budget.epsilon),
+                    "delta": budget.delta,
+                    "policy": policy_digest,
+                    "reason": reason,
+                },
+            )
+
+    def state(self, asset: str) -> AssetSpending:
+        """What was spent on an asset; unsettled charges in full."""
+        with self._ledger.exclusive():
+            return asset_spending(self._ledger.books, asset)
+
+    def approve_cost(self, asset: str, plan: Plan, budget: Budget) -> Quote:
+        """What the whole study would cost on top of everything that ever touched the asset."""
+        return affords(budget, self.state(asset).events, [plan.event(plan.rounds)])
+
+    def approve(
+        self, *, study: str, name: str, asset: str, plan: Plan, budget: Budget, epsilon: float, by: str
+    ) -> Quote:
+        """Enter the approval of a study, with this plan, at most at ``epsilon`` (infinity: without privacy).
+
+        Returns:
+            What the whole study will cost.
+
+        Raises:
+            BudgetRefused: the asset's budget does not cover all of its rounds.
+        """
+        with self._ledger.exclusive():
+            quote = self.approve_cost(asset, plan, budget)
+            if not quote.fits:
+                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {quote}")
+            self._ledger.append(
+                "approve",
+                {
+                    "study": study,
+                    "name": name,
+                    "asset": asset,
+                    "epsilon": _finite(epsilon),
+                    "by": by,
+                    "plan": plan.to_dict(),
+                },
+            )
+            return quote
+
+    def reject(self, *, study: str, name: str, by: str, reason: str) -> None:
+        """Enter that a study was refused, or an approval withdrawn; the next ``reserve`` fails."""
+        self._ledger.append("reject", {"study": study, "name": name, "by": by, "reason": reason})
+
+    def approval(self, study: str) -> Approval | None:
+        """The approval in force for a study's digest, or None: nobody decided, or the last decision was no."""
+        with self._ledger.exclusive():
+            decision = self._ledger.books.decisions.get(study)
+        if not isinstance(decision, Approve):
+            return None
+        limit = math.inf if decision.epsilon is None else decision.epsilon
+        plan = plan_from_dict(decision.plan.model_dump())
+        return Approval(study, decision.name, decision.asset, limit, decision.by, plan)
+
+    def reserve(
+        self,
+        study: str,
+        name: str,
+        asset: str,
+        round_number: int,
+        plan: Plan,
+        budget: Budget,
+        study_epsilon: float = math.inf,
+    ) -> Reservation:
+        """Charge one round; when this returns the charge is on the disk and the round may run.
+
+        Args:
+            study: the study's digest.
+            name: its name, as approved.
+            asset: the asset, as approved.
+            round_number: 1 … ``plan.rounds``. A round that was charged before is charged again, as a new attempt.
+            plan: the approved one, from ``approval``.
+            budget: the asset's, as opened.
+            study_epsilon: what the study may cost at its own δ; never more than was approved.
+
+        Raises:
+            BudgetRefused: with the arithmetic, when the history of the asset with this round would cost more than the
+                asset's budget, or that of the study more than was approved.
+            PolicyRefusal: the study is not approved, or not like this.
+            ConfigurationError: the budget is not the one that the ledger has for the asset.
+        """
+        with self._ledger.exclusive():
+            limit = min(study_epsilon, self._check_approved(study, name, asset, round_number, plan))
+            opened = self._ledger.books.assets.get(asset)
+            if opened is None or _budget_of(opened) != budget:
+                raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
+            event, state = plan.event(), self.state(asset)
+            of_asset = affords(budget, state.events, [event])
+            if not of_asset.fits:
+                raise BudgetRefused(f"asset {asset!r}: {of_asset}")
+            study_epsilon_after = math.inf
+            if isinstance(plan, PrivacyPlan):
+                of_study = affords(Budget(limit, plan.delta), state.study(study), [event])
+                if not of_study.fits:
+                    raise BudgetRefused(f"study {name!r} at this site: {of_study}")
+                study_epsilon_after = of_study.total
+            attempt = self._ledger.books.attempts(study, round_number) + 1
+            entry = self._ledger.append(
+                "charge",
+                {
+                    "study": study,
+                    "name": name,
+                    "asset": asset,
+                    "round": round_number,
+                    "attempt": attempt,
+                    "event": event_to_dict(event),
+                    "delta": budget.delta,
+                    "epsilon_after": _finite(of_asset.total),
+                },
+            )
+        return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+
+    def study_epsilon(self, study: str) -> float:
+        """ε that an approved study has spent here so far, at its own δ; infinity without privacy, once it ran."""
+        approval = self.approval(study)
+        if approval is None:
+            raise PolicyRefusal("pending", "the study is not approved here")
+        events = self.state(approval.asset).study(study)
+        if not isinstance(approval.plan, PrivacyPlan):
+            return math.inf if events else 0.0
+        return epsilon(events, approval.plan.delta)
+
+    def _check_approved(self, study: str, name: str, asset: str, round_number: int, plan: Plan) -> float:
+        approval = self.approval(study)
+        if approval is None:
+            decided = study in self._ledger.books.decisions
+            raise PolicyRefusal(
+                "rejected" if decided else "pending",
+                "the hospital said no to this study" if decided else "nobody at the hospital has approved this study",
+            )
+        if (approval.name, approval.asset, approval.plan) != (name, asset, plan):
+            raise PolicyRefusal("policy", "not the name, the asset and the plan that were approved for this study")
+        if not 1 <= round_number <= plan.rounds:
+            raise PolicyRefusal("policy", f"round {round_number} of a study approved for {plan.rounds} rounds")
+        return approval.epsilon
+
+
+def _budget_of(opened: Open) -> Budget:
+    return Budget(math.inf if opened.epsilon is None else opened.epsilon, opened.delta)
+
+
+def _in_words(budget: Budget) -> str:
+    limit = "unlimited" if math.isinf(budget.epsilon) else f"ε {budget.epsilon:g}"
+    return f"{limit} at δ {budget.delta:g}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Local training. Importing this package does not import torch; its modules do."""

@@ -1,0 +1,51 @@
+"""Where tensors are computed, and under which rules."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from consilium_shared.errors import ConfigurationError
+
+
+def choose(name: str = "auto") -> torch.device:
+    """The device for ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigurationError: another name, or a GPU that this machine or this build of torch does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::([0-9]{1,2}))?", name)
+    if match is None:
+        raise ConfigurationError(f"device {name!r}: write auto, cpu or cuda:0")
+    index, present = int(match[1] or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= present:
+        raise ConfigurationError(f"device {name!r}: torch {torch.__version__} sees {present} GPUs; write auto or cpu")
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Deterministic kernels and full float32 products while inside; the caller's settings come back after.
+
+    Reduced-precision products (TF32) would let a gradient's true norm exceed the measured one by about 1e-3.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = False, False, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

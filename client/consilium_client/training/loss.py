@@ -1,0 +1,28 @@
+"""The loss of each record on its own. Nothing here ever averages over a batch.
+
+A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient,
+and then clipping bounds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from consilium_shared.study import Study
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits ``[B, C]`` and classes int64 ``[B]`` to losses ``[B]``."""
+
+
+def per_record(study: Study, device: torch.device) -> Loss:
+    """Cross entropy of each record, times the study's constant weight of the record's class."""
+    weights = study.training.class_weights
+    constants = None if weights is None else torch.tensor(weights, dtype=torch.float64, device=device)
+
+    def loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+        return losses if constants is None else losses * constants[classes].to(losses.dtype)
+
+    return loss

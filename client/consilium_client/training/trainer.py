@@ -1,0 +1,249 @@
+"""One round of local training, private or not: from the global model to this site's update."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from consilium_client.data.patients import PatientSampler
+from consilium_client.data.records import Records
+from consilium_client.training import augmentation
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.independence import check_once, per_sample
+from consilium_client.training.loss import Loss, per_record
+from consilium_shared.errors import ConfigurationError, DataError
+from consilium_shared.limits import UPDATE_COORDINATE
+from consilium_shared.models import build, shape
+from consilium_shared.models.vector import load_vector, to_vector, unpack
+from consilium_shared.privacy.plan import NonPrivatePlan, PrivacyPlan
+from consilium_shared.study import Study
+
+PER_SAMPLE_NUMBERS = 2**27
+"""Most numbers that the per-sample gradients of one physical batch may have: 512 MiB of float32."""
+
+INPUT_NUMBERS = 2**20
+"""Most input numbers of one physical batch: 64 images of 128 × 128; activations are some ten to fifty times that."""
+
+PHYSICAL_BATCH = 512
+"""Most samples of one physical batch; beyond, nothing gets faster."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a round gave.
+
+    Attributes:
+        update: float32 ``[d]``, local minus global weights.
+        steps: private steps that really ran.
+        patients: patients that could have been drawn; the weight of the update.
+    """
+
+    update: npt.NDArray[np.float32]
+    steps: int
+    patients: int
+
+
+def train(
+    model_bytes: bytes,
+    study: Study,
+    records: Records,
+    plan: PrivacyPlan | NonPrivatePlan | None,
+    *,
+    round: int,
+    site: str,
+    device: torch.device,
+    on_progress: Progress | None = None,
+) -> TrainResult:
+    """Train from the global model for exactly the round's steps.
+
+    Each step draws patients by Poisson sampling and one record of each. With a plan, the gradient of every record is
+    clipped and Gaussian noise is added to their sum: the event that the accountant charges. Without privacy the same
+    steps run plainly. A record whose loss or gradient is not finite adds nothing to its step.
+
+    Args:
+        model_bytes: the global model, as ``vector.pack`` wrote it.
+        study: the study; ``training`` says how, ``privacy`` only through ``plan``.
+        records: the asset's records; patients held back are left out.
+        plan: sampling rate, clipping norm, noise and steps. None, or a plan without privacy, is taken only for a study
+            that says ``mode: none``.
+        round: number of the round; with ``training.seed`` and ``site`` it fixes all randomness, without privacy.
+        site: this site's name.
+        device: where to compute.
+        on_progress: told (steps done, steps of the round).
+
+    Raises:
+        PeerError: the model's bytes are not of this study.
+        ConfigurationError: the study asks for privacy and the plan gives none, or its model cannot be trained with
+            privacy (``independence``).
+        DataError: no patient for training, or a weight moved farther than ``limits.UPDATE_COORDINATE``.
+    """
+    private = plan if isinstance(plan, PrivacyPlan) else None
+    if (study.privacy.mode == "dp") != (private is not None):
+        raise ConfigurationError(f"study {study.study}: its privacy mode is {study.privacy.mode}, its plan is another")
+    records = records if records.train.all() else records.select(held_back=False)
+    if not records.patient_count:
+        raise DataError(f"study {study.study}: no patient is left for training on {study.data.asset}")
+    model = build(study)
+    start = unpack(model_bytes, model, study)
+    load_vector(model, start)
+    model.to(device).train()
+    loss = per_record(study, device)
+    if private is not None:
+        check_independence(study)
+    steps = plan.steps_per_round if plan is not None else study.training.steps_per_round
+    expected = min(1.0, study.training.expected_batch / records.patient_count)
+    rate = private.sampling_rate if private is not None else expected
+    generator = _generator(study, round, site)
+    sampler = PatientSampler(records.patients, records.patient_count, rate, steps, generator)
+    done = 0
+    with exact_arithmetic(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+        stepper = _stepper(model, study, private, loss)
+        for chosen in sampler:
+            batch = _Batch(study, records, chosen, device, generator)
+            stepper(batch.pieces(physical_batch(model, records)))
+            done += 1
+            if on_progress is not None:
+                on_progress(done, steps)
+    update = to_vector(model) - start
+    if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
+        raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
+    return TrainResult(update=update, steps=done, patients=records.patient_count)
+
+
+def check_independence(study: Study) -> None:
+    """``independence.check`` of the study's model and loss, once for each study in this process.
+
+    Raises:
+        ConfigurationError: clipping would not bound what one patient changes.
+    """
+    width, image, series = shape.statics_width(study), study.data.image, study.data.series
+    if image is not None:
+        edge = min(image.size, 32)  # what couples samples does not depend on the size; float64 on 224 × 224 is slow
+        shapes: list[tuple[int, ...]] = [(image.channels, edge, edge)]
+    elif series is not None:
+        shapes = [(min(series.bins, 8), shape.series_inputs(study)), *([(width,)] if width else [])]
+    else:
+        shapes = [(shape.tabular_width(study),)]
+    loss = per_record(study, torch.device("cpu"))
+    check_once(study.digest, build(study), loss, shape.classes(study), shapes)
+
+
+def physical_batch(model: torch.nn.Module, records: Records) -> int:
+    """Samples that are computed at a time; a step of more is made of several, with the same result."""
+    parameters = sum(p.numel() for p in model.parameters())
+    inputs = int(np.prod(records.inputs.shape[1:]))
+    return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
+
+
+def _generator(study: Study, round: int, site: str) -> np.random.Generator:
+    """Of sampling and augmentation. Repeatable only without privacy and where the study says so."""
+    if study.privacy.mode == "none" and study.training.seed is not None:
+        text = f"consilium training\0{study.training.seed}\0{round}\0{site}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
+    return np.random.default_rng(secrets.randbits(256))
+
+
+Piece = tuple[tuple[torch.Tensor, ...], torch.Tensor]
+"""The model's inputs and the classes of a physical batch."""
+
+
+class _Batch:
+    """The records of one step, on the device, a physical batch at a time."""
+
+    def __init__(
+        self,
+        study: Study,
+        records: Records,
+        chosen: npt.NDArray[np.int64],
+        device: torch.device,
+        generator: np.random.Generator,
+    ) -> None:
+        self._inputs = torch.from_numpy(records.inputs[chosen])
+        if study.training.augment == "light":
+            self._inputs = augmentation.light(self._inputs, generator)
+        self._statics = None if records.statics is None else torch.from_numpy(records.statics[chosen])
+        self._labels = torch.from_numpy(records.labels[chosen])
+        self._device = device
+
+    def pieces(self, size: int) -> list[Piece]:
+        found: list[Piece] = []
+        for start in range(0, len(self._labels), size):
+            part = slice(start, start + size)
+            inputs = [self._inputs[part], *([] if self._statics is None else [self._statics[part]])]
+            found.append((tuple(t.to(self._device) for t in inputs), self._labels[part].to(self._device)))
+        return found
+
+
+Stepper = Callable[[list[Piece]], None]
+
+
+def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss) -> Stepper:
+    """The function that runs one step on its pieces."""
+    spec, parameters = study.training.optimizer, list(model.parameters())
+    optimizer: torch.optim.Optimizer
+    if spec.name == "sgd":
+        optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    else:
+        optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
+    anchors = [p.detach().clone() for p in parameters]
+
+    def pull() -> None:
+        """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
+        if study.training.proximal > 0:
+            for parameter, anchor in zip(parameters, anchors, strict=True):
+                assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
+                parameter.grad.add_(parameter.detach() - anchor, alpha=study.training.proximal)
+
+    batch = study.training.expected_batch
+    if plan is None:
+        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, pull)
+    private = PrivateOptimizer(
+        optimizer,
+        clipping_norm=plan.clipping_norm,
+        noise_multiplier=plan.noise_multiplier,
+        expected_batch=batch,
+        after=pull,
+    )
+    wrapped = per_sample(model)
+    return lambda pieces: private_step(wrapped, private, loss, pieces)
+
+
+def private_step(model: torch.nn.Module, optimizer: PrivateOptimizer, loss: Loss, pieces: list[Piece]) -> None:
+    """One private step, on no records too: then it is noise alone."""
+    for inputs, labels in pieces:
+        loss(model(*inputs), labels).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.accumulate()
+    optimizer.finish()
+
+
+def _plain_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    pieces: list[Piece],
+    expected_batch: int,
+    after: Callable[[], None],
+) -> None:
+    """One step on the sum of the losses over the expected (not the drawn) number of records."""
+    optimizer.zero_grad(set_to_none=True)
+    for inputs, labels in pieces:
+        losses = loss(model(*inputs), labels)
+        finite = torch.isfinite(losses.detach())
+        if not finite.all():  # once more without them: 0 × NaN would be NaN
+            losses = loss(model(*(t[finite] for t in inputs)), labels[finite])
+        (losses.sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    after()
+    optimizer.step()

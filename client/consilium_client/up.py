@@ -1,0 +1,68 @@
+"""The site's supervised programs: agent (no network), SuperNode and courier (outbound connections only)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from consilium_client.network import without_network
+from consilium_client.site import Home
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.supervisor import Program, Supervisor
+
+READABLE = (
+    "Updates and evaluation counts reach the coordinator's server readable: secure aggregation is not part of this "
+    "version. Patients' records never leave; differential privacy, where a study has it, bounds what an update tells."
+)
+
+
+def up_forever(home: Home, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: site.yaml is wrong, the site is not enrolled, or it is served already.
+    """
+    config = home.config()
+    invitation = home.invitation()
+    home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(home.root / "run" / "up.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"consilium-site up runs already for {home.root}") from error
+        prefix = without_network()
+        if not prefix:
+            say(
+                "this system lets nobody start a program without network (unshare). The agent runs with it and is "
+                "held back by its own guard alone; under systemd, PrivateNetwork=yes does the same"
+            )
+        port = str(_free_port())
+        python = sys.executable
+        place = ["--home", str(home.root)]
+        supervisor = Supervisor(home.logs, say)
+        supervisor.add(Program("agent", [*prefix, python, "-m", "consilium_client.agent", *place]))
+        supervisor.add(
+            Program(
+                "supernode",
+                [
+                    *(python, "-m", "consilium_client.supernode", *place, "--runtime-port", port),
+                    *("--superlink", f"{invitation.address}:{invitation.port}"),
+                ],
+            )
+        )
+        supervisor.add(
+            Program("courier", [python, "-m", "consilium_client.courier", *place, "--runtime-port", port])
+        )
+        say(f"site {config.site} serves federation {invitation.name} at {invitation.address}:{invitation.port}")
+        supervisor.run()
+
+
+def _free_port() -> int:
+    """A loopback port for the SuperNode's runtime interface, which is between these two programs only."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

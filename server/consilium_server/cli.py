@@ -1,0 +1,222 @@
+"""consilium-server: the coordinator's program."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consilium_server import progress, registry, studies
+from consilium_server.admission import admit as admit_request
+from consilium_server.aggregation import READABLE
+from consilium_server.federation import Home
+from consilium_server.provision import provision as provision_federation
+from consilium_server.up import is_up, up_forever
+from consilium_shared import console
+from consilium_shared.config import load_yaml
+from consilium_shared.errors import ConfigurationError, PeerError, TransportError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.study import Study
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="CONSILIUM_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+DEFAULT_HOME = Path("consilium-server")
+
+
+@app.command()
+def provision(
+    federation: Annotated[Path, typer.Argument(help="federation.yaml")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Make keys, certificates and one invitation per site. A re-run makes only what is missing."""
+    place = Home(home.resolve())
+    made = provision_federation(place, federation)
+    for line in made or ["nothing to do: everything was provisioned before"]:
+        console.console.print(line, markup=False)
+    console.console.print(f"coordinator's fingerprint: {place.coordinator().public.fingerprint}", markup=False)
+    console.console.print("Send each site its invitation, and read it the fingerprint by telephone.", markup=False)
+
+
+@app.command()
+def admit(
+    request: Annotated[list[Path], typer.Argument(help="join-request.json of a site")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Check requests to join and add their sites to the signed roster."""
+    place = Home(home.resolve())
+    for file in request:
+        try:
+            joined, changed = admit_request(place, file.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+        except PeerError as error:
+            raise type(error)(f"{file}: refused: {error}") from error
+        fingerprint = PublicIdentity.from_hex(joined.identity).fingerprint
+        what = "admitted" if changed else "was admitted before, nothing changed"
+        console.console.print(f"{joined.site} {what}; its fingerprint: {fingerprint}", markup=False)
+    console.console.print("Compare each fingerprint with the one that the hospital reads to you.", markup=False)
+
+
+@app.command()
+def up(home: HomeOption = DEFAULT_HOME) -> None:
+    """Run the SuperLink and the studies until Ctrl-C."""
+    console.errors.print(READABLE, style="yellow", markup=False)
+    up_forever(Home(home.resolve()), lambda line: console.console.print(line, markup=False))
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="STUDY.yaml")],
+    home: HomeOption = DEFAULT_HOME,
+    detach: Annotated[bool, typer.Option(help="Start it and return at once.")] = False,
+) -> None:
+    """Start a study and show it until it ends. Ctrl-C leaves the study running."""
+    place = Home(home.resolve())
+    contract = load_yaml(study, Study)
+    roster = place.roster()
+    if len(roster.members) < contract.aggregation.min_sites:
+        raise ConfigurationError(
+            f"{study}: aggregation.min_sites is {contract.aggregation.min_sites}, but {len(roster.members)} sites are "
+            "admitted (consilium-server admit)"
+        )
+    folder = studies.folder(place, contract.study)
+    folder.create(contract, place.roster_file.read_bytes())
+    _start(place, folder, detach)
+
+
+@app.command()
+def resume(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    home: HomeOption = DEFAULT_HOME,
+    detach: Annotated[bool, typer.Option(help="Return at once.")] = False,
+) -> None:
+    """Go on with a study at the round where it stands, and show it."""
+    place = Home(home.resolve())
+    _start(place, studies.folder(place, study), detach)
+
+
+def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
+    contract = folder.study()
+    if not is_up(home):
+        raise TransportError(f"nothing serves {home.root}; start it first: consilium-server --home {home.root} up")
+    console.errors.print(READABLE, style="yellow", markup=False)
+    if contract.privacy.mode == "none":
+        console.errors.print(
+            "This study runs WITHOUT differential privacy: its model may reveal what it was trained on.",
+            style="bold red",
+            markup=False,
+        )
+    state, _ = folder.state()
+    offset = max((offset for offset, _ in folder.events()), default=0)
+    if state not in ("running", "finished"):
+        folder.set_state("wanted")
+    if detach:
+        console.console.print(f"study {folder.name}: {folder.state()[0]}", markup=False)
+        return
+    ended = progress.follow(folder, console.console, offset)
+    if ended.state != "finished":
+        raise TransportError(f"study {folder.name} {ended.state}: {ended.why}")
+    model = registry.read(Path(ended.model), home.coordinator().public)
+    console.console.print(f"{model.folder}: {progress.format_metrics(model.card['metrics'])}", markup=False)
+
+
+@app.command()
+def stop(study: Annotated[str, typer.Argument(help="name of the study")], home: HomeOption = DEFAULT_HOME) -> None:
+    """Halt a study after the message in flight; resume goes on at the same round."""
+    folder = studies.folder(Home(home.resolve()), study)
+    folder.study()
+    if folder.state()[0] == "finished":
+        raise ConfigurationError(f"study {study} is finished")
+    folder.set_state("stopped", "by the coordinator")
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Show sites and studies."""
+    place = Home(home.resolve())
+    found = [progress.read(folder) for folder in studies.all_folders(place)]
+    invited = {file.stem for file in place.invitations.glob("*.json")}
+    admitted = [member.site for member in place.roster().members]
+    value: dict[str, Any] = {
+        "up": is_up(place),
+        "sites": {site: "admitted" if site in admitted else "invited" for site in sorted(invited | set(admitted))},
+        "studies": {
+            p.name: {
+                "state": p.state,
+                "why": p.why,
+                "rounds_done": p.round,
+                "rounds": p.rounds,
+                "sites": p.sites,
+                "waiting": p.waiting,
+                "metrics": p.metrics,
+                "epsilon": p.epsilon,
+                "model": p.model,
+            }
+            for p in found
+        },
+    }
+    if as_json:
+        print(json.dumps(value, indent=2, sort_keys=True))
+        return
+    console.console.print(f"serving: {'yes' if value['up'] else 'no (consilium-server up)'}", markup=False)
+    console.table("sites", ["site", "state"], list(value["sites"].items()))
+    console.table(
+        "studies",
+        ["study", "state", "rounds", "metrics", "sites"],
+        [
+            (
+                p.name,
+                p.state + (f": {p.why}" if p.why else ""),
+                f"{p.round}/{p.rounds}",
+                progress.format_metrics(p.metrics),
+                "\n".join(f"{site}: {what}" for site, what in sorted(p.sites.items())) + (f"\n{p.waiting}"),
+            )
+            for p in found
+        ],
+    )
+
+
+@app.command()
+def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the finished models, each verified."""
+    found = registry.all_models(Home(home.resolve()))
+    console.show(
+        as_json,
+        [{"folder": str(m.folder), "card": m.card} for m in found],
+        "models",
+        ["study", "model", "rounds", "metrics", "folder"],
+        lambda: [
+            (
+                m.card["study"],
+                m.card["model"]["sha256"][:12],
+                len(m.card["rounds"]),
+                progress.format_metrics(m.card["metrics"]),
+                m.folder,
+            )
+            for m in found
+        ],
+    )
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    target: Annotated[Path, typer.Argument(help="an existing or new folder")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Copy a study's newest model and its signed card."""
+    model = registry.export(Home(home.resolve()), study, target)
+    console.console.print(f"model.safetensors and card.json of {model.folder} are in {target}", markup=False)
+
+
+def main() -> None:
+    """Entry point."""
+    console.run(app, "consilium-server")
+
+
+if __name__ == "__main__":
+    main()

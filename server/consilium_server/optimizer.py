@@ -1,0 +1,94 @@
+"""The coordinator's step: the averaged update is a pseudo-gradient (Reddi et al. 2021, algorithm 2).
+
+Plain numpy in float64 with one rounding to float32 at the end, so that the same updates give the same model bit for bit
+wherever the study is resumed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_shared import study
+
+Vector = npt.NDArray[np.float64]
+Model = npt.NDArray[np.float32]
+
+_STATE = {"fedavg": (), "fedavgm": ("velocity",), "fedadam": ("first", "second"), "fedyogi": ("first", "second")}
+
+
+class ServerOptimizer:
+    """Steps the global model. Its state is empty before the first step, then float64 vectors ``[d]`` by name."""
+
+    def __init__(self, spec: study.ServerOptimizer) -> None:
+        self._spec = spec
+        self._state: dict[str, Vector] = {}
+
+    @classmethod
+    def from_study(cls, spec: study.ServerOptimizer) -> ServerOptimizer:
+        """The optimizer that ``study.aggregation.optimizer`` names, before its first step."""
+        return cls(spec)
+
+    def step(self, model: Model, mean_update: Vector) -> Model:
+        """The next global model.
+
+        Args:
+            model: float32 ``[d]``; not changed.
+            mean_update: weighted mean of (local − global), float64 ``[d]``; not changed.
+
+        Raises:
+            ValueError: shapes that differ, or a result that is not finite (the state is then as before).
+        """
+        if model.ndim != 1 or mean_update.shape != model.shape:
+            raise ValueError(f"the model is {model.shape}, the update {mean_update.shape}")
+        update = mean_update.astype(np.float64)
+        if any(part.shape != model.shape for part in self._state.values()):
+            raise ValueError("the optimizer's state belongs to a model of another size")
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = self._next_state(update)
+            after = (model.astype(np.float64) + self._spec.lr * self._direction(state, update)).astype(np.float32)
+        if not np.isfinite(after).all():
+            raise ValueError("the next model is not finite: lower aggregation.optimizer.lr")
+        self._state = state
+        return after
+
+    def _next_state(self, update: Vector) -> dict[str, Vector]:
+        """Momentum as Hsu et al. 2019; moments as Reddi et al. 2021, with v starting at τ² and no bias correction."""
+        spec, before = self._spec, self._state
+        if spec.name == "fedavg":
+            return {}
+        if spec.name == "fedavgm":
+            return {"velocity": spec.momentum * before["velocity"] + update if before else update}
+        first = before["first"] if before else np.zeros_like(update)
+        second = before["second"] if before else np.full_like(update, spec.tau**2)
+        square = update * update
+        if spec.name == "fedadam":
+            second = spec.beta2 * second + (1.0 - spec.beta2) * square
+        else:
+            second = second - (1.0 - spec.beta2) * square * np.sign(second - square)
+        return {"first": spec.beta1 * first + (1.0 - spec.beta1) * update, "second": second}
+
+    def _direction(self, state: dict[str, Vector], update: Vector) -> Vector:
+        if self._spec.name == "fedavg":
+            return update
+        if self._spec.name == "fedavgm":
+            return state["velocity"]
+        return state["first"] / (np.sqrt(state["second"]) + self._spec.tau)
+
+    def state(self) -> dict[str, Vector]:
+        """A copy of the state, for a checkpoint."""
+        return {name: part.copy() for name, part in self._state.items()}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Go on from a checkpoint's state.
+
+        Raises:
+            ValueError: not a state of this optimizer.
+        """
+        if state and tuple(sorted(state)) != tuple(sorted(_STATE[self._spec.name])):
+            raise ValueError(f"not a state of {self._spec.name}: {sorted(state)}")
+        if any(part.dtype != np.float64 or part.ndim != 1 for part in state.values()):
+            raise ValueError("the optimizer's state is not float64 vectors")
+        if len({part.shape for part in state.values()}) > 1:
+            raise ValueError("the parts of the optimizer's state differ in length")
+        self._state = {name: part.copy() for name, part in state.items()}

@@ -1,0 +1,151 @@
+"""What a study is doing, from its events: a state for scripts, lines for a log, a live view for a terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from consilium_server.studies import StudyFolder
+
+ENDED = frozenset({"finished", "stopped", "failed"})
+
+
+@dataclass
+class Progress:
+    """Everything that the events have said so far."""
+
+    name: str
+    rounds: int
+    state: str = "wanted"
+    why: str = ""
+    round: int = 0
+    """Rounds that are finished."""
+    current: int = 0
+    phase: str = ""
+    since: float = 0.0
+    sites: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] | None = None
+    epsilon: dict[str, float | None] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    waiting: str = ""
+    model: str = ""
+
+    def apply(self, event: dict[str, Any]) -> str | None:
+        """Take one event in; returns a line for the log, or None for one that needs none."""
+        handler = getattr(self, f"_on_{event['event']}", None)
+        return handler(event) if handler is not None else None
+
+    def _on_state(self, event: dict[str, Any]) -> str:
+        self.state, self.why = event["state"], event["why"]
+        self.waiting = ""
+        return f"study {self.name}: {self.state}" + (f": {self.why}" if self.why else "")
+
+    def _on_proposal(self, event: dict[str, Any]) -> str:
+        self.sites[event["site"]] = event["state"] + (f" ({event['reason']})" if event["reason"] else "")
+        detail = f": {event['detail']}" if event["detail"] else ""
+        return f"{event['site']}: {self.sites[event['site']]}{detail}"
+
+    def _on_round(self, event: dict[str, Any]) -> str:
+        self.current, self.phase, self.since = event["round"], event["phase"], event["time"]
+        for site in event["sites"]:
+            self.sites[site] = "asked"
+        return f"round {self.current} of {self.rounds}: {self.phase}, {len(event['sites'])} sites asked"
+
+    def _on_answer(self, event: dict[str, Any]) -> str:
+        self.sites[event["site"]] = f"in after {event['seconds']:.1f} s"
+        return f"round {event['round']}: {event['site']} in after {event['seconds']:.1f} s ({event['bytes']} bytes)"
+
+    def _on_refusal(self, event: dict[str, Any]) -> str:
+        self.sites[event["site"]] = f"stopped: {event['reason']}"
+        return f"round {event['round']}: {event['site']} stopped ({event['reason']}): {event['detail']}"
+
+    def _on_problem(self, event: dict[str, Any]) -> str:
+        self.sites[event["site"]] = f"away: {event['what']}"
+        return f"round {event['round']}: {event['site']} is away: {event['what']}"
+
+    def _on_waiting(self, event: dict[str, Any]) -> str:
+        names = ", ".join(f"{site} ({why})" for site, why in sorted(event["sites"].items()))
+        self.waiting = f"{event['have']} of at least {event['minimum']} sites; waiting for {names}"
+        return self.waiting
+
+    def _on_closed(self, event: dict[str, Any]) -> str:
+        self.round, self.waiting = event["round"], ""
+        self.seconds.append(event["seconds"])
+        self.epsilon.update(event["epsilon"])
+        self.metrics = event["metrics"] or self.metrics
+        away = f"; without {', '.join(sorted(event['away']))}" if event["away"] else ""
+        values = format_metrics(event["metrics"])
+        return f"round {self.round} done in {event['seconds']:.1f} s{away}" + (f": {values}" if values else "")
+
+    def _on_published(self, event: dict[str, Any]) -> str:
+        self.model = event["folder"]
+        return f"model: {self.model}"
+
+
+def format_metrics(metrics: dict[str, Any] | None) -> str:
+    """Metrics as ``auroc .832, accuracy .781``."""
+    if not metrics:
+        return ""
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
+
+
+def read(folder: StudyFolder) -> Progress:
+    """Where the study stands now."""
+    progress = Progress(folder.name, folder.study().training.rounds)
+    for _, event in folder.events():
+        progress.apply(event)
+    progress.state, progress.why = folder.state()
+    return progress
+
+
+def follow(folder: StudyFolder, console: Console, start: int = 0) -> Progress:
+    """Show the study until it ends: a live view on a terminal, lines elsewhere. Ctrl-C leaves the study running."""
+    progress = Progress(folder.name, folder.study().training.rounds)
+    offset = 0
+    live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+    with live or _Nothing():
+        while True:
+            for position, event in folder.events(offset):
+                offset = position
+                line = progress.apply(event)
+                if line and live is None and offset > start:
+                    console.print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}  {line}", markup=False)
+            if live is not None:
+                live.update(render(progress))
+            if progress.state in ENDED and folder.state()[0] in ENDED:
+                return progress
+            time.sleep(0.2)
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def render(progress: Progress) -> Group:
+    """The live view."""
+    head = Text(f"{progress.name}  ", style="bold")
+    head.append(f"{progress.state}" + (f": {progress.why}" if progress.why else ""))
+    bar = ProgressBar(total=progress.rounds, completed=progress.round, width=40)
+    elapsed = f"{time.time() - progress.since:.0f} s" if progress.phase and progress.state == "running" else ""
+    now = f"round {progress.current} of {progress.rounds}  {progress.phase}  {elapsed}" if progress.current else ""
+    table = Table("site", "now", "ε spent", box=None, pad_edge=False)
+    for site, what in sorted(progress.sites.items()):
+        epsilon = progress.epsilon.get(site)
+        table.add_row(site, what, "–" if epsilon is None else f"{epsilon:.3f}")
+    parts: list[Any] = [head, bar, Text(now), table]
+    if progress.metrics:
+        parts.append(Text(f"after round {progress.round}: {format_metrics(progress.metrics)}"))
+    if progress.waiting:
+        parts.append(Text(progress.waiting, style="yellow"))
+    if progress.model:
+        parts.append(Text(f"model: {progress.model}"))
+    return Group(*parts)

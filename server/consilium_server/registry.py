@@ -1,0 +1,134 @@
+"""Finished models: safetensors beside a signed card that says how each came to be and what it cost.
+
+    models/<study>/<first 12 digits of the model's SHA-256>/model.safetensors
+                                                            card.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consilium_server.aggregation import READABLE
+from consilium_server.federation import Home
+from consilium_shared import documents
+from consilium_shared.canonical import digest
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
+from consilium_shared.files import write_atomically
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.roster import Roster
+from consilium_shared.study import Study
+
+CARD_DOMAIN = "model-card"
+SOFTWARE = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the registry."""
+
+    folder: Path
+    card: dict[str, Any]
+
+
+def publish(home: Home, study: Study, roster: Roster, model: bytes, records: list[dict[str, Any]]) -> Model:
+    """Write model and card; a second call with the same model changes nothing.
+
+    Args:
+        model: safetensors bytes of the global model.
+        records: the signed records of all rounds, in order.
+    """
+    sha256 = digest(model)
+    folder = home.models / study.study / sha256[:12]
+    card_file = folder / "card.json"
+    if card_file.exists():
+        return read(folder, home.coordinator().public)
+    evaluated = [record for record in records if record["metrics"] is not None]
+    epsilon: dict[str, float | None] = {}
+    for record in records:
+        epsilon.update(record["epsilon"])
+    card = {
+        "study": study.study,
+        "version": study.version,
+        "study_digest": study.digest,
+        "contract": study.contract,
+        "federation": roster.federation,
+        "roster": {"digest": roster.digest, "version": roster.version, "sites": [m.site for m in roster.members]},
+        "model": {"sha256": sha256, "bytes": len(model), "architecture": study.model.name},
+        "rounds": [
+            {key: record[key] for key in ("round", "participants", "away", "refused", "seconds", "model_after")}
+            for record in records
+        ],
+        "epsilon": epsilon,
+        "delta": study.privacy.delta,
+        "metrics": evaluated[-1]["metrics"] if evaluated else None,
+        "privacy": _privacy_words(study),
+        "limits": READABLE,
+        "software": {name: version for name in SOFTWARE if (version := _version(name))} | {
+            "python": platform.python_version()
+        },
+    }
+    write_atomically(folder / "model.safetensors", model)
+    write_atomically(card_file, documents.seal(card, CARD_DOMAIN, home.coordinator()))
+    return Model(folder, card)
+
+
+def read(folder: Path, coordinator: PublicIdentity) -> Model:
+    """An entry, verified.
+
+    Raises:
+        IntegrityError: the card was edited, or the model is not the one that the card describes.
+    """
+    try:
+        body, signature = documents.parse((folder / "card.json").read_bytes())
+        documents.verify(body, signature, CARD_DOMAIN, coordinator)
+        model = (folder / "model.safetensors").read_bytes()
+    except (OSError, PeerError) as error:
+        raise IntegrityError(f"{folder}: {error}") from error
+    if digest(model) != body["model"]["sha256"]:
+        raise IntegrityError(f"{folder}/model.safetensors is not the model that card.json describes")
+    return Model(folder, body)
+
+
+def all_models(home: Home) -> list[Model]:
+    """Every entry, by study; raises IntegrityError at the first damaged one."""
+    coordinator = home.coordinator().public
+    return [read(file.parent, coordinator) for file in sorted(home.models.glob("*/*/card.json"))]
+
+
+def export(home: Home, study: str, target: Path) -> Model:
+    """Copy the newest model of a study, and its card, into the folder ``target``.
+
+    Raises:
+        ConfigurationError: there is none, or the target holds other files of these names.
+    """
+    found = sorted((home.models / study).glob("*/card.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise ConfigurationError(f"no finished model of {study!r}; consilium-server models lists what there is")
+    model = read(found[-1].parent, home.coordinator().public)
+    for name in ("model.safetensors", "card.json"):
+        if (target / name).exists():
+            raise ConfigurationError(f"{target / name} exists already; choose another folder")
+    for name in ("model.safetensors", "card.json"):
+        write_atomically(target / name, (model.folder / name).read_bytes(), mode=0o644)
+    return model
+
+
+def _privacy_words(study: Study) -> str:
+    if study.privacy.mode == "none":
+        return "Trained without differential privacy: the model may reveal what it was trained on."
+    return (
+        f"Each site's updates are differentially private for that site's patients (add or remove one patient): at most "
+        f"ε = {study.privacy.epsilon:g} at δ = {study.privacy.delta:g} for the whole study, as each site's own "
+        "ledger shows. Evaluation counts, and the weights of the sites, are outside this guarantee."
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,88 @@
+"""One question to many sites as a pure state machine: who was asked, who answered, whether to go on waiting.
+
+No clock, no network: time is an argument, messages are facts handed in.
+
+    asked ──answer──► in
+      │ ╲──refusal──► out   (not asked again in this study, unless the reason may pass)
+      │ ╲──problem──► away  (asked again while the round is open)
+      ╰──timeout────► away  (the round closes without it; it is asked again next round)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PASSING = frozenset({"pending", "stale-round", "internal", "model"})
+"""Reasons after which a site is asked again in the next round; any other stops the site for this study."""
+
+
+@dataclass
+class Question:
+    """One round's training, or its evaluation.
+
+    Args:
+        sites: whom to ask.
+        minimum: below this many answers the question stays open for ever.
+        opened: seconds on any clock.
+        timeout: seconds after which it closes without those who are away.
+    """
+
+    sites: tuple[str, ...]
+    minimum: int
+    opened: float
+    timeout: float
+    answered: list[str] = field(default_factory=list)
+    """In the order of arrival."""
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Site to (reason code, detail)."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Last problem of a site that has not answered yet."""
+
+    def answer(self, site: str) -> None:
+        """``site`` answered as asked."""
+        self._expect(site)
+        self.answered.append(site)
+        self.problems.pop(site, None)
+
+    def refuse(self, site: str, reason: str, detail: str) -> None:
+        """``site`` does not do it."""
+        self._expect(site)
+        self.refused[site] = (reason, detail)
+        self.problems.pop(site, None)
+
+    def problem(self, site: str, what: str) -> None:
+        """``site`` could not be reached, or sent what cannot be used; it stays open."""
+        self._expect(site)
+        self.problems[site] = what
+
+    def open(self) -> tuple[str, ...]:
+        """Sites that may still answer."""
+        return tuple(site for site in self.sites if site not in self.answered and site not in self.refused)
+
+    def enough(self) -> bool:
+        """Whether the minimum has answered."""
+        return len(self.answered) >= self.minimum
+
+    def possible(self) -> bool:
+        """Whether the minimum can still be reached."""
+        return len(self.answered) + len(self.open()) >= self.minimum
+
+    def done(self, now: float) -> bool:
+        """Everybody has answered; or enough have and time is up; or enough never will."""
+        if not self.open() or not self.possible():
+            return True
+        return self.enough() and now - self.opened >= self.timeout
+
+    def stopped(self) -> dict[str, tuple[str, str]]:
+        """Refusals that end the site's part in the study."""
+        return {site: why for site, why in self.refused.items() if why[0] not in PASSING}
+
+    def away(self) -> dict[str, str]:
+        """Sites the question closed (or waits) without, and why."""
+        return {site: self.problems.get(site, "no answer yet") for site in self.open()}
+
+    def _expect(self, site: str) -> None:
+        if site not in self.sites:
+            raise ValueError(f"{site} was not asked")
+        if site in self.answered or site in self.refused:
+            raise ValueError(f"{site} has answered already")

@@ -1,0 +1,162 @@
+"""A study's folder at the coordinator: the contract, the pinned roster, the state, the events as they come.
+
+    studies/<name>/study.json       contract, digest, roster document, when it was started (written once)
+                   state.json       wanted | running | finished | stopped | failed, and why
+                   events.jsonl     one line an event; ``run`` and ``status`` read it
+                   checkpoint.*     after every round
+                   rounds/NNNN.json signed record of each round
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from consilium_server.federation import Home
+from consilium_shared import documents
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
+from consilium_shared.files import write_atomically
+from consilium_shared.identity import Identity
+from consilium_shared.roster import Roster, open_roster
+from consilium_shared.study import Study
+
+State = Literal["wanted", "running", "finished", "stopped", "failed"]
+RECORD_DOMAIN = "round-record"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """One study's files."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.root.name
+
+    def create(self, study: Study, roster_document: bytes) -> None:
+        """Pin contract and roster; a folder that has the same contract already is left as it is.
+
+        Raises:
+            ConfigurationError: a study of that name with another contract was started here before.
+        """
+        file = self.root / "study.json"
+        if file.exists():
+            if self.study().digest != study.digest:
+                raise ConfigurationError(
+                    f"study {study.study} was started here before with another contract; give the new one another "
+                    "name or raise its version and name it so (hospitals approve one exact contract)"
+                )
+            return
+        content = {"contract": study.contract, "roster": json.loads(roster_document)}
+        write_atomically(file, canonical_bytes(content))
+
+    def _content(self) -> dict[str, Any]:
+        file = self.root / "study.json"
+        try:
+            content: dict[str, Any] = parse_canonical(file.read_bytes())
+        except FileNotFoundError as error:
+            raise ConfigurationError(f"no study {self.name!r} here; consilium-server status lists them") from error
+        except (OSError, PeerError) as error:
+            raise IntegrityError(f"{file}: {error}; restore it from a backup") from error
+        return content
+
+    def study(self) -> Study:
+        """The contract."""
+        return Study.from_contract(self._content()["contract"])
+
+    def roster_document(self) -> dict[str, Any]:
+        """The roster as it was signed when the study began."""
+        document: dict[str, Any] = self._content()["roster"]
+        return document
+
+    def roster(self, home: Home) -> Roster:
+        """The pinned roster, verified."""
+        data = json.dumps(self.roster_document()).encode()
+        return open_roster(data, home.coordinator().public, home.federation_id())
+
+    def state(self) -> tuple[State, str]:
+        """The state and, where there is one, the reason in words."""
+        try:
+            value = parse_canonical((self.root / "state.json").read_bytes())
+        except FileNotFoundError:
+            return "stopped", "never started"
+        return value["state"], value["why"]
+
+    def set_state(self, state: State, why: str = "") -> None:
+        """Write the state durably and as an event."""
+        write_atomically(self.root / "state.json", canonical_bytes({"state": state, "why": why}))
+        self.event("state", state=state, why=why)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; a torn last line is ended first, so that one crash spoils one line at most."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, allow_nan=False) + "\n"
+        file = self.root / "events.jsonl"
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = "\n" + line
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+    def events(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Events from byte ``start``, each with the offset behind it; an unfinished or torn line is passed over."""
+        try:
+            with (self.root / "events.jsonl").open("rb") as file:
+                file.seek(start)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    start += len(line)
+                    try:
+                        event = json.loads(line)
+                    except ValueError:
+                        continue
+                    yield start, event
+        except FileNotFoundError:
+            return
+
+    def write_record(self, record: dict[str, Any], coordinator: Identity) -> None:
+        """Sign and keep the record of one round."""
+        file = self.root / "rounds" / f"{record['round']:04d}.json"
+        write_atomically(file, documents.seal(record, RECORD_DOMAIN, coordinator))
+
+    def records(self, coordinator: Identity) -> list[dict[str, Any]]:
+        """The records of all finished rounds in order, verified.
+
+        Raises:
+            IntegrityError: one was edited or is missing.
+        """
+        found: list[dict[str, Any]] = []
+        for number, file in enumerate(sorted((self.root / "rounds").glob("*.json")), start=1):
+            try:
+                body, signature = documents.parse(file.read_bytes())
+                documents.verify(body, signature, RECORD_DOMAIN, coordinator.public)
+            except PeerError as error:
+                raise IntegrityError(f"{file}: {error}") from error
+            if body.get("round") != number:
+                raise IntegrityError(f"{file}: the record of round {number} is missing")
+            found.append(body)
+        return found
+
+
+def folder(home: Home, name: str) -> StudyFolder:
+    """The folder of a study by name; raises ConfigurationError for a name that is not one."""
+    if not name or "/" in name or name.startswith("."):
+        raise ConfigurationError(f"{name!r} is not a study's name")
+    return StudyFolder(home.studies / name)
+
+
+def all_folders(home: Home) -> list[StudyFolder]:
+    """Every study that was ever started here, by name."""
+    return [StudyFolder(path.parent) for path in sorted(home.studies.glob("*/study.json"))]

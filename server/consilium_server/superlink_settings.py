@@ -1,0 +1,129 @@
+"""Where the SuperLink listens and keeps its files; its private directory, secrets and environment. No flwr here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from consilium_shared.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class SuperLinkSettings:
+    """Where the SuperLink listens and keeps its files.
+
+    Attributes:
+        home: the coordinator's home directory.
+        public_host, public_port: where hospitals connect.
+        private_port: port on 127.0.0.1 for the coordinator's own processes.
+    """
+
+    home: Path
+    public_host: str
+    public_port: int
+    private_port: int
+
+    @property
+    def directory(self) -> Path:
+        """HOME/superlink, 0700: database, secrets and Flower's own files."""
+        return self.home / "superlink"
+
+    @property
+    def flower_home(self) -> Path:
+        return self.directory / "flwr"
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "state.db"
+
+    @property
+    def superexec_secret_file(self) -> Path:
+        return self.directory / "superexec.secret"
+
+    @property
+    def control_token_file(self) -> Path:
+        return self.directory / "control.token"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.home / "keys" / "ca.crt"
+
+    @property
+    def certificate(self) -> Path:
+        return self.home / "keys" / "superlink.crt"
+
+    @property
+    def private_key(self) -> Path:
+        return self.home / "keys" / "superlink.key"
+
+    @property
+    def private_address(self) -> str:
+        return f"127.0.0.1:{self.private_port}"
+
+    def control_token(self) -> str:
+        """The bearer token of the Control interface. Raises ConfigurationError when no SuperLink ever ran here."""
+        return _read_secret(self.control_token_file).decode("ascii")
+
+    def superexec_secret(self) -> bytes:
+        """The secret for acquiring tasks. Raises ConfigurationError when no SuperLink ever ran here."""
+        return _read_secret(self.superexec_secret_file)
+
+
+def set_flower_environment(settings: SuperLinkSettings) -> None:
+    """Switch off everything in Flower that speaks to others, and give it a private home. Call before flwr starts."""
+    os.environ.update(
+        FLWR_HOME=str(settings.flower_home),
+        FLWR_TELEMETRY_ENABLED="0",
+        FLWR_DISABLE_UPDATE_CHECK="1",
+        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    )
+    names = ("NO_PROXY", "no_proxy")
+    listed = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    hosts = [host for host in listed.split(",") if host]
+    value = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
+    os.environ.update(dict.fromkeys(names, value))
+
+
+def prepare(settings: SuperLinkSettings) -> None:
+    """Make the SuperLink's private directory and its secrets; both are reused on the next start.
+
+    Raises:
+        ConfigurationError: a key or certificate is missing, or the directory is open to other accounts.
+    """
+    for path in (settings.ca_certificate, settings.certificate, settings.private_key):
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is missing. Run `consilium-server provision` first.")
+    for directory in (settings.directory, settings.flower_home):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat()
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigurationError(f"{directory} must belong to you alone. Run: chmod 700 {directory}")
+    _make_secret(settings.superexec_secret_file)
+    _make_secret(settings.control_token_file)
+
+
+def _make_secret(path: Path) -> None:
+    if path.exists():
+        return
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        found = path.stat()
+        content = path.read_bytes()
+    except OSError:
+        raise ConfigurationError(f"{path} is missing. Start the SuperLink with `consilium-server up`.") from None
+    if stat.S_IMODE(found.st_mode) & 0o077 or not content:
+        raise ConfigurationError(f"{path} is empty or open to other accounts. Delete it and start the SuperLink again.")
+    return content

@@ -1,0 +1,112 @@
+"""The coordinator's supervised programs: the SuperLink, and one process for each study that is wanted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from consilium_server import studies
+from consilium_server.federation import Home
+from consilium_server.superlink import SuperLinkSettings, register_nodes, wait_until_ready
+from consilium_shared.errors import ConfigurationError, ConsiliumError, TransportError
+from consilium_shared.supervisor import Program, Supervisor
+
+LOOK_SECONDS = 0.5
+
+
+def settings(home: Home) -> SuperLinkSettings:
+    """Where the SuperLink listens, from federation.yaml."""
+    federation = home.federation()
+    return SuperLinkSettings(
+        home=home.root,
+        public_host=federation.listen,
+        public_port=federation.port,
+        private_port=federation.private_port,
+    )
+
+
+def is_up(home: Home) -> bool:
+    """Whether ``consilium-server up`` runs for this home."""
+    file = home.run / "up.lock"
+    if not file.exists():
+        return False
+    with file.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def up_forever(home: Home, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: it runs already for this home, or the home is not provisioned.
+    """
+    link = settings(home)
+    home.roster()  # refuse an edited roster before anything listens
+    home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(home.run / "up.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"consilium-server up runs already for {home.root}") from error
+        supervisor = Supervisor(home.logs, say)
+        supervisor.add(
+            Program(
+                "superlink",
+                [
+                    *(sys.executable, "-m", "consilium_server.superlink", "--home", str(home.root)),
+                    *("--public-host", link.public_host, "--public-port", str(link.public_port)),
+                    *("--private-port", str(link.private_port)),
+                ],
+            )
+        )
+        supervisor.tick()
+        wait_until_ready(link, timeout=60.0)
+        say(f"sites reach this server at {home.federation().address}:{link.public_port}")
+        supervisor.run(_Watch(home, link, supervisor, say).look)
+
+
+class _Watch:
+    """Keeps the SuperLink's node list equal to the roster, and a process for each wanted study."""
+
+    def __init__(self, home: Home, link: SuperLinkSettings, supervisor: Supervisor, say: Callable[[str], None]) -> None:
+        self._home = home
+        self._link = link
+        self._supervisor = supervisor
+        self._say = say
+        self._roster = ""
+        self._next = 0.0
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOOK_SECONDS
+        self._sync_roster()
+        for folder in studies.all_folders(self._home):
+            name = f"study-{folder.name}"
+            if folder.state()[0] in ("wanted", "running") and not self._supervisor.has(name):
+                command = [sys.executable, "-m", "consilium_server.app", "--home", str(self._home.root)]
+                self._supervisor.add(Program(name, [*command, "--study", folder.name], restart=False))
+
+    def _sync_roster(self) -> None:
+        try:
+            roster = self._home.roster()
+            if roster.digest == self._roster:
+                return
+            keys = {member.site: member.supernode.encode() for member in roster.members}
+            if keys:
+                register_nodes(self._link, keys)
+            self._roster = roster.digest
+            self._say(f"roster version {roster.version}: {', '.join(keys) or 'no site admitted yet'}")
+        except TransportError:
+            return  # the SuperLink is starting again; the next look tries anew
+        except ConsiliumError as error:
+            self._say(str(error))
+            self._next = time.monotonic() + 30.0

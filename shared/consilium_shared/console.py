@@ -1,0 +1,99 @@
+"""What the three programs do alike at the terminal: exit statuses, one message for an error, tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from consilium_shared.errors import (
+    ConfigurationError,
+    ConsiliumError,
+    DataError,
+    IntegrityError,
+    PeerError,
+    PolicyRefusal,
+    TransportError,
+)
+
+EXIT_STATUS: tuple[tuple[type[ConsiliumError], int], ...] = (
+    (ConfigurationError, 2),
+    (PeerError, 3),
+    (TransportError, 4),
+    (PolicyRefusal, 5),
+    (IntegrityError, 6),
+    (DataError, 7),
+    (ConsiliumError, 1),
+)
+"""Scripts can tell whose turn it is: 2 the operator's, 3 the other side's, 4 try again, 5 policy, 6 damage, 7 data."""
+
+INTERNAL = 70
+"""A defect of ours (EX_SOFTWARE of sysexits.h)."""
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a Typer application; every error becomes one message and an exit status, never a traceback."""
+    os.umask(0o077)
+    command = typer.main.get_command(app)
+    try:
+        status = command(prog_name=name, standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConsiliumError as error:
+        errors.print(f"[bold red]{name}:[/] ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(next(status for kind, status in EXIT_STATUS if isinstance(error, kind)))
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:
+        file = _keep_traceback(name)
+        errors.print(f"[bold red]{name}:[/] this is a defect of Consilium, not of your files. Its trace is in {file}")
+        sys.exit(INTERNAL)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _keep_traceback(name: str) -> Path:
+    """The stack alone: an exception's text may quote data, file and line numbers do not."""
+    file = Path.home() / f".{name}-defect.txt"
+    kind, _, trace = sys.exc_info()
+    stack = "".join(traceback.format_tb(trace))
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as out:
+        out.write(f"{when} {kind.__name__ if kind else ''}\n{stack}\n")
+    return file
+
+
+def show(
+    as_json: bool, value: Any, title: str, columns: Sequence[str], rows: Callable[[], Sequence[Sequence[Any]]]
+) -> None:
+    """Print ``value`` as JSON, or ``rows`` as a table for people."""
+    if as_json:
+        print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+        return
+    table(title, columns, rows())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows as a table for people; None becomes a dash."""
+    drawn = Table(*columns, title=title or None, title_justify="left", title_style="bold")
+    for row in rows:
+        drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
+    console.print(drawn)

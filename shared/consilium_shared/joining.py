@@ -1,0 +1,169 @@
+"""How a site joins: the coordinator's invitation out, the site's request back. No secret stands in either.
+
+Trust comes from outside: the two people compare the coordinator's fingerprint (printed by ``provision`` and by
+``enroll``) and the site's (printed by ``enroll`` and by ``admit``) by telephone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import Field, ValidationError
+
+from consilium_shared import documents
+from consilium_shared.canonical import canonical_bytes, canonical_digest
+from consilium_shared.config import Strict
+from consilium_shared.errors import PeerError, SignatureError
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.roster import Hex32
+from consilium_shared.study import Name
+
+INVITATION_DOMAIN = "invitation"
+REQUEST_DOMAIN = "join-request"
+SUPERNODE_PREFIX = b"consilium/1/supernode-possession"
+
+
+class Invitation(Strict):
+    """What a site needs in order to join: whom to dial, whom to trust."""
+
+    kind: Literal["consilium-invitation"] = "consilium-invitation"
+    federation: Hex32
+    name: Name
+    site: Name
+    address: Annotated[str, Field(min_length=1, max_length=255)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    ca_certificate: Annotated[str, Field(max_length=10_000)]
+    """PEM of the federation's CA."""
+    ca_fingerprint: Hex32
+    """SHA-256 of its DER form."""
+    coordinator: Hex32
+    """Ed25519 public key that signs rosters and requests."""
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """Makes each invitation its own; not a secret."""
+
+    @classmethod
+    def new(
+        cls, *, federation: str, name: str, site: str, address: str, port: int, ca_certificate: str, coordinator: str
+    ) -> Invitation:
+        """An invitation with a fresh nonce."""
+        return cls(
+            federation=federation,
+            name=name,
+            site=site,
+            address=address,
+            port=port,
+            ca_certificate=ca_certificate,
+            ca_fingerprint=certificate_fingerprint(ca_certificate),
+            coordinator=coordinator,
+            nonce=secrets.token_hex(16),
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical body; the site's request repeats it."""
+        return canonical_digest(self.model_dump(mode="json"))
+
+    def sign(self, coordinator: Identity) -> bytes:
+        """The invitation as a signed document."""
+        return documents.seal(self.model_dump(mode="json"), INVITATION_DOMAIN, coordinator)
+
+
+def open_invitation(data: bytes) -> Invitation:
+    """The invitation of a file, checked against the coordinator's key that it names.
+
+    The signature finds every edit but one: a forger may replace the key too. That is what comparing the fingerprint
+    is for.
+
+    Raises:
+        PeerError: malformed, edited, or its CA fingerprint is not its CA certificate's.
+    """
+    body, signature = documents.parse(data)
+    try:
+        invitation = Invitation.model_validate(body)
+    except ValidationError as error:
+        raise PeerError(f"not an invitation: {_first(error)}") from error
+    try:
+        documents.verify(body, signature, INVITATION_DOMAIN, PublicIdentity.from_hex(invitation.coordinator))
+    except SignatureError as error:
+        raise SignatureError("the invitation was edited after the coordinator signed it") from error
+    if certificate_fingerprint(invitation.ca_certificate) != invitation.ca_fingerprint:
+        raise PeerError("the CA certificate is not the one whose fingerprint the invitation gives")
+    return invitation
+
+
+class JoinRequest(Strict):
+    """A site's request to join: its public keys, each proving that the site holds the private one."""
+
+    kind: Literal["consilium-join-request"] = "consilium-join-request"
+    federation: Hex32
+    invitation: Hex32
+    site: Name
+    identity: Hex32
+    supernode: Annotated[str, Field(max_length=1000)]
+    """OpenSSH ECDSA P-384 public key."""
+    supernode_possession: Annotated[str, Field(pattern=r"^[0-9a-f]{1,300}$")]
+    """ECDSA-SHA384 signature (DER, hex) by that key over ``possession_bytes``."""
+
+
+def make_request(invitation: Invitation, identity: Identity, supernode: ec.EllipticCurvePrivateKey) -> bytes:
+    """The signed request of a site (bytes of a JSON file)."""
+    public = supernode.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    proof = supernode.sign(possession_bytes(invitation.digest, identity.public.hex()), ec.ECDSA(hashes.SHA384()))
+    request = JoinRequest(
+        federation=invitation.federation,
+        invitation=invitation.digest,
+        site=invitation.site,
+        identity=identity.public.hex(),
+        supernode=public.decode("ascii"),
+        supernode_possession=proof.hex(),
+    )
+    return documents.seal(request.model_dump(mode="json"), REQUEST_DOMAIN, identity)
+
+
+def open_request(data: bytes) -> JoinRequest:
+    """The request of a file, after both proofs of possession.
+
+    Raises:
+        PeerError: malformed, edited, or the site does not hold one of its two keys.
+    """
+    body, signature = documents.parse(data)
+    try:
+        request = JoinRequest.model_validate(body)
+    except ValidationError as error:
+        raise PeerError(f"not a request to join: {_first(error)}") from error
+    try:
+        documents.verify(body, signature, REQUEST_DOMAIN, PublicIdentity.from_hex(request.identity))
+    except SignatureError as error:
+        raise SignatureError("the request was edited after the site signed it") from error
+    try:
+        key = serialization.load_ssh_public_key(request.supernode.encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise PeerError("the SuperNode's key must be ECDSA on P-384")
+        message = possession_bytes(request.invitation, request.identity)
+        key.verify(bytes.fromhex(request.supernode_possession), message, ec.ECDSA(hashes.SHA384()))
+    except (ValueError, InvalidSignature) as error:
+        raise PeerError("the site does not prove that it holds its SuperNode key") from error
+    return request
+
+
+def possession_bytes(invitation_digest: str, identity_hex: str) -> bytes:
+    """What the SuperNode's key signs, to tie it to one invitation and one identity."""
+    return SUPERNODE_PREFIX + canonical_bytes({"identity": identity_hex, "invitation": invitation_digest})
+
+
+def certificate_fingerprint(pem: str) -> str:
+    """SHA-256 of a PEM certificate's DER form; raises PeerError when it is none."""
+    try:
+        return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
+    except ValueError as error:
+        raise PeerError("the CA certificate cannot be read") from error
+
+
+def _first(error: ValidationError) -> str:
+    item: Any = error.errors()[0]
+    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"

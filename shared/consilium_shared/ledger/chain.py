@@ -1,0 +1,150 @@
+"""How entries hang together: by hash, by number, and by what they say about one another. Pure.
+
+``Books`` is the sense of a ledger: which assets are open, which studies approved, what was charged and settled. It
+takes one entry at a time and refuses one that contradicts those before, so a site never writes what an auditor
+would refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.errors import LedgerError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.entry import (
+    Approve,
+    Charge,
+    DpSgd,
+    DpSgdPlan,
+    Entry,
+    NonPrivate,
+    NonPrivatePlan,
+    Open,
+    Reject,
+    Settle,
+)
+
+
+@dataclass(frozen=True)
+class LedgerHead:
+    """The last entry, which commits to every one before: its number and the SHA-256 of its line.
+
+    An empty ledger's head is 0 and the genesis.
+    """
+
+    seq: int
+    sha256: str
+
+
+def genesis(site: str, public: PublicIdentity) -> LedgerHead:
+    """Head of the empty ledger of this site: no entry of one site's ledger can be the first of another's."""
+    return LedgerHead(0, canonical_digest({"ledger": "consilium/1", "site": site, "identity": public.hex()}))
+
+
+def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
+    """The complete lines of a ledger's bytes, without their newlines, and the incomplete rest (empty if none)."""
+    *lines, rest = data.split(b"\n")
+    return lines, rest
+
+
+@dataclass
+class Charged:
+    """A charge and what became of it.
+
+    Attributes:
+        seq: number of the charge's entry.
+        time: when it was written.
+        body: the charge.
+        settled: steps that really ran, or None while it counts in full.
+    """
+
+    seq: int
+    time: str
+    body: Charge
+    settled: int | None = None
+
+
+@dataclass
+class Books:
+    """What the entries so far say.
+
+    Attributes:
+        assets: the ``open`` entry in force for each asset.
+        decisions: the last decision on each study's digest.
+        charges: every charge by its entry's number, in order.
+    """
+
+    assets: dict[str, Open] = field(default_factory=dict)
+    decisions: dict[str, Approve | Reject] = field(default_factory=dict)
+    charges: dict[int, Charged] = field(default_factory=dict)
+    _attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def attempts(self, study: str, round_number: int) -> int:
+        """How often the round was charged so far."""
+        return self._attempts.get((study, round_number), 0)
+
+    def admit(self, entry: Entry) -> None:
+        """Take the next entry.
+
+        Raises:
+            LedgerError: it contradicts what stands before; nothing is changed then.
+        """
+        body = entry.body
+        if isinstance(body, Open):
+            self._check_open(body)
+            self.assets[body.asset] = body
+        elif isinstance(body, Approve):
+            self._asset(body.asset)
+            self.decisions[body.study] = body
+        elif isinstance(body, Reject):
+            self.decisions[body.study] = body
+        elif isinstance(body, Charge):
+            self._check_charge(body)
+            self._attempts[body.study, body.round] = body.attempt
+            self.charges[entry.seq] = Charged(entry.seq, entry.time, body)
+        elif isinstance(body, Settle):
+            self._check_settle(body)
+            self.charges[body.charge_seq].settled = body.steps
+
+    def _asset(self, name: str) -> Open:
+        if name not in self.assets:
+            raise LedgerError(f"asset {name!r} was never opened")
+        return self.assets[name]
+
+    def _check_open(self, body: Open) -> None:
+        if body.asset in self.assets and not body.reason:
+            raise LedgerError(f"the budget of asset {body.asset!r} is changed without a reason")
+
+    def _check_charge(self, body: Charge) -> None:
+        approval = self.decisions.get(body.study)
+        if not isinstance(approval, Approve):
+            raise LedgerError(f"study {body.name!r} is charged without an approval")
+        if (approval.name, approval.asset) != (body.name, body.asset):
+            raise LedgerError(f"study {body.name!r} was approved under another name or for another asset")
+        if body.delta != self._asset(body.asset).delta:
+            raise LedgerError(f"charged at another delta than the budget of asset {body.asset!r} has")
+        if body.attempt != self.attempts(body.study, body.round) + 1:
+            raise LedgerError(f"attempt {body.attempt} at round {body.round}, of which the last was another")
+        if not 1 <= body.round <= approval.plan.rounds:
+            raise LedgerError(f"round {body.round} of a study approved for {approval.plan.rounds}")
+        if not _within_plan(body.event, approval.plan):
+            raise LedgerError("the charged event is not the approved plan's")
+
+    def _check_settle(self, body: Settle) -> None:
+        charged = self.charges.get(body.charge_seq)
+        if charged is None:
+            raise LedgerError(f"entry {body.charge_seq} is not a charge that could be settled")
+        if charged.settled is not None:
+            raise LedgerError(f"the charge in entry {body.charge_seq} is settled already")
+        event = charged.body.event
+        if isinstance(event, DpSgd) and body.steps > event.steps:
+            raise LedgerError(f"settled with {body.steps} steps, of which only {event.steps} were charged")
+
+
+def _within_plan(event: DpSgd | NonPrivate, plan: DpSgdPlan | NonPrivatePlan) -> bool:
+    if isinstance(event, NonPrivate) or isinstance(plan, NonPrivatePlan):
+        return event.kind == plan.kind
+    return (event.sampling_rate, event.noise_multiplier) == (plan.sampling_rate, plan.noise_multiplier) and (
+        event.steps <= plan.steps_per_round
+    )

@@ -1,0 +1,299 @@
+"""One entry of a site's ledger: its fields, its kinds, and its one encoding as a line of bytes.
+
+    {"body": {…}, "kind": "charge", "prev": "<sha-256 of the line before>", "seq": 7, "sig": "<Ed25519>", "time": "…Z"}
+
+in canonical JSON (RFC 8785), one entry a line. Kinds and their fields only ever grow: an old ledger must verify
+under every later program. Nothing in a body comes from a patient's record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
+from consilium_shared.config import Strict
+from consilium_shared.errors import LedgerError, PeerError
+from consilium_shared.identity import Identity
+
+DOMAIN = "ledger-entry"
+"""Label under which a site signs the canonical bytes of an entry without ``sig``."""
+
+LINE_BYTES = 16 * 1024
+"""Longest line; every field of every kind is bounded well below."""
+
+LARGEST = 2**53 - 1
+"""Largest integer that canonical JSON carries."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=limits.NAME_CHARACTERS)]
+Person = Annotated[str, Field(min_length=1, max_length=200)]
+Sentence = Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)]
+Code = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+Round = Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Steps = Annotated[int, Field(ge=1, le=limits.STEPS_PER_ROUND)]
+Positive = Annotated[float, Field(gt=0)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Epsilon = Annotated[float, Field(ge=0)] | None
+"""None stands for infinity, which JSON cannot write."""
+
+
+class Body(Strict):
+    """Base of every body: no conversions either ("1" is not 1)."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class DpSgd(Body):
+    """A ``privacy.event.DpSgdEvent``."""
+
+    kind: Literal["dp-sgd"]
+    sampling_rate: Rate
+    noise_multiplier: Positive
+    steps: Steps
+
+
+class NonPrivate(Body):
+    """A ``privacy.event.NonPrivateEvent``."""
+
+    kind: Literal["non-private"]
+
+
+class DpSgdPlan(Body):
+    """A ``privacy.plan.PrivacyPlan``."""
+
+    kind: Literal["dp-sgd"]
+    unit: Literal["patient"]
+    sampling_rate: Rate
+    clipping_norm: Positive
+    noise_multiplier: Positive
+    steps_per_round: Steps
+    rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+    delta: Delta
+    epsilon: Positive
+
+
+class NonPrivatePlan(Body):
+    """A ``privacy.plan.NonPrivatePlan``."""
+
+    kind: Literal["non-private"]
+    steps_per_round: Steps
+    rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+
+
+class Open(Body):
+    """The budget that holds for an asset from here on; the first one opens the asset, a later one needs a reason."""
+
+    asset: Name
+    unit: Literal["patient"]
+    epsilon: Epsilon
+    delta: Delta
+    policy: Sha256
+    reason: Sentence
+
+
+class Approve(Body):
+    """Somebody at the hospital approved a study, with this plan, at most at this cost."""
+
+    study: Sha256
+    name: Name
+    asset: Name
+    epsilon: Epsilon
+    by: Person
+    plan: Annotated[DpSgdPlan | NonPrivatePlan, Field(discriminator="kind")]
+
+
+class Reject(Body):
+    """Somebody at the hospital said no to a study, or withdrew an approval."""
+
+    study: Sha256
+    name: Name
+    by: Person
+    reason: Sentence
+
+
+class Charge(Body):
+    """Written before the first step runs. ``epsilon_after`` is for readers only; every program recomputes it."""
+
+    study: Sha256
+    name: Name
+    asset: Name
+    round: Round
+    attempt: Annotated[int, Field(ge=1, le=LARGEST)]
+    event: Annotated[DpSgd | NonPrivate, Field(discriminator="kind")]
+    delta: Delta
+    epsilon_after: Epsilon
+
+
+class Settle(Body):
+    """Of the charge in entry ``charge_seq`` so many steps ran; a charge without this counts in full."""
+
+    charge_seq: Annotated[int, Field(ge=1, le=LARGEST)]
+    steps: Annotated[int, Field(ge=0, le=limits.STEPS_PER_ROUND)]
+
+
+class Refuse(Body):
+    """The site did not do what was asked."""
+
+    study: Sha256 | None
+    round: Round | None
+    reason: Code
+    detail: Sentence
+
+
+class Release(Body):
+    """A message is about to leave: SHA-256 of its header (which names the payload's) and the bytes of both."""
+
+    study: Sha256
+    round: Round | None
+    message: Code
+    sha256: Sha256
+    bytes: Count
+
+
+class Recover(Body):
+    """A crash left an incomplete last line; it was cut off. SHA-256 and length of what was cut."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=1, le=LARGEST)]
+
+
+class Policy(Body):
+    """The site's policy from here on."""
+
+    digest: Sha256
+    reason: Sentence
+
+
+KINDS: dict[str, type[Body]] = {
+    "open": Open,
+    "approve": Approve,
+    "reject": Reject,
+    "charge": Charge,
+    "settle": Settle,
+    "refuse": Refuse,
+    "release": Release,
+    "recover": Recover,
+    "policy": Policy,
+}
+"""The closed registry of kinds."""
+
+
+class _Envelope(Body):
+    seq: Annotated[int, Field(ge=1, le=LARGEST)]
+    time: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$")]
+    kind: Literal[tuple(KINDS)]  # type: ignore[valid-type]
+    body: dict[str, Any]
+    prev: Sha256
+    sig: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
+_envelope = TypeAdapter(_Envelope)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decoded entry.
+
+    Attributes:
+        seq: 1 for the first line.
+        time: UTC with milliseconds, RFC 3339; sorts as text.
+        kind: a key of ``KINDS``.
+        body: an instance of ``KINDS[kind]``.
+        prev: SHA-256 of the line before, without its newline; the genesis for the first.
+        sig: the site's signature, 128 hex digits.
+    """
+
+    seq: int
+    time: str
+    kind: str
+    body: Body
+    prev: str
+    sig: str
+
+    def signed_bytes(self) -> bytes:
+        """What the signature covers: the canonical bytes of everything but ``sig``."""
+        return _signed_bytes(self.seq, self.time, self.kind, self.body, self.prev)
+
+    def line(self) -> bytes:
+        """The entry's line, without a newline."""
+        return canonical_bytes({**_unsigned(self.seq, self.time, self.kind, self.body, self.prev), "sig": self.sig})
+
+
+def sign_entry(seq: int, time: str, body: Body, prev: str, identity: Identity) -> Entry:
+    """The entry with the site's signature."""
+    kind = kind_of(body)
+    signature = identity.sign(DOMAIN, _signed_bytes(seq, time, kind, body, prev))
+    return Entry(seq=seq, time=time, kind=kind, body=body, prev=prev, sig=signature.hex())
+
+
+def make_body(kind: str, fields: dict[str, Any]) -> Body:
+    """The body of that kind.
+
+    Raises:
+        LedgerError: no such kind, or not exactly its fields with values of their types and ranges.
+    """
+    if kind not in KINDS:
+        raise LedgerError(f"unknown kind of entry {kind!r}; this program is older than the ledger, or it was altered")
+    try:
+        return KINDS[kind].model_validate(fields)
+    except ValidationError as error:
+        raise LedgerError(f"{kind}: {_first(error)}") from error
+
+
+def decode_json(line: bytes) -> Any:
+    """The value of a line; raises LedgerError unless it is canonical JSON of at most ``LINE_BYTES``."""
+    if len(line) > LINE_BYTES:
+        raise LedgerError(f"longer than {LINE_BYTES} bytes")
+    try:
+        return parse_canonical(line)
+    except PeerError as error:
+        raise LedgerError(str(error)) from error
+
+
+def decode_entry(value: Any) -> Entry:
+    """The entry of a line's value; raises LedgerError unless it has exactly the fields of an entry and of its kind."""
+    try:
+        envelope = _envelope.validate_python(value)
+        datetime.fromisoformat(envelope.time)
+    except ValidationError as error:
+        raise LedgerError(_first(error)) from error
+    except ValueError as error:
+        raise LedgerError(f"time: {error}") from error
+    body = make_body(envelope.kind, envelope.body)
+    return Entry(envelope.seq, envelope.time, envelope.kind, body, envelope.prev, envelope.sig)
+
+
+def line_digest(line: bytes) -> str:
+    """What the next entry carries as ``prev``."""
+    return digest(line)
+
+
+def timestamp(moment: datetime) -> str:
+    """``moment`` (with a time zone) as an entry writes it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def kind_of(body: Body) -> str:
+    """The kind whose body this is."""
+    return next(kind for kind, model in KINDS.items() if type(body) is model)
+
+
+def _unsigned(seq: int, time: str, kind: str, body: Body, prev: str) -> dict[str, Any]:
+    return {"seq": seq, "time": time, "kind": kind, "body": body.model_dump(mode="json"), "prev": prev}
+
+
+def _signed_bytes(seq: int, time: str, kind: str, body: Body, prev: str) -> bytes:
+    return canonical_bytes(_unsigned(seq, time, kind, body, prev))
+
+
+def _first(error: ValidationError) -> str:
+    finding = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in finding["loc"])
+    return f"{where}: {finding['msg']}"

@@ -1,0 +1,39 @@
+"""How wide a study's inputs and outputs are: one answer for the model and for whoever prepares its data. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from consilium_shared.study import Categorical, Feature, Study
+
+INPUTS_PER_VARIABLE = 3
+"""Value, mask and hours since the last sample (``study.Series``)."""
+
+
+def classes(study: Study) -> int:
+    """Number of classes, the width of the model's output."""
+    return len(study.data.label.classes)
+
+
+def image_size(study: Study) -> int:
+    """Edge of the square input image in pixels; 0 when the study has no images."""
+    return study.data.image.size if study.data.image is not None else 0
+
+
+def series_inputs(study: Study) -> int:
+    """Inputs at each step of a series: three for every variable; 0 when the study has no series."""
+    return INPUTS_PER_VARIABLE * len(study.data.series.variables) if study.data.series is not None else 0
+
+
+def statics_width(study: Study) -> int:
+    """Width of what accompanies a series, once for each patient; 0 when there is none."""
+    return _width(study.data.series.statics) if study.data.series is not None else 0
+
+
+def tabular_width(study: Study) -> int:
+    """Width of a table's record; 0 when the study has no table."""
+    return _width(study.data.features or ())
+
+
+def _width(features: Iterable[Feature]) -> int:
+    return sum(len(feature.categories) if isinstance(feature, Categorical) else 1 for feature in features)

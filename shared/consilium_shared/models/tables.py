@@ -1,0 +1,40 @@
+"""Models of a table's records: float32 ``[B, F]`` to logits ``[B, C]``."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression. Starts at zero: the problem is convex, so a random start only adds noise."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, C]`` of records ``[B, F]``."""
+        logits: torch.Tensor = self.head(inputs)
+        return logits
+
+
+class MLP(nn.Module):
+    """``layers`` hidden layers of ``hidden`` rectified units."""
+
+    def __init__(self, inputs: int, classes: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        widths = [inputs] + [hidden] * layers
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, C]`` of records ``[B, F]``."""
+        for layer in self.hidden:
+            inputs = torch.relu(layer(inputs))
+        logits: torch.Tensor = self.head(inputs)
+        return logits

@@ -1,0 +1,101 @@
+"""What remains: an asset's budget over its lifetime, and the arithmetic of one more use. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.privacy.accountant import check_delta, epsilon
+from consilium_shared.privacy.event import Event
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What everything that ever touches an asset's patients may cost together.
+
+    Attributes:
+        epsilon: greater than 0; infinity sets no limit (and gives no guarantee).
+        delta: the δ at which everything is composed.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise ConfigurationError(f"a budget's epsilon must be positive, got {self.epsilon}")
+        check_delta(self.delta)
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The arithmetic of a proposed use. ``str()`` says it in words, rounded so that it never flatters.
+
+    Attributes:
+        limit: ε of the budget.
+        delta: δ at which all of it is composed.
+        spent: ε of what was done before.
+        total: ε of that and the proposal together; not the sum of both, for losses compose more slowly than they add.
+    """
+
+    limit: float
+    delta: float
+    spent: float
+    total: float
+
+    @property
+    def added(self) -> float:
+        """What the proposal adds to ε; 0 when the history is without privacy already."""
+        return 0.0 if math.isinf(self.spent) else max(0.0, self.total - self.spent)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total stays within the limit."""
+        return self.total <= self.limit
+
+    @property
+    def left(self) -> float:
+        """What would remain of the limit afterwards; 0 when it does not fit."""
+        if math.isinf(self.limit):
+            return math.inf
+        return max(0.0, self.limit - self.total)
+
+    def __str__(self) -> str:
+        limit = "no limit" if math.isinf(self.limit) else f"limit {in_words(self.limit)}"
+        verdict = "" if self.fits else f": over by {in_words(self.total - self.limit)}"
+        return (
+            f"spent ε {in_words(self.spent)}, this would add {in_words(self.added)} and make {in_words(self.total)} "
+            f"at δ {self.delta:g}, {limit}{verdict}"
+        )
+
+
+def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event]) -> Quote:
+    """What ``proposed`` would cost on top of ``spent``; see ``Quote.fits``."""
+    return Quote(
+        limit=budget.epsilon,
+        delta=budget.delta,
+        spent=epsilon(spent, budget.delta),
+        total=epsilon([*spent, *proposed], budget.delta),
+    )
+
+
+def remaining(budget: Budget, spent: Sequence[Event]) -> float:
+    """ε between what is spent and the limit, at least 0.
+
+    A proposal is judged by ``affords`` alone: one that costs more than this by itself may still fit.
+    """
+    return affords(budget, spent, ()).left
+
+
+def in_words(value: float, *, up: bool = True) -> str:
+    """An ε with three decimals, rounded up (what is spent) or down (what is left); "unbounded" for infinity."""
+    if math.isinf(value):
+        return "unbounded"
+    rounding = ROUND_CEILING if up else ROUND_FLOOR
+    return str(Decimal(repr(value)).quantize(Decimal("0.001"), rounding=rounding))

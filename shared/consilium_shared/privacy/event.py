@@ -1,0 +1,124 @@
+"""What was done to the patients' data: a closed vocabulary that ledgers keep for ever.
+
+The vocabulary only grows. A kind is never removed and never changes its meaning; what an event *costs* is the business
+of ``accountant.py`` alone. An unknown kind, key or value is refused, so "we do not know" is never read as "free".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from consilium_shared.errors import ConfigurationError, LedgerError
+
+MOST_STEPS = 10**12
+"""Steps in one event; more than a site could run in a century."""
+
+
+@dataclass(frozen=True)
+class DpSgdEvent:
+    """``steps`` private gradient steps on one set of patients.
+
+    Each step independently: every patient is drawn with probability ``sampling_rate`` (Poisson sampling); each drawn
+    patient's gradient is scaled to an L2 norm of at most C; the gradients are added; to each coordinate of the sum
+    Gaussian noise of standard deviation ``noise_multiplier`` × C is added; the noisy sum is what later steps and
+    the outside may see. (Abadi et al. 2016, algorithm 1, with the patient in place of the example.)
+
+    Attributes:
+        sampling_rate: q, in (0, 1].
+        noise_multiplier: σ, greater than 0, finite.
+        steps: at least 1. Nothing done is no event.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_rate <= 1:
+            raise ConfigurationError(f"sampling_rate must be in (0, 1], got {self.sampling_rate}")
+        if not 0 < self.noise_multiplier < math.inf:
+            raise ConfigurationError(f"noise_multiplier must be positive and finite, got {self.noise_multiplier}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ConfigurationError(f"steps must be in 1 … {MOST_STEPS}, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class NonPrivateEvent:
+    """The data was used without any bound on what shows: infinite cost, whatever comes before or after."""
+
+
+Event = DpSgdEvent | NonPrivateEvent
+
+
+def event_to_dict(event: Event) -> dict[str, Any]:
+    """The event as a ledger writes it."""
+    if isinstance(event, NonPrivateEvent):
+        return {"kind": "non-private"}
+    return {
+        "kind": "dp-sgd",
+        "sampling_rate": event.sampling_rate,
+        "noise_multiplier": event.noise_multiplier,
+        "steps": event.steps,
+    }
+
+
+def event_from_dict(record: Any) -> Event:
+    """The event of a ledger's record; the inverse of ``event_to_dict``.
+
+    Raises:
+        LedgerError: not a record of a known kind, with exactly its keys, types and ranges.
+    """
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind == "non-private":
+        _expect_keys(record, {"kind"})
+        return NonPrivateEvent()
+    if kind == "dp-sgd":
+        _expect_keys(record, {"kind", "sampling_rate", "noise_multiplier", "steps"})
+        if type(record["steps"]) is not int:
+            raise LedgerError(f"event dp-sgd: steps must be an integer, got {record['steps']!r}")
+        try:
+            return DpSgdEvent(
+                sampling_rate=_number(record, "sampling_rate"),
+                noise_multiplier=_number(record, "noise_multiplier"),
+                steps=record["steps"],
+            )
+        except ConfigurationError as error:
+            raise LedgerError(f"event dp-sgd: {error}") from error
+    raise LedgerError(
+        f"unknown kind of privacy event {kind!r}; this program is older than the ledger, or the ledger was altered"
+    )
+
+
+def really_run(charged: Event, steps: int) -> Event | None:
+    """The part of a charged event that was run: ``steps`` of it, or None when nothing was.
+
+    Raises:
+        LedgerError: ``steps`` is negative or more than was charged.
+    """
+    if steps < 0:
+        raise LedgerError(f"steps must not be negative, got {steps}")
+    if isinstance(charged, DpSgdEvent) and steps > charged.steps:
+        raise LedgerError(f"{steps} steps are more than the {charged.steps} that were charged")
+    if steps == 0:
+        return None
+    if isinstance(charged, NonPrivateEvent):
+        return charged
+    return DpSgdEvent(charged.sampling_rate, charged.noise_multiplier, steps)
+
+
+def _expect_keys(record: dict[str, Any], keys: set[str]) -> None:
+    if set(record) != keys:
+        wrong = sorted(set(record) ^ keys)
+        raise LedgerError(f"event {record['kind']}: unknown or missing keys: {', '.join(wrong)}")
+
+
+def _number(record: dict[str, Any], key: str) -> float:
+    value = record[key]
+    if type(value) not in (int, float):  # a bool is an int to isinstance
+        raise LedgerError(f"event {record['kind']}: {key} must be a number, got {value!r}")
+    return float(value)

@@ -1,0 +1,179 @@
+"""One frozen thing that couples sampling, clipping, noise and the event that is accounted.
+
+The trainer runs a plan and nothing else, and the ledger charges the event that the same plan gives; so what was
+promised, what runs and what is charged cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from consilium_shared.errors import ConfigurationError, LedgerError
+from consilium_shared.limits import ROUNDS, STEPS_PER_ROUND
+from consilium_shared.privacy.accountant import calibrate_noise, check_delta, epsilon
+from consilium_shared.privacy.event import DpSgdEvent, NonPrivateEvent
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Private training of one study at one site.
+
+    **Guarantee.** Let D and D' be two sets of patients of this site that differ in one patient, with all of that
+    patient's records, present in one and absent from the other (add-or-remove-one). If each round runs ``event()``
+    at most once, ``rounds`` rounds in all, then for every set S of possible outputs
+    P[M(D) ∈ S] <= e^epsilon · P[M(D') ∈ S] + delta, where the output is every noisy sum of every step, thus also
+    every model and update computed from them. What else touched the same patients is composed by the ledger.
+
+    **Public.** Every field of this plan, and with ``sampling_rate`` and the study the number of patients. Hidden is
+    whether any one patient is among them, and everything in that patient's records.
+
+    **Not covered.** Which patients exist outside the asset; what is released besides the noisy sums.
+
+    Attributes:
+        sampling_rate: q in (0, 1], the probability with which a patient takes part in a step, independently.
+        clipping_norm: C > 0, the largest L2 norm of one patient's contribution to a step's sum.
+        noise_multiplier: σ > 0; see ``noise_scale``.
+        steps_per_round: private steps in a round, at least 1.
+        rounds: rounds of the study, at least 1.
+        delta: δ in (0, 1).
+        epsilon: ε > 0 that the whole study may cost at δ.
+        unit: what a neighbouring data set differs in.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    sampling_rate: float
+    clipping_norm: float
+    noise_multiplier: float
+    steps_per_round: int
+    rounds: int
+    delta: float
+    epsilon: float
+    unit: Literal["patient"] = "patient"
+
+    def __post_init__(self) -> None:
+        _check_length(self.steps_per_round, self.rounds)
+        check_delta(self.delta)
+        for name in ("clipping_norm", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.unit != "patient":
+            raise ConfigurationError(f"the unit of privacy is the patient, got {self.unit!r}")
+        self.event()  # checks the sampling rate and the noise multiplier
+
+    @classmethod
+    def for_study(
+        cls,
+        *,
+        patients: int,
+        expected_batch: int,
+        steps_per_round: int,
+        rounds: int,
+        epsilon: float,
+        delta: float,
+        clipping_norm: float,
+        noise_multiplier: float | None = None,
+    ) -> PrivacyPlan:
+        """The plan of a study for a site with ``patients`` patients to train on.
+
+        Args:
+            patients: number of patients, at least 1.
+            expected_batch: expected number of patients in a step; all of them when there are fewer.
+            noise_multiplier: as the study fixes it, or None for the smallest that keeps the study within ``epsilon``.
+
+        Raises:
+            ConfigurationError: a number outside its range, δ >= 1 / patients, or a fixed noise multiplier with which
+                the study costs more than ``epsilon``.
+            BudgetRefused: no noise is enough for so many steps.
+        """
+        if patients < 1 or expected_batch < 1:
+            raise ConfigurationError(f"a plan needs patients and a batch, got {patients} and {expected_batch}")
+        check_delta(delta, patients)
+        _check_length(steps_per_round, rounds)
+        rate, steps = min(1.0, expected_batch / patients), steps_per_round * rounds
+        sigma = calibrate_noise(rate, steps, epsilon, delta) if noise_multiplier is None else noise_multiplier
+        plan = cls(
+            sampling_rate=rate,
+            clipping_norm=clipping_norm,
+            noise_multiplier=sigma,
+            steps_per_round=steps_per_round,
+            rounds=rounds,
+            delta=delta,
+            epsilon=epsilon,
+        )
+        if noise_multiplier is not None and plan.cost() > epsilon:
+            raise ConfigurationError(
+                f"with noise multiplier {noise_multiplier:g} the study would cost ε = {plan.cost():.3f} at {patients} "
+                f"patients, more than its ε = {epsilon:g}; use noise_multiplier: auto"
+            )
+        return plan
+
+    def event(self, rounds: int = 1) -> DpSgdEvent:
+        """What ``rounds`` whole rounds do to the data."""
+        return DpSgdEvent(self.sampling_rate, self.noise_multiplier, self.steps_per_round * rounds)
+
+    def cost(self) -> float:
+        """ε of all rounds at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
+        return epsilon([self.event(self.rounds)], self.delta)
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation σ·C of the noise on each coordinate of a step's sum of clipped gradients."""
+        return self.noise_multiplier * self.clipping_norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as a ledger writes it."""
+        return {"kind": "dp-sgd", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class NonPrivatePlan:
+    """Training without differential privacy (``privacy: {mode: none}``): no guarantee of any kind.
+
+    Once it has run, no finite ε holds for the asset ever after.
+    """
+
+    steps_per_round: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _check_length(self.steps_per_round, self.rounds)
+
+    def event(self, rounds: int = 1) -> NonPrivateEvent:
+        """What any number of rounds does to the data."""
+        return NonPrivateEvent()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as a ledger writes it."""
+        return {"kind": "non-private", **asdict(self)}
+
+
+Plan = PrivacyPlan | NonPrivatePlan
+
+_KINDS: dict[str, type[PrivacyPlan] | type[NonPrivatePlan]] = {
+    "dp-sgd": PrivacyPlan,
+    "non-private": NonPrivatePlan,
+}
+
+
+def plan_from_dict(record: dict[str, Any]) -> Plan:
+    """The plan of a ledger's record, whose types its schema has checked; the inverse of ``to_dict``.
+
+    Raises:
+        LedgerError: an unknown kind or key, or a number outside its range.
+    """
+    fields = dict(record)
+    try:
+        return _KINDS[fields.pop("kind")](**fields)
+    except (KeyError, TypeError, ConfigurationError) as error:
+        raise LedgerError(f"not a plan that this program knows: {error}") from error
+
+
+def _check_length(steps_per_round: int, rounds: int) -> None:
+    if not 1 <= steps_per_round <= STEPS_PER_ROUND:
+        raise ConfigurationError(f"steps_per_round must be in 1 … {STEPS_PER_ROUND}, got {steps_per_round}")
+    if not 1 <= rounds <= ROUNDS:
+        raise ConfigurationError(f"rounds must be in 1 … {ROUNDS}, got {rounds}")

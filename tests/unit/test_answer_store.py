@@ -1,0 +1,78 @@
+"""The same question gets the same bytes; another question for an answered round gets none."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from consilium_client.store import AnswerStore
+from consilium_shared.errors import IntegrityError, PeerError
+
+STUDY, ASKED, OTHER = "5" * 64, "a" * 64, "b" * 64
+
+
+def test_an_answer_comes_back_byte_for_byte_also_after_a_restart(tmp_path: Path) -> None:
+    AnswerStore(tmp_path).put(STUDY, 1, "update", ASKED, b'{"h":1}\n', b"\n\x00payload")
+    for store in (AnswerStore(tmp_path), AnswerStore(tmp_path)):
+        assert store.get(STUDY, 1, "update", ASKED) == (b'{"h":1}\n', b"\n\x00payload")
+    assert store.get("6" * 64, 1, "update", ASKED) is None
+    assert store.get(STUDY, 1, "counts", ASKED) is None
+    assert store.get(STUDY, 2, "update", ASKED) is None
+
+
+def test_only_the_latest_round_is_kept(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    for number in (1, 2, 10):
+        store.put(STUDY, number, "update", ASKED, b"h", str(number).encode())
+    store.put(STUDY, 9, "counts", ASKED, b"h", b"")
+    assert sorted(file.name for file in (tmp_path / STUDY).iterdir()) == ["counts.9", "update.10"]
+    assert store.get(STUDY, 10, "update", ASKED) == (b"h", b"10")
+    assert store.get(STUDY, 9, "counts", ASKED) == (b"h", b"")
+
+
+def test_a_round_is_answered_once(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    store.put(STUDY, 5, "update", ASKED, b"h", b"p")
+    with pytest.raises(PeerError, match="another request"):
+        store.get(STUDY, 5, "update", OTHER)
+    with pytest.raises(PeerError, match="over"):
+        store.get(STUDY, 4, "update", ASKED)
+    for number in (4, 5):
+        with pytest.raises(PeerError, match="again"):
+            store.put(STUDY, number, "update", ASKED, b"h", b"q")
+    assert store.get(STUDY, 5, "update", ASKED) == (b"h", b"p")
+
+
+def test_files_are_private_and_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "answers")
+    store.put(STUDY, 1, "update", ASKED, b"h", b"p")
+    leftover = tmp_path / "answers" / STUDY / ".update.2.x8f"
+    leftover.write_bytes(b"half")
+    store = AnswerStore(tmp_path / "answers")
+    assert not leftover.exists()
+    assert stat.S_IMODE((tmp_path / "answers" / STUDY / "update.1").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "answers" / STUDY).stat().st_mode) == 0o700
+
+
+def test_a_damaged_answer_is_not_sent(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    store.put(STUDY, 1, "update", ASKED, b"header", b"payload")
+    path = tmp_path / STUDY / "update.1"
+    data = path.read_bytes()
+    for damaged in (data[:-1], data + b"x", data.replace(b"payload", b"pbyload"), b"", b"[]\n", b"{}\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match="damaged"):
+            store.get(STUDY, 1, "update", ASKED)
+
+
+@pytest.mark.parametrize(
+    ("study", "kind"), [("../" + "5" * 61, "update"), (STUDY, "../x"), (STUDY, "a.b"), ("", "update")]
+)
+def test_names_from_messages_never_become_other_paths(tmp_path: Path, study: str, kind: str) -> None:
+    store = AnswerStore(tmp_path / "store")
+    with pytest.raises(PeerError):
+        store.put(study, 1, kind, ASKED, b"", b"")
+    with pytest.raises(PeerError):
+        store.get(study, 1, kind, ASKED)

@@ -1,0 +1,245 @@
+"""Images of any scanner come out alike; a file that cannot be used is set aside, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+
+from consilium_client.data import Records, load
+from consilium_client.data.asset import DicomAsset
+from consilium_client.data.radiograph import Unusable, aspect, present, read_image, resize
+from consilium_deploy.dicom_files import Scanner, write_radiograph
+from consilium_shared.errors import DataError
+from consilium_shared.study import Study
+
+SIZE = 16
+
+
+def study(**image: Any) -> Study:
+    return Study.model_validate(
+        {
+            "study": "images",
+            "task": "image-classification",
+            "model": {"name": "small-cnn"},
+            "data": {
+                "asset": "xray",
+                "label": {"column": "finding", "classes": ["normal", "pneumonia"]},
+                "image": {"size": SIZE, **image},
+            },
+            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
+            "privacy": {"mode": "none"},
+        }
+    )
+
+
+def picture(rows: int = 32, columns: int = 32) -> NDArray[np.float64]:
+    """A ramp with a bright square, so that turning, stretching and inverting all show."""
+    grey = np.tile(np.linspace(0.1, 0.7, columns), (rows, 1))
+    grey[: rows // 4, : columns // 4] = 0.9
+    return grey
+
+
+def folder(tmp_path: Path, table: str = "patient,finding\np1,normal\np2,pneumonia\n", **options: Any) -> DicomAsset:
+    (tmp_path / "dicom").mkdir(exist_ok=True)
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+    spec = {"kind": "dicom", "path": "dicom", "table": "labels.csv", **options}
+    return DicomAsset.model_validate(spec, strict=False).at(tmp_path)
+
+
+def write(tmp_path: Path, name: str, patient: str, scanner: Scanner | None = None, rows: int = 32) -> Path:
+    path = tmp_path / "dicom" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_radiograph(path, picture(rows), patient, name, scanner or Scanner())
+    return path
+
+
+SCANNERS = [
+    Scanner(8),
+    Scanner(10),
+    Scanner(12, inverted=True),
+    Scanner(16),
+    Scanner(8, encoding="rle"),
+    Scanner(12, encoding="rle", inverted=True),
+    Scanner(16, encoding="jpeg2000"),
+    Scanner(12, window=(2048, 4096)),
+    Scanner(12, tags={"RescaleSlope": 2, "RescaleIntercept": -1000}),
+    Scanner(12, tags={"RescaleSlope": 2, "RescaleIntercept": -1000}, window=(3095.5, 8191)),
+]
+
+
+@pytest.mark.parametrize(
+    "scanner", SCANNERS, ids=lambda s: f"{s.bits}-{s.encoding}-{s.inverted}-{s.window}-{len(s.tags)}"
+)
+def test_every_scanner_gives_the_same_image(tmp_path: Path, scanner: Scanner) -> None:
+    folder(tmp_path)
+    image = read_image(write(tmp_path, "a.dcm", "p1", scanner), SIZE)
+    expected = picture().reshape(SIZE, 2, SIZE, 2).mean(axis=(1, 3))
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, expected, atol=1.5 / 2**8)
+
+
+def test_a_window_stretches_its_range_and_clips_the_rest(tmp_path: Path) -> None:
+    folder(tmp_path)
+    image = read_image(write(tmp_path, "a.dcm", "p1", Scanner(8, window=(102.0, 52.0))), 32)
+    value = np.round(picture() * 255)
+    np.testing.assert_allclose(image, np.clip((value - 101.5) / 51 + 0.5, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_other_window_functions_follow_the_standard(tmp_path: Path, function: str) -> None:
+    folder(tmp_path)
+    scanner = Scanner(8, window=(100.0, 50.0), tags={"VOILUTFunction": function})
+    image = read_image(write(tmp_path, "a.dcm", "p1", scanner), 32)
+    x = np.round(picture() * 255) - 100
+    expected = np.clip(x / 50 + 0.5, 0, 1) if function == "LINEAR_EXACT" else 1 / (1 + np.exp(-4 * x / 50))
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+def test_a_lookup_table_is_scaled_by_its_own_bits(tmp_path: Path) -> None:
+    folder(tmp_path)
+    dataset = pydicom.dcmread(write(tmp_path, "a.dcm", "p1"))
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [256, 0, 16], [257 * (255 - v) for v in range(256)]
+    dataset.VOILUTSequence = [table]
+    grey = present(dataset, dataset.pixel_array)
+    np.testing.assert_allclose(grey, 1 - np.round(picture() * 255) / 255, atol=1e-6)
+
+
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
+    folder(tmp_path)
+    path = write(tmp_path, "a.dcm", "p1", Scanner(16, spacing=(2.0, 1.0)), rows=16)
+    square = write(tmp_path, "b.dcm", "p1", Scanner(16), rows=32)
+    np.testing.assert_allclose(read_image(path, 8), read_image(square, 8), atol=1e-4)
+
+
+def test_resizing_keeps_the_mean_and_adds_margins_to_the_shorter_side() -> None:
+    grey = np.random.default_rng(0).random((37, 53)).astype(np.float32)
+    small = resize(grey, 53)
+    assert small[:8].max() == 0
+    np.testing.assert_allclose(small[8:45].mean(), grey.mean(), rtol=1e-5)
+    np.testing.assert_allclose(resize(np.ones((7, 7), np.float32), 5), 1.0, rtol=1e-6)
+
+
+def test_nonsense_spacing_is_refused_rather_than_followed() -> None:
+    dataset = pydicom.Dataset()
+    assert aspect(dataset) == 1.0
+    dataset.ImagerPixelSpacing = [0, 1]
+    with pytest.raises(Unusable, match="spacing"):
+        aspect(dataset)
+
+
+def reasons(records: Records) -> dict[str, int]:
+    return dict(records.set_aside)
+
+
+def test_images_are_linked_by_patient_and_a_patient_may_have_many(tmp_path: Path) -> None:
+    asset = folder(tmp_path)
+    for name, patient in (("a.dcm", "p1"), ("deep/er/b.dcm", "p1"), ("c", "p2")):
+        write(tmp_path, name, patient)
+    records = load(asset, study())
+    assert records.inputs.shape == (3, 1, SIZE, SIZE)
+    assert records.patient_count == 2
+    assert sorted(zip(records.patients.tolist(), records.labels.tolist(), strict=True)) == [(0, 0), (0, 0), (1, 1)]
+    assert reasons(records) == {}
+
+
+@pytest.mark.parametrize("link", ["file", "instance"])
+def test_images_may_be_linked_one_by_one(tmp_path: Path, link: str) -> None:
+    asset = folder(tmp_path)
+    paths = {
+        name: write(tmp_path, name, patient) for name, patient in (("x/a.dcm", "p1"), ("b.dcm", ""), ("c.dcm", "p9"))
+    }
+    keys = {n: n if link == "file" else str(pydicom.dcmread(p).SOPInstanceUID) for n, p in paths.items()}
+    table = (
+        f"patient,finding,key\np1,normal,{keys['x/a.dcm']}\np1,pneumonia,{keys['b.dcm']}\np2,normal,{keys['c.dcm']}\n"
+    )
+    records = load(folder(tmp_path, table, **{link: "key"}), study())
+    assert sorted(records.labels.tolist()) == [0, 1]
+    assert records.patient_count == 1
+    assert reasons(records) == {
+        "PatientID differs from the label table's": 1,
+        "label table: row without a usable image": 1,
+    }
+    assert asset.path.is_dir()
+
+
+def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path) -> None:
+    asset = folder(tmp_path)
+    write(tmp_path, "good.dcm", "p1")
+    write(tmp_path, "again.dcm", "p1").write_bytes((tmp_path / "dicom" / "good.dcm").read_bytes())
+    write(tmp_path, "stranger.dcm", "p7")
+    write(tmp_path, "ct.dcm", "p1", Scanner(tags={"Modality": "CT"}))
+    write(tmp_path, "odd.dcm", "p1", Scanner(tags={"Modality": "SECRET 1"}))
+    write(tmp_path, "frames.dcm", "p1", Scanner(tags={"NumberOfFrames": 2}))
+    write(tmp_path, "colour.dcm", "p1", Scanner(tags={"SamplesPerPixel": 3}))
+    write(tmp_path, "palette.dcm", "p1", Scanner(tags={"PhotometricInterpretation": "PALETTE COLOR"}))
+    write(tmp_path, "huge.dcm", "p1", Scanner(tags={"Rows": 65535, "Columns": 65535}))
+    write(tmp_path, "bits.dcm", "p1", Scanner(tags={"BitsStored": 0}))
+    write(tmp_path, "slope.dcm", "p1", Scanner(tags={"RescaleSlope": 0}))
+    write(tmp_path, "window.dcm", "p1", Scanner(window=(1.0, 0.0)))
+    cut = write(tmp_path, "cut.dcm", "p1")
+    cut.write_bytes(cut.read_bytes()[:-400])
+    empty = write(tmp_path, "no-pixels.dcm", "p1")
+    dataset = pydicom.dcmread(empty)
+    del dataset.PixelData
+    dataset.save_as(empty)
+    (tmp_path / "dicom" / "notes.txt").write_text("p1 is well")
+    (tmp_path / "dicom" / "empty.dcm").write_bytes(b"")
+    (tmp_path / "dicom" / ".hidden").write_bytes(b"")
+    (tmp_path / "dicom" / "DICOMDIR").write_bytes(b"")
+    seen: list[tuple[int, int]] = []
+    records = load(asset, study(), lambda done, total: seen.append((done, total)))
+    assert len(records) == 1
+    assert reasons(records) == {
+        "the same image (SOPInstanceUID) again": 1,
+        "no usable row in the label table": 1,
+        "modality CT": 1,
+        "modality unknown": 1,
+        "more than one frame": 1,
+        "colour image": 1,
+        "photometric interpretation is neither MONOCHROME1 nor MONOCHROME2": 1,
+        "more than 100 million pixels": 1,
+        "BitsStored and BitsAllocated make no sense": 1,
+        "pixel data missing, damaged or in an unknown encoding": 2,
+        "rescale, window or spacing tags make no sense": 2,
+        "not a DICOM file": 2,
+        "label table: row without a usable image": 1,
+    }
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_no_patients_name_reaches_a_log_an_error_or_a_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    asset = folder(tmp_path, "patient,finding\nSECRET-ID,normal\n")
+    path = write(tmp_path, "a.dcm", "SECRET-ID", Scanner(tags={"PatientBirthDate": "SECRET-DATE"}))
+    path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME3"))
+    caplog.clear()
+    recwarn.clear()  # writing the file has warned already
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError) as error:
+        load(asset, study())
+    assert "no usable image in 1 files" in str(error.value)
+    heard = [str(error.value), caplog.text, *(str(warning.message) for warning in recwarn)]
+    assert not any("SECRET" in text for text in heard)
+
+
+def test_an_empty_or_missing_folder_is_a_data_error(tmp_path: Path) -> None:
+    asset = folder(tmp_path)
+    with pytest.raises(DataError, match="holds no file"):
+        load(asset, study())
+    with pytest.raises(DataError, match="is not a folder"):
+        load(asset.model_copy(update={"path": tmp_path / "absent"}), study())
+
+
+def test_file_and_instance_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="file or instance"):
+        DicomAsset.model_validate(
+            {"kind": "dicom", "path": "a", "table": "b", "file": "f", "instance": "i"}, strict=False
+        )

@@ -1,0 +1,133 @@
+"""Messages: exactly what was signed is read, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consilium_shared import messages
+from consilium_shared.canonical import canonical_bytes, digest
+from consilium_shared.config import load_yaml
+from consilium_shared.errors import ConfigurationError, PeerError, SignatureError
+from consilium_shared.identity import Identity
+from consilium_shared.messages import Head, Payload, Refusal, Train, Update
+from consilium_shared.study import Study
+
+COORDINATOR = Identity.generate()
+SITE = Identity.generate()
+COMMON = {"federation": "a" * 64, "study": "b" * 64}
+TRAIN = Train(**COMMON, roster="c" * 64, round=3, payload=Payload.of(b"model"))
+UPDATE = Update(
+    **COMMON, site="hospital-a", request="d" * 64, head=Head(seq=4, sha256="e" * 64), round=3, epsilon=1.5,
+    payload=Payload.of(b"update"),
+)
+SAMPLES = Path(__file__).parents[2] / "deploy" / "studies"
+
+
+def test_a_message_is_read_as_it_was_written() -> None:
+    assert messages.decode_request(messages.encode(TRAIN, COORDINATOR), COORDINATOR.public) == TRAIN
+    assert messages.decode_answer(messages.encode(UPDATE, SITE), SITE.public) == UPDATE
+
+
+def test_the_same_question_is_the_same_bytes() -> None:
+    assert messages.encode(TRAIN, COORDINATOR) == messages.encode(TRAIN, COORDINATOR)
+
+
+def test_a_request_signed_by_anybody_else_is_refused() -> None:
+    with pytest.raises(SignatureError):
+        messages.decode_request(messages.encode(TRAIN, SITE), COORDINATOR.public)
+
+
+def test_a_signature_for_an_answer_does_not_serve_as_one_for_a_request() -> None:
+    body = TRAIN.model_dump(mode="json")
+    signature = COORDINATOR.sign(messages.ANSWER_DOMAIN, canonical_bytes(body)).hex()
+    with pytest.raises(SignatureError):
+        messages.decode_request(canonical_bytes({"body": body, "signature": signature}), COORDINATOR.public)
+
+
+@given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_every_flipped_bit_is_refused(position: int, bit: int) -> None:
+    header = bytearray(messages.encode(TRAIN, COORDINATOR))
+    header[position % len(header)] ^= 1 << bit
+    with pytest.raises(PeerError):
+        messages.decode_request(bytes(header), COORDINATOR.public)
+
+
+@given(st.binary(max_size=2000))
+def test_arbitrary_bytes_are_a_peer_error_and_nothing_else(data: bytes) -> None:
+    with pytest.raises(PeerError):
+        messages.decode_request(data, COORDINATOR.public)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"round": 0}, {"round": 10**9}, {"round": "3"}, {"extra": 1}, {"kind": "run-code"}, {"study": "b"}, {"round": None}],
+)
+def test_fields_out_of_bounds_are_refused_even_when_they_are_signed(change: dict[str, object]) -> None:
+    body = {**TRAIN.model_dump(mode="json"), **change}
+    signature = COORDINATOR.sign(messages.REQUEST_DOMAIN, canonical_bytes(body)).hex()
+    with pytest.raises(PeerError):
+        messages.decode_request(canonical_bytes({"body": body, "signature": signature}), COORDINATOR.public)
+
+
+def test_another_spelling_of_the_same_header_is_refused() -> None:
+    header = json.dumps(json.loads(messages.encode(TRAIN, COORDINATOR))).encode()
+    with pytest.raises(PeerError):
+        messages.decode_request(header, COORDINATOR.public)
+
+
+def test_a_payload_that_the_header_does_not_describe_is_refused() -> None:
+    TRAIN.payload.check(b"model")
+    with pytest.raises(PeerError):
+        TRAIN.payload.check(b"modeL")
+
+
+def test_a_refusal_carries_only_listed_reasons() -> None:
+    with pytest.raises(ValueError, match="reason"):
+        Refusal(**COMMON, site="hospital-a", request="d" * 64, head=Head(seq=0, sha256="e" * 64), reason="patient 7")
+
+
+STUDIES = sorted(SAMPLES.glob("*/study.yaml"))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=[file.parent.name for file in STUDIES])
+def test_every_sample_study_parses_and_survives_the_wire(file: Path) -> None:
+    study = load_yaml(file, Study)
+    again = Study.from_contract(json.loads(canonical_bytes(study.contract)))
+    assert again == study
+    assert again.digest == study.digest == digest(canonical_bytes(study.contract))
+
+
+def test_a_contract_that_is_not_written_out_in_full_is_refused() -> None:
+    study = load_yaml(STUDIES[0], Study)
+    contract = {**study.contract}
+    del contract["evaluation"]
+    with pytest.raises(PeerError, match="in full"):
+        Study.from_contract(contract)
+
+
+def test_a_misspelt_key_is_refused_with_file_line_and_the_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    text = STUDIES[0].read_text().replace("rounds:", "ronuds:", 1)
+    file.write_text(text)
+    line = next(number for number, content in enumerate(text.splitlines(), 1) if "ronuds" in content)
+    with pytest.raises(ConfigurationError, match=rf"study\.yaml:{line}: training\.ronuds: no such key; .*'rounds'"):
+        load_yaml(file, Study)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("study: a\nstudy: b\n")
+    with pytest.raises(ConfigurationError, match=r"study\.yaml:2: .*twice"):
+        load_yaml(file, Study)
+
+
+def test_a_seed_with_privacy_is_refused() -> None:
+    study = next(s for s in (load_yaml(file, Study) for file in STUDIES) if s.privacy.mode == "dp")
+    contract = {**study.contract, "training": {**study.contract["training"], "seed": 1}}
+    with pytest.raises(PeerError, match="seed"):
+        Study.from_contract(contract)

@@ -1,0 +1,89 @@
+"""Metrics from counts equal the exact ones, also where all scores lie close together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as exact
+
+from consilium_shared.metrics import count, counts_width, metrics
+
+
+def two_classes(center: float, spread: float, records: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and probabilities whose logits lie around ``center``; positives score half a spread higher."""
+    draw = np.random.default_rng(seed)
+    labels = (draw.random(records) < 0.3).astype(np.int64)
+    positive = 1 / (1 + np.exp(-(center + spread * (draw.standard_normal(records) + 0.5 * labels))))
+    return labels, np.stack([1 - positive, positive], axis=1)
+
+
+@pytest.mark.parametrize("center", [0.0, -2.0, 6.0, -9.0])
+@pytest.mark.parametrize("spread", [2.0, 0.3, 0.03, 0.01])
+def test_auroc_is_within_five_thousandths_of_the_exact_one(center: float, spread: float) -> None:
+    labels, probabilities = two_classes(center, spread)
+    found = metrics(count(labels, probabilities), 2)["auroc"]
+    assert found == pytest.approx(exact.roc_auc_score(labels, probabilities[:, 1]), abs=0.005)
+
+
+def test_all_scores_equal_is_one_half_and_perfect_is_one() -> None:
+    labels = np.array([0, 1, 0, 1])
+    assert metrics(count(labels, np.full((4, 2), 0.5)), 2)["auroc"] == 0.5
+    assert metrics(count(labels, np.eye(2)[labels]), 2)["auroc"] == 1.0
+    assert metrics(count(labels, np.eye(2)[1 - labels]), 2)["auroc"] == 0.0
+
+
+def test_binary_metrics_equal_scikit_learn() -> None:
+    labels, probabilities = two_classes(-0.5, 1.5)
+    found, called = metrics(count(labels, probabilities), 2), probabilities.argmax(1)
+    assert found["n"] == 2000
+    assert found["accuracy"] == pytest.approx(exact.accuracy_score(labels, called))
+    assert found["f1"] == pytest.approx(exact.f1_score(labels, called))
+    assert found["sensitivity"] == pytest.approx(exact.recall_score(labels, called))
+    assert found["specificity"] == pytest.approx(exact.recall_score(labels, called, pos_label=0))
+    assert found["loss"] == pytest.approx(exact.log_loss(labels, probabilities), abs=1e-5)
+
+
+def test_metrics_of_four_classes_equal_scikit_learn() -> None:
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 4, 1500)
+    logits = draw.standard_normal((1500, 4)) + np.eye(4)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    found, called = metrics(count(labels, probabilities), 4), probabilities.argmax(1)
+    assert found["auroc"] == pytest.approx(exact.roc_auc_score(labels, probabilities, multi_class="ovr"), abs=0.005)
+    assert found["f1"] == pytest.approx(exact.f1_score(labels, called, average="macro"))
+    assert found["sensitivity"] == pytest.approx(exact.recall_score(labels, called, average="macro"))
+    assert found["loss"] == pytest.approx(exact.log_loss(labels, probabilities), abs=1e-5)
+
+
+def test_what_is_not_defined_is_none() -> None:
+    only_negative = metrics(count(np.zeros(3, np.int64), np.full((3, 2), 0.5)), 2)
+    assert only_negative["auroc"] is None
+    assert only_negative["sensitivity"] is None
+    assert only_negative["accuracy"] == 1.0
+    nothing = metrics(np.zeros(counts_width(3), np.int64), 3)
+    assert nothing["n"] == 0
+    assert all(value is None for name, value in nothing.items() if name != "n")
+
+
+def test_a_certain_and_wrong_prediction_has_a_finite_loss() -> None:
+    assert metrics(count(np.array([0]), np.array([[0.0, 1.0]])), 2)["loss"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities"),
+    [
+        (np.array([2]), np.array([[0.5, 0.5]])),
+        (np.array([-1]), np.array([[0.5, 0.5]])),
+        (np.array([0]), np.array([[np.nan, 0.5]])),
+        (np.array([0]), np.array([[-0.1, 1.1]])),
+        (np.array([0, 1]), np.array([[0.5, 0.5]])),
+    ],
+)
+def test_what_is_no_prediction_is_refused(labels: np.ndarray, probabilities: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="label|probability"):
+        count(labels, probabilities)
+
+
+def test_a_counts_vector_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="numbers"):
+        metrics(np.zeros(counts_width(2), np.int64), 3)

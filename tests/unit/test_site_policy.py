@@ -1,0 +1,100 @@
+"""What a hospital's policy permits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from consilium_client.policy import SitePolicy, check_study
+from consilium_shared.errors import PolicyRefusal
+from consilium_shared.study import Study
+
+POLICY: dict[str, Any] = {"budgets": {"heart": {"epsilon": 10.0, "delta": 1e-4}}}
+STUDY: dict[str, Any] = {
+    "study": "heart-disease",
+    "task": "tabular-classification",
+    "model": {"name": "logistic"},
+    "data": {
+        "asset": "heart",
+        "label": {"column": "disease", "classes": ["no", "yes"]},
+        "features": [{"name": "age", "center": 50.0, "scale": 10.0}],
+    },
+    "training": {"rounds": 5, "steps_per_round": 5, "expected_batch": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
+    "privacy": {"epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0},
+    "aggregation": {"min_sites": 3},
+}
+OPEN = {**STUDY, "privacy": {"mode": "none"}}
+
+
+def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int = 300) -> None:
+    check_study(SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study), patients)
+
+
+def test_a_study_within_the_policy_may_be_approved() -> None:
+    _check({})
+    _check({"studies": ["heart-disease"], "minimum_sites": 3, "maximum_epsilon": 3.0, "minimum_patients": 300})
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"budgets": {}}, "no budget for an asset 'heart'"),
+        ({"tasks": ["image-classification"]}, "no studies of the kind tabular-classification"),
+        ({"studies": ["sepsis"]}, "lacks 'heart-disease'"),
+        ({"minimum_patients": 301}, "fewer patients than the 301"),
+        ({"minimum_sites": 4}, "this site asks for 4"),
+        ({"maximum_epsilon": 2.9}, "permits 2.9"),
+        ({"budgets": {"heart": {"epsilon": 10.0, "delta": 0.01}}}, "delta of the asset's budget"),
+    ],
+)
+def test_every_rule_can_refuse(policy: dict[str, Any], words: str) -> None:
+    with pytest.raises(PolicyRefusal, match=words) as refusal:
+        _check(policy)
+    assert refusal.value.reason_code == "policy"
+
+
+def test_no_refusal_tells_how_many_patients_there_are() -> None:
+    for policy, study, patients in (
+        ({}, STUDY, 37),
+        ({"minimum_patients": 1}, {**STUDY, "privacy": {**STUDY["privacy"], "delta": 0.03}}, 37),
+    ):
+        with pytest.raises(PolicyRefusal) as refusal:
+            _check(policy, study, patients)
+        assert "37" not in str(refusal.value)
+
+
+def test_no_privacy_needs_both_a_permission_and_a_budget_without_limit() -> None:
+    unlimited = {"budgets": {"heart": {"epsilon": "unlimited", "delta": 1e-4}}}
+    for policy in ({}, unlimited, {"allow_without_privacy": True}):
+        with pytest.raises(PolicyRefusal):
+            _check(policy, OPEN)
+    _check({"allow_without_privacy": True, **unlimited}, OPEN)
+    assert math.isinf(SitePolicy.model_validate(unlimited).budget("heart").epsilon)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {},
+        {**POLICY, "minimum_patient": 10},
+        {**POLICY, "minimum_sites": 1},
+        {**POLICY, "tasks": ["segmentation"]},
+        {"budgets": {"heart": {"epsilon": 0, "delta": 1e-4}}},
+        {"budgets": {"heart": {"epsilon": math.inf, "delta": 1e-4}}},
+        {"budgets": {"heart": {"epsilon": 1.0, "delta": 0}}},
+        {"budgets": {"heart": {"epsilon": 1.0}}},
+    ],
+)
+def test_a_wrong_policy_is_refused(policy: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SitePolicy.model_validate(policy)
+
+
+def test_the_digest_names_the_policy_with_its_defaults() -> None:
+    plain = SitePolicy.model_validate(POLICY)
+    written_out = SitePolicy.model_validate({**POLICY, "minimum_patients": 50})
+    assert plain.digest == written_out.digest
+    assert plain.digest != SitePolicy.model_validate({**POLICY, "minimum_patients": 51}).digest

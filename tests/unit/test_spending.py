@@ -1,0 +1,211 @@
+"""Charged before spent: what is reserved, refused, settled, and what a crash leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consilium_client.spending import Spending
+from consilium_client.store import LedgerFile
+from consilium_shared.errors import BudgetRefused, ConfigurationError, LedgerError, PolicyRefusal
+from consilium_shared.identity import Identity
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.budget import Budget
+from consilium_shared.privacy.event import DpSgdEvent, NonPrivateEvent
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+
+SITE = Identity.generate()
+BUDGET = Budget(3.95, 1e-5)
+UNLIMITED = Budget(math.inf, 1e-5)
+PLAN = PrivacyPlan.for_study(
+    patients=1000, expected_batch=50, steps_per_round=10, rounds=4, epsilon=3.0, delta=1e-5, clipping_norm=1.0
+)
+OPEN_PLAN = NonPrivatePlan(steps_per_round=10, rounds=4)
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[LedgerFile]:
+    with LedgerFile(tmp_path / "ledger.jsonl", "north", SITE) as ledger:
+        yield ledger
+
+
+def _approved(ledger: LedgerFile, *studies: str, plan: Plan = PLAN, budget: Budget = BUDGET) -> Spending:
+    spending = Spending(ledger)
+    spending.open_asset("icu", budget, "1" * 64)
+    for study in studies:
+        limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
+        spending.approve(study=study, name="sepsis", asset="icu", plan=plan, budget=budget, epsilon=limit, by="Dr Ono")
+    return spending
+
+
+def _reserve(spending: Spending, study: str, number: int, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {"name": "sepsis", "asset": "icu", "plan": PLAN, "budget": BUDGET, "study_epsilon": 3.0}
+    arguments.update(changes)
+    return spending.reserve(study, round_number=number, **arguments)
+
+
+def test_a_whole_study_costs_what_was_approved(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    for number in range(1, 5):
+        reservation = _reserve(spending, A, number)
+        assert ledger.entries[-1].kind == "charge" and reservation.attempt == 1
+        reservation.settle(10)
+    assert reservation.study_epsilon_after == spending.study_epsilon(A) == PLAN.cost() <= 3.0
+    (study,) = spending.state("icu").studies
+    assert (study.rounds, study.unsettled, len(study.events)) == ((1, 2, 3, 4), 0, 4)
+
+
+def test_a_reservation_without_settlement_counts_in_full_after_a_restart(tmp_path: Path) -> None:
+    with LedgerFile(tmp_path / "ledger.jsonl", "north", SITE) as ledger:
+        _reserve(_approved(ledger, A), A, 1)
+    with LedgerFile(tmp_path / "ledger.jsonl", "north", SITE) as ledger:
+        spending = Spending(ledger)
+        assert spending.state("icu").events == (PLAN.event(),)
+        approval = spending.approval(A)
+        assert approval is not None and approval.plan == PLAN
+        again = _reserve(spending, A, 1)
+        assert again.attempt == 2
+        again.settle(0)
+        assert spending.state("icu").events == (PLAN.event(),)
+        assert spending.state("icu").studies[0].unsettled == 1
+
+
+def test_steps_that_did_not_run_are_given_back(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    reservation = _reserve(spending, A, 1)
+    with pytest.raises(LedgerError, match="only 10 were charged"):
+        reservation.settle(11)
+    reservation.settle(3)
+    assert spending.state("icu").events == (DpSgdEvent(0.05, PLAN.noise_multiplier, 3),)
+    with pytest.raises(LedgerError, match="settled already"):
+        reservation.settle(3)
+
+
+def test_a_study_stops_at_what_was_approved_with_the_arithmetic(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    for _ in range(4):  # a round that is asked for again and again is charged again and again
+        _reserve(spending, A, 1)
+    before = ledger.head
+    with pytest.raises(BudgetRefused, match=r"study 'sepsis'.*spent ε .* limit 3\.000: over by") as refusal:
+        _reserve(spending, A, 2)
+    assert refusal.value.reason_code == "budget"
+    assert ledger.head == before, "nothing is charged for what is refused"
+
+
+def test_a_caller_cannot_raise_the_limit_that_was_approved_but_may_lower_it(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    for number in (1, 2, 3, 4):
+        _reserve(spending, A, number, study_epsilon=50.0)
+    with pytest.raises(BudgetRefused):
+        _reserve(spending, A, 4, study_epsilon=50.0)
+    other = _approved(ledger, B)
+    with pytest.raises(BudgetRefused, match=r"limit 0\.100"):
+        _reserve(other, B, 1, study_epsilon=0.1)
+
+
+def test_studies_share_the_budget_of_the_asset(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B)
+    for study in (A, B):
+        for number in (1, 2, 3, 4):
+            _reserve(spending, study, number)
+    both = epsilon(spending.state("icu").events, 1e-5)
+    assert 3.0 < both <= BUDGET.epsilon
+    with pytest.raises(BudgetRefused, match="asset 'icu' cannot afford the study"):
+        _approved(ledger, C)
+    assert spending.approval(C) is None
+
+
+def test_an_approval_that_the_others_have_used_up_stops_in_mid_study(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B, C)  # each alone is affordable, all together are not
+    ran = {A: 0, B: 0, C: 0}
+    with pytest.raises(BudgetRefused, match="asset 'icu': spent"):
+        for study in (A, B, C):
+            for number in (1, 2, 3, 4):
+                _reserve(spending, study, number)
+                ran[study] += 1
+    assert ran[A] == ran[B] == 4 and 0 <= ran[C] < 4
+    assert epsilon(spending.state("icu").events, 1e-5) <= BUDGET.epsilon
+
+
+def test_another_asset_has_its_own_budget(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    _reserve(spending, A, 1)
+    spending.open_asset("xray", BUDGET, "1" * 64)
+    assert spending.state("xray").events == ()
+    with pytest.raises(PolicyRefusal):
+        _reserve(spending, A, 2, asset="xray")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"plan": OPEN_PLAN},
+        {"plan": PrivacyPlan(0.06, 1.0, PLAN.noise_multiplier, 10, 4, 1e-5, 3.0)},
+        {"plan": PrivacyPlan(0.05, 1.0, PLAN.noise_multiplier + 1, 10, 4, 1e-5, 3.0)},
+        {"plan": PrivacyPlan(0.05, 1.0, PLAN.noise_multiplier, 11, 4, 1e-5, 3.0)},
+        {"plan": PrivacyPlan(0.05, 1.0, PLAN.noise_multiplier, 10, 5, 1e-5, 3.0)},
+        {"round_number": 0},
+        {"round_number": 5},
+    ],
+)
+def test_what_was_not_approved_is_refused(ledger: LedgerFile, changes: dict[str, Any]) -> None:
+    spending = _approved(ledger, A)
+    arguments = {"number": changes.pop("round_number", 1), **changes}
+    with pytest.raises(PolicyRefusal) as refusal:
+        _reserve(spending, A, **arguments)
+    assert refusal.value.reason_code == "policy"
+
+
+def test_without_an_approval_or_after_its_withdrawal_nothing_is_reserved(ledger: LedgerFile) -> None:
+    spending = _approved(ledger)
+    with pytest.raises(PolicyRefusal) as refusal:
+        _reserve(spending, A, 1)
+    assert refusal.value.reason_code == "pending"
+    _approved(ledger, A)
+    spending.reject(study=A, name="sepsis", by="Dr Ono", reason="the ethics board asked for more")
+    with pytest.raises(PolicyRefusal) as refusal:
+        _reserve(spending, A, 1)
+    assert refusal.value.reason_code == "rejected"
+
+
+def test_use_without_privacy_needs_an_unlimited_budget_and_ends_every_guarantee(ledger: LedgerFile) -> None:
+    with pytest.raises(BudgetRefused, match="unbounded"):
+        _approved(ledger, A, plan=OPEN_PLAN)
+    spending = Spending(ledger)
+    spending.open_asset("icu", UNLIMITED, "1" * 64, reason="study without privacy, ethics board 12/26")
+    _approved(ledger, A, plan=OPEN_PLAN, budget=UNLIMITED)
+    reservation = _reserve(spending, A, 1, plan=OPEN_PLAN, budget=UNLIMITED, study_epsilon=math.inf)
+    assert math.isinf(reservation.epsilon_after)
+    reservation.settle(10)
+    assert spending.state("icu").events == (NonPrivateEvent(),)
+    assert math.isinf(spending.study_epsilon(A))
+    spending.open_asset("icu", BUDGET, "1" * 64, reason="a limit again")
+    with pytest.raises(BudgetRefused, match="spent ε unbounded"):
+        _approved(ledger, B)
+
+
+def test_a_budget_changes_only_with_a_reason_and_never_behind_the_ledger(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    entries = len(ledger.entries)
+    spending.open_asset("icu", BUDGET, "1" * 64)
+    assert len(ledger.entries) == entries, "the same budget again is no entry"
+    with pytest.raises(ConfigurationError, match="say why"):
+        spending.open_asset("icu", Budget(50.0, 1e-5), "1" * 64)
+    with pytest.raises(ConfigurationError, match="another budget"):
+        _reserve(spending, A, 1, budget=Budget(50.0, 1e-5))
+    spending.open_asset("icu", Budget(50.0, 1e-5), "1" * 64, reason="ethics board 12/26")
+    _reserve(spending, A, 1, budget=Budget(50.0, 1e-5))
+
+
+def test_a_number_in_the_file_is_not_believed(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    _reserve(spending, A, 1)
+    honest = ledger.entries[-1].body.model_dump()
+    ledger.append("charge", {**honest, "attempt": 2, "epsilon_after": 0.0})
+    assert spending.study_epsilon(A) == epsilon([PLAN.event(2)], 1e-5)

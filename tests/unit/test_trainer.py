@@ -1,0 +1,375 @@
+"""One round of local training: what one patient can change, what noise is added, what is repeated exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from consilium_client.data.records import Records
+from consilium_client.training import trainer
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.independence import check, per_sample
+from consilium_client.training.loss import per_record
+from consilium_client.training.trainer import TrainResult, private_step, train
+from consilium_shared.errors import ConfigurationError, DataError
+from consilium_shared.models import build
+from consilium_shared.models.vector import load_vector, pack, to_vector
+from consilium_shared.privacy.plan import NonPrivatePlan, PrivacyPlan
+from consilium_shared.study import Study
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+CPU = torch.device("cpu")
+DP = {"mode": "dp", "epsilon": 3.0, "delta": 1e-3, "clipping_norm": 0.5}
+OPEN = {"mode": "none"}
+KINDS = ["mlp", "small-cnn", "gru", "lstm"]
+DATA: dict[str, dict[str, Any]] = {
+    "mlp": {"features": [{"name": n} for n in "abcd"]},
+    "small-cnn": {"image": {"size": 12}},
+    "gru": {"series": {"variables": [{"name": "hr"}], "bins": 4, "step_minutes": 60, "statics": [{"name": "age"}]}},
+}
+DATA["lstm"] = DATA["gru"]
+TASK = {"mlp": "tabular", "small-cnn": "image", "gru": "sequence", "lstm": "sequence"}
+
+
+def study(model: str = "mlp", privacy: dict[str, Any] | None = None, **training: Any) -> Study:
+    plain = {"rounds": 2, "steps_per_round": 5, "expected_batch": 8, "optimizer": {"lr": 0.2}}
+    return Study.model_validate(
+        {
+            "study": "test",
+            "task": f"{TASK[model]}-classification",
+            "model": {"name": model, "hidden": 8},
+            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[model]},
+            "training": {**plain, **training},
+            "privacy": privacy or OPEN,
+        }
+    )
+
+
+def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> Records:
+    draw = np.random.default_rng(seed)
+    shape = {"mlp": (4,), "small-cnn": (1, 12, 12), "gru": (4, 3), "lstm": (4, 3)}[model]
+    inputs = draw.random((patients, *shape), dtype=np.float32)
+    return Records(
+        inputs=inputs,
+        statics=draw.random((patients, 1), dtype=np.float32) if model in ("gru", "lstm") else None,
+        labels=(inputs.reshape(patients, -1)[:, 0] > 0.5).astype(np.int64),
+        patients=np.arange(patients),
+        patient_count=patients,
+        train=np.ones(patients, dtype=bool),
+    )
+
+
+def plan(**changes: Any) -> PrivacyPlan:
+    values: dict[str, Any] = {
+        "sampling_rate": 0.2,
+        "clipping_norm": 0.5,
+        "noise_multiplier": 1.0,
+        "steps_per_round": 5,
+        "rounds": 2,
+        "delta": 1e-3,
+        "epsilon": 3.0,
+    }
+    return PrivacyPlan(**{**values, **changes})
+
+
+def run(given: Study, data: Records, how: PrivacyPlan | None = None, round: int = 1, site: str = "north") -> TrainResult:
+    start = pack(to_vector(build(given)), given)
+    return train(start, given, data, how, round=round, site=site, device=CPU)
+
+
+def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 512):
+    """The private gradient's sum for the chosen records: one step of rate 1 from the initial weights."""
+    model = build(given)
+    optimizer = PrivateOptimizer(
+        torch.optim.SGD(model.parameters(), 1.0), clipping_norm=bound, noise_multiplier=noise, expected_batch=1
+    )
+    before, wrapped = to_vector(model), per_sample(model)
+    batch = trainer._Batch(given, data, np.array(chosen, dtype=np.int64), CPU, np.random.default_rng(0))
+    private_step(wrapped, optimizer, per_record(given, CPU), batch.pieces(size))
+    return before.astype(np.float64) - to_vector(model)
+
+
+# Clipping
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_removing_one_patient_changes_the_sum_by_at_most_the_bound(model: str) -> None:
+    given, data = study(model, class_weights=[1.0, 30.0]), records(model)
+    everyone, bound = list(range(10)), 0.05
+    whole = private_sum(given, data, everyone, bound)
+    differences = [np.linalg.norm(whole - private_sum(given, data, everyone[:i] + everyone[i + 1 :], bound)) for i in range(10)]
+    assert max(differences) <= bound * (1 + 1e-4)
+    assert max(differences) > bound * 0.99  # so clipping was at work
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
+    given, data = study(model), records(model)
+    found = private_sum(given, data, list(range(6)), bound=1e6)
+    plain = build(given)
+    inputs = [torch.from_numpy(data.inputs[:6]), *([] if data.statics is None else [torch.from_numpy(data.statics[:6])])]
+    per_record(given, CPU)(plain(*inputs), torch.from_numpy(data.labels[:6])).sum().backward()
+    expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_several_physical_batches_are_one_batch(model: str) -> None:
+    given, data = study(model), records(model)
+    one = private_sum(given, data, list(range(11)), 0.05)
+    assert private_sum(given, data, list(range(11)), 0.05, size=3) == pytest.approx(one, abs=1e-6)
+    assert private_sum(given, data, list(range(11)), 0.05, size=1) == pytest.approx(one, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_a_record_without_a_finite_gradient_is_dropped_exactly(model: str, bad: float) -> None:
+    given, data = study(model), records(model)
+    spoilt = data.inputs.copy()
+    spoilt[4] = bad
+    found = private_sum(given, dataclasses.replace(data, inputs=spoilt), [0, 1, 4, 2, 3], 0.05)
+    assert np.isfinite(found).all()
+    if not np.isfinite(bad) or model in ("mlp", "small-cnn"):
+        assert found == pytest.approx(private_sum(given, data, [0, 1, 2, 3], 0.05), abs=1e-6)
+
+
+def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None:
+    given, data = study(seed=1, expected_batch=40), records()
+    spoilt = data.inputs.copy()
+    spoilt[4] = np.nan
+    assert np.isfinite(run(given, dataclasses.replace(data, inputs=spoilt)).update).all()
+
+
+# Noise
+
+
+def noise_std(step_noise: float, multiplier: float, bound: float) -> float:
+    """Observed over stated standard deviation of the noise on an empty step."""
+    given = study("small-cnn")
+    found = private_sum(given, records("small-cnn"), [], bound, noise=multiplier * step_noise)
+    return float(found.std() / (multiplier * bound))
+
+
+def acceptable(ratio: float) -> bool:
+    return abs(ratio - 1) < 0.1  # about 1,600 coordinates: the standard error is 0.018
+
+
+def test_an_empty_step_is_noise_of_the_stated_scale() -> None:
+    assert acceptable(noise_std(1.0, 1.7, 0.5))
+
+
+@pytest.mark.parametrize("wrong", [2 / 3, 3 / 2])
+def test_noise_of_another_scale_would_be_noticed(wrong: float) -> None:
+    assert not acceptable(noise_std(wrong, 1.7, 0.5))
+
+
+def test_noise_is_added_once_however_many_physical_batches() -> None:
+    given, data = study("small-cnn"), records("small-cnn")
+    chosen = list(range(12))
+    clean = private_sum(given, data, chosen, 0.01)
+    noisy = private_sum(given, data, chosen, 0.01, noise=2.0, size=1)
+    assert acceptable(float((noisy - clean).std() / 0.02))
+
+
+def test_without_patients_drawn_a_private_round_is_noise_alone_and_still_takes_all_its_steps() -> None:
+    given = study("small-cnn", DP)
+    result = run(given, records("small-cnn"), plan(sampling_rate=1e-12, noise_multiplier=3.0))
+    expected = 0.2 * 3.0 * 0.5 / 8 * np.sqrt(5)  # lr × σ × C / expected batch × √steps
+    assert result.steps == 5
+    assert acceptable(float(result.update.std() / expected))
+
+
+def test_private_rounds_never_repeat() -> None:
+    given, data = study(privacy=DP), records()
+    assert not np.array_equal(run(given, data, plan()).update, run(given, data, plan()).update)
+
+
+# The plan
+
+
+def test_exactly_the_plans_steps_are_run_and_reported() -> None:
+    told: list[tuple[int, int]] = []
+    given = study(privacy=DP)
+    start = pack(to_vector(build(given)), given)
+    result = train(
+        start, given, records(), plan(steps_per_round=7), round=1, site="a", device=CPU,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    assert result.steps == 7
+    assert told == [(i, 7) for i in range(1, 8)]
+    assert result.patients == 40
+
+
+def test_a_study_with_privacy_is_never_trained_without_a_private_plan() -> None:
+    given = study(privacy=DP)
+    for how in (None, NonPrivatePlan(steps_per_round=5, rounds=2)):
+        with pytest.raises(ConfigurationError, match="privacy mode"):
+            run(given, records(), how)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="privacy mode"):
+        run(study(), records(), plan())
+
+
+def test_patients_held_back_are_not_trained_on() -> None:
+    given, data = study(seed=1), records()
+    train_flags = np.arange(40) % 2 == 0
+    marked = dataclasses.replace(data, train=train_flags)
+    spoilt = data.inputs.copy()
+    spoilt[~train_flags] = 77.0
+    other = dataclasses.replace(marked, inputs=spoilt)
+    assert np.array_equal(run(given, marked).update, run(given, other).update)
+    assert run(given, marked).patients == 20
+    with pytest.raises(DataError, match="no patient"):
+        run(given, dataclasses.replace(data, train=np.zeros(40, dtype=bool)))
+
+
+# Repeatability and the global model
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_seeded_round_is_the_same_bit_for_bit(model: str) -> None:
+    given = study(model, seed=7, augment="light" if model == "small-cnn" else "none", optimizer={"lr": 0.1, "name": "adam"})
+    data = records(model)
+    first = run(given, data, round=3).update
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    assert run(given, data, round=3).update.tobytes() == first.tobytes()
+    assert run(given, data, round=4).update.tobytes() != first.tobytes()
+    assert run(given, data, round=3, site="south").update.tobytes() != first.tobytes()
+
+
+def test_training_leaves_torchs_global_state_as_it_was() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    run(study("small-cnn", DP), records("small-cnn"), plan())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_parameters_have_the_same_names_and_order_with_and_without_privacy(model: str) -> None:
+    given = study(model, DP)
+    plain, private = build(given), build(given)
+    wrapped = per_sample(private)
+    inner = wrapped._module
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in inner.named_parameters()]
+    load_vector(plain, to_vector(inner))
+    assert to_vector(plain).tobytes() == to_vector(private).tobytes()
+
+
+def test_the_proximal_term_pulls_towards_the_global_model() -> None:
+    data = records()
+    free, tied = (
+        np.linalg.norm(run(study(seed=1, steps_per_round=40, proximal=mu), data).update) for mu in (0.0, 3.0)
+    )
+    assert tied < 0.5 * free
+
+
+def test_the_proximal_term_acts_with_privacy_too() -> None:
+    quiet = plan(noise_multiplier=1e-6, steps_per_round=60, sampling_rate=1.0)
+    free, tied = (
+        np.linalg.norm(run(study(privacy=DP, expected_batch=40, proximal=mu), records(), quiet).update)
+        for mu in (0.0, 3.0)
+    )
+    assert tied < 0.5 * free
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("private", [False, True])
+def test_training_learns(model: str, private: bool) -> None:
+    longer = {"steps_per_round": 60, "expected_batch": 40, "optimizer": {"lr": 0.05, "name": "adam"}}
+    given, data = study(model, DP if private else OPEN, **longer), records(model)
+    quiet = plan(noise_multiplier=0.01, clipping_norm=1.0, steps_per_round=60, sampling_rate=1.0)
+    result = run(given, data, quiet if private else None)
+    model_before, model_after = build(given), build(given)
+    load_vector(model_after, to_vector(model_before) + result.update)
+    inputs = [torch.from_numpy(data.inputs), *([] if data.statics is None else [torch.from_numpy(data.statics)])]
+    labels, loss = torch.from_numpy(data.labels), per_record(given, CPU)
+    before, after = (loss(m(*inputs), labels).mean().item() for m in (model_before, model_after))
+    assert after < 0.8 * before
+
+
+def test_a_run_that_diverges_says_so() -> None:
+    for rate in (1e6, 1e30):
+        with pytest.raises(DataError, match="learning rate"):
+            run(study(seed=1, steps_per_round=50, optimizer={"lr": rate}), records())
+
+
+# What clipping relies on
+
+
+class _BatchMean(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs - inputs.mean(0))
+
+
+class _Unknown(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(4, 2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs @ self.scale
+
+
+def _batch_norm() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), torch.nn.Linear(4, 2))
+
+
+def _weighted_mean(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    weights = torch.tensor([1.0, 3.0], dtype=logits.dtype)[classes]
+    losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+    return losses * weights / weights.mean()
+
+
+@pytest.mark.parametrize("model", [*KINDS])
+def test_every_model_passes_the_independence_check(model: str) -> None:
+    trainer.check_independence(study(model, DP))
+
+
+@pytest.mark.parametrize("model", ["resnet18-gn", "logistic"])
+def test_the_other_models_pass_it_too(model: str) -> None:
+    kind = "small-cnn" if model == "resnet18-gn" else "mlp"
+    given = study(kind, DP)
+    trainer.check_independence(given.model_copy(update={"model": given.model.model_copy(update={"name": model})}))
+
+
+@pytest.mark.parametrize(("model", "match"), [(_BatchMean, "depends"), (_Unknown, "known"), (_batch_norm, "statistics")])
+def test_a_model_that_couples_patients_is_refused(model: Any, match: str) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        check(model(), per_record(study(), CPU), 2, [(4,)])
+
+
+def test_a_loss_that_couples_patients_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="depends"):
+        check(torch.nn.Linear(4, 2), _weighted_mean, 2, [(4,)])
+
+
+def test_a_gradient_is_never_used_twice() -> None:
+    model = torch.nn.Linear(4, 2)
+    optimizer = PrivateOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1), clipping_norm=1.0, noise_multiplier=0.0, expected_batch=1
+    )
+    wrapped = per_sample(model)
+    wrapped(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="twice"):
+        optimizer.step()
+
+
+def test_a_parameter_without_a_gradient_stops_the_step() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
+    optimizer = PrivateOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1), clipping_norm=1.0, noise_multiplier=0.0, expected_batch=1
+    )
+    per_sample(model)
+    model[0](torch.ones(3, 4)).sum().backward()
+    with pytest.raises(ValueError, match="[Pp]er sample gradient"):
+        optimizer.accumulate()
