@@ -12,6 +12,7 @@ why the sockets never listen on a network and why every message carries its own 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -213,27 +214,18 @@ def _make_way(path: Path) -> None:
         raise ConfigurationError(f"Another process already serves {path}. Stop it first.")
 
 
-class _channel:
-    """A connected gRPC channel to a socket file, closed at the end of the block."""
-
-    def __init__(self, path: Path, options: list[tuple[str, Any]], connect_timeout: float) -> None:
-        # A channel pool shared within the process would remember a dead agent's back-off.
-        self._channel = grpc.insecure_channel(f"unix:{path}", options=[*options, ("grpc.use_local_subchannel_pool", 1)])
-        self._path = path
-        self._connect_timeout = connect_timeout
-
-    def __enter__(self) -> grpc.Channel:
+@contextlib.contextmanager
+def _channel(path: Path, options: list[tuple[str, Any]], connect_timeout: float) -> Iterator[grpc.Channel]:
+    """A connected gRPC channel to a socket file, closed at the end of the block; AgentAway if nobody answers."""
+    # A subchannel shared within the process would remember a dead agent's back-off.
+    with grpc.insecure_channel(f"unix:{path}", options=[*options, ("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
-            if not self._path.exists():
+            if not path.exists():
                 raise grpc.FutureTimeoutError
-            grpc.channel_ready_future(self._channel).result(timeout=self._connect_timeout)
+            grpc.channel_ready_future(channel).result(timeout=connect_timeout)
         except grpc.FutureTimeoutError:
-            self._channel.close()
-            raise AgentAway(f"No agent answers at {self._path}. Is it running?", delivered=False) from None
-        return self._channel
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
+            raise AgentAway(f"No agent answers at {path}. Is it running?", delivered=False) from None
+        yield channel
 
 
 def _peer_failure(error: grpc.RpcError, whom: str) -> AgentAway | PeerError:

@@ -8,7 +8,8 @@ fails is one of three fixed sentences; what happened stays in this site's log, w
 
 Leans on these internals of flwr 1.41 (pinned): ``RuntimeHttpClient`` with the task-token and SuperExec
 interceptors; ``AcquireTask``/``PullTaskInput``/``PullMessages``/``PullObject`` and their order;
-``run_clientapp.push_message``; ``HeartbeatSender``; ``TaskIdentity``; the object-tree functions of ``flwr.supercore.inflatable``.
+``run_clientapp.push_message``; ``HeartbeatSender``; ``TaskIdentity``; the object-tree functions of
+``flwr.supercore.inflatable``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from consilium_client.agent_socket import AgentAway, AgentChannel
 from consilium_client.supernode import runtime_files, set_flower_environment

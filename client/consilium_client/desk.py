@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from consilium_client import data
+from consilium_client.attempts import Attempts
 from consilium_client.data.records import Records
 from consilium_client.policy import check_study
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.site import Home, SiteConfig
-from consilium_client.spending import Spending
+from consilium_client.spending import Reservation, Spending
 from consilium_client.store import AnswerStore, LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
@@ -54,6 +55,7 @@ class Desk:
             log.warning("the ledger's last line was torn by a crash; recovered, entry %d", self.ledger.recovered.seq)
         self.spending = Spending(self.ledger)
         self.answers = AnswerStore(home.store / "answers")
+        self.attempts = Attempts(home.store / "attempts")
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
@@ -130,6 +132,24 @@ class Desk:
         if self.spending.approval(proposal.study.digest) is None:
             self._check_not_rejected(proposal.study)
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+
+    def reserve(self, study: Study, round_number: int, request: str, plan: Plan) -> tuple[Reservation, bytes]:
+        """The charge of a round and the seed that it pays for; after a crash the ones that were under way.
+
+        Raises:
+            PolicyRefusal, BudgetRefused: as ``Spending.reserve``.
+        """
+        attempt = self.attempts.under_way(study.digest, round_number, request)
+        if attempt is not None:
+            reservation = self.spending.unsettled(study.digest, round_number, attempt.number, plan)
+            if reservation is not None:
+                log.info("round %d goes on with its charge, entry %d", round_number, reservation.charge_seq)
+                return reservation, attempt.seed
+        number = self.spending.attempts(study.digest, round_number) + 1
+        attempt = self.attempts.begin(study.digest, round_number, request, number)
+        budget = self.config.policy.budget(study.data.asset)
+        charged = self.spending.reserve(study.digest, study.study, study.data.asset, round_number, plan, budget)
+        return charged, attempt.seed
 
     def _check_not_rejected(self, study: Study) -> None:
         with self.ledger.exclusive():

@@ -94,7 +94,9 @@ class Requests:
             case Propose():
                 return self._propose(request, header), b""
             case Train():
-                return self._once(request, request.round, header, "update", lambda p: self._train(p, request, payload))
+                return self._once(
+                    request, request.round, header, "update", lambda p: self._train(p, request, header, payload)
+                )
             case Evaluate():
                 return self._once(request, request.round, header, "counts", lambda p: self._count(p, request, payload))
 
@@ -122,23 +124,27 @@ class Requests:
         number: int,
         header: bytes,
         kind: str,
-        work: Callable[[Proposal], tuple[dict[str, Any], bytes]],
+        work: Callable[[Proposal], tuple[dict[str, Any], bytes, Callable[[], None]]],
     ) -> tuple[bytes, bytes]:
+        """The stored answer, or the work's. Stored first, then settled, then released: a crash repeats no more."""
         proposal = self._approved(request)
         try:
             stored = self.desk.answers.get(request.study, number, kind, digest(header))
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
         if stored is None:
-            fields, body = work(proposal)
+            fields, body, settle = work(proposal)
             common = {**self._common(request, header), "payload": Payload.of(body), "round": number}
             model = Update if kind == "update" else Counts
             stored = messages.encode(model(**common, **fields), self.desk.identity), body
             self.desk.answers.put(request.study, number, kind, digest(header), *stored)
+            settle()
         self._release(*stored, request.study, number, kind)
         return stored
 
-    def _train(self, proposal: Proposal, request: Train, payload: bytes) -> tuple[dict[str, Any], bytes]:
+    def _train(
+        self, proposal: Proposal, request: Train, header: bytes, payload: bytes
+    ) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
         from consilium_client.training import device
         from consilium_client.training.trainer import train
 
@@ -149,14 +155,7 @@ class Requests:
         records = desk.records(study)
         check_study(desk.config.policy, study, int(records.train.sum()))  # it may be stricter than at the approval
         where = device.choose(desk.config.device)
-        reservation = desk.spending.reserve(
-            study.digest,
-            study.study,
-            study.data.asset,
-            request.round,
-            approval.plan,
-            desk.config.policy.budget(study.data.asset),
-        )
+        reservation, seed = desk.reserve(study, request.round, digest(header), approval.plan)
 
         def watch(done: int, steps: int) -> None:
             desk.activity = {
@@ -169,15 +168,30 @@ class Requests:
 
         watch(0, approval.plan.steps_per_round)
         result = train(
-            payload, study, records, approval.plan, round=request.round, site=desk.site, device=where, on_progress=watch
+            payload,
+            study,
+            records,
+            approval.plan,
+            round=request.round,
+            site=desk.site,
+            device=where,
+            seed=seed,
+            on_progress=watch,
         )
-        reservation.settle(result.steps)
         weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
         vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
         spent = reservation.study_epsilon_after
-        return {"epsilon": None if math.isinf(spent) else math.ceil(spent * 1000) / 1000}, vector.tobytes()
+        epsilon = None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
-    def _count(self, proposal: Proposal, request: Evaluate, payload: bytes) -> tuple[dict[str, Any], bytes]:
+        def settle() -> None:
+            reservation.settle(result.steps)
+            desk.attempts.end(study.digest)
+
+        return {"epsilon": epsilon}, vector.tobytes(), settle
+
+    def _count(
+        self, proposal: Proposal, request: Evaluate, payload: bytes
+    ) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
         from consilium_client.evaluation import evaluate
         from consilium_client.training import device
 
@@ -187,7 +201,7 @@ class Requests:
         records = self.desk.records(study)
         self.desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
         counts = evaluate(payload, study, records, device.choose(self.desk.config.device))
-        return {}, counts.astype("<i8").tobytes()
+        return {}, counts.astype("<i8").tobytes(), lambda: None
 
     # -- checks and bookkeeping
 

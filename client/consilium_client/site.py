@@ -80,7 +80,7 @@ class Home:
     def config(self) -> SiteConfig:
         """site.yaml, checked; raises ConfigurationError with file, line and key."""
         config = load_yaml(self.config_file, SiteConfig)
-        if config.site != self.invitation().site:
+        if self.invitation_file.exists() and config.site != self.invitation().site:
             raise ConfigurationError(
                 f"{self.config_file}: site is {config.site!r}, but the invitation is for {self.invitation().site!r}"
             )

@@ -247,7 +247,7 @@ class Spending:
                 if not of_study.fits:
                     raise BudgetRefused(f"study {name!r} at this site: {of_study}")
                 study_epsilon_after = of_study.total
-            attempt = self._ledger.books.attempts(study, round_number) + 1
+            attempt = self.attempts(study, round_number) + 1
             entry = self._ledger.append(
                 "charge",
                 {
@@ -262,6 +262,30 @@ class Spending:
                 },
             )
         return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+
+    def attempts(self, study: str, round_number: int) -> int:
+        """How often a round was charged."""
+        with self._ledger.exclusive():
+            return self._ledger.books.attempts(study, round_number)
+
+    def unsettled(self, study: str, round_number: int, attempt: int, plan: Plan) -> Reservation | None:
+        """The charge of an attempt that was never settled, to run on; None when there is none.
+
+        Only for the caller that can run the very same draw again (``attempts.py``).
+
+        Raises:
+            PolicyRefusal: the study is not approved any more, or not like this.
+        """
+        with self._ledger.exclusive():
+            for charged in self._ledger.books.charges.values():
+                body = charged.body
+                if (body.study, body.round, body.attempt) == (study, round_number, attempt) and charged.settled is None:
+                    self._check_approved(study, body.name, body.asset, round_number, plan)
+                    event, state = plan.event(), self.state(body.asset)
+                    delta = self._ledger.books.assets[body.asset].delta
+                    after = epsilon(state.study(study), plan.delta) if isinstance(plan, PrivacyPlan) else math.inf
+                    return Reservation(charged.seq, attempt, event, epsilon(state.events, delta), after, self._ledger)
+        return None
 
     def study_epsilon(self, study: str) -> float:
         """ε that an approved study has spent here so far, at its own δ; infinity without privacy, once it ran."""

@@ -130,10 +130,11 @@ def install_shims(home: Path) -> None:
     from flwr.supercore.exit import ExitCode, signal_handler
     from flwr.supernode import fleet_http_client, start_client_internal
 
-    start_client_internal.time = types.SimpleNamespace(sleep=Polling().sleep)  # type: ignore[assignment]
+    loop: Any = start_client_internal
+    loop.time = types.SimpleNamespace(sleep=Polling().sleep)
     # A message is announced before all of it is uploaded; stock Flower then waits 1, 2, 4 … 10 s.
-    start_client_internal.pull_objects = functools.partial(
-        start_client_internal.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000
+    loop.pull_objects = functools.partial(
+        loop.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000
     )
 
     run = heartbeat.HeartbeatSender._run

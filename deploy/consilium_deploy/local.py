@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ class LocalFederation:
     Attributes:
         root: gets ``server/`` and ``sites/<name>/``.
         sites: site name to the text of its site.yaml.
+        listen: address of the fleet interface; the others are on loopback whatever stands here.
         say: told each command as a user would type it; None for silence.
     """
 
     root: Path
     sites: Mapping[str, str]
     name: str = "local-federation"
+    listen: str = "127.0.0.1"
     say: Callable[[str], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     services: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -104,21 +107,22 @@ class LocalFederation:
 
     # -- setting up
 
-    def provision(self) -> None:
-        """Provision, enroll every site, admit every request, write every site.yaml."""
+    def provision(self, admitted: Sequence[str] | None = None) -> None:
+        """Provision, enroll every site, write every site.yaml, admit the requests (all by default)."""
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / "federation.yaml"
         if not file.exists():
             port, private = free_ports(2)
             file.write_text(
                 f"federation: {self.name}\naddress: 127.0.0.1\nport: {port}\nprivate_port: {private}\n"
-                f"listen: 127.0.0.1\nsites: [{', '.join(self.sites)}]\n"
+                f"listen: {self.listen}\nsites: [{', '.join(self.sites)}]\n"
             )
         self.at_server("provision", file)
         for name, config in self.sites.items():
             self.at_site(name, "enroll", self.server / "invitations" / f"{name}.json")
             (self.site(name) / "site.yaml").write_text(config)
-        self.at_server("admit", *(self.site(name) / "join-request.json" for name in self.sites))
+        chosen = self.sites if admitted is None else admitted
+        self.at_server("admit", *(self.site(name) / "join-request.json" for name in chosen))
 
     def up(self, *names: str) -> None:
         """Start ``server`` and the sites (all of them by default) and wait until each serves."""
@@ -153,7 +157,7 @@ class LocalFederation:
     def approve(self, study: str, sites: Sequence[str] = (), by: str = "demonstration") -> None:
         """Wait until the study is pending at each site, then approve it there."""
         for site in sites or self.sites:
-            self.wait(lambda site=site: self.standing(site, study) is not None, f"{site} hears of {study}", site)
+            self.wait(partial(self.standing, site, study), f"{site} hears of {study}", site)
             if self.standing(site, study) == "pending":
                 self.at_site(site, "approve", study, "--yes", "--by", by)
 
@@ -217,20 +221,35 @@ class LocalFederation:
         Raises:
             LocalFederationError: it does not run.
         """
-        parent = self.services[service].pid
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                of = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, ValueError):
-                continue
-            if of == parent and program in words:
-                return int(entry.name)
+        for pid, words in self.processes(service).items():
+            if program in words and pid != self.services[service].pid:
+                return pid
         raise LocalFederationError(f"{program} of {service} does not run\n{self.logs(service)}")
 
-    def kill(self, service: str, program: str) -> None:
-        """``kill -9`` of one supervised program, by its module name."""
-        os.kill(self.pid(service, program), signal.SIGKILL)
+    def processes(self, service: str) -> dict[int, list[str]]:
+        """Process id to command line of a service: its ``up`` and every program below it."""
+        parents: dict[int, int] = {}
+        words: dict[int, list[str]] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, ValueError):
+                continue
+            words[int(entry.name)] = command
+        found = [self.services[service].pid]
+        for pid in found:  # grows while it is read
+            found += [child for child, parent in parents.items() if parent == pid]
+        return {pid: words[pid] for pid in found if pid in words}
+
+    def kill(self, service: str, program: str | None = None) -> None:
+        """``kill -9`` of one supervised program by its module name, or of the whole ``up`` (which nobody restarts)."""
+        if program is not None:
+            os.kill(self.pid(service, program), signal.SIGKILL)
+            return
+        gone = self.services.pop(service)
+        gone.kill()
+        gone.wait()
 
     def _listens(self) -> bool:
         text = (self.root / "federation.yaml").read_text()

@@ -27,6 +27,13 @@ BETWEEN_PATIENTS = np.array([11.0, 15.0, 1.3, 2.6, 0.35])
 WITHIN_PATIENT = np.array([4.0, 6.0, 0.7, 1.5, 0.15])
 WORSENING = np.array([20.0, -22.0, -4.0, 7.0, 0.5])
 """Change of each vital sign over a full deterioration; beats/min, mmHg, %, breaths/min, °C."""
+HARMLESS = np.array([
+    [0.0, 0.0, 0.0, 0.0, 0.0],  # nothing happens
+    [1.2, -1.2, 0.0, 1.0, 0.0],  # pain: the pressure rises as well
+    [-1.0, 1.2, 0.8, -1.0, -0.5],  # sedation: everything falls
+    [1.0, 0.0, 0.0, 0.8, 2.0],  # fever: the pressure holds
+])  # fmt: skip
+"""Courses that share single changes with a deterioration, as multiples of ``WORSENING``."""
 
 
 @dataclass(frozen=True)
@@ -187,24 +194,28 @@ def _write_defects(files: Path, hospital: Hospital) -> None:
 def write_vitals(hospital: Hospital, generator: np.random.Generator) -> dict[str, pd.DataFrame]:
     """One hospital's vital signs and outcomes.
 
-    Those who deteriorate drift one way over some hours; of the others some drift back the same way after a bad start,
-    and some are off from the usual all day. So mean, lowest and highest value look alike; the direction tells.
+    A deterioration is several changes together and in one direction of time. The others have single ones of them
+    (``HARMLESS``) or the same ones backwards, a recovery: no one value, and no mean, lowest or highest, tells.
     """
     series, outcomes = [], []
     for number in range(1, hospital.stays + 1):
         patient = f"SYNTHETIC-{hospital.letter}{number:04d}"
         worse = generator.random() < hospital.prevalence
-        recovers = not worse and generator.random() < 0.6
+        recovers = not worse and generator.random() < 0.3
+        course = np.ones(len(VITALS)) if worse or recovers else HARMLESS[generator.integers(len(HARMLESS))]
         onset, hours = generator.uniform(2, 14), generator.uniform(5, 10)
-        amount = generator.uniform(0.6, 1.3) * np.clip(generator.normal(1, 0.35, len(VITALS)), 0, 2)
+        amount = course * generator.uniform(0.5, 1.2) * np.clip(generator.normal(1, 0.3, len(VITALS)), 0, 2)
         own = USUAL + np.array(hospital.offsets) + generator.normal(0, 1, len(VITALS)) * BETWEEN_PATIENTS
         for place, variable in enumerate(VITALS):
             count = generator.poisson(hospital.per_hour[place] * HOURS)
             at = np.sort(generator.uniform(0, HOURS, count))
             ramp = np.clip((at - onset) / hours, 0, 1)
-            drift = ramp if worse else (1 - ramp if recovers else np.zeros(count))
+            drift = 1 - ramp if recovers else ramp
             value = own[place] + WORSENING[place] * amount[place] * drift
-            value = value + generator.normal(0, 1, count) * WITHIN_PATIENT[place]
+            wander = np.sin(2 * np.pi * (at / generator.uniform(8, 30) + generator.uniform()))
+            value = (
+                value + (generator.normal(0, 1.2, count) + generator.normal(0, 1.0) * wander) * WITHIN_PATIENT[place]
+            )
             if variable == "SpO2":
                 value = np.minimum(value, 100.0)
             faults = generator.random(count) < 0.003  # a probe that fell off

@@ -82,9 +82,19 @@ async def _serve(settings: SuperLinkSettings) -> None:
             yield  # two servers in one process: the signals are handled once, below
 
     def server(host: str, port: int, app: Any, lifespan: Any) -> uvicorn.Server:
-        tls = {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.private_key}
-        quiet = {"access_log": False, "log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 3}
-        return Server(uvicorn.Config(app, host=host, port=port, lifespan=lifespan, **tls, **quiet))
+        configuration = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            lifespan=lifespan,
+            ssl_certfile=str(settings.certificate),
+            ssl_keyfile=str(settings.private_key),
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        return Server(configuration)
 
     servers = [
         server("127.0.0.1", settings.private_port, OnlyPaths(application, PRIVATE_PATHS), "on"),
@@ -368,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``python -m consilium_server.superlink``; 0 after SIGTERM, 2 on a wrong configuration."""
     parser = argparse.ArgumentParser(prog="consilium_server.superlink", description="Start the SuperLink.")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--public-host", default="0.0.0.0")
+    parser.add_argument("--public-host", default="0.0.0.0")  # noqa: S104 - hospitals connect to it
     parser.add_argument("--public-port", type=int, required=True)
     parser.add_argument("--private-port", type=int, required=True)
     given = parser.parse_args(arguments)

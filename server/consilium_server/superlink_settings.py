@@ -33,34 +33,42 @@ class SuperLinkSettings:
 
     @property
     def flower_home(self) -> Path:
+        """FLWR_HOME of every process of the coordinator that uses Flower."""
         return self.directory / "flwr"
 
     @property
     def database(self) -> Path:
+        """Messages in transit, runs and SuperNodes; SQLite."""
         return self.directory / "state.db"
 
     @property
     def superexec_secret_file(self) -> Path:
+        """Whoever can read it may acquire tasks."""
         return self.directory / "superexec.secret"
 
     @property
     def control_token_file(self) -> Path:
+        """Whoever can read it may register SuperNodes and start runs."""
         return self.directory / "control.token"
 
     @property
     def ca_certificate(self) -> Path:
+        """The certificate that every site trusts."""
         return self.home / "keys" / "ca.crt"
 
     @property
     def certificate(self) -> Path:
+        """The SuperLink's own certificate."""
         return self.home / "keys" / "superlink.crt"
 
     @property
     def private_key(self) -> Path:
+        """The key of the SuperLink's certificate."""
         return self.home / "keys" / "superlink.key"
 
     @property
     def private_address(self) -> str:
+        """Where the coordinator's own processes reach the SuperLink."""
         return f"127.0.0.1:{self.private_port}"
 
     def control_token(self) -> str:

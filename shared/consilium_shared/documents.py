@@ -49,10 +49,12 @@ def verify(body: dict[str, Any], signature: bytes, domain: str, signer: PublicId
 
 
 def signature_bytes(text: Any) -> bytes:
-    """64 bytes of a signature in hex; raises SignatureError for anything else."""
+    """64 bytes of a signature in lower-case hex; raises SignatureError for anything else, so it has one spelling."""
     if isinstance(text, str) and len(text) == 128:
         try:
-            return bytes.fromhex(text)
+            raw = bytes.fromhex(text)
         except ValueError:
-            pass
-    raise SignatureError("a signature is 128 hex digits")
+            raw = b""
+        if raw.hex() == text:
+            return raw
+    raise SignatureError("a signature is 128 lower-case hex digits")

@@ -26,12 +26,11 @@ ONLY = {
         "consilium_server/exchange.py",
         "consilium_server/study_run.py",
         "consilium_server/superlink.py",
-        "consilium_server/superlink_control.py",
         "consilium_client/supernode.py",
         "consilium_client/courier.py",
     },
     "pydicom": {"consilium_client/data/", "consilium_deploy/dicom_files.py"},
-    "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py"},
+    "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py", "consilium_deploy/synthetic.py"},
     "opacus": {"consilium_client/training/"},
     "grpc": {"consilium_client/agent_socket.py"},
     "torch": {

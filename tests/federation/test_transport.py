@@ -6,32 +6,50 @@ turned by a number of bytes that differs between the sites.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
-import os
 import secrets
 import shutil
-import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
-from consilium_client.agent_socket import AgentAway, AgentChannel
-from consilium_server import superlink
-from consilium_server.exchange import Answer, StudyGrid, ask, open_grid
-from consilium_server.superlink_settings import SuperLinkSettings
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
+from flwr.proto.fab_pb2 import Fab as FabProto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata as ProtoMetadata
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from consilium_client.agent_socket import AgentAway, AgentChannel
+from consilium_server import study_run, superlink
+from consilium_server.exchange import Answer, ask
+from consilium_server.study_run import StudyGrid, open_grid
+from consilium_server.superlink_settings import SuperLinkSettings
+from consilium_shared.errors import ConfigurationError, TransportError
 
 AGENT = """
 import sys, time
@@ -207,7 +225,7 @@ class Federation:
     def ask(
         self, grid: StudyGrid, header: bytes, payload: bytes = b"", *, sites: tuple[str, ...] = (), timeout: float = 60
     ) -> dict[str, Answer]:
-        requests = {name: (header, payload) for name in sites or self.sites}
+        requests = dict.fromkeys(sites or self.sites, (header, payload))
         return {each.site: each for each in ask(grid, requests, self.nodes, timeout)}
 
     def client(self) -> httpx.Client:
@@ -233,9 +251,9 @@ def grid(federation: Federation) -> Iterator[StudyGrid]:
         yield opened
 
 
-def eventually(condition: object, timeout: float = 30) -> None:
+def eventually(condition: Callable[[], bool], timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
 
@@ -252,3 +270,233 @@ def test_a_large_payload_reaches_every_site_and_comes_back(federation: Federatio
 def test_a_second_question_without_payload_is_answered(federation: Federation, grid: StudyGrid) -> None:
     answers = federation.ask(grid, b"again")
     assert {(each.header, each.payload, each.problem) for each in answers.values()} == {(b"answer to again", b"", None)}
+
+
+@contextlib.contextmanager
+def asking(federation: Federation, grid: StudyGrid, header: bytes, site: str) -> Iterator[dict[str, Answer]]:
+    """Ask one site in the background; yield once its agent has the message; at the end the answer is there."""
+    answers: dict[str, Answer] = {}
+    before = federation.sites[site].deliveries(header)
+    thread = threading.Thread(target=lambda: answers.update(federation.ask(grid, header, sites=(site,), timeout=180)))
+    thread.start()
+    eventually(lambda: federation.sites[site].deliveries(header) > before)
+    yield answers
+    thread.join()
+
+
+def test_the_store_is_empty_after_the_answers_were_pulled(federation: Federation, grid: StudyGrid) -> None:
+    federation.ask(grid, b"leave nothing", secrets.token_bytes(6_000_000))
+    with contextlib.closing(sqlite3.connect(federation.settings.database)) as database:
+        tables = ("message_ins", "message_res", "objects")
+        assert [database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables] == [0, 0, 0]
+
+
+def test_secrets_and_database_are_for_the_owner_alone(federation: Federation) -> None:
+    settings = federation.settings
+    files = [*settings.directory.iterdir(), *(site.home / "run" for site in federation.sites.values())]
+    files += [path for site in federation.sites.values() for path in (site.home / "run").iterdir()]
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/control/list-nodes", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/"])
+def test_the_public_port_serves_the_fleet_interface_alone(federation: Federation, path: str) -> None:
+    with federation.client() as client:
+        address = f"https://localhost:{federation.settings.public_port}"
+        assert client.post(address + path).status_code == 404
+        assert client.get(address + path).status_code == 404
+        assert client.get(address + "/health").status_code == 200
+
+
+def test_the_public_port_takes_no_oversized_request(federation: Federation) -> None:
+    with federation.client() as client:
+        address = f"https://localhost:{federation.settings.public_port}/v1/fleet/push-object"
+        assert client.post(address, content=bytes(9 * 1024**2)).status_code == 413
+        assert client.post(address, content=iter([b"no length"])).status_code == 411
+
+
+def test_the_private_port_wants_the_token(federation: Federation) -> None:
+    settings = federation.settings
+    impostor = replace(settings, home=federation.root / "impostor")
+    federation.authority.issue(impostor.home)
+    write_private(impostor.ca_certificate, settings.ca_certificate.read_bytes())
+    impostor.directory.mkdir(mode=0o700)
+    write_private(impostor.control_token_file, b"0" * 64)
+    with pytest.raises(TransportError, match="HTTP 401"):
+        superlink.node_names(impostor)
+
+
+def test_the_private_port_hands_out_no_task_without_the_secret(federation: Federation) -> None:
+    client = RuntimeHttpClient.from_server_address(
+        federation.settings.private_address,
+        False,
+        federation.authority.pem,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="impostor")],
+    )
+    with contextlib.closing(client), pytest.raises(httpx.HTTPStatusError) as refusal:
+        client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
+    assert refusal.value.response.status_code == 401
+
+
+def test_a_supernode_that_was_not_admitted_is_refused(federation: Federation) -> None:
+    stranger = Site(federation.root / "stranger", federation.sites["north"].address, federation.authority.pem)
+    stranger.up()
+    try:
+        assert stranger.supernode.process.wait(60) == 1
+    finally:
+        stranger.down()
+    assert set(superlink.node_names(federation.settings)) == {"north", "south"}
+
+
+def test_a_site_turns_away_from_a_superlink_of_another_authority(federation: Federation) -> None:
+    careful = Site(federation.root / "careful", federation.sites["north"].address, Authority().pem)
+    careful.up()
+    try:
+        assert careful.supernode.process.wait(60) == 1
+    finally:
+        careful.down()
+
+
+def test_registering_again_changes_nothing_and_no_site_at_all_is_a_mistake(federation: Federation) -> None:
+    keys = {name: site.public_key for name, site in federation.sites.items()}
+    assert superlink.register_nodes(federation.settings, keys) == federation.nodes
+    with pytest.raises(ConfigurationError, match="names no site"):
+        superlink.register_nodes(federation.settings, {})
+
+
+def test_a_reply_in_another_sites_name_is_refused(federation: Federation, grid: StudyGrid) -> None:
+    key = federation.sites["north"].key
+    fleet = FleetHttpClient.from_server_address(
+        f"localhost:{federation.settings.public_port}",
+        False,
+        federation.authority.pem,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ],
+    )
+
+    def push(sender: str) -> None:
+        """Push a reply, signed by north, in the name of ``sender``."""
+        metadata = ProtoMetadata(
+            run_id=grid.run.run_id,
+            message_id="f" * 64,
+            src_node_id=federation.nodes[sender],
+            dst_node_id=1,
+            reply_to_message_id="0" * 64,
+            message_type="train",
+            created_at=time.time(),
+            ttl=60,
+        )
+        request = PushMessagesRequest(
+            node=Node(node_id=federation.nodes["north"]),
+            messages_list=[ProtoMessage(metadata=metadata, content=ProtoRecordDict())],
+            message_object_trees=[ObjectTree(object_id="f" * 64)],
+        )
+        fleet.PushMessages(request)
+
+    with contextlib.closing(fleet):
+        push("north")  # stock Flower accepts, and ignores, a reply to no question
+        with pytest.raises(httpx.HTTPStatusError) as refusal:
+            push("south")
+    assert refusal.value.response.status_code == 403
+
+
+def test_an_agents_exception_does_not_leave_the_site(federation: Federation, grid: StudyGrid) -> None:
+    answer = federation.ask(grid, b"fail", sites=("north",))["north"]
+    assert (answer.problem, answer.header, answer.payload) == ("crashed", b"", b"")
+    logs = [*federation.root.rglob("*.log"), *federation.settings.directory.glob("state.db*")]
+    assert [path for path in logs if b"Mustermann" in path.read_bytes()] == []
+
+
+def test_a_reply_above_the_limit_is_malformed(federation: Federation, grid: StudyGrid) -> None:
+    requests = {"north": (b"big", secrets.token_bytes(2_000_000)), "south": (b"small", b"x")}
+    answers = {each.site: each for each in ask(grid, requests, federation.nodes, 60, payload_bytes=1_000_000)}
+    assert {site: answer.problem for site, answer in answers.items()} == {"north": "malformed", "south": None}
+
+
+def test_a_message_that_is_not_ours_does_not_reach_the_agent(federation: Federation, grid: StudyGrid) -> None:
+    foreign = RecordDict({"header": ConfigRecord({"header": b"foreign", "more": 1})})
+    (message_id,) = grid.push_messages([Message(foreign, federation.nodes["north"], "train", ttl=60)])
+    replies = []
+    eventually(lambda: bool(replies.extend(grid.receive({message_id}, 1000)) or replies))
+    assert replies[0].problem == "crashed"
+    assert federation.sites["north"].deliveries(b"foreign") == 0
+
+
+def test_an_agent_killed_over_a_message_gets_the_same_message_again(federation: Federation, grid: StudyGrid) -> None:
+    site = federation.sites["north"]
+    with asking(federation, grid, b"slow 3 agent", "north") as answers:
+        site.agent.kill()
+        site.agent.start()
+    assert answers["north"].header == b"answer to slow 3 agent"
+    assert site.deliveries(b"slow 3 agent") == 2
+
+
+def test_a_killed_supernode_costs_one_repetition(federation: Federation, grid: StudyGrid) -> None:
+    site = federation.sites["south"]
+    with asking(federation, grid, b"slow 3 supernode", "south") as answers:
+        site.supernode.kill()
+        site.supernode.start()
+    assert answers["south"].header == b"answer to slow 3 supernode"
+
+
+def test_a_killed_superlink_is_bridged(federation: Federation, grid: StudyGrid) -> None:
+    with asking(federation, grid, b"slow 3 superlink", "north") as answers:
+        federation.superlink.kill()
+        federation.superlink.start()
+    assert answers["north"].header == b"answer to slow 3 superlink"
+
+
+def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Federation, grid: StudyGrid) -> None:
+    site = federation.sites["south"]
+    site.supernode.stop()
+    eventually(lambda: superlink.online_nodes(federation.settings) == {"north"})
+    states: list[dict[str, str]] = []
+
+    def come_back(waiting: Mapping[str, str]) -> None:
+        states.append(dict(waiting))
+        if states[-1] == {"south": "offline"} and site.supernode.process.poll() is not None:
+            site.supernode.start()
+
+    answers = list(
+        ask(grid, {"north": (b"both", b""), "south": (b"both", b"")}, federation.nodes, 90, on_wait=come_back)
+    )
+    assert [(each.site, each.problem) for each in answers] == [("north", None), ("south", None)]
+
+
+def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federation: Federation, grid: StudyGrid) -> None:
+    site = federation.sites["south"]
+    site.supernode.stop()
+    eventually(lambda: superlink.online_nodes(federation.settings) == {"north"})
+    try:
+        assert federation.ask(grid, b"where", sites=("south",), timeout=1.5)["south"].problem == "unavailable"
+        assert federation.ask(grid, b"slow 4", sites=("north",), timeout=2)["north"].problem == "timeout"
+        aborted = list(ask(grid, {"north": (b"never mind", b"")}, federation.nodes, 60, abort=lambda: True))
+        assert [answer.problem for answer in aborted] == ["aborted"]
+    finally:
+        site.supernode.start()
+
+
+def test_a_run_whose_starter_died_does_not_block_the_next(federation: Federation) -> None:
+    with superlink.open_control(federation.settings) as control:
+        bundle, _ = build_fab_from_files(study_run._BUNDLE)
+        abandoned = control.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
+    with open_grid(federation.settings) as opened:
+        assert opened.run.run_id != abandoned
+        with superlink.open_control(federation.settings) as control:
+            run = control.ListRuns(ListRunsRequest(run_id=abandoned)).run_dict[abandoned]
+        assert run.status.status == "finished"
+
+
+def test_asking_in_an_ended_run_is_a_transport_error(federation: Federation) -> None:
+    with open_grid(federation.settings) as opened:
+        with superlink.open_control(federation.settings) as control:
+            control.StopRun(StopRunRequest(run_id=opened.run.run_id))
+        with pytest.raises(TransportError, match="Resume the study"):
+            federation.ask(opened, b"too late")
+
+
+def test_nobody_at_the_socket_is_told_apart_from_an_agent_that_died(tmp_path: Path) -> None:
+    with pytest.raises(AgentAway) as away:
+        AgentChannel(tmp_path / "agent.sock").exchange(b"header", b"")
+    assert away.value.delivered is False

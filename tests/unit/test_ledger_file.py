@@ -47,6 +47,18 @@ def test_entries_are_there_after_closing_and_the_chain_goes_on(tmp_path: Path) -
     assert stat.S_IMODE((tmp_path / "ledger.jsonl").stat().st_mode) == 0o600
 
 
+def test_an_append_returns_only_after_the_whole_line_was_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _open(tmp_path) as ledger:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+        for _ in range(2):
+            ledger.append("policy", POLICY)
+            assert synced[-1] == ledger.path.stat().st_size
+        assert len(synced) == 2
+
+
 def test_a_torn_last_line_is_recovered_at_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # a thousand of them, and no power will fail here
     data = _begin(tmp_path)

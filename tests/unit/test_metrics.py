@@ -80,7 +80,7 @@ def test_a_certain_and_wrong_prediction_has_a_finite_loss() -> None:
     ],
 )
 def test_what_is_no_prediction_is_refused(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="label|probability"):
+    with pytest.raises(ValueError, match=r"label|probability"):
         count(labels, probabilities)
 
 

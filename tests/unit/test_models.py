@@ -68,7 +68,7 @@ def test_gives_one_row_of_logits_for_each_record(name: str, data: dict[str, Any]
 
 
 @pytest.mark.parametrize(("name", "data"), MODELS)
-def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator(name: str, data: dict[str, Any]) -> None:
+def test_initial_weights_depend_on_the_seed_alone_and_leave_torchs_generator(name: str, data: dict[str, Any]) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = to_vector(build(study(name, data, seed=3)))

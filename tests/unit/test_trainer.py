@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from consilium_client.training import trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.independence import check, per_sample
 from consilium_client.training.loss import per_record
+from consilium_client.training.noise import Noise
 from consilium_client.training.trainer import TrainResult, private_step, train
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
@@ -63,6 +65,11 @@ def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> Records:
     )
 
 
+def tensors(data: Records, count: int) -> list[torch.Tensor]:
+    arrays = [data.inputs] if data.statics is None else [data.inputs, data.statics]
+    return [torch.from_numpy(array[:count]) for array in arrays]
+
+
 def plan(**changes: Any) -> PrivacyPlan:
     values: dict[str, Any] = {
         "sampling_rate": 0.2,
@@ -76,7 +83,9 @@ def plan(**changes: Any) -> PrivacyPlan:
     return PrivacyPlan(**{**values, **changes})
 
 
-def run(given: Study, data: Records, how: PrivacyPlan | None = None, round: int = 1, site: str = "north") -> TrainResult:
+def run(
+    given: Study, data: Records, how: PrivacyPlan | None = None, round: int = 1, site: str = "north"
+) -> TrainResult:
     start = pack(to_vector(build(given)), given)
     return train(start, given, data, how, round=round, site=site, device=CPU)
 
@@ -85,7 +94,11 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
     """The private gradient's sum for the chosen records: one step of rate 1 from the initial weights."""
     model = build(given)
     optimizer = PrivateOptimizer(
-        torch.optim.SGD(model.parameters(), 1.0), clipping_norm=bound, noise_multiplier=noise, expected_batch=1
+        torch.optim.SGD(model.parameters(), 1.0),
+        clipping_norm=bound,
+        noise_multiplier=noise,
+        expected_batch=1,
+        noise=Noise(secrets.token_bytes(32)),
     )
     before, wrapped = to_vector(model), per_sample(model)
     batch = trainer._Batch(given, data, np.array(chosen, dtype=np.int64), CPU, np.random.default_rng(0))
@@ -101,7 +114,8 @@ def test_removing_one_patient_changes_the_sum_by_at_most_the_bound(model: str) -
     given, data = study(model, class_weights=[1.0, 30.0]), records(model)
     everyone, bound = list(range(10)), 0.05
     whole = private_sum(given, data, everyone, bound)
-    differences = [np.linalg.norm(whole - private_sum(given, data, everyone[:i] + everyone[i + 1 :], bound)) for i in range(10)]
+    without = [private_sum(given, data, everyone[:i] + everyone[i + 1 :], bound) for i in range(10)]
+    differences = [np.linalg.norm(whole - part) for part in without]
     assert max(differences) <= bound * (1 + 1e-4)
     assert max(differences) > bound * 0.99  # so clipping was at work
 
@@ -111,8 +125,7 @@ def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     given, data = study(model), records(model)
     found = private_sum(given, data, list(range(6)), bound=1e6)
     plain = build(given)
-    inputs = [torch.from_numpy(data.inputs[:6]), *([] if data.statics is None else [torch.from_numpy(data.statics[:6])])]
-    per_record(given, CPU)(plain(*inputs), torch.from_numpy(data.labels[:6])).sum().backward()
+    per_record(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
     expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -196,7 +209,13 @@ def test_exactly_the_plans_steps_are_run_and_reported() -> None:
     given = study(privacy=DP)
     start = pack(to_vector(build(given)), given)
     result = train(
-        start, given, records(), plan(steps_per_round=7), round=1, site="a", device=CPU,
+        start,
+        given,
+        records(),
+        plan(steps_per_round=7),
+        round=1,
+        site="a",
+        device=CPU,
         on_progress=lambda done, total: told.append((done, total)),
     )
     assert result.steps == 7
@@ -231,11 +250,12 @@ def test_patients_held_back_are_not_trained_on() -> None:
 
 @pytest.mark.parametrize("model", KINDS)
 def test_a_seeded_round_is_the_same_bit_for_bit(model: str) -> None:
-    given = study(model, seed=7, augment="light" if model == "small-cnn" else "none", optimizer={"lr": 0.1, "name": "adam"})
+    augment = "light" if model == "small-cnn" else "none"
+    given = study(model, seed=7, augment=augment, optimizer={"lr": 0.1, "name": "adam"})
     data = records(model)
     first = run(given, data, round=3).update
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     assert run(given, data, round=3).update.tobytes() == first.tobytes()
     assert run(given, data, round=4).update.tobytes() != first.tobytes()
     assert run(given, data, round=3, site="south").update.tobytes() != first.tobytes()
@@ -262,9 +282,7 @@ def test_parameters_have_the_same_names_and_order_with_and_without_privacy(model
 
 def test_the_proximal_term_pulls_towards_the_global_model() -> None:
     data = records()
-    free, tied = (
-        np.linalg.norm(run(study(seed=1, steps_per_round=40, proximal=mu), data).update) for mu in (0.0, 3.0)
-    )
+    free, tied = (np.linalg.norm(run(study(seed=1, steps_per_round=40, proximal=mu), data).update) for mu in (0.0, 3.0))
     assert tied < 0.5 * free
 
 
@@ -286,8 +304,7 @@ def test_training_learns(model: str, private: bool) -> None:
     result = run(given, data, quiet if private else None)
     model_before, model_after = build(given), build(given)
     load_vector(model_after, to_vector(model_before) + result.update)
-    inputs = [torch.from_numpy(data.inputs), *([] if data.statics is None else [torch.from_numpy(data.statics)])]
-    labels, loss = torch.from_numpy(data.labels), per_record(given, CPU)
+    inputs, labels, loss = tensors(data, len(data)), torch.from_numpy(data.labels), per_record(given, CPU)
     before, after = (loss(m(*inputs), labels).mean().item() for m in (model_before, model_after))
     assert after < 0.8 * before
 
@@ -341,7 +358,9 @@ def test_the_other_models_pass_it_too(model: str) -> None:
     trainer.check_independence(given.model_copy(update={"model": given.model.model_copy(update={"name": model})}))
 
 
-@pytest.mark.parametrize(("model", "match"), [(_BatchMean, "depends"), (_Unknown, "known"), (_batch_norm, "statistics")])
+@pytest.mark.parametrize(
+    ("model", "match"), [(_BatchMean, "depends"), (_Unknown, "known"), (_batch_norm, "statistics")]
+)
 def test_a_model_that_couples_patients_is_refused(model: Any, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
         check(model(), per_record(study(), CPU), 2, [(4,)])
@@ -355,7 +374,11 @@ def test_a_loss_that_couples_patients_is_refused() -> None:
 def test_a_gradient_is_never_used_twice() -> None:
     model = torch.nn.Linear(4, 2)
     optimizer = PrivateOptimizer(
-        torch.optim.SGD(model.parameters(), 0.1), clipping_norm=1.0, noise_multiplier=0.0, expected_batch=1
+        torch.optim.SGD(model.parameters(), 0.1),
+        clipping_norm=1.0,
+        noise_multiplier=0.0,
+        expected_batch=1,
+        noise=Noise(secrets.token_bytes(32)),
     )
     wrapped = per_sample(model)
     wrapped(torch.ones(3, 4)).sum().backward()
@@ -367,9 +390,13 @@ def test_a_gradient_is_never_used_twice() -> None:
 def test_a_parameter_without_a_gradient_stops_the_step() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
     optimizer = PrivateOptimizer(
-        torch.optim.SGD(model.parameters(), 0.1), clipping_norm=1.0, noise_multiplier=0.0, expected_batch=1
+        torch.optim.SGD(model.parameters(), 0.1),
+        clipping_norm=1.0,
+        noise_multiplier=0.0,
+        expected_batch=1,
+        noise=Noise(secrets.token_bytes(32)),
     )
     per_sample(model)
     model[0](torch.ones(3, 4)).sum().backward()
-    with pytest.raises(ValueError, match="[Pp]er sample gradient"):
+    with pytest.raises(ValueError, match=r"[Pp]er sample gradient"):
         optimizer.accumulate()

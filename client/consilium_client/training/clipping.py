@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from opacus.optimizers import DPOptimizer
 
-from consilium_client.training.noise import standard_normal
+from consilium_client.training.noise import Noise
 
 _SLACK = 1.0 + 1e-6
 """Covers the rounding of the scaled float32 gradient, so that its true norm stays below the bound."""
@@ -31,6 +31,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         clipping_norm: float,
         noise_multiplier: float,
         expected_batch: int,
+        noise: Noise,
         after: Callable[[], None] | None = None,
     ) -> None:
         """``after`` is called on each step when the private gradient stands in ``.grad``: post-processing."""
@@ -41,6 +42,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=expected_batch,
             loss_reduction="mean",
         )
+        self._noise = noise
         if after is not None:
             self.attach_step_hook(lambda _: after())
 
@@ -79,8 +81,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             total = parameter.summed_grad.double()
             if deviation > 0:
-                noise = torch.from_numpy(standard_normal(total.numel())).to(total.device)
-                total = total + deviation * noise.view_as(total)
+                drawn = torch.from_numpy(self._noise.standard_normal(total.numel())).to(total.device)
+                total = total + deviation * drawn.view_as(total)
             parameter.grad = total.to(parameter.dtype)
             parameter.summed_grad = None  # used once
 

@@ -7,6 +7,7 @@ import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +19,7 @@ from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.independence import check_once, per_sample
 from consilium_client.training.loss import Loss, per_record
+from consilium_client.training.noise import Noise
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -61,6 +63,7 @@ def train(
     round: int,
     site: str,
     device: torch.device,
+    seed: bytes | None = None,
     on_progress: Progress | None = None,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
@@ -78,6 +81,8 @@ def train(
         round: number of the round; with ``training.seed`` and ``site`` it fixes all randomness, without privacy.
         site: this site's name.
         device: where to compute.
+        seed: 32 secret bytes from which sampling, augmentation and noise follow, kept until the round is answered so
+            that a round which a crash interrupted is the same round again; None for fresh ones.
         on_progress: told (steps done, steps of the round).
 
     Raises:
@@ -102,12 +107,13 @@ def train(
     steps = plan.steps_per_round if plan is not None else study.training.steps_per_round
     expected = min(1.0, study.training.expected_batch / records.patient_count)
     rate = private.sampling_rate if private is not None else expected
-    generator = _generator(study, round, site)
+    seed = secrets.token_bytes(32) if seed is None else seed
+    generator = _generator(study, round, site, seed)
     sampler = PatientSampler(records.patients, records.patient_count, rate, steps, generator)
     done = 0
     with exact_arithmetic(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        stepper = _stepper(model, study, private, loss)
+        stepper = _stepper(model, study, private, loss, Noise(seed))
         for chosen in sampler:
             batch = _Batch(study, records, chosen, device, generator)
             stepper(batch.pieces(physical_batch(model, records)))
@@ -145,12 +151,12 @@ def physical_batch(model: torch.nn.Module, records: Records) -> int:
     return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
 
 
-def _generator(study: Study, round: int, site: str) -> np.random.Generator:
+def _generator(study: Study, round: int, site: str, seed: bytes) -> np.random.Generator:
     """Of sampling and augmentation. Repeatable only without privacy and where the study says so."""
     if study.privacy.mode == "none" and study.training.seed is not None:
         text = f"consilium training\0{study.training.seed}\0{round}\0{site}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
-    return np.random.default_rng(secrets.randbits(256))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(b"consilium sampling" + seed).digest(), "big"))
 
 
 Piece = tuple[tuple[torch.Tensor, ...], torch.Tensor]
@@ -187,7 +193,7 @@ class _Batch:
 Stepper = Callable[[list[Piece]], None]
 
 
-def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss) -> Stepper:
+def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise) -> Stepper:
     """The function that runs one step on its pieces."""
     spec, parameters = study.training.optimizer, list(model.parameters())
     optimizer: torch.optim.Optimizer
@@ -212,6 +218,7 @@ def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, los
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
+        noise=noise,
         after=pull,
     )
     wrapped = per_sample(model)

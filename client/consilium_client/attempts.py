@@ -1,0 +1,63 @@
+"""The seed of a round under way, so that a round which a crash interrupted is the same round again, on the same charge.
+
+One charge pays for one answer. The seed fixes which patients are drawn and the noise; it is on the disk before the
+charge, and it is deleted once the answer is stored. As long as it is there, nothing that depends on it has left this
+site, so running it again reveals nothing more: the coordinator gets one answer, from one draw.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.errors import PeerError
+from consilium_shared.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a round. ``number`` is the ledger's (1 for the first charge of the round)."""
+
+    study: str
+    round: int
+    request: str
+    """SHA-256 of the request's header: another request never runs on this seed."""
+    number: int
+    seed: bytes
+
+    def __repr__(self) -> str:
+        return f"Attempt(round {self.round}, number {self.number}, seed hidden)"
+
+
+class Attempts:
+    """At most one attempt a study, in a file of mode 0600 in the site's store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, study: str, round_number: int, request: str, number: int) -> Attempt:
+        """Make and keep a fresh seed; whatever attempt the study had before is forgotten."""
+        attempt = Attempt(study, round_number, request, number, secrets.token_bytes(32))
+        content = {"round": round_number, "request": request, "number": number, "seed": attempt.seed.hex()}
+        write_atomically(self._file(study), canonical_bytes(content))
+        return attempt
+
+    def under_way(self, study: str, round_number: int, request: str) -> Attempt | None:
+        """The attempt at exactly this request that a crash left, or None. A damaged file is no attempt."""
+        try:
+            content = parse_canonical(self._file(study).read_bytes())
+            found = Attempt(
+                study, content["round"], content["request"], content["number"], bytes.fromhex(content["seed"])
+            )
+        except (FileNotFoundError, PeerError, KeyError, TypeError, ValueError):
+            return None
+        return found if (found.round, found.request) == (round_number, request) else None
+
+    def end(self, study: str) -> None:
+        """Delete the seed."""
+        self._file(study).unlink(missing_ok=True)
+
+    def _file(self, study: str) -> Path:
+        return self.folder / f"{study}.json"
