@@ -20,6 +20,7 @@ from consilium_client.desk import Desk
 from consilium_client.network import forbid_network
 from consilium_client.requests import Requests
 from consilium_client.site import Home
+from consilium_shared import logs
 from consilium_shared.errors import ConsiliumError
 
 log = logging.getLogger("consilium.agent")
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True)
     options = parser.parse_args(arguments)
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure()
     try:
         run(Home(options.home))
     except ConsiliumError as error:

@@ -56,7 +56,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from consilium_client.agent_socket import AgentAway, AgentChannel
 from consilium_client.supernode import runtime_files, set_flower_environment
-from consilium_shared import limits
+from consilium_shared import limits, logs
 from consilium_shared.errors import PeerError, TransportError
 
 logger = logging.getLogger("courier")
@@ -274,8 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runtime-port", type=int, required=True)
     parser.add_argument("--agent-wait", type=float, default=AGENT_WAIT_S, metavar="SECONDS")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure()
     home = given.home.resolve()
     set_flower_environment(home)
     with contextlib.suppress(KeyboardInterrupt):

@@ -71,7 +71,11 @@ def _assets(home: Home) -> Iterator[Finding]:
 def _reach(home: Home) -> str:
     """A TLS connection with the federation's CA alone, as the SuperNode makes it; nothing is sent."""
     invitation = home.invitation()
-    context = ssl.create_default_context(cadata=invitation.ca_certificate)
+    authority = home.keys / "ca.crt"  # what the SuperNode trusts; the invitation says what it should be
+    try:
+        context = ssl.create_default_context(cadata=authority.read_text())
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise ConsiliumError(f"{authority} cannot be read as a certificate; enroll again in a new home") from error
     where = f"{invitation.address}:{invitation.port}"
     try:
         with (

@@ -154,6 +154,7 @@ class Requests:
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
         records = desk.records(study)
         check_study(desk.config.policy, study, int(records.train.sum()))  # it may be stricter than at the approval
+        _check_model(payload, study)  # before it is charged
         where = device.choose(desk.config.device)
         reservation, seed = desk.reserve(study, request.round, digest(header), approval.plan)
 
@@ -198,6 +199,7 @@ class Requests:
         study = proposal.study
         if request.round > study.training.rounds:
             raise PolicyRefusal("policy", f"round {request.round} of a study of {study.training.rounds} rounds")
+        _check_model(payload, study)
         records = self.desk.records(study)
         self.desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
         counts = evaluate(payload, study, records, device.choose(self.desk.config.device))
@@ -282,6 +284,16 @@ class Requests:
             detail=detail,
         )
         return messages.encode(refusal, self.desk.identity), b""
+
+
+def _check_model(payload: bytes, study: Study) -> None:
+    """Raises PolicyRefusal unless the bytes are a model of the study."""
+    from consilium_shared.models.vector import check
+
+    try:
+        check(payload, study)
+    except PeerError as error:
+        raise PolicyRefusal("model", str(error)) from error
 
 
 def _reason(error: ConsiliumError) -> tuple[str, str]:

@@ -23,7 +23,7 @@ class SiteConfig(Strict):
     site: Name
     assets: dict[Name, AssetSpec] = Field(default_factory=dict)
     policy: SitePolicy
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
 
 
 @dataclass(frozen=True)

@@ -11,48 +11,12 @@ from dataclasses import dataclass, field
 
 from consilium_client.store import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
-from consilium_shared.ledger.chain import Books
 from consilium_shared.ledger.entry import Approve, Open
+from consilium_shared.ledger.spending import AssetSpending, asset_spending
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
-from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict, really_run
+from consilium_shared.privacy.event import Event, event_to_dict
 from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
-
-
-@dataclass(frozen=True)
-class StudySpending:
-    """What one study did to one asset.
-
-    Attributes:
-        study: its digest.
-        name: its name.
-        rounds: the rounds that were charged, ascending, each once.
-        events: what ran, and in full what was charged and not settled.
-        unsettled: how many charges were never settled.
-    """
-
-    study: str
-    name: str
-    rounds: tuple[int, ...]
-    events: tuple[Event, ...]
-    unsettled: int
-
-
-@dataclass(frozen=True)
-class AssetSpending:
-    """Everything that ever touched an asset's patients, by study, in the order of their first charges."""
-
-    asset: str
-    studies: tuple[StudySpending, ...]
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """All events of all studies."""
-        return tuple(event for study in self.studies for event in study.events)
-
-    def study(self, digest: str) -> tuple[Event, ...]:
-        """The events of one study; empty when it was never charged."""
-        return next((study.events for study in self.studies if study.study == digest), ())
 
 
 @dataclass(frozen=True)
@@ -93,27 +57,6 @@ class Reservation:
             LedgerError: settled already, or more steps than were charged.
         """
         self._ledger.append("settle", {"charge_seq": self.charge_seq, "steps": steps})
-
-
-def asset_spending(books: Books, asset: str) -> AssetSpending:
-    """What the books say was done to an asset; for the site's programs and anybody who holds a verified ledger."""
-    studies: dict[str, StudySpending] = {}
-    for charged in books.charges.values():
-        body = charged.body
-        if body.asset != asset:
-            continue
-        event: Event | None = event_from_dict(body.event.model_dump())
-        if charged.settled is not None and event is not None:
-            event = really_run(event, charged.settled)
-        so_far = studies.get(body.study, StudySpending(body.study, body.name, (), (), 0))
-        studies[body.study] = StudySpending(
-            body.study,
-            body.name,
-            tuple(sorted({*so_far.rounds, body.round})),
-            so_far.events if event is None else (*so_far.events, event),
-            so_far.unsettled + (charged.settled is None),
-        )
-    return AssetSpending(asset, tuple(studies.values()))
 
 
 class Spending:

@@ -31,6 +31,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from consilium_shared import logs
 from consilium_shared.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,7 @@ def run(superlink: str, home: Path, runtime_port: int) -> int:
         *("--ssl-ca-certfile", str(certificate)),
     ]
     try:
+        logs.take_over_flower()
         flower_supernode()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -210,8 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--runtime-port", type=int, required=True)
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure()
     try:
         status = run(given.superlink, given.home.resolve(), given.runtime_port)
     except ConfigurationError as error:

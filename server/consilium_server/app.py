@@ -25,7 +25,7 @@ from consilium_server.optimizer import ServerOptimizer
 from consilium_server.rounds import Question
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
-from consilium_shared import messages, metrics
+from consilium_shared import logs, messages, metrics
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
@@ -181,7 +181,8 @@ class StudyRun:
         for site in question.stopped():
             self.standing[site] = "refused"
         if not question.enough():
-            raise Halted(f"round {number} got {len(question.answered)} answers: {self._too_few()}")
+            why = "; ".join(f"{site}: {reason}" for site, (reason, _) in sorted(question.refused.items()))
+            raise Halted(f"round {number} has {len(question.answered)} of {question.minimum} answers ({why})")
         stepped = self.optimizer.step(self.point.model, total.mean())
         after = digest(self._pack(stepped))
         record = {
@@ -255,17 +256,15 @@ class StudyRun:
     ) -> None:
         """Until the question is done: ask who is open, take answers one by one, say for whom it waits."""
         began = time.monotonic()
-        said: dict[str, str] = {}
+        said: dict[str, Any] = {}
 
         def look(status: Mapping[str, str]) -> None:
             late = time.monotonic() - question.opened > question.timeout
             offline = {site: what for site, what in status.items() if late or what == "offline"}
-            if offline and offline != said:
-                self.folder.event(
-                    "waiting", sites=offline, have=len(question.answered), minimum=question.minimum
-                )
-            said.clear()
-            said.update(offline)
+            now = {"sites": offline, "have": len(question.answered), "minimum": question.minimum}
+            if offline and now != said:
+                self.folder.event("waiting", **now)
+            said.update(now)
 
         def abort() -> bool:
             self._check_wanted()
@@ -377,8 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--study", required=True)
     options = parser.parse_args(arguments)
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure()
     log.info("%s", READABLE)
     try:
         return conduct(Home(options.home), options.study)

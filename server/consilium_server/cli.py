@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consilium_server import evidence as study_evidence
 from consilium_server import progress, registry, studies
 from consilium_server.admission import admit as admit_request
 from consilium_server.aggregation import READABLE
@@ -211,6 +212,26 @@ def export(
     """Copy a study's newest model and its signed card."""
     model = registry.export(Home(home.resolve()), study, target)
     console.console.print(f"model.safetensors and card.json of {model.folder} are in {target}", markup=False)
+
+
+@app.command()
+def evidence(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    target: Annotated[Path, typer.Argument(help="a new folder, or one that holds the sites' ledgers")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Copy what an auditor needs of a study: roster, contract, signed round records, model card, public key."""
+    place = Home(home.resolve())
+    files = study_evidence.collect(place, study, target)
+    members = studies.folder(place, study).roster(place).members
+    console.console.print(f"{len(files)} files of study {study} are in {target}", markup=False)
+    console.console.print(f"coordinator's fingerprint: {place.coordinator().public.fingerprint}", markup=False)
+    ledgers = ", ".join(f"{member.site}.jsonl" for member in members)
+    console.console.print(
+        f"Ask each hospital for its ledger.jsonl, and put it there under the hospital's name: {ledgers}. Then: "
+        f"consilium-audit verify {target}",
+        markup=False,
+    )
 
 
 def main() -> None:

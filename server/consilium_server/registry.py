@@ -19,10 +19,10 @@ from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.records import CARD_DOMAIN, ModelCard
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
 
-CARD_DOMAIN = "model-card"
 SOFTWARE = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
 
 
@@ -71,6 +71,7 @@ def publish(home: Home, study: Study, roster: Roster, model: bytes, records: lis
             "python": platform.python_version()
         },
     }
+    ModelCard.model_validate(card)  # never sign what an auditor's program could not read
     write_atomically(folder / "model.safetensors", model)
     write_atomically(card_file, documents.seal(card, CARD_DOMAIN, home.coordinator()))
     return Model(folder, card)

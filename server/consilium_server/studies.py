@@ -23,11 +23,11 @@ from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import Identity
+from consilium_shared.records import RECORD_DOMAIN, RoundRecord
 from consilium_shared.roster import Roster, open_roster
 from consilium_shared.study import Study
 
 State = Literal["wanted", "running", "finished", "stopped", "failed"]
-RECORD_DOMAIN = "round-record"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class StudyFolder:
 
     def write_record(self, record: dict[str, Any], coordinator: Identity) -> None:
         """Sign and keep the record of one round."""
+        RoundRecord.model_validate(record)  # never sign what an auditor's program could not read
         file = self.root / "rounds" / f"{record['round']:04d}.json"
         write_atomically(file, documents.seal(record, RECORD_DOMAIN, coordinator))
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilium_server.superlink_settings import SuperLinkSettings, prepare, set_flower_environment
+from consilium_shared import logs
 from consilium_shared.errors import ConfigurationError, ConsiliumError, TransportError
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _application(settings: SuperLinkSettings) -> Any:
         fleet_api_address=None,
     )
     refuse_foreign_senders()
+    logs.take_over_flower()
     return create_app(configuration, SuperLinkLifespan)
 
 
@@ -382,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--public-port", type=int, required=True)
     parser.add_argument("--private-port", type=int, required=True)
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure()
     settings = SuperLinkSettings(given.home.resolve(), given.public_host, given.public_port, given.private_port)
     try:
         run(settings)

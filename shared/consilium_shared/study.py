@@ -125,7 +125,7 @@ class LocalOptimizer(Strict):
     """The optimizer of a site's private steps."""
 
     name: Literal["sgd", "adam"] = "sgd"
-    lr: Positive
+    lr: Annotated[float, Field(gt=0, le=1000)]
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
@@ -171,7 +171,7 @@ class ServerOptimizer(Strict):
     """The coordinator's step on the averaged update (Reddi et al. 2021, algorithm 2; Hsu et al. 2019 for momentum)."""
 
     name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    lr: Positive = 1.0
+    lr: Annotated[float, Field(gt=0, le=1000)] = 1.0
     momentum: Fraction = 0.9
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99

@@ -19,7 +19,7 @@ LARGE_IMAGE = 64
 CENTER, SCALE = 0.5, 0.25
 """Brightness in [0, 1] to about mean 0 and deviation 1."""
 
-RECTIFIED_MEAN, POOLED_SCALE = (2.0 * math.pi) ** -0.5, 8.0
+RECTIFIED_MEAN, POOLED_SCALE = (2.0 * math.pi) ** -0.5, 4.0
 """Normalised and rectified features have a mean of 1/√(2π), and their means over an image differ little from one image
 to the next. Without that common part a sample's clipped gradient is spent on what tells samples apart."""
 

@@ -50,8 +50,7 @@ def pack(vector: Vector, study: Study) -> bytes:
     Raises:
         ValueError: ``vector`` does not fit the study's model.
     """
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in build(study).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in _shapes_alone(study).named_parameters()}
     if vector.shape != (sum(math.prod(shape) for shape in shapes.values()),):
         raise ValueError(f"a vector of shape {vector.shape} does not fit the study's model")
     tensors, start = {}, 0
@@ -90,6 +89,17 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
     if not np.isfinite(vector).all():
         raise PeerError("the model's bytes hold a value that is not finite")
     return vector
+
+
+def check(data: bytes, study: Study) -> None:
+    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges."""
+    unpack(data, _shapes_alone(study), study)
+
+
+def _shapes_alone(study: Study) -> nn.Module:
+    """The study's model without memory for its weights."""
+    with torch.device("meta"):
+        return build(study)
 
 
 def _metadata(data: bytes) -> Any:

@@ -1,0 +1,127 @@
+"""The files that an auditor is handed, and what it means that one does not verify. Reads; judges nothing.
+
+A folder holds the coordinator's evidence of one study (``consilium-server evidence``) and each site's ledger, as
+``<site>.jsonl`` or ``<site>/ledger.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from consilium_shared import documents, roster
+from consilium_shared.config import read_text
+from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.verify import VerifiedLedger, verify_ledger
+from consilium_shared.roster import Roster, parse_roster
+
+COORDINATOR = "coordinator.json"
+ROSTER = "roster.json"
+CONTRACT = "contract.json"
+ROUNDS = "rounds"
+CARD = "card.json"
+MODEL = "model.safetensors"
+
+STEPS = {
+    1: "coordinator and roster",
+    2: "round records",
+    3: "chain of models",
+    4: "ledgers",
+    5: "ledger heads",
+    6: "charges and releases",
+    7: "privacy spent",
+    8: "model card",
+}
+"""The steps of a verification, in order; ``verify.py`` says what each checks."""
+
+
+class VerificationFailed(IntegrityError):
+    """Something does not verify.
+
+    Attributes:
+        step: a key of ``STEPS``.
+        file: the file that shows it.
+        line: 1-based line of that file, or None when the whole file is meant.
+        why: what is wrong, without the place.
+    """
+
+    def __init__(self, step: int, file: Path, line: int | None, why: str) -> None:
+        place = f"{file}, line {line}" if line is not None else str(file)
+        super().__init__(f"does not verify, step {step} ({STEPS[step]}): {place}: {why}")
+        self.step = step
+        self.file = file
+        self.line = line
+        self.why = why
+
+
+@contextmanager
+def checking(step: int, file: Path) -> Iterator[None]:
+    """What goes wrong inside is a failure of this step at this file."""
+    try:
+        yield
+    except LedgerError as error:
+        why = str(error).removeprefix(f"line {error.line}: ")
+        raise VerificationFailed(step, file, error.line, why) from error
+    except (PeerError, ConfigurationError) as error:
+        raise VerificationFailed(step, file, None, str(error)) from error
+    except OSError as error:
+        raise VerificationFailed(step, file, None, f"cannot be read: {error.strerror}") from error
+
+
+def read_coordinator(folder: Path) -> PublicIdentity:
+    """The public key in the evidence; whose it is, only comparing its fingerprint tells.
+
+    Raises:
+        ConfigurationError: the folder holds no evidence.
+        VerificationFailed: the file is not a key.
+    """
+    file = folder / COORDINATOR
+    if not file.is_file():
+        raise ConfigurationError(
+            f"{file} is missing, so {folder} holds no evidence of a study; the coordinator makes it with "
+            f"consilium-server evidence STUDY {folder}"
+        )
+    with checking(1, file):
+        try:
+            value = json.loads(read_text(file))
+        except (ValueError, RecursionError) as error:
+            raise PeerError("not JSON") from error
+        if not isinstance(value, dict) or set(value) != {"coordinator"} or not isinstance(value["coordinator"], str):
+            raise PeerError("it has the coordinator's public key, and nothing else")
+        return PublicIdentity.from_hex(value["coordinator"])
+
+
+def read_roster(folder: Path, coordinator: PublicIdentity) -> Roster:
+    """The roster, verified; raises VerificationFailed."""
+    file = folder / ROSTER
+    with checking(1, file):
+        body, signature = documents.parse(file.read_bytes())
+        documents.verify(body, signature, roster.DOMAIN, coordinator)
+        return parse_roster(body, str(body.get("federation")))
+
+
+def ledger_file(folder: Path, site: str) -> Path | None:
+    """Where the folder has that site's ledger, or None.
+
+    Raises:
+        ConfigurationError: it stands there twice.
+    """
+    found = [file for file in (folder / f"{site}.jsonl", folder / site / "ledger.jsonl") if file.is_file()]
+    if len(found) > 1:
+        raise ConfigurationError(f"{found[0]} and {found[1]}: which of the two is the ledger of {site}? Keep one")
+    return found[0] if found else None
+
+
+def read_ledgers(folder: Path, members: Roster) -> dict[str, tuple[Path, VerifiedLedger]]:
+    """Every ledger that the folder has of the roster's sites, verified, by site; raises VerificationFailed."""
+    found: dict[str, tuple[Path, VerifiedLedger]] = {}
+    for member in members.members:
+        file = ledger_file(folder, member.site)
+        if file is not None:
+            with checking(4, file):
+                key = PublicIdentity.from_hex(member.identity)
+                found[member.site] = file, verify_ledger(file.read_bytes(), member.site, key)
+    return found

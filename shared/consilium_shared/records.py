@@ -1,0 +1,136 @@
+"""What the coordinator signs about a study, for whoever checks it: one record a round, and the card of its model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from consilium_shared import documents
+from consilium_shared.config import Strict
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.limits import PAYLOAD_BYTES, ROUNDS, SITES
+from consilium_shared.messages import Head
+from consilium_shared.roster import Hex32
+from consilium_shared.study import Name
+
+RECORD_DOMAIN = "round-record"
+CARD_DOMAIN = "model-card"
+
+Signed = TypeVar("Signed", bound=Strict)
+
+Round = Annotated[int, Field(ge=1, le=ROUNDS)]
+Sites = Annotated[tuple[Name, ...], Field(max_length=SITES)]
+Epsilon = Annotated[float, Field(ge=0)] | None
+"""None stands for infinity: without privacy."""
+
+
+class RoundRecord(Strict):
+    """One finished round."""
+
+    study: Hex32
+    federation: Hex32
+    roster: Hex32
+    round: Round
+    model_before: Hex32
+    """SHA-256 of the safetensors bytes that the sites trained from."""
+    model_after: Hex32
+    participants: Sites
+    """Sites whose updates went into the model, sorted."""
+    away: dict[Name, str]
+    refused: dict[Name, tuple[str, str]]
+    """Site to (reason code, sentence)."""
+    epsilon: dict[Name, Epsilon]
+    """ε that each participant says the study has spent there so far, at the study's δ."""
+    heads: dict[Name, Head]
+    """Head of each participant's ledger when it answered: the round's charge, or an entry after it."""
+    seconds: Annotated[float, Field(ge=0)]
+    metrics: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _complete(self) -> RoundRecord:
+        if list(self.participants) != sorted(set(self.participants)):
+            raise ValueError("participants must be sorted by name, each once")
+        if set(self.epsilon) != set(self.participants) or set(self.heads) != set(self.participants):
+            raise ValueError("a record has an epsilon and a ledger's head of each participant, and of nobody else")
+        return self
+
+
+class CardRoster(Strict):
+    """The roster, in short."""
+
+    digest: Hex32
+    version: int
+    sites: Sites
+
+
+class CardModel(Strict):
+    """The model's file."""
+
+    sha256: Hex32
+    bytes: Annotated[int, Field(ge=1, le=PAYLOAD_BYTES)]
+    architecture: str
+
+
+class CardRound(Strict):
+    """A round's record, in short."""
+
+    round: Round
+    participants: Sites
+    away: dict[Name, str]
+    refused: dict[Name, tuple[str, str]]
+    seconds: Annotated[float, Field(ge=0)]
+    model_after: Hex32
+
+    @classmethod
+    def of(cls, record: RoundRecord) -> CardRound:
+        """What a card says of that record."""
+        return cls.model_validate({name: getattr(record, name) for name in cls.model_fields})
+
+
+class ModelCard(Strict):
+    """How a finished model came to be, and what it cost."""
+
+    study: Name
+    version: int
+    study_digest: Hex32
+    contract: dict[str, Any]
+    federation: Hex32
+    roster: CardRoster
+    model: CardModel
+    rounds: Annotated[tuple[CardRound, ...], Field(max_length=ROUNDS)]
+    epsilon: dict[Name, Epsilon]
+    """What each site that ever took part said last."""
+    delta: float | None
+    metrics: dict[str, Any] | None
+    """Of the last evaluated round."""
+    privacy: str
+    limits: str
+    software: dict[str, str]
+
+
+def open_record(data: bytes, coordinator: PublicIdentity) -> RoundRecord:
+    """The record of a signed document.
+
+    Raises:
+        SignatureError: not signed by this coordinator, or edited since.
+        PeerError: malformed.
+    """
+    return _opened(RoundRecord, data, RECORD_DOMAIN, coordinator)
+
+
+def open_card(data: bytes, coordinator: PublicIdentity) -> ModelCard:
+    """The model card of a signed document; raises as ``open_record`` does."""
+    return _opened(ModelCard, data, CARD_DOMAIN, coordinator)
+
+
+def _opened(model: type[Signed], data: bytes, domain: str, coordinator: PublicIdentity) -> Signed:
+    body, signature = documents.parse(data)
+    documents.verify(body, signature, domain, coordinator)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PeerError(f"{where}: {first['msg']}" if where else first["msg"]) from error
