@@ -151,6 +151,16 @@ class Desk:
         charged = self.spending.reserve(study.digest, study.study, study.data.asset, round_number, plan, budget)
         return charged, attempt.seed
 
+    def settle_answered(self, study: Study, round_number: int, request: str, plan: Plan) -> None:
+        """After a crash between storing an answer and settling its charge: all of its steps ran; the seed goes."""
+        attempt = self.attempts.under_way(study.digest, round_number, request)
+        if attempt is None:
+            return
+        reservation = self.spending.unsettled(study.digest, round_number, attempt.number, plan)
+        if reservation is not None:
+            reservation.settle(plan.steps_per_round)
+        self.attempts.end(study.digest)
+
     def _check_not_rejected(self, study: Study) -> None:
         with self.ledger.exclusive():
             if isinstance(self.ledger.books.decisions.get(study.digest), Reject):

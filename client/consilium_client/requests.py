@@ -139,6 +139,10 @@ class Requests:
             stored = messages.encode(model(**common, **fields), self.desk.identity), body
             self.desk.answers.put(request.study, number, kind, digest(header), *stored)
             settle()
+        elif kind == "update":
+            approval = self.desk.spending.approval(request.study)
+            if approval is not None:
+                self.desk.settle_answered(proposal.study, number, digest(header), approval.plan)
         self._release(*stored, request.study, number, kind)
         return stored
 
