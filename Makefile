@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Consilium needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 2; }
@@ -21,6 +21,9 @@ check: $(READY)           ## lint and types
 
 test: check               ## everything the gate runs
 	$(BIN)/python -m pytest -q
+
+bench: $(READY)          ## what a round costs outside training
+	$(BIN)/python tests/bench/round_cost.py
 
 clean:
 	rm -rf $(VENV) demo build

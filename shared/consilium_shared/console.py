@@ -93,7 +93,9 @@ def show(
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows as a table for people; None becomes a dash."""
-    drawn = Table(*columns, title=title or None, title_justify="left", title_style="bold")
+    drawn = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        drawn.add_column(column, overflow="fold")  # a path or digest that is cut is of no use
     for row in rows:
         drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
     console.print(drawn)
