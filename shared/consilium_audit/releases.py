@@ -36,10 +36,9 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
     """
     found = Trace()
     plan: Plan | None = None
-    unused: dict[int, list[Charge]] = {}
-    paid: dict[int, DpSgd] = {}  # number of a charge whose update left, and what was charged
-    settled: dict[int, tuple[int, int]] = {}  # number of a charge to (line, steps)
-    lines: dict[int, int] = {}  # identity of a charge's body to its line
+    unused: dict[int, list[tuple[int, Charge]]] = {}  # by round: the charges for which no update left yet
+    paid: dict[int, DpSgd] = {}  # by the line of a charge whose update left: what was charged
+    settled: dict[int, tuple[int, int]] = {}  # by the line of a charge: the line that settles it, and the steps
     for entry in ledger.entries:
         body, line = entry.body, entry.seq
         if isinstance(body, Settle):
@@ -50,8 +49,7 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
             if plan is None or event_from_dict(body.event.model_dump()) != plan.event():
                 raise LedgerError("the charged event is not that of the approved plan", line=line)
             found.charges.setdefault(body.round, []).append(line)
-            unused.setdefault(body.round, []).append(body)
-            lines[id(body)] = line
+            unused.setdefault(body.round, []).append((line, body))
         elif isinstance(body, Release) and body.study == study.digest and body.round is not None:
             if body.message == "update":
                 found.updates.setdefault(body.round, []).append(line)
@@ -59,9 +57,9 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
                     raise LedgerError(
                         f"the update of round {body.round} left without a charge of its own before it", line=line
                     )
-                charge = unused[body.round].pop()
+                charge_line, charge = unused[body.round].pop()
                 if isinstance(charge.event, DpSgd):
-                    paid[lines[id(charge)]] = charge.event
+                    paid[charge_line] = charge.event
             elif body.message == "counts":
                 found.counts.setdefault(body.round, []).append(line)
     for number, event in paid.items():

@@ -1,0 +1,224 @@
+"""consilium-audit: the auditor's program. It trusts neither the coordinator nor a hospital."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consilium_audit.budget import AssetAccount, SiteAccount, account
+from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
+from consilium_audit.verify import Passed, Verdict, Verification
+from consilium_shared import console
+from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.verify import verify_ledger
+from consilium_shared.privacy.budget import in_words
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Check what a federation says it did, and what it cost in privacy."
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+NOT_VERIFIED = 6
+"""Exit status, as for every ``IntegrityError``."""
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="the coordinator's evidence, with <site>.jsonl of each hospital")],
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's fingerprint, as you heard it.")] = None,
+    partial: Annotated[bool, typer.Option(help="Let ledgers be missing; what they would show stays open.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a study step by step; stops at the first step that fails, with file and line."""
+
+    def tell(step: Passed) -> None:
+        if not as_json:
+            console.console.print(f"[green]✓[/] {step.number}  {step.name:<24}", end="")
+            console.console.print(step.says, markup=False, soft_wrap=True)
+
+    work = Verification(folder, coordinator, tell)
+    try:
+        verdict = work.run()
+    except VerificationFailed as failure:
+        if not as_json:
+            console.console.print(f"[red]✗[/] {failure.step}  {STEPS[failure.step]}")
+            raise
+        _print_json(_verdict_json(work.verdict, failure))
+        raise typer.Exit(NOT_VERIFIED) from failure
+    if as_json:
+        _print_json(_verdict_json(verdict, None))
+    else:
+        _show(verdict)
+    if verdict.unchecked and not partial:
+        raise ConfigurationError(
+            f"not everything could be verified: the ledgers of {', '.join(verdict.unchecked)} are missing. Ask these "
+            "hospitals for them, or leave that open with --partial"
+        )
+
+
+def _show(verdict: Verdict) -> None:
+    for note in verdict.notes:
+        console.console.print("[yellow]note:[/] ", end="")
+        console.console.print(note, markup=False)
+    console.table(
+        "ledgers",
+        ["site", "entries", "of these behind a head that the coordinator signed"],
+        [(site, everything, behind) for site, (behind, everything) in sorted(verdict.witnessed.items())],
+    )
+    if not verdict.unchecked:
+        console.console.print(f"[bold green]VERIFIED[/]: study {verdict.study}, {verdict.rounds} rounds")
+        return
+    console.console.print(
+        f"[bold yellow]VERIFIED IN PART[/]: study {verdict.study}, {verdict.rounds} rounds, without the ledgers of "
+        + ", ".join(verdict.unchecked)
+    )
+
+
+def _verdict_json(verdict: Verdict, failure: VerificationFailed | None) -> dict[str, Any]:
+    """``verified``: every step holds and no participant's ledger was missing."""
+    return {
+        "verified": failure is None and not verdict.unchecked,
+        "coordinator": verdict.coordinator,
+        "study": verdict.study,
+        "rounds": verdict.rounds,
+        "steps": [{"step": step.number, "name": step.name, "says": step.says} for step in verdict.steps],
+        "failed": None
+        if failure is None
+        else {
+            "step": failure.step,
+            "name": STEPS[failure.step],
+            "file": str(failure.file),
+            "line": failure.line,
+            "why": failure.why,
+        },
+        "unchecked": list(verdict.unchecked),
+        "notes": verdict.notes,
+        "ledgers": {site: {"entries": all_, "witnessed": seen} for site, (seen, all_) in verdict.witnessed.items()},
+    }
+
+
+@app.command()
+def budget(
+    source: Annotated[Path, typer.Argument(help="a folder of evidence with ledgers, or one ledger")],
+    identity: Annotated[str | None, typer.Option(help="For one ledger: its site's public key, 64 hex digits.")] = None,
+    site: Annotated[str | None, typer.Option(help="For one ledger: its site's name, if the file does not say.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute what was spent and what is left, by site, asset and study."""
+    accounts = _accounts_of_folder(source) if source.is_dir() else [_account_of_ledger(source, identity, site)]
+    if as_json:
+        _print_json({each.site: _account_json(each) for each in accounts})
+        return
+    for each in accounts:
+        console.table(
+            f"{each.site}: ε recomputed from the {each.entries} entries of its ledger",
+            ["asset, · study", "spent", "at δ", "allowed", "left", "rounds", "unsettled"],
+            [row for asset in each.assets for row in _rows(asset)],
+        )
+    refused = [
+        (each.site, (study or "–")[:12], reason, count)
+        for each in accounts
+        for (study, reason), count in each.refusals.items()
+    ]
+    if refused:
+        console.table("refusals", ["site", "study (digest)", "reason", "how often"], refused)
+
+
+def _rows(asset: AssetAccount) -> list[tuple[Any, ...]]:
+    """The asset's budget, then each study that spent of it, at the study's own δ."""
+    spent, limit, left = in_words(asset.epsilon), in_words(asset.limit), in_words(asset.left, up=False)
+    rounds = sum(study.rounds for study in asset.studies)
+    unsettled = sum(study.unsettled for study in asset.studies)
+    rows: list[tuple[Any, ...]] = [(asset.asset, spent, f"{asset.delta:g}", limit, left, rounds, unsettled)]
+    for study in asset.studies:
+        name, spent, allowed = f"· {study.name}", in_words(study.epsilon), in_words(study.approved)
+        if study.delta is None:
+            rows.append((name, spent, None, allowed, None, study.rounds, study.unsettled))
+            continue
+        left = in_words(max(0.0, study.approved - study.epsilon), up=False)
+        rows.append((name, spent, f"{study.delta:g}", allowed, left, study.rounds, study.unsettled))
+    return rows
+
+
+def _accounts_of_folder(folder: Path) -> list[SiteAccount]:
+    ledgers = read_ledgers(folder, read_roster(folder, read_coordinator(folder)))
+    if not ledgers:
+        raise ConfigurationError(f"{folder} holds no ledger of a site in its roster; they are called <site>.jsonl")
+    found = []
+    for file, ledger in ledgers.values():
+        with checking(7, file):
+            found.append(account(ledger))
+    return found
+
+
+def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> SiteAccount:
+    if identity is None:
+        raise ConfigurationError(
+            "a single ledger needs --identity, the site's public key (64 hex digits): it stands in the federation's "
+            "roster; a folder of evidence has it in roster.json"
+        )
+    name = site or (file.resolve().parent.name if file.name == "ledger.jsonl" else file.stem)
+    try:
+        key = PublicIdentity.from_hex(identity)
+        data = file.read_bytes()
+    except SignatureError as error:
+        raise ConfigurationError(f"--identity: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+    try:
+        return account(verify_ledger(data, name, key))
+    except IntegrityError as error:
+        raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
+
+
+def _account_json(each: SiteAccount) -> dict[str, Any]:
+    """Infinity is written as null, as in the ledger."""
+    return {
+        "entries": each.entries,
+        "assets": {
+            asset.asset: {
+                "epsilon": _finite(asset.epsilon),
+                "delta": asset.delta,
+                "limit": _finite(asset.limit),
+                "left": _finite(asset.left),
+                "studies": [
+                    {
+                        "study": study.study,
+                        "name": study.name,
+                        "epsilon": _finite(study.epsilon),
+                        "delta": study.delta,
+                        "approved": _finite(study.approved),
+                        "rounds": study.rounds,
+                        "unsettled": study.unsettled,
+                    }
+                    for study in asset.studies
+                ],
+            }
+            for asset in each.assets
+        },
+        "refusals": [
+            {"study": study, "reason": reason, "count": count} for (study, reason), count in each.refusals.items()
+        ],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point."""
+    console.run(app, "consilium-audit")
+
+
+if __name__ == "__main__":
+    main()
