@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from consilium_client.agent_socket import AgentChannel
 from consilium_server.federation import Home
-from consilium_shared import documents, messages
+from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes, digest
-from consilium_shared.identity import Identity
+from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.messages import Evaluate, Payload, Propose, Refusal, Train, Update
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from conftest import Hospitals
 
 SITES = ["north", "south", "west"]
-MINIMUM = 3
 
 
 @dataclass
@@ -59,27 +59,176 @@ class Coordinator:
         fields = self.common(**{"roster": roster.digest, "contract": self.study.contract, **changes})
         return messages.encode(Propose(roster_document=document, **fields), self.key)
 
+    def evaluate(self, number: int) -> bytes:
+        """The header of a request to evaluate ``model``."""
+        fields = self.common(payload=Payload.of(self.model))
+        return messages.encode(Evaluate(round=number, **fields), self.key)
+
+    def propose_with(self, **unknown: str) -> bytes:
+        """A proposal whose contract has more fields than a study has, under its own digest."""
+        contract = {**self.study.contract, **unknown}
+        return self.propose(contract=contract, study=digest(canonical_bytes(contract)))
+
+    def without_north(self) -> Roster:
+        """A roster of the others, which the coordinator may well sign."""
+        others = tuple(member for member in self.roster.members if member.site != "north")
+        return self.roster.model_copy(update={"members": others, "version": self.roster.version + 1})
+
+    def signed_by(self, key: Identity, purpose: str = "request", **unknown: int) -> bytes:
+        """The body of ``train(3)`` with ``unknown`` fields, signed by that key for that purpose."""
+        body = {**json.loads(self.train(3))["body"], **unknown}
+        signature = key.sign(purpose, canonical_bytes(body)).hex()
+        return canonical_bytes({"body": body, "signature": signature})
+
     def ask(self, header: bytes, payload: bytes = b"") -> tuple[messages.Answer, bytes, bytes]:
         """The verified answer of "north", its header and its payload."""
         member = self.roster.member("north")
         assert member is not None
         socket = self.hospitals.site("north") / "run" / "agent.sock"
         answer, body = AgentChannel(socket).exchange(header, payload)
-        decoded = messages.decode_answer(answer, documents_key(member.identity))
+        decoded = messages.decode_answer(answer, PublicIdentity.from_hex(member.identity))
         assert decoded.request == digest(header)
         return decoded, answer, body
 
 
-def documents_key(text: str) -> Any:
-    from consilium_shared.identity import PublicIdentity
-
-    return PublicIdentity.from_hex(text)
-
-
 @pytest.fixture(scope="module")
-def coordinator(hospitals: Hospitals, contract: Callable[..., dict[str, Any]]) -> Coordinator:
-    """After the first two of three rounds: "north" has answered round 2 and was never asked for round 3."""
-    study = hospitals.run_study(contract("asked", private=False))
-    hospitals.until(lambda: len(hospitals.closed("asked")) == 2, "two rounds")
+def coordinator(hospitals: Hospitals, contract: Callable[..., dict[str, Any]]) -> Iterator[Coordinator]:
+    """The site "north" alone has approved the study, and we asked it for rounds 1 and 2."""
+    study = hospitals.start(contract("asked", private=False))
+    hospitals.decide("asked", "approve", "north")
+    heard = {"event": "proposal", "site": "north", "state": "approved"}
+    hospitals.until(lambda: any(heard.items() <= event.items() for event in hospitals.events("asked")), "it is heard")
+    home = Home(hospitals.server)
+    coordinator = Coordinator(hospitals, study, home.coordinator(), hospitals.folder("asked").roster(home))
+    for number in (1, 2):
+        answer, _, _ = coordinator.ask(coordinator.train(number), coordinator.model)
+        assert isinstance(answer, Update)
+    yield coordinator
     hospitals.at_server("stop", "asked")
-    return Coordinator(hospitals, study, Home(hospitals.server).coordinator(), hospitals.folder("asked").roster(Home(hospitals.server)))
+
+
+def test_the_same_question_gets_the_same_bytes_and_no_second_charge(coordinator: Coordinator) -> None:
+    charged = coordinator.hospitals.charges("north", coordinator.study)
+    first = coordinator.ask(coordinator.train(2), coordinator.model)
+    assert coordinator.ask(coordinator.train(2), coordinator.model) == first
+    assert len(charged) == len(coordinator.hospitals.charges("north", coordinator.study)) == 2
+
+
+FOREIGN = "ab" * 32
+WRONG: dict[str, tuple[str, bool, Callable[[Coordinator], tuple[bytes, bytes]]]] = {
+    # what is wrong: (reason code, whether the coordinator signed it so that it is written down, the message)
+    "a study that nobody proposed": ("unknown-study", True, lambda c: (c.train(3, study=FOREIGN), c.model)),
+    "another roster": ("wrong-roster", True, lambda c: (c.train(3, roster=FOREIGN), c.model)),
+    "another federation": ("wrong-federation", True, lambda c: (c.train(3, federation=FOREIGN), c.model)),
+    "an old round": ("stale-round", True, lambda c: (c.train(1), c.model)),
+    "another model for the round": ("stale-round", True, lambda c: (c.train(2, payload=Payload.of(b"x")), b"x")),
+    "a round beyond the approved": ("policy", True, lambda c: (c.train(4), c.model)),
+    "an evaluation beyond the approved": ("policy", True, lambda c: (c.evaluate(4), c.model)),
+    "bytes that are no model": ("model", True, lambda c: (c.train(3, payload=Payload.of(b"x")), b"x")),
+    "another payload than described": ("malformed", True, lambda c: (c.train(3), c.model + b"x")),
+    "no payload": ("malformed", True, lambda c: (c.evaluate(3), b"")),
+    "a contract under a foreign digest": ("malformed", True, lambda c: (c.propose(study=FOREIGN), b"")),
+    "a contract with an unknown field": ("malformed", True, lambda c: (c.propose_with(run="rm -rf /"), b"")),
+    "a roster without this site": ("wrong-roster", True, lambda c: (c.propose(c.without_north()), b"")),
+    "a roster signed by another": ("bad-signature", True, lambda c: (c.propose(signer=Identity.generate()), b"")),
+    "another key": ("bad-signature", False, lambda c: (c.signed_by(Identity.generate()), c.model)),
+    "an altered request": ("bad-signature", False, lambda c: (altered(c.train(3)), c.model)),
+    "a signature for another purpose": ("bad-signature", False, lambda c: (c.signed_by(c.key, "answer"), c.model)),
+    "an unknown field": ("malformed", False, lambda c: (c.signed_by(c.key, extra=1), c.model)),
+    "no JSON": ("malformed", False, lambda c: (b"\x80\x04run", b"")),
+    "JSON that is not canonical": ("malformed", False, lambda c: (b" " + c.train(3), c.model)),
+    "nesting without end": ("malformed", False, lambda c: (b"[" * 100_000, b"")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_request_is_refused_with_the_reason_and_nothing_is_charged(coordinator: Coordinator, wrong: str) -> None:
+    reason, signed, message = WRONG[wrong]
+    before = coordinator.hospitals.ledger("north")
+    answer, header, payload = coordinator.ask(*message(coordinator))
+
+    assert isinstance(answer, Refusal), wrong
+    assert (answer.reason, payload) == (reason, b"")
+    after = coordinator.hospitals.ledger("north").entries[len(before.entries) :]
+    if signed:
+        assert [entry.kind for entry in after] == ["refuse", "release"]
+        assert (after[0].body.reason, after[1].body.sha256) == (reason, digest(header))
+    else:  # strangers must not be able to fill the disk
+        assert after == ()
+
+
+def altered(header: bytes) -> bytes:
+    """The header with another round in it."""
+    assert header.count(b'"round":3') == 1
+    return header.replace(b'"round":3', b'"round":2')
+
+
+def test_a_study_waits_for_whoever_has_not_approved_and_stops_when_the_hospital_says_no(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    study = hospitals.start(contract("undecided", private=True))
+    hospitals.decide("undecided", "approve", "north", "south")
+    hospitals.until(lambda: "2 of at least 3" in told(hospitals, "undecided")["waiting"], "two have approved")
+    status = told(hospitals, "undecided")
+    assert status["waiting"] == "2 of at least 3 sites; waiting for west (not decided)"
+    assert (status["state"], status["rounds_done"]) == ("running", 0)
+    assert hospitals.proposed("west")["undecided"] == "pending"
+    assert [event for event in hospitals.events("undecided") if event["event"] == "round"] == []
+
+    hospitals.decide("undecided", "reject", "west", reason="not with our patients")
+    assert hospitals.ended("undecided") == "stopped"
+    status = told(hospitals, "undecided")
+    assert status["sites"]["west"] == "refused (rejected)"
+    assert "3 sites are needed, 2 take part" in status["why"]
+    assert "west" in status["why"]
+    assert all(hospitals.charges(site, study) == [] for site in SITES)
+
+
+def test_an_approval_that_is_withdrawn_stops_the_site_at_the_next_round(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    study = hospitals.run_study(contract("withdrawn", private=False, min_sites=2, rounds=4))
+    hospitals.until(lambda: hospitals.closed("withdrawn"), "a round")
+    hospitals.decide("withdrawn", "reject", "west", reason="a patient objected")
+    charged = len(hospitals.charges("west", study))
+    assert hospitals.ended("withdrawn") == "finished"
+    assert told(hospitals, "withdrawn")["sites"]["west"] == "stopped: rejected"
+    assert len(hospitals.charges("west", study)) == charged < 4
+    assert hospitals.records("withdrawn")[-1]["participants"] == ["north", "south"]
+
+
+def test_a_budget_that_runs_out_in_mid_study_stops_that_site_alone(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    names = ("costly-first", "costly-second")
+    first, second = (hospitals.start(contract(name, private=True, asset="tight", min_sites=2)) for name in names)
+    for name in names:  # each fits alone, and nothing is spent yet
+        hospitals.decide(name, "approve", "south")
+    hospitals.decide("costly-first", "approve", "north", "west")
+    assert hospitals.ended("costly-first") == "finished"
+    hospitals.decide("costly-second", "approve", "north", "west")
+    assert hospitals.ended("costly-second") == "finished"
+
+    assert [record["participants"] for record in hospitals.records(first.study)] == [SITES] * 3
+    assert [record["participants"] for record in hospitals.records(second.study)] == [SITES] + [["north", "west"]] * 2
+    assert told(hospitals, second.study)["sites"]["south"] == "stopped: budget"
+    (refusal,) = (event for event in hospitals.events(second.study) if event["event"] == "refusal")
+    assert (refusal["round"], refusal["site"], refusal["reason"]) == (2, "south", "budget")
+    assert not any(character.isdigit() for character in refusal["detail"]), "what other studies spent stays at the site"
+
+    ledger = hospitals.ledger("south")
+    refused = [e.body for e in ledger.entries if e.kind == "refuse" and e.body.study == second.digest]
+    assert [(body.round, body.reason) for body in refused] == [(2, "budget")]
+    charges = [each.body for each in ledger.books.charges.values() if each.body.asset == "tight"]
+    assert [(body.study, body.round) for body in charges] == [(first.digest, n) for n in (1, 2, 3)] + [
+        (second.digest, 1)
+    ]
+    events = [event_from_dict(body.event.model_dump()) for body in charges]
+    opened = ledger.books.assets["tight"]
+    assert epsilon(events, opened.delta) <= opened.epsilon < epsilon([*events, events[-1]], opened.delta)
+
+
+def told(hospitals: Hospitals, study: str) -> dict[str, Any]:
+    """What ``consilium-server status`` says of a study."""
+    found: dict[str, Any] = hospitals.status()["studies"][study]
+    return found

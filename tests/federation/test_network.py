@@ -1,0 +1,118 @@
+"""Who listens where, and who may not come in: open ports, a site that was not admitted, a false authority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from consilium_client.network import without_network
+from consilium_server.federation import Home
+from consilium_server.superlink import online_nodes
+from consilium_server.up import settings
+
+if TYPE_CHECKING:
+    from conftest import Hospitals
+
+SITES = ["north", "south", "west"]
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+LISTEN, UNCONNECTED = "0A", "07"
+"""States in /proc/net (include/net/tcp_states.h); a UDP socket that takes datagrams is in the second."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that a process accepts connections or datagrams on."""
+
+    pid: int
+    loopback: bool
+    port: int
+
+
+def listeners(pid: int) -> Iterator[Listener]:
+    """The listening TCP and UDP sockets of one process, in its own network namespace."""
+    own = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    for protocol, state in (("tcp", LISTEN), ("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)):
+        for line in Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]:
+            words = line.split()
+            address, port = words[1].split(":")
+            if words[3] == state and f"socket:[{words[9]}]" in own:
+                yield Listener(pid, address in LOOPBACK, int(port, 16))
+
+
+def test_only_the_fleet_interface_listens_beyond_this_machine(hospitals: Hospitals) -> None:
+    federation = yaml.safe_load((hospitals.root / "federation.yaml").read_text())
+    found = [each for pid in hospitals.processes("server") for each in listeners(pid)]
+    assert federation["listen"] == "0.0.0.0"
+    assert {each.port for each in found if not each.loopback} == {federation["port"]}
+    assert federation["private_port"] in {each.port for each in found}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_listens_on_loopback_alone_and_its_agent_on_no_port(hospitals: Hospitals, site: str) -> None:
+    agent, supernode = (hospitals.pid(site, f"consilium_client.{name}") for name in ("agent", "supernode"))
+    hospitals.until(lambda: list(listeners(supernode)), "the SuperNode serves its courier", site)
+    found = [each for pid in hospitals.processes(site) for each in listeners(pid)]
+    assert {(each.pid, each.loopback) for each in found} == {(supernode, True)}
+    assert all(each.pid != agent for each in found)
+    if without_network():
+        assert Path(f"/proc/{agent}/ns/net").readlink() != Path(f"/proc/{supernode}/ns/net").readlink()
+        interfaces = [
+            line.split(":")[0].strip() for line in Path(f"/proc/{agent}/net/dev").read_text().splitlines()[2:]
+        ]
+        assert set(interfaces) <= {"lo"}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_sockets_keys_and_ledgers_are_for_the_owner_alone(hospitals: Hospitals, site: str) -> None:
+    home = hospitals.site(site)
+    secret = [home / "ledger.jsonl", home / "keys" / "identity.key", home / "keys" / "supernode.key"]
+    secret += [home / "run" / "agent.sock", home / "run" / "admin.sock"]
+    assert [path.name for path in secret if path.stat().st_mode & 0o077] == []
+
+
+def test_a_site_that_was_not_admitted_cannot_connect_and_takes_no_part(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    log = hospitals.site("stranger") / "log" / "supernode.log"
+    hospitals.up("stranger")
+    try:
+        hospitals.until(lambda: log.exists() and "Failed to activate SuperNode" in log.read_text(), "it is refused")
+        study = hospitals.run_study(contract("without-stranger", private=False, rounds=1))
+        assert hospitals.ended("without-stranger") == "finished"
+        assert hospitals.proposed("stranger") == {}
+    finally:
+        hospitals.down("stranger")
+    assert hospitals.status()["sites"]["stranger"] == "invited"
+    assert online_nodes(settings(Home(hospitals.server))) == set(SITES)
+    assert {entry.kind for entry in hospitals.ledger("stranger").entries} == {"open"}
+    (record,) = hospitals.records(study.study)
+    assert (record["participants"], record["away"], record["refused"]) == (SITES, {}, {})
+
+
+def test_a_site_with_another_authority_turns_away_from_the_server_and_doctor_says_why(hospitals: Hospitals) -> None:
+    certificate = hospitals.site("west") / "keys" / "ca.crt"
+    log = hospitals.site("west") / "log" / "supernode.log"
+    assert hospitals.at_site("west", "doctor").returncode == 0
+    file, other = hospitals.root / "federation.yaml", hospitals.root / "other"
+    hospitals.command("consilium-server", "provision", "--home", other, file)
+    right, another = certificate.read_bytes(), other / "keys" / "ca.crt"
+    hospitals.down("west")
+    before = log.stat().st_size
+    certificate.write_bytes(another.read_bytes())
+    try:
+        hospitals.up("west")
+        hospitals.until(lambda: "CERTIFICATE_VERIFY_FAILED" in log.read_text()[before:], "it turns away", "west")
+        assert "west" not in online_nodes(settings(Home(hospitals.server)))
+        doctor = hospitals.at_site("west", "doctor", check=False)
+        assert doctor.returncode == 2
+        assert "certificate" in " ".join(doctor.stdout.split())
+        hospitals.down("west")
+    finally:
+        certificate.write_bytes(right)
+    hospitals.up("west")
+    hospitals.until(lambda: "west" in online_nodes(settings(Home(hospitals.server))), "west is back", "west")
