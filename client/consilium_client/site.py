@@ -92,7 +92,7 @@ class Home:
             return open_invitation(self.invitation_file.read_bytes())
         except FileNotFoundError as error:
             raise ConfigurationError(
-                f"{self.root} is not enrolled; run: consilium-site --home {self.root} enroll INVITATION"
+                f"{self.root} is not enrolled; run: consilium-site enroll INVITATION --home {self.root}"
             ) from error
         except (OSError, PeerError) as error:
             raise ConfigurationError(f"{self.invitation_file}: {error}") from error

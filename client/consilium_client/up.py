@@ -54,7 +54,12 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
             )
         )
         supervisor.add(
-            Program("courier", [python, "-m", "consilium_client.courier", *place, "--runtime-port", port])
+            Program(
+                "courier",
+                [python, "-m", "consilium_client.courier", *place, "--runtime-port", port],
+                # The SuperNode would wait a minute for a dead courier's task; started anew it is asked again at once.
+                takes_down="supernode",
+            )
         )
         say(f"site {config.site} serves federation {invitation.name} at {invitation.address}:{invitation.port}")
         supervisor.run()

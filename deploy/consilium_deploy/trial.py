@@ -21,6 +21,7 @@ from consilium_deploy.local import LocalFederation, LocalFederationError
 
 STUDIES = Path(__file__).parents[1] / "studies"
 HOURS = 4 * 3600.0
+MARKER = "TRIAL.txt"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", action="store_true", help="also train on each site alone and on all data pooled")
     options = parser.parse_args(arguments)
     work, data = options.work.resolve(), options.data.resolve()
-    if work.exists() and any(work.iterdir()) and not (work / "federation.yaml").exists():
+    if work.exists() and any(work.iterdir()) and not (work / MARKER).exists():
         print(f"{work} is not an old trial; choose another folder with --work", file=sys.stderr)
         return 2
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    (work / MARKER).write_text("This folder is removed by the next consilium_deploy.trial that works here.\n")
     try:
         found = run(options.name, data, work, options, options.study or ["study.yaml"])
     except LocalFederationError as error:

@@ -32,9 +32,11 @@ PIECE = 1 << 20
 class UpdateSum:
     """Running Σ wᵢ·uᵢ [d] and Σ wᵢ of the sites that were folded in."""
 
-    def __init__(self, width: int) -> None:
-        """``width``: d, the number of parameters."""
+    def __init__(self, width: int, *, equal: bool = False) -> None:
+        """``width``: d, the number of parameters. ``equal``: every site has the weight 1, whatever it would like."""
         self.width = width
+        self.payload_bytes = 4 * (width + 1)
+        self._equal = equal
         self._total: npt.NDArray[np.int64] = np.zeros(width + 1, dtype=np.int64)
         self.sites: list[str] = []
 
@@ -49,12 +51,12 @@ class UpdateSum:
         """
         if site in self.sites:
             raise PeerError("this site's update is in the sum already")
-        if len(payload) != 4 * (self.width + 1):
-            raise PeerError(f"an update has {4 * (self.width + 1)} bytes, this one {len(payload)}")
+        if len(payload) != self.payload_bytes:
+            raise PeerError(f"an update has {self.payload_bytes} bytes, this one {len(payload)}")
         vector = np.frombuffer(payload, dtype="<f4")
         weight = float(vector[-1])
-        if not 0 < weight <= limits.WEIGHT:
-            raise PeerError(f"a weight is above 0 and at most {limits.WEIGHT:g}")
+        if not (1 <= weight <= (1 if self._equal else limits.WEIGHT) and weight.is_integer()):
+            raise PeerError("the weight is not a number of patients" if not self._equal else "the weight is not 1")
         bound = weight * limits.UPDATE_COORDINATE
         for start in range(0, self.width, PIECE):
             piece = vector[start : min(start + PIECE, self.width)]
@@ -77,11 +79,12 @@ class UpdateSum:
 class CountSum:
     """Running sum of evaluation counts, int64 [width]."""
 
-    LARGEST = 2**53
-    """Largest single count of one site; 100 of them stay below 2^63."""
+    LARGEST = 2**40
+    """Largest single count of one site (a loss sum in fixed point is the largest); 100 of them stay below 2^63."""
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self.payload_bytes = 8 * width
         self.total: npt.NDArray[np.int64] = np.zeros(width, dtype=np.int64)
         self.sites: list[str] = []
 
@@ -93,8 +96,8 @@ class CountSum:
         """
         if site in self.sites:
             raise PeerError("this site's counts are in the sum already")
-        if len(payload) != 8 * self.width:
-            raise PeerError(f"counts have {8 * self.width} bytes, these {len(payload)}")
+        if len(payload) != self.payload_bytes:
+            raise PeerError(f"counts have {self.payload_bytes} bytes, these {len(payload)}")
         counts = np.frombuffer(payload, dtype="<i8").astype(np.int64)
         if bool(np.any(counts < 0)) or bool(np.any(counts > self.LARGEST)):
             raise PeerError("a count is negative or absurd")

@@ -6,6 +6,7 @@ Started by ``up`` for each wanted study and started again when it dies; it goes 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
@@ -18,18 +19,19 @@ from typing import Any
 from consilium_server import registry, studies
 from consilium_server.aggregation import READABLE, CountSum, UpdateSum
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
+from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
-from consilium_server.exchange import StudyGrid, ask, open_grid
+from consilium_server.exchange import ask, open_grid
 from consilium_server.federation import Home
 from consilium_server.optimizer import ServerOptimizer
+from consilium_server.recruitment import Recruitment
 from consilium_server.rounds import Question
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages, metrics
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
-from consilium_shared.identity import PublicIdentity
-from consilium_shared.messages import Counts, Evaluate, Payload, Propose, Refusal, Standing, Train, Update
+from consilium_shared.messages import Counts, Evaluate, Payload, Refusal, Train, Update
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import seconds
@@ -38,134 +40,53 @@ log = logging.getLogger("consilium.study")
 
 AGAIN = 75
 """Exit status: the transport failed, start again and resume (EX_TEMPFAIL of sysexits.h)."""
-WEEK_SECONDS = 7 * 24 * 3600.0
-PENDING_SECONDS = 2.0
-"""Between two questions to hospitals that have not decided."""
 RETRY_SECONDS = 1.0
-
-
-class Halted(Exception):
-    """The study cannot or must not go on; the text says why."""
 
 
 class StudyRun:
     """A study under way. Everything it must not lose is in its folder; the rest is found out again."""
 
-    def __init__(self, home: Home, folder: studies.StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
-        self.folder = folder
-        self.home = home
-        self.grid = grid
-        self.nodes = nodes
-        self.study = folder.study()
-        self.roster = folder.roster(home)
-        self.coordinator = home.coordinator()
-        self.standing: dict[str, str] = {member.site: "pending" for member in self.roster.members}
+    def __init__(self, talk: Conversation) -> None:
+        self.talk = talk
+        self.folder, self.home, self.study = talk.folder, talk.home, talk.study
+        self.recruitment = Recruitment(talk)
         self.network = build(self.study)
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
-        self.checkpoints = CheckpointFile(folder.root)
+        self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
         if found is None:
             found = Checkpoint(self.study.digest, 0, to_vector(self.network), {}, {})
         else:
             self.optimizer.restore(found.optimizer)
         self.point = found
-        self._common: dict[str, Any] = {
-            "federation": self.roster.federation,
-            "study": self.study.digest,
-            "roster": self.roster.digest,
-        }
 
     def run(self) -> None:
         """From the checkpoint to the registry; raises Halted or ConsiliumError."""
+        # Before round 1 everybody is waited for; after a restart those who took part in the last round.
+        awaited = frozenset(self.point.record.get("participants", self.recruitment.standing))
         if self.point.record and not self._has_record(self.point.round):
-            self._recruit(everybody=False)
+            self.recruitment.gather(awaited)
             self._close(self.point)
         while self.point.round < self.study.training.rounds:
-            self._recruit(everybody=self.point.round == 0)
+            self.recruitment.gather(awaited)
+            awaited = frozenset()
             self._train(self.point.round + 1)
             self._close(self.point)
         model = registry.publish(
-            self.home, self.study, self.roster, self._pack(), self.folder.records(self.coordinator)
+            self.home, self.study, self.talk.roster, self._pack(), self.folder.records(self.talk.coordinator)
         )
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
 
-    # -- who takes part
-
-    def _recruit(self, *, everybody: bool) -> None:
-        """Propose to the undecided until enough have approved; before round 1, until all have decided or time is up."""
-        opened = time.monotonic()
-        patience = seconds(self.study.aggregation.round_timeout)
-        minimum = self.study.aggregation.min_sites
-        said: dict[str, str] = {}
-        while True:
-            undecided = self._sites("pending")
-            if undecided:
-                self._propose(undecided)
-            approved, undecided = self._sites("approved"), self._sites("pending")
-            if len(approved) + len(undecided) < minimum:
-                raise Halted(self._too_few())
-            late = time.monotonic() - opened >= patience
-            if len(approved) >= minimum and (not undecided or late or not everybody):
-                return
-            waiting = dict.fromkeys(undecided, "not decided")
-            if waiting != said:
-                self.folder.event("waiting", sites=waiting, have=len(approved), minimum=minimum)
-                said = waiting
-            self._pause(PENDING_SECONDS)
-
-    def _propose(self, sites: tuple[str, ...]) -> None:
-        proposal = Propose(
-            **self._common, contract=self.study.contract, roster_document=self.folder.roster_document()
-        )
-        header = messages.encode(proposal, self.coordinator)
-        seen: dict[str, str] = {}
-
-        def only_offline() -> bool:
-            self._check_wanted()
-            return bool(seen) and "asked" not in seen.values()
-
-        def look(status: Mapping[str, str]) -> None:
-            seen.clear()
-            seen.update(status)
-
-        requests = dict.fromkeys(sites, (header, b""))
-        for arrival in ask(self.grid, requests, self.nodes, WEEK_SECONDS, on_wait=look, abort=only_offline):
-            if arrival.problem is not None:
-                continue
-            try:
-                answer = self._decode(arrival, header)
-            except PeerError as error:
-                self._set_standing(arrival.site, "refused", "malformed", str(error))
-                continue
-            if isinstance(answer, Standing):
-                self._set_standing(arrival.site, answer.state, answer.reason, answer.detail)
-            elif isinstance(answer, Refusal):
-                self._set_standing(arrival.site, "refused", answer.reason, answer.detail)
-
-    def _set_standing(self, site: str, state: str, reason: str | None, detail: str) -> None:
-        if self.standing[site] != state or state == "refused":
-            self.folder.event("proposal", site=site, state=state, reason=reason, detail=detail)
-            log.info("%s: %s %s", site, state, reason or "")
-        self.standing[site] = state
-
-    def _sites(self, state: str) -> tuple[str, ...]:
-        return tuple(site for site, now in self.standing.items() if now == state)
-
-    def _too_few(self) -> str:
-        refused = ", ".join(self._sites("refused")) or "none"
-        return (
-            f"{self.study.aggregation.min_sites} sites are needed, {len(self._sites('approved'))} take part; "
-            f"refused or stopped: {refused}"
-        )
-
-    # -- a round
-
     def _train(self, number: int) -> None:
         model = self._pack()
-        header = messages.encode(Train(**self._common, round=number, payload=Payload.of(model)), self.coordinator)
-        total = UpdateSum(self.point.model.size)
-        question = self._question(number, "training", self._sites("approved"), self.study.aggregation.min_sites)
+        header = messages.encode(
+            Train(**self.talk.common, round=number, payload=Payload.of(model)), self.talk.coordinator
+        )
+        total = UpdateSum(self.point.model.size, equal=self.study.aggregation.weighting == "equal")
+        question = self._question(
+            number, "training", self.recruitment.sites("approved"), self.study.aggregation.min_sites
+        )
         epsilon: dict[str, float | None] = {}
         heads: dict[str, dict[str, Any]] = {}
 
@@ -177,9 +98,9 @@ class StudyRun:
             heads[answer.site] = answer.head.model_dump(mode="json")
 
         began = time.monotonic()
-        self._ask(question, number, header, model, accept)
+        self._ask(question, number, header, model, total.payload_bytes, accept)
         for site in question.stopped():
-            self.standing[site] = "refused"
+            self.recruitment.standing[site] = "refused"
         if not question.enough():
             why = "; ".join(f"{site}: {reason}" for site, (reason, _) in sorted(question.refused.items()))
             raise Halted(f"round {number} has {len(question.answered)} of {question.minimum} answers ({why})")
@@ -187,13 +108,13 @@ class StudyRun:
         after = digest(self._pack(stepped))
         record = {
             "study": self.study.digest,
-            "federation": self.roster.federation,
-            "roster": self.roster.digest,
+            "federation": self.talk.roster.federation,
+            "roster": self.talk.roster.digest,
             "round": number,
             "model_before": digest(model),
             "model_after": after,
             "participants": sorted(question.answered),
-            "away": question.away(),
+            "away": {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **question.away()},
             "refused": {site: list(why) for site, why in question.refused.items()},
             "epsilon": epsilon,
             "heads": heads,
@@ -209,7 +130,7 @@ class StudyRun:
         if point.round % every == 0 or last:
             found = self._evaluate(point)
         record = {**point.record, "metrics": found}
-        self.folder.write_record(record, self.coordinator)
+        self.folder.write_record(record, self.talk.coordinator)
         self.folder.event(
             "closed",
             round=point.round,
@@ -222,11 +143,11 @@ class StudyRun:
 
     def _evaluate(self, point: Checkpoint) -> dict[str, Any] | None:
         model = self._pack()
-        evaluate = Evaluate(**self._common, round=point.round, payload=Payload.of(model))
-        header = messages.encode(evaluate, self.coordinator)
+        evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
+        header = messages.encode(evaluate, self.talk.coordinator)
         classes = len(self.study.data.label.classes)
         total = CountSum(metrics.counts_width(classes))
-        asked = tuple(site for site in point.record["participants"] if self.standing[site] == "approved")
+        asked = tuple(site for site in point.record["participants"] if self.recruitment.standing[site] == "approved")
         question = self._question(point.round, "evaluation", asked, 1)
 
         def accept(answer: messages.Answer, payload: bytes) -> None:
@@ -234,7 +155,7 @@ class StudyRun:
                 raise PeerError("not an answer to this question")
             total.fold(answer.site, payload)
 
-        self._ask(question, point.round, header, model, accept)
+        self._ask(question, point.round, header, model, total.payload_bytes, accept)
         if not question.answered:
             return None
         values = metrics.metrics(total.total, classes)
@@ -252,6 +173,7 @@ class StudyRun:
         number: int,
         header: bytes,
         payload: bytes,
+        answer_bytes: int,
         accept: Callable[[messages.Answer, bytes], None],
     ) -> None:
         """Until the question is done: ask who is open, take answers one by one, say for whom it waits."""
@@ -267,15 +189,26 @@ class StudyRun:
             said.update(now)
 
         def abort() -> bool:
-            self._check_wanted()
+            self.talk.check_wanted()
             return question.done(time.monotonic())
 
         while not question.done(time.monotonic()):
-            requests = dict.fromkeys(question.open(), (header, payload))
-            for arrival in ask(self.grid, requests, self.nodes, WEEK_SECONDS, on_wait=look, abort=abort):
+            for site in question.open():
+                if site not in self.talk.nodes:
+                    question.problem(site, "its SuperNode is not registered")
+            requests = {site: (header, payload) for site in question.open() if site in self.talk.nodes}
+            for arrival in ask(
+                self.talk.grid,
+                requests,
+                self.talk.nodes,
+                WEEK_SECONDS,
+                payload_bytes=answer_bytes,
+                on_wait=look,
+                abort=abort,
+            ):
                 self._take(question, number, arrival, header, accept, time.monotonic() - began)
             if not question.done(time.monotonic()):
-                self._pause(RETRY_SECONDS)
+                self.talk.pause(RETRY_SECONDS)
 
     def _take(
         self,
@@ -293,7 +226,7 @@ class StudyRun:
                 self.folder.event("problem", round=number, site=site, what=arrival.problem)
             return
         try:
-            answer = self._decode(arrival, header)
+            answer = self.talk.decode(arrival, header)
             if not isinstance(answer, Refusal):
                 accept(answer, arrival.payload)
         except PeerError as error:
@@ -302,27 +235,16 @@ class StudyRun:
             return
         if isinstance(answer, Refusal):
             question.refuse(site, answer.reason, answer.detail)
+            if site in question.open():
+                self.folder.event("problem", round=number, site=site, what=answer.detail)
+                return
             self.folder.event("refusal", round=number, site=site, reason=answer.reason, detail=answer.detail)
             if answer.reason in ("pending", "unknown-study"):
-                self.standing[site] = "pending"
+                self.recruitment.standing[site] = "pending"
             return
         question.answer(site)
         size = len(arrival.payload)
         self.folder.event("answer", round=number, site=site, seconds=round(took, 3), bytes=size)
-
-    def _decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
-        """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
-        member = self.roster.member(arrival.site)
-        if member is None:
-            raise PeerError("not in the roster")
-        answer = messages.decode_answer(arrival.header, PublicIdentity.from_hex(member.identity))
-        expected = (self.roster.federation, self.study.digest, arrival.site, digest(header))
-        if (answer.federation, answer.study, answer.site, answer.request) != expected:
-            raise PeerError("an answer to another question, study or federation, or of another site")
-        answer.payload.check(arrival.payload)
-        return answer
-
-    # -- small things
 
     def _pack(self, vector: Any = None) -> bytes:
         load_vector(self.network, self.point.model if vector is None else vector)
@@ -330,15 +252,6 @@ class StudyRun:
 
     def _has_record(self, number: int) -> bool:
         return (self.folder.root / "rounds" / f"{number:04d}.json").exists()
-
-    def _check_wanted(self) -> None:
-        state, why = self.folder.state()
-        if state == "stopped":
-            raise Halted(why)
-
-    def _pause(self, duration: float) -> None:
-        self._check_wanted()
-        time.sleep(duration)
 
 
 def conduct(home: Home, name: str) -> int:
@@ -350,11 +263,13 @@ def conduct(home: Home, name: str) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigurationError(f"study {name} runs already") from error
+        if folder.state()[0] not in ("wanted", "running"):
+            return 0  # stopped between up's look and now
         link = settings(home)
         try:
             folder.set_state("running")
             with open_grid(link) as grid:
-                StudyRun(home, folder, grid, node_names(link)).run()
+                StudyRun(Conversation(home, folder, grid, node_names(link))).run()
         except Halted as halt:
             folder.set_state("stopped", str(halt))
         except TransportError as error:
@@ -378,11 +293,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     logs.configure()
     log.info("%s", READABLE)
+    home = Home(options.home)
     try:
-        return conduct(Home(options.home), options.study)
+        return conduct(home, options.study)
+    except TransportError as error:
+        log.warning("%s", error)
+        return AGAIN
     except ConsiliumError as error:
         log.error("%s", error)
-        return AGAIN
+        with contextlib.suppress(ConsiliumError):
+            studies.folder(home, options.study).set_state("failed", str(error))
+        return 0
 
 
 if __name__ == "__main__":

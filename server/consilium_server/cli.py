@@ -103,7 +103,7 @@ def resume(
 def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
     contract = folder.study()
     if not is_up(home):
-        raise TransportError(f"nothing serves {home.root}; start it first: consilium-server --home {home.root} up")
+        raise TransportError(f"nothing serves {home.root}; start it first: consilium-server up --home {home.root}")
     console.errors.print(READABLE, style="yellow", markup=False)
     if contract.privacy.mode == "none":
         console.errors.print(
@@ -118,7 +118,7 @@ def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
     if detach:
         console.console.print(f"study {folder.name}: {folder.state()[0]}", markup=False)
         return
-    ended = progress.follow(folder, console.console, offset)
+    ended = progress.follow(folder, console.console, offset, lambda: is_up(home))
     if ended.state != "finished":
         raise TransportError(f"study {folder.name} {ended.state}: {ended.why}")
     model = registry.read(Path(ended.model), home.coordinator().public)

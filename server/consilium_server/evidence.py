@@ -1,10 +1,10 @@
 """What an auditor needs of one study, copied into a folder; each site adds its own ledger to it. No secret is in it.
 
-    coordinator.json      the coordinator's public key
-    roster.json           who took part, with their keys, as pinned when the study began (signed)
-    contract.json         the study as every hospital approved it
-    rounds/NNNN.json      signed record of each finished round
-    card.json             signed card of the finished model, if there is one
+coordinator.json      the coordinator's public key
+roster.json           who took part, with their keys, as pinned when the study began (signed)
+contract.json         the study as every hospital approved it
+rounds/NNNN.json      signed record of each finished round
+card.json             signed card of the finished model, if there is one
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Home:
         """What was provisioned; raises ConfigurationError when nothing was."""
         if not self.federation_file.exists():
             raise ConfigurationError(
-                f"{self.root} holds no federation; run: consilium-server --home {self.root} provision federation.yaml"
+                f"{self.root} holds no federation; run: consilium-server provision federation.yaml --home {self.root}"
             )
         return load_yaml(self.federation_file, Federation)
 
@@ -121,4 +121,3 @@ class Home:
 def federation_id(name: str, coordinator: Identity) -> str:
     """64 hex digits that no other coordinator can claim: SHA-256 over the coordinator's key and the name."""
     return canonical_digest({"coordinator": coordinator.public.hex(), "federation": name})
-

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium_shared import study
+from consilium_shared.errors import ConfigurationError
 
 Vector = npt.NDArray[np.float64]
 Model = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ class ServerOptimizer:
             state = self._next_state(update)
             after = (model.astype(np.float64) + self._spec.lr * self._direction(state, update)).astype(np.float32)
         if not np.isfinite(after).all():
-            raise ValueError("the next model is not finite: lower aggregation.optimizer.lr")
+            raise ConfigurationError("the next model is not finite: the study needs a lower aggregation.optimizer.lr")
         self._state = state
         return after
 

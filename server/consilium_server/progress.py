@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from consilium_server.studies import StudyFolder
+from consilium_shared.errors import TransportError
 
+GONE_SECONDS = 5.0
 ENDED = frozenset({"finished", "stopped", "failed"})
 
 
@@ -105,8 +108,17 @@ def read(folder: StudyFolder) -> Progress:
     return progress
 
 
-def follow(folder: StudyFolder, console: Console, start: int = 0) -> Progress:
-    """Show the study until it ends: a live view on a terminal, lines elsewhere. Ctrl-C leaves the study running."""
+def follow(folder: StudyFolder, console: Console, start: int, serving: Callable[[], bool]) -> Progress:
+    """Show the study until it ends: a live view on a terminal, lines elsewhere. Ctrl-C leaves the study running.
+
+    Args:
+        start: events up to this offset are of earlier days and are not printed as lines.
+        serving: False when nobody runs studies any more.
+
+    Raises:
+        TransportError: ``serving`` said no for ``GONE_SECONDS``.
+    """
+    gone: float | None = None
     progress = Progress(folder.name, folder.study().training.rounds)
     offset = 0
     live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
@@ -121,6 +133,9 @@ def follow(folder: StudyFolder, console: Console, start: int = 0) -> Progress:
                 live.update(render(progress))
             if progress.state in ENDED and folder.state()[0] in ENDED:
                 return progress
+            gone = None if serving() else gone or time.monotonic()
+            if gone is not None and time.monotonic() - gone > GONE_SECONDS:
+                raise TransportError("consilium-server up has ended; start it again, and the study goes on by itself")
             time.sleep(0.2)
 
 

@@ -1,7 +1,7 @@
 """Finished models: safetensors beside a signed card that says how each came to be and what it cost.
 
-    models/<study>/<first 12 digits of the model's SHA-256>/model.safetensors
-                                                            card.json
+models/<study>/<first 12 digits of the model's SHA-256>/model.safetensors
+                                                        card.json
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ def publish(home: Home, study: Study, roster: Roster, model: bytes, records: lis
         "metrics": evaluated[-1]["metrics"] if evaluated else None,
         "privacy": _privacy_words(study),
         "limits": READABLE,
-        "software": {name: version for name in SOFTWARE if (version := _version(name))} | {
-            "python": platform.python_version()
-        },
+        "software": {name: version for name in SOFTWARE if (version := _version(name))}
+        | {"python": platform.python_version()},
     }
     ModelCard.model_validate(card)  # never sign what an auditor's program could not read
     write_atomically(folder / "model.safetensors", model)

@@ -37,6 +37,8 @@ class Question:
     """Site to (reason code, detail)."""
     problems: dict[str, str] = field(default_factory=dict)
     """Last problem of a site that has not answered yet."""
+    failed_once: set[str] = field(default_factory=set)
+    """Sites that failed inside and are asked once more before that counts."""
 
     def answer(self, site: str) -> None:
         """``site`` answered as asked."""
@@ -45,8 +47,12 @@ class Question:
         self.problems.pop(site, None)
 
     def refuse(self, site: str, reason: str, detail: str) -> None:
-        """``site`` does not do it."""
+        """``site`` does not do it. A failure inside the site is taken for a refusal the second time only."""
         self._expect(site)
+        if reason == "internal" and site not in self.failed_once:
+            self.failed_once.add(site)
+            self.problems[site] = detail
+            return
         self.refused[site] = (reason, detail)
         self.problems.pop(site, None)
 

@@ -1,10 +1,10 @@
 """A study's folder at the coordinator: the contract, the pinned roster, the state, the events as they come.
 
-    studies/<name>/study.json       contract, digest, roster document, when it was started (written once)
-                   state.json       wanted | running | finished | stopped | failed, and why
-                   events.jsonl     one line an event; ``run`` and ``status`` read it
-                   checkpoint.*     after every round
-                   rounds/NNNN.json signed record of each round
+studies/<name>/study.json       contract and roster document (written once)
+               state.json       wanted | running | finished | stopped | failed, and why
+               events.jsonl     one line an event; ``run`` and ``status`` read it
+               checkpoint.*     after every round
+               rounds/NNNN.json signed record of each round
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ class StudyFolder:
             value = parse_canonical((self.root / "state.json").read_bytes())
         except FileNotFoundError:
             return "stopped", "never started"
+        except (OSError, PeerError) as error:
+            raise IntegrityError(
+                f"{self.root / 'state.json'}: {error}; delete it, then: consilium-server resume {self.name}"
+            ) from error
         return value["state"], value["why"]
 
     def set_state(self, state: State, why: str = "") -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import BinaryIO
 
 from consilium_server import studies
 from consilium_server.federation import Home
@@ -15,6 +16,7 @@ from consilium_shared.errors import ConfigurationError, ConsiliumError, Transpor
 from consilium_shared.supervisor import Program, Supervisor
 
 LOOK_SECONDS = 0.5
+START_SECONDS = 60.0
 
 
 def settings(home: Home) -> SuperLinkSettings:
@@ -51,10 +53,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
     home.roster()  # refuse an edited roster before anything listens
     home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     with os.fdopen(os.open(home.run / "up.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"consilium-server up runs already for {home.root}") from error
+        _lock(lock, home)
         supervisor = Supervisor(home.logs, say)
         supervisor.add(
             Program(
@@ -67,9 +66,37 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
             )
         )
         supervisor.tick()
-        wait_until_ready(link, timeout=60.0)
+        _wait_for_superlink(home, link, supervisor)
         say(f"sites reach this server at {home.federation().address}:{link.public_port}")
         supervisor.run(_Watch(home, link, supervisor, say).look)
+
+
+def _lock(file: BinaryIO, home: Home) -> None:
+    for again in (True, True, True, False):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if not again:
+                raise ConfigurationError(f"consilium-server up runs already for {home.root}") from error
+            time.sleep(0.2)  # ``is_up`` holds the lock for a moment while it looks
+
+
+def _wait_for_superlink(home: Home, link: SuperLinkSettings, supervisor: Supervisor) -> None:
+    """Until it listens; a SuperLink that ends instead (its port is taken, its key is wrong) says why in its log."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            wait_until_ready(link, timeout=1.0)
+        except TransportError:
+            if supervisor.alive("superlink") and time.monotonic() < deadline:
+                continue
+            log = home.logs / "superlink.log"
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+            last = next((line for line in reversed(lines) if line.strip()), "nothing")
+            supervisor.stop()
+            raise ConfigurationError(f"the SuperLink does not start; its log {log} ends with: {last}") from None
+        return
 
 
 class _Watch:
@@ -81,6 +108,7 @@ class _Watch:
         self._supervisor = supervisor
         self._say = say
         self._roster = ""
+        self._complained: set[str] = set()
         self._next = 0.0
 
     def look(self) -> None:
@@ -91,7 +119,14 @@ class _Watch:
         self._sync_roster()
         for folder in studies.all_folders(self._home):
             name = f"study-{folder.name}"
-            if folder.state()[0] in ("wanted", "running") and not self._supervisor.has(name):
+            try:
+                wanted = folder.state()[0] in ("wanted", "running")
+            except ConsiliumError as error:  # one damaged study does not end the others
+                if str(error) not in self._complained:
+                    self._complained.add(str(error))
+                    self._say(str(error))
+                continue
+            if wanted and not self._supervisor.has(name):
                 command = [sys.executable, "-m", "consilium_server.app", "--home", str(self._home.root)]
                 self._supervisor.add(Program(name, [*command, "--study", folder.name], restart=False))
 

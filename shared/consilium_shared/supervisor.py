@@ -32,12 +32,14 @@ class Program:
     Attributes:
         command: argument list, no shell.
         restart: False for a program whose exit with status 0 is its end.
+        takes_down: a program that is started anew when this one dies, because it waits for what this one held.
     """
 
     name: str
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     restart: bool = True
+    takes_down: str | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     failures: int = 0
@@ -63,6 +65,11 @@ class Supervisor:
         program = self._programs.get(name)
         return program is not None and not program.finished
 
+    def alive(self, name: str) -> bool:
+        """Whether that program's process runs now."""
+        program = self._programs.get(name)
+        return program is not None and program.process is not None and program.process.poll() is None
+
     def tick(self) -> None:
         """Start what is due, note what died. Call a few times a second from the main thread."""
         now = time.monotonic()
@@ -84,7 +91,13 @@ class Supervisor:
             wait = BACKOFF_SECONDS[min(program.failures, len(BACKOFF_SECONDS) - 1)]
             program.next_start = now + wait
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            self._take_down(program.takes_down)
             self._say(f"{program.name} {how}; starting it again in {wait:g} s (log: {self._log(program)})")
+
+    def _take_down(self, name: str | None) -> None:
+        other = self._programs.get(name or "")
+        if other is not None and other.process is not None:
+            other.process.terminate()
 
     def run(self, every: Callable[[], None] | None = None, seconds: float = 0.2) -> None:
         """Tick until SIGTERM, SIGINT or ``stopping``; then stop everything."""

@@ -9,6 +9,7 @@ import pytest
 
 from consilium_server.optimizer import ServerOptimizer
 from consilium_shared import study
+from consilium_shared.errors import ConfigurationError
 
 NAMES = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
@@ -94,7 +95,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_state() -> None:
     before = server.state()
     with pytest.raises(ValueError, match="update"):
         server.step(model, update(1))
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ConfigurationError, match="finite"):
         server.step(model, update(np.nan, 0))
     with pytest.raises(ValueError, match="another size"):
         server.step(vector(0), update(1))

@@ -27,8 +27,8 @@ def test_the_mean_is_weighted() -> None:
     np.testing.assert_allclose(total.mean(), [3.25, -1.5], atol=1e-7)
 
 
-@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.floats(1, 5000, width=32)), min_size=2, max_size=5))
-def test_the_order_of_arrival_does_not_change_one_bit(sites: list[tuple[float, float]]) -> None:
+@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(1, 5000)), min_size=2, max_size=5))
+def test_the_order_of_arrival_does_not_change_one_bit(sites: list[tuple[float, int]]) -> None:
     payloads = [update([value, -value / 3], weight) for value, weight in sites]
     means = set()
     for order in itertools.permutations(range(len(payloads))):
@@ -61,6 +61,14 @@ def test_a_payload_that_cannot_be_used_leaves_the_sum_unchanged(payload: bytes) 
         total.fold("b", payload)
     assert total.mean().tobytes() == before
     assert total.sites == ["a"]
+
+
+def test_where_weights_are_equal_no_site_takes_more() -> None:
+    total = UpdateSum(1, equal=True)
+    total.fold("a", update([1.0], 1.0))
+    with pytest.raises(PeerError, match="weight"):
+        total.fold("b", update([5.0], 1000.0))
+    assert total.mean() == [1.0]
 
 
 def test_a_site_counts_once() -> None:
@@ -165,9 +173,12 @@ def test_it_closes_at_once_when_the_minimum_cannot_be_reached() -> None:
     assert set(asked.stopped()) == {"a", "b"}
 
 
-def test_a_passing_reason_does_not_stop_a_site_for_the_study() -> None:
+def test_a_failure_inside_a_site_is_asked_once_more_and_does_not_stop_it_for_the_study() -> None:
     asked = question()
     asked.refuse("a", "internal", "")
+    assert "a" in asked.open()
+    asked.refuse("a", "internal", "")
+    assert "a" not in asked.open()
     assert asked.stopped() == {}
 
 

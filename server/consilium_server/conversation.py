@@ -1,0 +1,67 @@
+"""One study's talk with its sites: who they are, what is said to all of them, and which answer is really theirs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from consilium_server.exchange import Answer as Arrival
+from consilium_server.exchange import StudyGrid
+from consilium_server.federation import Home
+from consilium_server.studies import StudyFolder
+from consilium_shared import messages
+from consilium_shared.canonical import digest
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import PublicIdentity
+
+WEEK_SECONDS = 7 * 24 * 3600.0
+"""As good as for ever: whether to go on waiting is decided elsewhere."""
+
+
+class Halted(Exception):
+    """The study cannot or must not go on; the text says why."""
+
+
+class Conversation:
+    """What every question of a study has in common."""
+
+    def __init__(self, home: Home, folder: StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
+        """``nodes``: site to the node id of its SuperNode."""
+        self.home = home
+        self.folder = folder
+        self.grid = grid
+        self.nodes = nodes
+        self.study = folder.study()
+        self.roster = folder.roster(home)
+        self.coordinator = home.coordinator()
+        self.common: dict[str, Any] = {
+            "federation": self.roster.federation,
+            "study": self.study.digest,
+            "roster": self.roster.digest,
+        }
+
+    def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
+        """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
+        member = self.roster.member(arrival.site)
+        if member is None:
+            raise PeerError("not in the roster")
+        answer = messages.decode_answer(arrival.header, PublicIdentity.from_hex(member.identity))
+        expected = (self.roster.federation, self.study.digest, arrival.site, digest(header))
+        if (answer.federation, answer.study, answer.site, answer.request) != expected:
+            raise PeerError("an answer to another question, study or federation, or of another site")
+        answer.payload.check(arrival.payload)
+        return answer
+
+    def check_wanted(self) -> None:
+        """Raises Halted when somebody stopped the study."""
+        state, why = self.folder.state()
+        if state == "stopped":
+            raise Halted(why)
+        if state == "wanted":  # stopped and resumed before this process noticed
+            self.folder.set_state("running")
+
+    def pause(self, duration: float) -> None:
+        """Sleep for so many seconds; raises Halted as ``check_wanted``."""
+        self.check_wanted()
+        time.sleep(duration)

@@ -1,0 +1,110 @@
+"""Who takes part: the study is proposed until enough hospitals have approved it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
+from consilium_server.exchange import ask
+from consilium_shared import messages
+from consilium_shared.errors import PeerError
+from consilium_shared.messages import Propose, Refusal, Standing
+from consilium_shared.study import seconds
+
+log = logging.getLogger("consilium.study")
+
+PENDING_SECONDS = 2.0
+"""Between two questions to hospitals that have not decided."""
+LATECOMER_SECONDS = 3.0
+"""How long a round waits to hear whether a hospital that had not decided has approved meanwhile."""
+
+
+class Recruitment:
+    """Where the study stands with each site of its roster."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self.talk = talk
+        self.standing: dict[str, str] = {member.site: "pending" for member in talk.roster.members}
+
+    def gather(self, awaited: frozenset[str]) -> None:
+        """Propose to the undecided until enough have approved and all of ``awaited`` have decided, or time is up.
+
+        Nobody can hold a study up for longer than ``round_timeout``, unless there are too few without them.
+        """
+        opened = time.monotonic()
+        patience = seconds(self.talk.study.aggregation.round_timeout)
+        minimum = self.talk.study.aggregation.min_sites
+        said: dict[str, str] = {}
+        while undecided := self.sites("pending"):
+            enough = len(self.sites("approved")) >= minimum
+            left = patience - (time.monotonic() - opened)
+            self._propose(undecided, max(left, 0.0) if awaited & set(undecided) else patience, enough and not awaited)
+            approved, undecided = self.sites("approved"), self.sites("pending")
+            if len(approved) + len(undecided) < minimum:
+                raise Halted(self.too_few())
+            late = time.monotonic() - opened >= patience
+            if len(approved) >= minimum and (late or not awaited & set(undecided)):
+                return
+            waiting = dict.fromkeys(undecided, "not decided")
+            if waiting and waiting != said:
+                self.talk.folder.event("waiting", sites=waiting, have=len(approved), minimum=minimum)
+                said = waiting
+            self.talk.pause(PENDING_SECONDS)
+        if len(self.sites("approved")) < minimum:
+            raise Halted(self.too_few())
+
+    def _propose(self, sites: tuple[str, ...], longest: float, latecomers: bool) -> None:
+        """Ask sites where the study stands with them, for at most so many seconds; latecomers hold nobody up."""
+        proposal = Propose(
+            **self.talk.common, contract=self.talk.study.contract, roster_document=self.talk.folder.roster_document()
+        )
+        header = messages.encode(proposal, self.talk.coordinator)
+        seen: dict[str, str] = {}
+        deadline = time.monotonic() + (LATECOMER_SECONDS if latecomers else max(LATECOMER_SECONDS, longest))
+
+        def abort() -> bool:
+            self.talk.check_wanted()
+            only_offline = bool(seen) and "asked" not in seen.values()
+            return only_offline or time.monotonic() >= deadline
+
+        def look(status: Mapping[str, str]) -> None:
+            seen.clear()
+            seen.update(status)
+
+        requests = {site: (header, b"") for site in sites if site in self.talk.nodes}
+        arrivals = ask(
+            self.talk.grid, requests, self.talk.nodes, WEEK_SECONDS, payload_bytes=0, on_wait=look, abort=abort
+        )
+        for arrival in arrivals:
+            if arrival.problem is not None:
+                continue
+            try:
+                answer = self.talk.decode(arrival, header)
+            except PeerError as error:
+                self._set_standing(arrival.site, "refused", "malformed", str(error))
+                continue
+            if isinstance(answer, Standing):
+                self._set_standing(arrival.site, answer.state, answer.reason, answer.detail)
+            elif isinstance(answer, Refusal) and answer.reason != "internal":  # a failure there may pass
+                self._set_standing(arrival.site, "refused", answer.reason, answer.detail)
+
+    def _set_standing(self, site: str, state: str, reason: str | None, detail: str) -> None:
+        if self.standing[site] != state or state == "refused":
+            self.talk.folder.event("proposal", site=site, state=state, reason=reason, detail=detail)
+            log.info("%s: %s %s", site, state, reason or "")
+        self.standing[site] = state
+
+    def sites(self, state: str) -> tuple[str, ...]:
+        """Sites that are ``pending``, ``approved`` or ``refused``."""
+        return tuple(site for site, now in self.standing.items() if now == state)
+
+    def too_few(self) -> str:
+        """Why the study cannot go on with those who are left."""
+        refused = ", ".join(self.sites("refused")) or "none"
+        undecided = ", ".join(self.sites("pending")) or "none"
+        return (
+            f"{self.talk.study.aggregation.min_sites} sites are needed, {len(self.sites('approved'))} take part; "
+            f"refused or stopped: {refused}; not decided: {undecided}"
+        )
