@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from consilium_client.administration import Administration
 from consilium_client.agent_socket import serve, serve_admin
@@ -23,10 +25,17 @@ from consilium_client.site import Home
 from consilium_shared import logs
 from consilium_shared.errors import ConsiliumError
 
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
 log = logging.getLogger("consilium.agent")
 
 BAD_START = 78
 """Exit status: the site's own files do not allow a start (EX_CONFIG of sysexits.h)."""
+
+
+LEDGER_BROKEN = 1
+"""Exit status: an entry could not be written."""
 
 
 def run(home: Home) -> None:
@@ -37,8 +46,8 @@ def run(home: Home) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    admin = serve_admin(home.admin_socket, Administration(desk).handle)
-    exchange = serve(home.agent_socket, Requests(desk).handle)
+    admin = serve_admin(home.admin_socket, ending_when_broken(desk, Administration(desk).handle))
+    exchange = serve(home.agent_socket, ending_when_broken(desk, Requests(desk).handle))
     log.info("site %s serves; ledger has %d entries", desk.site, desk.ledger.head.seq)
     threading.Thread(target=_warm, daemon=True).start()
     stop.wait()
@@ -47,6 +56,26 @@ def run(home: Home) -> None:
     desk.close()
     log.info("stopped")
     os._exit(0)  # a training in flight has no clean end; its charge stands in full
+
+
+def ending_when_broken(
+    desk: Desk, handle: Callable[Arguments, Answer], end: Callable[[int], object] = os._exit
+) -> Callable[Arguments, Answer]:
+    """The handler, after which this process ends with status 1 when the ledger can no longer be written.
+
+    An agent without a ledger can only refuse. Started again by its supervisor it reads the file anew, recovers a torn
+    last line, and goes on or says what is wrong.
+    """
+
+    def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        try:
+            return handle(*arguments, **named)
+        finally:
+            if desk.ledger.broken is not None:
+                log.error("the ledger %s; this agent ends, to be started again", desk.ledger.broken)
+                end(LEDGER_BROKEN)
+
+    return guarded
 
 
 def _warm() -> None:

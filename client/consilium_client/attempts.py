@@ -13,7 +13,7 @@ from pathlib import Path
 
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
-from consilium_shared.files import write_atomically
+from consilium_shared.files import remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        remove_leftovers(folder)
 
     def begin(self, study: str, round_number: int, request: str, number: int) -> Attempt:
         """Make and keep a fresh seed; whatever attempt the study had before is forgotten."""

@@ -6,8 +6,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from consilium_client import data
 from consilium_client.attempts import Attempts
@@ -17,12 +18,16 @@ from consilium_client.proposals import Proposal, Proposals
 from consilium_client.site import Home, SiteConfig
 from consilium_client.spending import Reservation, Spending
 from consilium_client.store import AnswerStore, LedgerFile
+from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.ledger.entry import Reject
 from consilium_shared.privacy.budget import Quote
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.study import Study
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 log = logging.getLogger("consilium.agent")
 
@@ -36,6 +41,24 @@ class Estimate:
     held_back: int
     plan: Plan
     quote: Quote
+
+
+@dataclass(frozen=True)
+class Patients:
+    """How many of the site's patients a study uses. No message tells it."""
+
+    train: int
+    held_back: int
+
+    @classmethod
+    def of(cls, records: Records) -> Patients:
+        """Counted."""
+        train = int(records.train.sum())
+        return cls(train, records.patient_count - train)
+
+
+REMEMBERED = 32
+"""Studies whose numbers of patients and plans are kept."""
 
 
 class Desk:
@@ -59,11 +82,13 @@ class Desk:
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
+        self._patients: dict[str, Patients] = {}
         self._plans: dict[tuple[str, int], Plan] = {}
         self._loading = threading.Lock()
         policy = self.config.policy
         for asset, entry in policy.budgets.items():
             self.spending.open_asset(asset, entry.budget, policy.digest, entry.reason)
+        self.spending.note_policy(policy.digest)
 
     def close(self) -> None:
         """Free the ledger."""
@@ -90,7 +115,18 @@ class Desk:
                 self.activity = {"doing": "waiting"}
             log.info("study %s: data of asset %s is read", study.study, study.data.asset)
             self._records = (study.digest, records)
+            _remember(self._patients, study.digest, Patients.of(records))
             return records
+
+    def patients(self, study: Study) -> Patients:
+        """How many patients the study uses, as when its data was last read; reads it only where it never was.
+
+        The coordinator asks for a pending study's standing again and again: that neither reads the data each time nor
+        pushes out the data of the study that trains. Raises as ``records``.
+        """
+        if study.data.asset not in self.config.assets:
+            raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+        return self._patients.get(study.digest) or Patients.of(self.records(study))
 
     def estimate(self, study: Study) -> Estimate:
         """What the study would do and cost here.
@@ -102,13 +138,28 @@ class Desk:
         """
         policy = self.config.policy
         policy.budget(study.data.asset)
-        records = self.records(study)
-        patients = int(records.train.sum())
-        check_study(policy, study, patients)
-        plan = self._plans.get((study.digest, patients)) or make_plan(study, patients)
-        self._plans[study.digest, patients] = plan
+        patients = self.patients(study)
+        check_study(policy, study, patients.train, patients.held_back)
+        plan = self._plans.get((study.digest, patients.train)) or make_plan(study, patients.train)
+        _remember(self._plans, (study.digest, patients.train), plan)
         quote = self.spending.approve_cost(study.data.asset, plan, policy.budget(study.data.asset))
-        return Estimate(patients, records.patient_count - patients, plan, quote)
+        return Estimate(patients.train, patients.held_back, plan, quote)
+
+    def check_new(self, proposal: Proposal) -> bool:
+        """Whether a proposal is not kept yet, and may be.
+
+        Raises:
+            PeerError: the same study came before with another roster.
+            PolicyRefusal: too many that nobody has decided on are kept.
+        """
+        if self.proposals.has(proposal):
+            return False
+        with self.ledger.exclusive():
+            decided = set(self.ledger.books.decisions)
+        undecided = [kept for kept in self.proposals.digests() if kept not in decided]
+        if len(undecided) >= limits.UNDECIDED_PROPOSALS and proposal.study.digest not in decided:
+            raise PolicyRefusal("policy", "this site has too many undecided proposals; ask it to decide on some first")
+        return True
 
     def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
         """Where a proposal stands. What the policy or the budget forbids is refused before anybody is asked.
@@ -166,17 +217,26 @@ class Desk:
             if isinstance(self.ledger.books.decisions.get(study.digest), Reject):
                 raise PolicyRefusal("rejected", "the hospital said no to this study")
 
-    def approve(self, proposal: Proposal, by: str) -> Estimate:
+    def approve(self, proposal: Proposal, by: str, shown: Mapping[str, Any] | None = None) -> Estimate:
         """Approve a study with the plan that it has today.
+
+        Args:
+            proposal: the study.
+            by: who decides.
+            shown: the plan that this person saw, as ``Plan.to_dict`` writes it; None where nobody was shown one.
 
         Raises:
             PolicyRefusal, BudgetRefused, DataError: as ``estimate``.
-            ConfigurationError: it is approved already.
+            ConfigurationError: it is approved already, or its plan is not the one that was shown.
         """
         study = proposal.study
         if self.spending.approval(study.digest) is not None:
             raise ConfigurationError(f"study {study.study} is approved already")
         estimate = self.estimate(study)
+        if shown is not None and dict(shown) != estimate.plan.to_dict():
+            raise ConfigurationError(
+                f"study {study.study} has another plan now than was shown; nothing was approved. Look at it again"
+            )
         limit = study.privacy.epsilon if study.privacy.epsilon is not None else math.inf
         self.spending.approve(
             study=study.digest,
@@ -188,6 +248,12 @@ class Desk:
             by=by,
         )
         return estimate
+
+
+def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:
+    known[key] = value
+    if len(known) > REMEMBERED:
+        known.pop(next(iter(known)), None)
 
 
 def make_plan(study: Study, patients: int) -> Plan:

@@ -27,9 +27,11 @@ policy:
   budgets: {{}}                       # over an asset's whole life, all studies together
 #    chest-xray: {{epsilon: 10.0, delta: 1.0e-5}}
   minimum_patients: 50              # no study on fewer patients
+  minimum_held_back: 10             # no evaluation counts of fewer
   minimum_sites: 2                  # no sum of fewer sites
   maximum_epsilon: 5.0              # for one study
   allow_without_privacy: false
+  allow_evaluation_counts: true     # counts of held-back patients leave without noise; false: none do
 
 device: auto
 """

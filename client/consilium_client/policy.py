@@ -41,12 +41,16 @@ class SitePolicy(Strict):
     """Names of the studies that may be proposed; null for any (each still waits for an approval)."""
     minimum_patients: Annotated[int, Field(ge=1)] = 50
     """Fewest patients to train on."""
+    minimum_held_back: Annotated[int, Field(ge=1)] = 10
+    """Fewest held-back patients whose evaluation counts are added up before they leave, without noise."""
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
     maximum_epsilon: Positive = 10.0
     """Most that one study may cost."""
     allow_without_privacy: bool = False
     """Whether studies without differential privacy may be approved."""
+    allow_evaluation_counts: bool = True
+    """Whether evaluation counts of held-back patients may leave: un-noised, and charged to no budget."""
 
     @property
     def digest(self) -> str:
@@ -60,13 +64,14 @@ class SitePolicy(Strict):
         return self.budgets[asset].budget
 
 
-def check_study(policy: SitePolicy, study: Study, patients: int) -> None:
+def check_study(policy: SitePolicy, study: Study, patients: int, held_back: int) -> None:
     """Whether the policy lets somebody here approve the study; what it costs is for ``Spending`` to judge.
 
     Args:
         policy: the site's.
         study: as proposed.
         patients: number of the site's patients that the study would train on. No message tells it.
+        held_back: number of its patients that the study would evaluate on. No message tells it either.
 
     Raises:
         PolicyRefusal: with the first rule that forbids the study.
@@ -78,6 +83,10 @@ def check_study(policy: SitePolicy, study: Study, patients: int) -> None:
         raise PolicyRefusal("policy", f"this site's list of permitted studies lacks {study.study!r}")
     if patients < policy.minimum_patients:
         raise PolicyRefusal("policy", f"fewer patients than the {policy.minimum_patients} that this site asks for")
+    if policy.allow_evaluation_counts and held_back < policy.minimum_held_back:
+        raise PolicyRefusal(
+            "policy", f"fewer held-back patients than the {policy.minimum_held_back} that this site asks for"
+        )
     if study.aggregation.min_sites < policy.minimum_sites:
         raise PolicyRefusal(
             "policy",

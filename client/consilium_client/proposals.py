@@ -8,7 +8,7 @@ from typing import Any
 
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
-from consilium_shared.files import write_atomically
+from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.study import Study
 
 
@@ -27,20 +27,29 @@ class Proposals:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        remove_leftovers(folder)
 
     def put(self, proposal: Proposal) -> None:
-        """Keep a proposal; one that is there already is left as it is.
+        """Keep a proposal; one that is there already is left as it is. Raises as ``has``."""
+        if self.has(proposal):
+            return
+        content = {"contract": proposal.study.contract, "roster": proposal.roster, "sites": list(proposal.sites)}
+        write_atomically(self.folder / f"{proposal.study.digest}.json", canonical_bytes(content))
+
+    def has(self, proposal: Proposal) -> bool:
+        """Whether this proposal is kept.
 
         Raises:
             PeerError: the same study came before with another roster.
         """
         known = self.get(proposal.study.digest)
-        if known is not None:
-            if known != proposal:
-                raise PeerError("this study was proposed before with another roster; give the new one a new version")
-            return
-        content = {"contract": proposal.study.contract, "roster": proposal.roster, "sites": list(proposal.sites)}
-        write_atomically(self.folder / f"{proposal.study.digest}.json", canonical_bytes(content))
+        if known is not None and known != proposal:
+            raise PeerError("this study was proposed before with another roster; give the new one a new version")
+        return known is not None
+
+    def digests(self) -> list[str]:
+        """The studies that are kept, by digest; nothing is read."""
+        return [file.stem for file in self.folder.glob("*.json")]
 
     def get(self, digest: str) -> Proposal | None:
         """The proposal of a study's digest, or None."""

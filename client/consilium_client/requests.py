@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_study
 from consilium_client.proposals import Proposal
-from consilium_shared import documents, messages, roster
+from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
     ConfigurationError,
@@ -39,9 +40,14 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
+from consilium_shared.printable import printable
+from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
 log = logging.getLogger("consilium.agent")
+
+REMEMBERED = 1000
+"""Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
 
 ZERO = "0" * 64
 """Stands for federation and study in a refusal of something that could not be read."""
@@ -52,7 +58,7 @@ class Requests:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self._said: dict[tuple[str, str], bytes] = {}
+        self._said: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._released = {entry.body.sha256 for entry in desk.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
@@ -64,6 +70,9 @@ class Requests:
             return self._unread(header, "bad-signature", "the request is not signed by this federation's coordinator")
         except PeerError as error:
             return self._unread(header, "malformed", str(error))
+        except Exception as error:
+            log.error("defect while reading a message: %s", _place(error))
+            return self._unread(header, "malformed", "the message cannot be read")
         number = getattr(request, "round", None)
         try:
             self._check_addressed(request)
@@ -114,8 +123,10 @@ class Requests:
         if members.digest != request.roster or me is None or me.identity != self.desk.identity.public.hex():
             raise PolicyRefusal("wrong-roster", "the roster is another one, or lacks this site with its key")
         proposal = Proposal(study, members.digest, tuple(member.site for member in members.members))
-        self.desk.proposals.put(proposal)
+        new = self.desk.check_new(proposal)
         state = self.desk.standing(proposal)
+        if new:  # what the policy forbids is not kept for anybody to decide on
+            self.desk.proposals.put(proposal)
         return self._say(header, state, request, None, lambda common: Standing(**common, state=state), "standing")
 
     def _once(
@@ -150,15 +161,18 @@ class Requests:
         self, proposal: Proposal, request: Train, header: bytes, payload: bytes
     ) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
         from consilium_client.training import device
-        from consilium_client.training.trainer import train
+        from consilium_client.training.trainer import check_independence, train
 
         desk, study = self.desk, proposal.study
         approval = desk.spending.approval(study.digest)
         if approval is None:
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
         records = desk.records(study)
-        check_study(desk.config.policy, study, int(records.train.sum()))  # it may be stricter than at the approval
-        _check_model(payload, study)  # before it is charged
+        self._check_policy(study)
+        # Whatever can be refused is refused before it is charged.
+        _check_model(payload, study)
+        if isinstance(approval.plan, PrivacyPlan):
+            check_independence(study)
         where = device.choose(desk.config.device)
         reservation, seed = desk.reserve(study, request.round, digest(header), approval.plan)
 
@@ -172,17 +186,22 @@ class Requests:
             }
 
         watch(0, approval.plan.steps_per_round)
-        result = train(
-            payload,
-            study,
-            records,
-            approval.plan,
-            round=request.round,
-            site=desk.site,
-            device=where,
-            seed=seed,
-            on_progress=watch,
-        )
+        try:
+            result = train(
+                payload,
+                study,
+                records,
+                approval.plan,
+                round=request.round,
+                site=desk.site,
+                device=where,
+                seed=seed,
+                on_progress=watch,
+            )
+        except Exception:
+            # What is said of the failure depends on the draw: this draw is over, and its charge stands in full.
+            desk.attempts.end(study.digest)
+            raise
         weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
         vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
         spent = reservation.study_epsilon_after
@@ -201,8 +220,8 @@ class Requests:
         from consilium_client.training import device
 
         study = proposal.study
-        if request.round > study.training.rounds:
-            raise PolicyRefusal("policy", f"round {request.round} of a study of {study.training.rounds} rounds")
+        self._check_evaluated(study, request.round)
+        self._check_policy(study)
         _check_model(payload, study)
         records = self.desk.records(study)
         self.desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
@@ -210,6 +229,25 @@ class Requests:
         return {}, counts.astype("<i8").tobytes(), lambda: None
 
     # -- checks and bookkeeping
+
+    def _check_policy(self, study: Study) -> None:
+        """The policy of today, which may be stricter than at the approval."""
+        patients = self.desk.patients(study)
+        check_study(self.desk.config.policy, study, patients.train, patients.held_back)
+
+    def _check_evaluated(self, study: Study, number: int) -> None:
+        """Counts leave only where the study says so, of a round that was trained here, one model a round.
+
+        Otherwise a coordinator could ask with models of its own making, before any training and as often as it likes,
+        and read the held-back patients' values from the counts.
+        """
+        if not self.desk.config.policy.allow_evaluation_counts:
+            raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
+        rounds, every = study.training.rounds, study.evaluation.every
+        if not 1 <= number <= rounds or (number % every != 0 and number != rounds):
+            raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates")
+        if self.desk.answers.latest(study.digest, "update") != number:
+            raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
 
     def _check_addressed(self, request: Request) -> None:
         if request.federation != self.desk.federation:
@@ -244,6 +282,7 @@ class Requests:
 
     def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
         number = getattr(request, "round", None)
+        detail = _sentence(detail)  # it may quote the request
         log.info("%s study %s round %s: refused, %s", request.kind, request.study[:12], number, reason)
         if reason != "pending" and (digest(header), reason) not in self._said:
             fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
@@ -272,6 +311,9 @@ class Requests:
             known = messages.encode(make(self._common(request, header)), self.desk.identity)
             self._release(known, b"", request.study, number, kind)
             self._said[digest(header), what] = known
+            if len(self._said) > REMEMBERED:
+                self._said.popitem(last=False)
+        self._said.move_to_end((digest(header), what))
         return known
 
     def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, bytes]:
@@ -285,7 +327,7 @@ class Requests:
             request=digest(header),
             head=Head(seq=head.seq, sha256=head.sha256),
             reason=reason,
-            detail=detail,
+            detail=_sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), b""
 
@@ -306,6 +348,7 @@ def _reason(error: ConsiliumError) -> tuple[str, str]:
         case PolicyRefusal():
             return error.reason_code, error.detail
         case DataError():
+            log.error("%s", error)  # names files and columns, no values
             return "data", "the site's data cannot be used as the study asks"
         case SignatureError():
             return "bad-signature", "a signature in the request does not verify"
@@ -323,7 +366,11 @@ def _outgoing(reason: str, detail: str) -> str:
     """What the coordinator reads: the arithmetic of a budget tells what other studies spent, so it stays here."""
     if reason == "budget":
         return "the privacy budget at this site does not cover it"
-    return detail[:1000]
+    return detail
+
+
+def _sentence(text: str) -> str:
+    return printable(text)[: limits.DETAIL_CHARACTERS]
 
 
 def _place(error: BaseException) -> str:

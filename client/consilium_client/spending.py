@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from consilium_client.store import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
-from consilium_shared.ledger.entry import Approve, Open
+from consilium_shared.ledger.entry import Approve, Open, Policy
 from consilium_shared.ledger.spending import AssetSpending, asset_spending
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
-from consilium_shared.privacy.event import Event, event_to_dict
+from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict
 from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 
 
@@ -72,18 +72,19 @@ class Spending:
         """Enter the budget that holds for an asset, unless the ledger has it already.
 
         Raises:
-            ConfigurationError: the ledger has another budget for the asset, and no reason is given for the change.
+            ConfigurationError: the ledger has another budget for the asset, and no reason is given for the change, or
+                that of the change before.
         """
         with self._ledger.exclusive():
             before = self._ledger.books.assets.get(asset)
             if before is not None:
                 if _budget_of(before) == budget:
                     return
-                if not reason:
+                if not reason or reason == before.reason:
                     raise ConfigurationError(
                         f"the budget of asset {asset!r} is not the one in the ledger, "
                         f"{_in_words(_budget_of(before))}; to change it, say why in site.yaml, under "
-                        f"policy.budgets.{asset}.reason"
+                        f"policy.budgets.{asset}.reason, in other words than the last time"
                     )
             self._ledger.append(
                 "open",
@@ -96,6 +97,17 @@ class Spending:
                     "reason": reason,
                 },
             )
+
+    def note_policy(self, policy_digest: str) -> None:
+        """Enter the digest of the site's policy, unless the last entry that names one has it."""
+        with self._ledger.exclusive():
+            named = [
+                entry.body.policy if isinstance(entry.body, Open) else entry.body.digest
+                for entry in self._ledger.entries
+                if isinstance(entry.body, Open | Policy)
+            ]
+            if not named or named[-1] != policy_digest:
+                self._ledger.append("policy", {"digest": policy_digest, "reason": ""})
 
     def state(self, asset: str) -> AssetSpending:
         """What was spent on an asset; unsettled charges in full."""
@@ -156,7 +168,6 @@ class Spending:
         round_number: int,
         plan: Plan,
         budget: Budget,
-        study_epsilon: float = math.inf,
     ) -> Reservation:
         """Charge one round; when this returns the charge is on the disk and the round may run.
 
@@ -167,7 +178,6 @@ class Spending:
             round_number: 1 … ``plan.rounds``. A round that was charged before is charged again, as a new attempt.
             plan: the approved one, from ``approval``.
             budget: the asset's, as opened.
-            study_epsilon: what the study may cost at its own δ; never more than was approved.
 
         Raises:
             BudgetRefused: with the arithmetic, when the history of the asset with this round would cost more than the
@@ -176,7 +186,7 @@ class Spending:
             ConfigurationError: the budget is not the one that the ledger has for the asset.
         """
         with self._ledger.exclusive():
-            limit = min(study_epsilon, self._check_approved(study, name, asset, round_number, plan))
+            limit = self._check_approved(study, name, asset, round_number, plan)
             opened = self._ledger.books.assets.get(asset)
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
@@ -212,9 +222,10 @@ class Spending:
             return self._ledger.books.attempts(study, round_number)
 
     def unsettled(self, study: str, round_number: int, attempt: int, plan: Plan) -> Reservation | None:
-        """The charge of an attempt that was never settled, to run on; None when there is none.
+        """The charge of an attempt that was never settled, to run on; None when there is none, or it is another event.
 
-        Only for the caller that can run the very same draw again (``attempts.py``).
+        A study that was approved again with another plan runs other steps than were charged: it needs a new charge,
+        and the old one stands in full. Only for the caller that can run the very same draw again (``attempts.py``).
 
         Raises:
             PolicyRefusal: the study is not approved any more, or not like this.
@@ -223,6 +234,8 @@ class Spending:
             for charged in self._ledger.books.charges.values():
                 body = charged.body
                 if (body.study, body.round, body.attempt) == (study, round_number, attempt) and charged.settled is None:
+                    if event_from_dict(body.event.model_dump()) != plan.event():
+                        return None
                     self._check_approved(study, body.name, body.asset, round_number, plan)
                     event, state = plan.event(), self.state(body.asset)
                     delta = self._ledger.books.assets[body.asset].delta

@@ -19,7 +19,7 @@ from typing import Any
 
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
-from consilium_shared.files import write_atomically
+from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.ledger.chain import Books, LedgerHead, split_lines
 from consilium_shared.ledger.entry import Body, Entry, make_body, sign_entry, timestamp
@@ -109,6 +109,11 @@ class LedgerFile:
         """The last entry's number and digest; raises LedgerError when the file cannot be trusted any more."""
         with self.exclusive():
             return self._verifier.head
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be written any more, or None. Only opening the file again, in a new process, mends it."""
+        return self._broken
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -243,8 +248,15 @@ class AnswerStore:
         self.folder = folder
         self._mutex = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in folder.glob("*/.*"):  # a crash in the middle of a write
-            leftover.unlink()
+        for study in folder.iterdir():
+            remove_leftovers(study)
+            self._remove_older(study)
+
+    def latest(self, study: str, kind: str) -> int | None:
+        """The round whose answer is kept, or None; arguments as for ``get``."""
+        with self._mutex:
+            stored = self._latest(study, kind)
+            return None if stored is None else stored[0]
 
     def get(self, study: str, round_number: int, kind: str, request_sha256: str) -> tuple[bytes, bytes] | None:
         """The (header, payload) that was answered to this request, or None when the round was not answered yet.
@@ -286,6 +298,15 @@ class AnswerStore:
             write_atomically(path, _pack(request_sha256, header, payload))
             if stored is not None:
                 stored[1].unlink()
+
+    @staticmethod
+    def _remove_older(folder: Path) -> None:
+        """A crash between writing an answer and forgetting the one before leaves both."""
+        kept: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.[0-9]*"), key=lambda file: int(file.suffix[1:])):
+            if file.stem in kept:
+                kept[file.stem].unlink()
+            kept[file.stem] = file
 
     def _folder(self, study: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", study):

@@ -86,7 +86,7 @@ class Recruitment:
                 self._set_standing(arrival.site, "refused", "malformed", str(error))
                 continue
             if isinstance(answer, Standing):
-                self._set_standing(arrival.site, answer.state, answer.reason, answer.detail)
+                self._set_standing(arrival.site, answer.state, None, "")
             elif isinstance(answer, Refusal) and answer.reason != "internal":  # a failure there may pass
                 self._set_standing(arrival.site, "refused", answer.reason, answer.detail)
 

@@ -15,6 +15,7 @@ import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from consilium_shared.errors import (
     ConfigurationError,
@@ -25,6 +26,7 @@ from consilium_shared.errors import (
     PolicyRefusal,
     TransportError,
 )
+from consilium_shared.printable import printable
 
 EXIT_STATUS: tuple[tuple[type[ConsiliumError], int], ...] = (
     (ConfigurationError, 2),
@@ -40,8 +42,17 @@ EXIT_STATUS: tuple[tuple[type[ConsiliumError], int], ...] = (
 INTERNAL = 70
 """A defect of ours (EX_SOFTWARE of sysexits.h)."""
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+class Screen(Console):
+    """Shows text of others without its terminal escapes: sentences, names and cells may come from a peer's file."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, of the printable characters, line breaks and tabs alone."""
+        return super().render_str(printable(text, keep="\n\t"), **options)
+
+
+console = Screen(highlight=False)
+errors = Screen(stderr=True, highlight=False)
 
 
 def run(app: typer.Typer, name: str) -> None:
@@ -64,21 +75,25 @@ def run(app: typer.Typer, name: str) -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception:
-        file = _keep_traceback(name)
-        errors.print(f"[bold red]{name}:[/] this is a defect of Consilium, not of your files. Its trace is in {file}")
+        kept = _keep_traceback(name)
+        errors.print(f"[bold red]{name}:[/] this is a defect of Consilium, not of your files. ", end="")
+        errors.print(kept, markup=False)
         sys.exit(INTERNAL)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _keep_traceback(name: str) -> Path:
-    """The stack alone: an exception's text may quote data, file and line numbers do not."""
-    file = Path.home() / f".{name}-defect.txt"
+def _keep_traceback(name: str) -> str:
+    """Keeps the stack alone (an exception's text may quote data, file and line numbers do not); says where it is."""
     kind, _, trace = sys.exc_info()
     stack = "".join(traceback.format_tb(trace))
     when = datetime.now().astimezone().isoformat(timespec="seconds")
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as out:
-        out.write(f"{when} {kind.__name__ if kind else ''}\n{stack}\n")
-    return file
+    try:
+        file = Path.home() / f".{name}-defect.txt"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as out:
+            out.write(f"{when} {kind.__name__ if kind else ''}\n{stack}\n")
+    except (OSError, RuntimeError) as error:  # no home, or one that cannot be written
+        return f"Its trace cannot be kept in the home folder ({type(error).__name__}); it ends at {stack.strip()}"
+    return f"Its trace is in {file}"
 
 
 def show(
@@ -86,7 +101,7 @@ def show(
 ) -> None:
     """Print ``value`` as JSON, or ``rows`` as a table for people."""
     if as_json:
-        print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+        print(json.dumps(value, indent=2, sort_keys=True))  # ASCII alone: what is no letter is escaped
         return
     table(title, columns, rows())
 
@@ -97,5 +112,5 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for column in columns:
         drawn.add_column(column, overflow="fold")  # a path or digest that is cut is of no use
     for row in rows:
-        drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
+        drawn.add_row(*("–" if cell is None else console.render_str(str(cell), markup=False) for cell in row))
     console.print(drawn)

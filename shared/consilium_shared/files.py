@@ -7,6 +7,12 @@ import tempfile
 from pathlib import Path
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a crash in the middle of ``write_atomically`` left in a folder; nothing when there is no folder."""
+    for leftover in folder.glob(".*"):
+        leftover.unlink()
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``data`` durably: temporary file beside it, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -20,6 +20,7 @@ from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.printable import printable
 from consilium_shared.roster import Hex32
 from consilium_shared.study import Name
 
@@ -166,4 +167,4 @@ def certificate_fingerprint(pem: str) -> str:
 
 def _first(error: ValidationError) -> str:
     item: Any = error.errors()[0]
-    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+    return printable(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}")

@@ -23,6 +23,15 @@ ROUNDS = 10_000
 STEPS_PER_ROUND = 100_000
 """Most private steps in a round."""
 
+STEPS = 1_000_000
+"""Most private steps in a study, rounds times steps of a round: some weeks of one accelerator."""
+
+INPUT_BYTES = 16 * 1024**3
+"""Largest prepared asset in memory (float32 inputs); refused before it is allocated."""
+
+UNDECIDED_PROPOSALS = 50
+"""Most proposals that a site keeps for its people to decide on: each is read again at every listing."""
+
 NAME_CHARACTERS = 64
 """Longest name of a study, site, asset or column in a message; fits a file name."""
 

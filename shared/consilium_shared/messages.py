@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
@@ -41,7 +41,16 @@ Reason = Literal[
 """Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
 
 Round = Annotated[int, Field(ge=1, le=limits.ROUNDS)]
-Detail = Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a character that cannot be printed")
+    return text
+
+
+Detail = Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS), AfterValidator(_printable)]
+"""One line; no terminal escape of a peer reaches a screen."""
 
 
 class Payload(Strict):
@@ -113,12 +122,10 @@ class _Answer(Strict):
 
 
 class Standing(_Answer):
-    """Where the proposal stands at this hospital."""
+    """Where the proposal stands at this hospital; a hospital that says no sends a ``Refusal``."""
 
     kind: Literal["standing"] = "standing"
-    state: Literal["pending", "approved", "refused"]
-    reason: Reason | None = None
-    detail: Detail = ""
+    state: Literal["pending", "approved"]
 
 
 class Update(_Answer):

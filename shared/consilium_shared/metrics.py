@@ -1,11 +1,16 @@
 """Evaluation as counts that add up across hospitals, and the metrics that follow from their sum.
 
 A counts vector for C classes is int64 with four parts: histograms of the scores, ``[C, 2, BINS]`` (class, whether the
-record is of that class, score bin); the confusion matrix ``[C, C]`` (true, predicted); the sum of the losses in fixed
-point; the number of records. Counts of several sites are added; nothing else of a record leaves the site.
+record is of that class, score bin); the confusion matrix ``[C, C]`` (true, predicted); the sum of the losses in
+sixteenths; the number of records. Counts of several sites are added; nothing else of a record leaves the site.
 
-The score bins are even in the logit of the probability. A model trained with strong privacy may squeeze all its
-probabilities into a few thousandths; bins that are even in the probability itself would then say AUROC 0.5.
+Counts are not noised, so they are coarse on purpose: one record that a crafted model sets apart from all others shows
+its score as one of 128 bins and its loss to a sixteenth. The bins are the same for everybody, no data chose them: they
+are even in the inverse hyperbolic sine of the logit, so a step is about 0.05 near logit 0 (where models that were
+trained with strong privacy squeeze their scores), 0.12 near 2 and 0.33 near 6.
+
+What is lost: the AUROC of a model whose logits spread by less than about two steps falls towards 0.5, because pairs
+within one bin count half; otherwise it is within 0.005. The mean loss is within 1/32.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BINS = 8192
+BINS = 128
 LOGIT_RANGE = 16.0
-"""Scores are told apart between the logits -16 and 16 (probability 1e-7 and 1 - 1e-7), in steps of 1/256."""
+"""Scores are told apart between the logits -16 and 16 (probability 1e-7 and 1 - 1e-7)."""
 
-LOSS_SCALE = 2**20
-LOSS_LIMIT = 50.0
-"""Largest loss of one record that is added up; e^-50 is far below what float32 probabilities can say."""
+LOSS_SCALE = 16
+"""Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
+LOSS_LIMIT = LOGIT_RANGE
+"""Largest loss of one record that is added up: that of the same least probability."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -61,7 +67,7 @@ def metrics(counts: Counts, classes: int) -> dict[str, float | int | None]:
     """Metrics of summed counts; a metric that is not defined (a class without records) is None, never NaN.
 
     ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy``,
-    ``loss`` (mean cross entropy in nats) and ``n`` (records) are over all records. ``f1``, ``sensitivity`` and
+    ``loss`` (mean cross entropy, nats) and ``n`` (records) are over all records. ``f1``, ``sensitivity`` and
     ``specificity``: of class index 1 for two classes, else the mean over classes.
 
     Raises:
@@ -92,8 +98,9 @@ def _bins(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     lowest = 1.0 / (1.0 + np.exp(LOGIT_RANGE))
     bounded = np.clip(scores, lowest, 1.0 - lowest)
     logits = np.log(bounded) - np.log1p(-bounded)
-    bins = np.floor((logits + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)))
-    return np.clip(bins, 0, BINS - 1).astype(np.int64)
+    along = np.arcsinh(logits) / np.arcsinh(LOGIT_RANGE)
+    bins: Counts = np.floor((along + 1.0) * (BINS / 2)).astype(np.int64)
+    return np.clip(bins, 0, BINS - 1)
 
 
 def _auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float | None:

@@ -14,6 +14,7 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
+from consilium_shared.printable import printable
 
 Task = Literal["image-classification", "sequence-classification", "tabular-classification"]
 Metric = Literal["auroc", "accuracy", "f1", "sensitivity", "specificity", "loss"]
@@ -146,6 +147,12 @@ class Training(Strict):
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
     """Makes sites' sampling repeatable. Only without privacy: a known seed would undo the noise."""
 
+    @model_validator(mode="after")
+    def _not_too_long(self) -> Training:
+        if self.rounds * self.steps_per_round > limits.STEPS:
+            raise ValueError(f"rounds times steps_per_round is more than {limits.STEPS} steps in all")
+        return self
+
 
 class Privacy(Strict):
     """Differential privacy of one site's contribution over the whole study; ``privacy/plan.py`` states it."""
@@ -268,7 +275,7 @@ class Study(Strict):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise PeerError(f"study: {where}: {first['msg']}") from error
+            raise PeerError(printable(f"study: {where}: {first['msg']}")) from error
         if canonical_bytes(study.contract) != canonical_bytes(contract):
             raise PeerError("study: the contract is not written out in full")
         return study

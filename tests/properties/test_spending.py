@@ -57,7 +57,7 @@ class Site(RuleBasedStateMachine):
     def reserve(self, study: str, number: int) -> None:
         charges = len(self.ledger.books.charges)
         try:
-            reservation = self.spending.reserve(study, "s", "icu", number, PLANS[study], BUDGET, PLANS[study].epsilon)
+            reservation = self.spending.reserve(study, "s", "icu", number, PLANS[study], BUDGET)
         except BudgetRefused:
             assert len(self.ledger.books.charges) == charges
             return

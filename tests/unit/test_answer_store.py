@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from consilium_client.attempts import Attempts
+from consilium_client.proposals import Proposals
 from consilium_client.store import AnswerStore
 from consilium_shared.errors import IntegrityError, PeerError
 
@@ -54,6 +56,30 @@ def test_files_are_private_and_leftovers_of_a_crash_are_swept(tmp_path: Path) ->
     assert not leftover.exists()
     assert stat.S_IMODE((tmp_path / "answers" / STUDY / "update.1").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "answers" / STUDY).stat().st_mode) == 0o700
+
+
+def test_a_crash_before_forgetting_the_older_answer_leaves_one_after_the_next_start(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    store.put(STUDY, 9, "update", ASKED, b"nine", b"")
+    nine = (tmp_path / STUDY / "update.9").read_bytes()
+    store.put(STUDY, 10, "update", ASKED, b"ten", b"")
+    store.put(STUDY, 10, "counts", ASKED, b"counts", b"")
+    (tmp_path / STUDY / "update.9").write_bytes(nine)
+    store = AnswerStore(tmp_path)
+    assert {file.name for file in (tmp_path / STUDY).iterdir()} == {"update.10", "counts.10"}
+    assert store.get(STUDY, 10, "update", ASKED) == (b"ten", b"")
+    assert store.latest(STUDY, "update") == 10
+    assert store.latest(STUDY, "other") is None
+
+
+@pytest.mark.parametrize("kind", [Attempts, Proposals])
+def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: type[Attempts | Proposals]) -> None:
+    leftover = tmp_path / f".{STUDY}.json.x8f"
+    leftover.write_bytes(b"half")
+    kept = tmp_path / f"{STUDY}.json"
+    kept.write_bytes(b"{}")
+    kind(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_damaged_answer_is_not_sent(tmp_path: Path) -> None:

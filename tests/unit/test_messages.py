@@ -33,6 +33,15 @@ def test_a_message_is_read_as_it_was_written() -> None:
     assert messages.decode_answer(messages.encode(UPDATE, SITE), SITE.public) == UPDATE
 
 
+@pytest.mark.parametrize("text", ["\x1b[2J", "two\nlines", "\x9b31m", "\u202eback", "\x00"])
+def test_a_peers_sentence_carries_nothing_that_moves_a_terminal(text: str) -> None:
+    refusal = Refusal(**COMMON, site="a", request="d" * 64, head=Head(seq=1, sha256="e" * 64), reason="data")
+    body = {**refusal.model_dump(mode="json"), "detail": text}
+    signature = SITE.sign(messages.ANSWER_DOMAIN, canonical_bytes(body)).hex()
+    with pytest.raises(PeerError, match="out of bounds"):
+        messages.decode_answer(canonical_bytes({"body": body, "signature": signature}), SITE.public)
+
+
 def test_the_same_question_is_the_same_bytes() -> None:
     assert messages.encode(TRAIN, COORDINATOR) == messages.encode(TRAIN, COORDINATOR)
 
@@ -124,6 +133,14 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("study: a\nstudy: b\n")
     with pytest.raises(ConfigurationError, match=r"study\.yaml:2: .*twice"):
         load_yaml(file, Study)
+
+
+def test_a_study_of_more_steps_than_anybody_waits_for_is_refused() -> None:
+    contract = load_yaml(STUDIES[0], Study).contract
+    long = {**contract["training"], "rounds": 1000, "steps_per_round": 1000}
+    Study.from_contract({**contract, "training": long})
+    with pytest.raises(PeerError, match="1000000 steps"):
+        Study.from_contract({**contract, "training": {**long, "rounds": 1001}})
 
 
 def test_a_seed_with_privacy_is_refused() -> None:

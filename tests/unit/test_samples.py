@@ -69,9 +69,11 @@ def test_the_sample_site_beside_a_study_serves_and_permits_it(path: Path) -> Non
     config = load_yaml(path.with_name("site.yaml"), SiteConfig)
     wanted = {"image-classification": "dicom", "sequence-classification": "timeseries"}.get(study.task, "table")
     assert config.assets[study.data.asset].kind == wanted
-    check_study(config.policy, study, config.policy.minimum_patients)
+    check_study(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back)
     with pytest.raises(PolicyRefusal):
-        check_study(config.policy, study, config.policy.minimum_patients - 1)
+        check_study(config.policy, study, config.policy.minimum_patients - 1, config.policy.minimum_held_back)
+    with pytest.raises(PolicyRefusal):
+        check_study(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back - 1)
 
 
 def unit(path: Path) -> configparser.ConfigParser:

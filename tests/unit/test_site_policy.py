@@ -29,8 +29,8 @@ STUDY: dict[str, Any] = {
 OPEN = {**STUDY, "privacy": {"mode": "none"}}
 
 
-def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int = 300) -> None:
-    check_study(SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study), patients)
+def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int = 300, held: int = 60) -> None:
+    check_study(SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study), patients, held)
 
 
 def test_a_study_within_the_policy_may_be_approved() -> None:
@@ -45,6 +45,7 @@ def test_a_study_within_the_policy_may_be_approved() -> None:
         ({"tasks": ["image-classification"]}, "no studies of the kind tabular-classification"),
         ({"studies": ["sepsis"]}, "lacks 'heart-disease'"),
         ({"minimum_patients": 301}, "fewer patients than the 301"),
+        ({"minimum_held_back": 61}, "fewer held-back patients than the 61"),
         ({"minimum_sites": 4}, "this site asks for 4"),
         ({"maximum_epsilon": 2.9}, "permits 2.9"),
         ({"budgets": {"heart": {"epsilon": 10.0, "delta": 0.01}}}, "delta of the asset's budget"),
@@ -64,6 +65,13 @@ def test_no_refusal_tells_how_many_patients_there_are() -> None:
         with pytest.raises(PolicyRefusal) as refusal:
             _check(policy, study, patients)
         assert "37" not in str(refusal.value)
+
+
+def test_few_held_back_patients_are_no_obstacle_where_no_counts_leave() -> None:
+    with pytest.raises(PolicyRefusal) as refusal:
+        _check({}, held=7)
+    assert "7" not in str(refusal.value)
+    _check({"allow_evaluation_counts": False}, held=0)
 
 
 def test_no_privacy_needs_both_a_permission_and_a_budget_without_limit() -> None:

@@ -44,7 +44,7 @@ def _approved(ledger: LedgerFile, *studies: str, plan: Plan = PLAN, budget: Budg
 
 
 def _reserve(spending: Spending, study: str, number: int, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {"name": "sepsis", "asset": "icu", "plan": PLAN, "budget": BUDGET, "study_epsilon": 3.0}
+    arguments: dict[str, Any] = {"name": "sepsis", "asset": "icu", "plan": PLAN, "budget": BUDGET}
     arguments.update(changes)
     return spending.reserve(study, round_number=number, **arguments)
 
@@ -97,15 +97,18 @@ def test_a_study_stops_at_what_was_approved_with_the_arithmetic(ledger: LedgerFi
     assert ledger.head == before, "nothing is charged for what is refused"
 
 
-def test_a_caller_cannot_raise_the_limit_that_was_approved_but_may_lower_it(ledger: LedgerFile) -> None:
+def test_a_charge_of_another_event_is_not_run_on(ledger: LedgerFile) -> None:
+    """The study was approved again with another plan: what was charged is not what would run now."""
     spending = _approved(ledger, A)
-    for number in (1, 2, 3, 4):
-        _reserve(spending, A, number, study_epsilon=50.0)
-    with pytest.raises(BudgetRefused):
-        _reserve(spending, A, 4, study_epsilon=50.0)
-    other = _approved(ledger, B)
-    with pytest.raises(BudgetRefused, match=r"limit 0\.100"):
-        _reserve(other, B, 1, study_epsilon=0.1)
+    _reserve(spending, A, 1)
+    assert spending.unsettled(A, 1, 1, PLAN) is not None
+    less_noise = PrivacyPlan(0.05, 1.0, PLAN.noise_multiplier / 2, 10, 4, 1e-5, 3.0)
+    spending.approve(study=A, name="sepsis", asset="icu", plan=PLAN, budget=BUDGET, epsilon=3.0, by="Dr Ono")
+    assert spending.unsettled(A, 1, 1, PLAN) is not None, "the same plan again is the same event"
+    spending.open_asset("icu", UNLIMITED, "1" * 64, reason="for this test")
+    spending.approve(study=A, name="sepsis", asset="icu", plan=less_noise, budget=UNLIMITED, epsilon=9.0, by="Dr Ono")
+    assert spending.unsettled(A, 1, 1, less_noise) is None
+    assert spending.state("icu").studies[0].unsettled == 1, "the old charge stands in full"
 
 
 def test_studies_share_the_budget_of_the_asset(ledger: LedgerFile) -> None:
@@ -180,7 +183,7 @@ def test_use_without_privacy_needs_an_unlimited_budget_and_ends_every_guarantee(
     spending = Spending(ledger)
     spending.open_asset("icu", UNLIMITED, "1" * 64, reason="study without privacy, ethics board 12/26")
     _approved(ledger, A, plan=OPEN_PLAN, budget=UNLIMITED)
-    reservation = _reserve(spending, A, 1, plan=OPEN_PLAN, budget=UNLIMITED, study_epsilon=math.inf)
+    reservation = _reserve(spending, A, 1, plan=OPEN_PLAN, budget=UNLIMITED)
     assert math.isinf(reservation.epsilon_after)
     reservation.settle(10)
     assert spending.state("icu").events == (NonPrivateEvent(),)
@@ -201,6 +204,18 @@ def test_a_budget_changes_only_with_a_reason_and_never_behind_the_ledger(ledger:
         _reserve(spending, A, 1, budget=Budget(50.0, 1e-5))
     spending.open_asset("icu", Budget(50.0, 1e-5), "1" * 64, reason="ethics board 12/26")
     _reserve(spending, A, 1, budget=Budget(50.0, 1e-5))
+    with pytest.raises(ConfigurationError, match="other words"):
+        spending.open_asset("icu", Budget(90.0, 1e-5), "1" * 64, reason="ethics board 12/26")
+
+
+def test_a_policy_is_entered_when_it_is_another_than_the_last(ledger: LedgerFile) -> None:
+    spending = _approved(ledger)  # the opening names it
+    spending.note_policy("1" * 64)
+    assert [entry.kind for entry in ledger.entries] == ["open"]
+    for _ in range(2):
+        spending.note_policy("2" * 64)
+    spending.note_policy("1" * 64)
+    assert [entry.kind for entry in ledger.entries] == ["open", "policy", "policy"]
 
 
 def test_a_number_in_the_file_is_not_believed(ledger: LedgerFile) -> None:

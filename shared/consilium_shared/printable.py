@@ -1,0 +1,14 @@
+"""Text that somebody else wrote, made safe for a screen, a log and a signed sentence."""
+
+from __future__ import annotations
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with every character that cannot be printed replaced, but for those in ``keep``.
+
+    Terminal escapes, line breaks, marks that change the writing direction and lone surrogates are not printable
+    (``str.isprintable``); a terminal that gets them from a peer would show what the peer wants to be seen.
+    """
+    return "".join(c if c.isprintable() or c in keep else REPLACEMENT for c in text)

@@ -1,0 +1,162 @@
+"""The agent without its sockets, and a coordinator that signs requests as the server does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consilium_client.desk import Desk
+from consilium_client.enroll import enroll
+from consilium_client.requests import Requests
+from consilium_client.site import Home as SiteHome
+from consilium_server.admission import admit
+from consilium_server.federation import Home as ServerHome
+from consilium_server.provision import provision
+from consilium_shared import messages
+from consilium_shared.messages import Evaluate, Payload, Propose, Standing, Train
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.study import Study
+
+PATIENTS = 80
+CONTRACT: dict[str, Any] = {
+    "study": "synthetic-study",
+    "task": "tabular-classification",
+    "model": {"name": "logistic"},
+    "data": {
+        "asset": "synthetic-table",
+        "label": {"column": "label", "classes": ["a", "b"]},
+        "features": [{"name": "x"}, {"name": "y"}],
+    },
+    "training": {"rounds": 3, "steps_per_round": 2, "expected_batch": 16, "optimizer": {"lr": 0.1}},
+    "privacy": {"epsilon": 2.0, "delta": 1e-3, "clipping_norm": 1.0},
+    "aggregation": {"min_sites": 2},
+}
+SITE_YAML = """\
+site: hospital-a
+assets:
+  synthetic-table: {{kind: table, path: synthetic.csv}}
+policy:
+  budgets: {{synthetic-table: {{epsilon: {epsilon}, delta: 1.0e-3}}}}
+  minimum_patients: 20
+  {policy}
+device: cpu
+"""
+
+
+class Coordinator:
+    """The other end: signs requests as the server does, and reads the answers."""
+
+    def __init__(self, folder: Path, epsilon: float = 5.0, policy: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "federation.yaml").write_text(
+            "federation: test\naddress: 127.0.0.1\nsites: [hospital-a, hospital-b]\n"
+        )
+        self.home = ServerHome(folder / "server")
+        provision(self.home, folder / "federation.yaml")
+        self.site = SiteHome(folder / "a")
+        for name in ("a", "b"):
+            home = SiteHome(folder / name)
+            enroll(home, self.home.invitations / f"hospital-{name}.json")
+            admit(self.home, home.request_file.read_bytes())
+        draw = np.random.default_rng(1)
+        rows = [f"P{i},{'ab'[i % 2]},{draw.normal():.3f},{draw.normal() + i % 2:.3f}" for i in range(PATIENTS)]
+        (self.site.root / "synthetic.csv").write_text("patient,label,x,y\n" + "\n".join(rows) + "\n")
+        self.site.config_file.write_text(SITE_YAML.format(epsilon=epsilon, policy=policy))
+        self.study = Study.model_validate(CONTRACT)
+        self.model = self.pack(self.study)
+        self.key = self.home.coordinator()
+        self.roster = json.loads(self.home.roster_file.read_bytes())
+
+    def pack(self, study: Study) -> bytes:
+        """The untrained model of a study."""
+        return pack(to_vector(build(study)), study)
+
+    def common(self, study: Study | None = None) -> dict[str, str]:
+        roster = self.home.roster()
+        return {"federation": roster.federation, "study": (study or self.study).digest, "roster": roster.digest}
+
+    def propose(self, study: Study | None = None) -> bytes:
+        study = study or self.study
+        proposal = Propose(**self.common(study), contract=study.contract, roster_document=self.roster)
+        return messages.encode(proposal, self.key)
+
+    def train(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
+        request = Train(**self.common(study), round=number, payload=Payload.of(self.model if model is None else model))
+        return messages.encode(request, self.key)
+
+    def evaluate(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
+        described = Payload.of(self.model if model is None else model)
+        request = Evaluate(**self.common(study), round=number, payload=described)
+        return messages.encode(request, self.key)
+
+    def read(self, answer: tuple[bytes, bytes]) -> messages.Answer:
+        member = self.home.roster().member("hospital-a")
+        assert member is not None
+        read = messages.decode_answer(answer[0], messages.PublicIdentity.from_hex(member.identity))
+        read.payload.check(answer[1])
+        return read
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    return Coordinator(tmp_path)
+
+
+class Site:
+    """The agent without its sockets; ``restart`` is a kill and a new start."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator = coordinator
+        self.desk = Desk(coordinator.site)
+        self.requests = Requests(self.desk)
+
+    def restart(self) -> None:
+        self.desk.close()
+        self.__init__(self.coordinator)  # type: ignore[misc]
+
+    def ask(self, header: bytes, payload: bytes = b"") -> messages.Answer:
+        return self.coordinator.read(self.requests.handle(header, payload))
+
+    def approve(self, study: Study | None = None) -> None:
+        study = study or self.coordinator.study
+        assert isinstance(self.ask(self.coordinator.propose(study)), Standing)
+        self.desk.approve(self.desk.proposals.find(study.digest), "tester")
+
+    def kinds(self) -> list[str]:
+        return [entry.kind for entry in self.desk.ledger.entries]
+
+    def charges(self) -> int:
+        return self.kinds().count("charge")
+
+
+@pytest.fixture
+def site(coordinator: Coordinator) -> Iterator[Site]:
+    made = Site(coordinator)
+    yield made
+    made.desk.close()
+
+
+@pytest.fixture
+def new_coordinator(tmp_path: Path) -> Callable[..., Coordinator]:
+    """``new_coordinator(epsilon=…, policy=…)``: a federation whose site has that budget and that line of policy."""
+    return lambda **changes: Coordinator(tmp_path, **changes)
+
+
+@pytest.fixture
+def new_site() -> Iterator[Callable[[Coordinator], Site]]:
+    """``new_site(coordinator)``: an agent, closed at the end."""
+    made: list[Site] = []
+
+    def start(coordinator: Coordinator) -> Site:
+        made.append(Site(coordinator))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.desk.close()
