@@ -111,14 +111,26 @@ class Administration:
         return {
             **self._describe(proposal),
             "contract": proposal.study.contract,
-            **_estimate(self.desk.estimate(proposal.study)),
+            **self._estimate(self.desk.estimate(proposal.study)),
         }
 
-    def approve(self, study: str, by: str) -> dict[str, Any]:
-        """Approve it; the entry in the ledger names who did."""
+    def _estimate(self, estimate: Estimate) -> dict[str, Any]:
+        plan = estimate.plan
+        return {
+            "patients": estimate.patients,
+            "patients_held_back": estimate.held_back,
+            "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "plan": plan.to_dict(),
+            "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
+            "arithmetic": str(estimate.quote),
+            "affordable": estimate.quote.fits,
+        }
+
+    def approve(self, study: str, by: str, plan: dict[str, Any]) -> dict[str, Any]:
+        """Approve it with the plan that was shown; the entry in the ledger names who did."""
         proposal = self.desk.proposals.find(study)
-        estimate = self.desk.approve(proposal, by)
-        return {**self._describe(proposal), **_estimate(estimate)}
+        estimate = self.desk.approve(proposal, by, plan)
+        return {**self._describe(proposal), **self._estimate(estimate)}
 
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
         """Say no, or withdraw an approval."""
@@ -163,15 +175,3 @@ def _spent(delta: float, events: Any) -> float:
 def _finite(value: float) -> float | None:
     """None stands for infinity, which JSON cannot write."""
     return None if math.isinf(value) else round(value, 6)
-
-
-def _estimate(estimate: Estimate) -> dict[str, Any]:
-    plan = estimate.plan
-    return {
-        "patients": estimate.patients,
-        "patients_held_back": estimate.held_back,
-        "plan": plan.to_dict(),
-        "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
-        "arithmetic": str(estimate.quote),
-        "affordable": estimate.quote.fits,
-    }

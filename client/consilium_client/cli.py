@@ -30,7 +30,7 @@ HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME"
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 StudyFile = Annotated[Path, typer.Argument(help="STUDY.yaml")]
 StudyName = Annotated[str, typer.Argument(help="name of the study, or the beginning of its digest")]
-By = Annotated[str, typer.Option("--by", help="Who decides; it stands in the ledger.")]
+By = Annotated[str | None, typer.Option("--by", help="Who decides (this account by default); it stands in the ledger.")]
 AssetOption = Annotated[str | None, typer.Option(help="An asset of site.yaml; the study's own by default.")]
 DEFAULT_HOME = Path("consilium-site")
 
@@ -135,29 +135,48 @@ def _describe(study: Mapping[str, Any]) -> None:
     else:
         _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
     _say(f"  budget     {study['arithmetic']}")
+    if study["evaluation_counts"]:
+        every = contract["evaluation"]["every"]
+        when = "every round" if every == 1 else f"every {every} rounds and the last"
+        _say(
+            f"  evaluates  counts of the {study['patients_held_back']} held-back patients leave without noise after "
+            f"{when}, charged to no budget"
+        )
+    else:
+        _say("  evaluates  nothing: the policy lets no evaluation counts leave")
+
+
+def _decider(by: str | None) -> str:
+    try:
+        return by or getpass.getuser()
+    except (KeyError, OSError, ImportError) as error:  # an account without a name, as in many containers
+        raise ConfigurationError("say who decides: --by NAME") from error
 
 
 @app.command()
 def approve(
     study: StudyName,
     home: HomeOption = DEFAULT_HOME,
-    by: By = getpass.getuser(),
+    by: By = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a study would train on and cost, and approve it."""
-    socket = Home(home.resolve()).admin_socket
+    if as_json and not yes:
+        raise ConfigurationError("--json asks nothing: look with show, then give --yes")
+    who, socket = _decider(by), Home(home.resolve()).admin_socket
     estimate = ask(socket, "estimate", study=study)
     if not as_json:
         _describe(estimate)
         _say(READABLE, "yellow")
     if not yes and not typer.confirm("Approve this study?"):
         raise typer.Exit(1)
-    approved = ask(socket, "approve", study=study, by=by)
+    # What was shown is what is approved, also when the name means another study by now, or the data has changed.
+    approved = ask(socket, "approve", study=estimate["digest"], by=who, plan=estimate["plan"])
     if as_json:
         print(json.dumps(approved, indent=2, sort_keys=True))
     else:
-        _say(f"approved by {by}; the entry is in the ledger")
+        _say(f"approved by {who}; the entry is in the ledger")
 
 
 @app.command()
@@ -175,11 +194,12 @@ def reject(
     study: StudyName,
     reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger.")],
     home: HomeOption = DEFAULT_HOME,
-    by: By = getpass.getuser(),
+    by: By = None,
 ) -> None:
     """Say no to a study, or withdraw an approval: the next round is refused."""
-    ask(Home(home.resolve()).admin_socket, "reject", study=study, by=by, reason=reason)
-    _say(f"rejected by {by}; the entry is in the ledger")
+    who = _decider(by)
+    ask(Home(home.resolve()).admin_socket, "reject", study=study, by=who, reason=reason)
+    _say(f"rejected by {who}; the entry is in the ledger")
 
 
 @app.command()
