@@ -10,7 +10,7 @@ import secrets
 from typing import Annotated, Any, Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, ValidationError
@@ -21,7 +21,7 @@ from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.printable import printable
-from consilium_shared.roster import Hex32
+from consilium_shared.roster import Hex32, SuperNodeKey
 from consilium_shared.study import Name
 
 INVITATION_DOMAIN = "invitation"
@@ -105,22 +105,20 @@ class JoinRequest(Strict):
     invitation: Hex32
     site: Name
     identity: Hex32
-    supernode: Annotated[str, Field(max_length=1000)]
-    """OpenSSH ECDSA P-384 public key."""
+    supernode: SuperNodeKey
     supernode_possession: Annotated[str, Field(pattern=r"^[0-9a-f]{1,300}$")]
     """ECDSA-SHA384 signature (DER, hex) by that key over ``possession_bytes``."""
 
 
 def make_request(invitation: Invitation, identity: Identity, supernode: ec.EllipticCurvePrivateKey) -> bytes:
     """The signed request of a site (bytes of a JSON file)."""
-    public = supernode.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     proof = supernode.sign(possession_bytes(invitation.digest, identity.public.hex()), ec.ECDSA(hashes.SHA384()))
     request = JoinRequest(
         federation=invitation.federation,
         invitation=invitation.digest,
         site=invitation.site,
         identity=identity.public.hex(),
-        supernode=public.decode("ascii"),
+        supernode=_openssh(supernode.public_key()),
         supernode_possession=proof.hex(),
     )
     return documents.seal(request.model_dump(mode="json"), REQUEST_DOMAIN, identity)
@@ -145,9 +143,11 @@ def open_request(data: bytes) -> JoinRequest:
         key = serialization.load_ssh_public_key(request.supernode.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
             raise PeerError("the SuperNode's key must be ECDSA on P-384")
+        if _openssh(key) != request.supernode:  # base64 has several spellings of the same bytes
+            raise PeerError("the SuperNode's key is not written as OpenSSH writes it")
         message = possession_bytes(request.invitation, request.identity)
         key.verify(bytes.fromhex(request.supernode_possession), message, ec.ECDSA(hashes.SHA384()))
-    except (ValueError, InvalidSignature) as error:
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise PeerError("the site does not prove that it holds its SuperNode key") from error
     return request
 
@@ -163,6 +163,10 @@ def certificate_fingerprint(pem: str) -> str:
         return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
     except ValueError as error:
         raise PeerError("the CA certificate cannot be read") from error
+
+
+def _openssh(key: ec.EllipticCurvePublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode("ascii")
 
 
 def _first(error: ValidationError) -> str:

@@ -14,6 +14,8 @@ from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.study import Name
 
 DOMAIN = "roster"
+SuperNodeKey = Annotated[str, Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/]{182}==$")]
+"""OpenSSH ECDSA P-384 public key: type and base64, no comment, so that the same key is the same text."""
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -23,8 +25,8 @@ class Member(Strict):
     site: Name
     identity: Hex32
     """Ed25519 public key that signs the site's answers and ledger."""
-    supernode: Annotated[str, Field(max_length=1000)]
-    """OpenSSH ECDSA P-384 public key with which the site's SuperNode authenticates to the SuperLink."""
+    supernode: SuperNodeKey
+    """Public key with which the site's SuperNode authenticates to the SuperLink."""
 
 
 class Roster(Strict):

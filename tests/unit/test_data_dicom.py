@@ -11,10 +11,11 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from consilium_client.data import Records, load
+from consilium_client.data import Records, dicom, load
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.radiograph import Unusable, aspect, present, read_image, resize
 from consilium_deploy.dicom_files import Scanner, write_radiograph
+from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -167,6 +168,37 @@ def test_images_may_be_linked_one_by_one(tmp_path: Path, link: str) -> None:
         "label table: row without a usable image": 1,
     }
     assert asset.path.is_dir()
+
+
+def _seen(records: Records) -> list[tuple[int, int]]:
+    return sorted(zip(records.patients.tolist(), records.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("named", ["p1", ""])
+def test_another_patients_row_for_the_same_file_pushes_nobody_out(tmp_path: Path, named: str) -> None:
+    """Adding or removing one patient changes that patient's records and no other's, whatever the table says."""
+    write(tmp_path, "a.dcm", named)
+    own, other = "p1,normal,a.dcm\n", "p2,pneumonia,a.dcm\n"
+    alone = load(folder(tmp_path, f"patient,finding,key\n{own}", file="key"), study())
+    assert _seen(alone) == [(0, 0)]
+    for rows in (own + other, other + own):
+        both = load(folder(tmp_path, f"patient,finding,key\n{rows}", file="key"), study())
+        kept = both.inputs[both.labels == 0]
+        np.testing.assert_array_equal(kept, alone.inputs)
+        assert len(both) == (1 if named else 2)
+
+
+def test_more_than_fits_in_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a.dcm", "p1")
+    write(tmp_path, "b.dcm", "p2")
+    monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4)
+    assert len(load(folder(tmp_path), study())) == 2
+    monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4 - 1)
+    monkeypatch.setattr(dicom, "read_image", None)  # nothing is decoded any more
+    with pytest.raises(DataError, match="GiB of memory"):
+        load(folder(tmp_path), study())
 
 
 def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path) -> None:

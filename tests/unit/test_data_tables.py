@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from consilium_client.data import load
 from consilium_client.data.asset import DicomAsset, TableAsset
+from consilium_client.data.columns import read_columns
 from consilium_client.data.quality import assess
+from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -53,6 +57,28 @@ def test_numbers_are_scaled_by_the_studys_constants_and_categories_are_one_hot(t
     np.testing.assert_array_equal(records.labels, [0, 1])
     assert records.patient_count == 2
     assert not records.set_aside
+
+
+@pytest.mark.parametrize("others", [[], [2.5], [None], [7], [2.5, None]])
+@pytest.mark.parametrize(
+    ("value", "word"), [(1.0, "1"), (1, "1"), (True, "true"), (0.5, "0.5"), (2**53 + 1, "9007199254740993")]
+)
+def test_an_identifier_reads_the_same_whatever_stands_in_other_rows(
+    tmp_path: Path, value: Any, word: str, others: list[Any]
+) -> None:
+    """Whole columns change their type with one value; the split must not move with another patient's identifier."""
+    others = [other for other in others if other is None or isinstance(other, type(value))]
+    pq.write_table(pa.table({"patient": pa.array([value, *others])}), tmp_path / "x.parquet")
+    assert read_columns(tmp_path / "x.parquet", ["patient"])["patient"].iloc[0] == word
+
+
+def test_more_than_fits_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "patient,age,pain,ill\na,60,1,no\nb,40,3,yes\n"
+    monkeypatch.setattr(limits, "INPUT_BYTES", 2 * 4 * 4)
+    load(table(tmp_path, text), study())
+    monkeypatch.setattr(limits, "INPUT_BYTES", 2 * 4 * 4 - 1)
+    with pytest.raises(DataError, match="GiB of memory"):
+        load(table(tmp_path, text), study())
 
 
 def test_one_patients_value_changes_nobody_elses_input(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from consilium_client.data import load
 from consilium_client.data.asset import TimeseriesAsset
 from consilium_client.data.timeseries import fill
+from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -61,6 +62,16 @@ def test_a_bin_holds_the_mean_then_the_last_known_value_with_mask_and_gap(tmp_pa
     assert records.inputs.dtype == np.float32
     assert records.labels.tolist() == [1, 0]
     assert records.missing == {"HR": 0, "SBP": 1}
+
+
+def test_more_than_fits_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statics = [{"name": "age", "center": 60, "scale": 10}]
+    needed = 2 * (4 * 3 * 2 + 1) * 4
+    monkeypatch.setattr(limits, "INPUT_BYTES", needed)
+    load(asset(tmp_path, LONG, TABLE), study(statics, missing="center"))
+    monkeypatch.setattr(limits, "INPUT_BYTES", needed - 1)
+    with pytest.raises(DataError, match="GiB of memory"):
+        load(asset(tmp_path, LONG, TABLE), study(statics, missing="center"))
 
 
 def test_wide_and_long_layouts_give_the_same_records(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium_client.enroll import enroll
@@ -208,3 +211,36 @@ def test_an_edited_roster_is_refused_with_the_file_and_what_to_do(server: Server
 def test_a_roster_of_another_coordinator_is_refused(server: ServerHome) -> None:
     with pytest.raises(SignatureError):
         open_roster(server.roster_file.read_bytes(), Identity.generate().public, server.federation_id())
+
+
+def forged(site: SiteHome, change: Callable[[str], str]) -> bytes:
+    """The site's request with its SuperNode key written another way, signed by the site itself."""
+    identity, document = site.identity(), json.loads(site.request_file.read_bytes())
+    body = {**document["body"], "supernode": change(document["body"]["supernode"])}
+    return documents.seal(body, "join-request", identity)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: key + " admin@hospital",
+        lambda key: key + "\n",
+        lambda key: key.replace(" ", "  "),
+        lambda key: key[:-3] + chr(ord(key[-3]) + 1) + "==",  # other spare bits of the same base64
+        lambda key: "ssh-unknown " + key.split()[1],
+        lambda key: "ecdsa-sha2-nistp384 " + "A" * 182 + "==",
+    ],
+)
+def test_one_supernode_key_is_one_text(site: SiteHome, server: ServerHome, change: Callable[[str], str]) -> None:
+    with pytest.raises(PeerError):
+        open_request(forged(site, change))
+    assert admit(server, site.request_file.read_bytes())[1]
+
+
+def test_a_key_of_a_kind_that_nobody_knows_is_the_peers_error(site: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_: bytes) -> None:
+        raise UnsupportedAlgorithm("no such curve here")
+
+    monkeypatch.setattr(serialization, "load_ssh_public_key", unsupported)
+    with pytest.raises(PeerError, match="SuperNode key"):
+        open_request(site.request_file.read_bytes())

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from consilium_shared import limits
+from consilium_shared.errors import PeerError
 from consilium_shared.models import build, shape
 from consilium_shared.models.sequences import GRU, LSTM
-from consilium_shared.models.vector import to_vector
+from consilium_shared.models.vector import check, pack, to_vector
 from consilium_shared.study import Study
 
 IMAGE = {"image": {"size": 28}}
@@ -152,3 +154,13 @@ def test_importing_the_package_and_its_shapes_does_not_import_torch() -> None:
 
     code = "import sys, consilium_shared.models.shape, consilium_shared.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_of_more_parameters_than_anybody_carries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = study("mlp", TABLE)
+    vector = to_vector(build(given))
+    monkeypatch.setattr(limits, "PARAMETERS", len(vector))
+    check(pack(vector, given), given)
+    monkeypatch.setattr(limits, "PARAMETERS", len(vector) - 1)
+    with pytest.raises(PeerError, match="parameters"):
+        check(pack(vector, given), given)

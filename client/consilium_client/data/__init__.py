@@ -29,8 +29,8 @@ def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None]
         on_progress: told ``(done, total)`` in units that differ between the kinds.
 
     Raises:
-        DataError: the asset is of another kind than the task needs, a file or column is missing or unreadable, or no
-            record is left. Names files and columns, never a patient.
+        DataError: the asset is of another kind than the task needs, a file or column is missing or unreadable, no
+            record is left, or the inputs would exceed ``limits.INPUT_BYTES``. Names files and columns, never a patient.
     """
     progress = on_progress or (lambda _done, _total: None)
     kind = _KINDS[study.task]

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,21 +48,30 @@ def read_columns(path: Path, text: Collection[str], numbers: Sequence[str] = ())
         raise DataError(_complaint(path, error)) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
-    frame = pd.DataFrame(table.to_pandas())
+    # Whole numbers beside a missing one stay whole: float64 would make two identifiers beyond 2^53 one.
+    frame = pd.DataFrame(table.to_pandas(integer_object_nulls=True))
     for name in text:
         frame[name] = as_text(frame[name])
     return frame
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Text of a column, stripped; ``?`` and nothing become missing; a whole number reads the same in every format."""
-    if pd.api.types.is_bool_dtype(column):
-        column = column.map({True: "true", False: "false"})
-    elif pd.api.types.is_float_dtype(column):
-        whole = column.dropna().mod(1).eq(0).all()
-        column = column.astype("Int64") if whole else column
+    """Text of a column, stripped; ``?`` and nothing become missing; a whole number reads the same in every format.
+
+    Each value by itself: what one row holds never changes how another patient's identifier reads.
+    """
+    if not isinstance(column.dtype, pd.StringDtype):
+        column = column.map(_word, na_action="ignore")
     words = column.astype("string").str.strip()
     return words.mask(words.isin(MISSING))
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def plain(words: pd.Series) -> pd.Series:

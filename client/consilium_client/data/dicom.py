@@ -11,7 +11,7 @@ import numpy as np
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
-from consilium_client.data.records import Records, SetAside
+from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
 from consilium_shared.study import Image, Study
 
@@ -26,13 +26,14 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
         raise DataError(f"study {study.study} has no images")
     aside = SetAside()
     link = asset.file or asset.instance
-    rows = read_labels(
-        asset.table, asset, study, aside, key=[link or asset.patient], text=[] if link is None else [link]
-    )
+    # An image's row belongs to its patient: with the patient in the key nobody's row can push out another's.
+    key = [asset.patient] if link is None else [asset.patient, link]
+    rows = read_labels(asset.table, asset, study, aside, key=key)
     files = _files(asset)
     total = 2 * len(files)
     chosen, row_of = _choose(files, asset, image, rows, aside, lambda done: on_progress(done, total))
 
+    check_size(len(chosen), image.size**2)
     inputs = np.zeros((len(chosen), 1, image.size, image.size), dtype=np.float32)
     keep = np.ones(len(chosen), dtype=bool)
     for place, number in enumerate(chosen):
@@ -83,10 +84,16 @@ def _choose(
     aside: SetAside,
     on_progress: Callable[[int], None],
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the files that count and the position of the label row of each, by their headers alone."""
+    """Numbers of the files that count and the position of the label row of each, by their headers alone.
+
+    A file that says no PatientID counts for every patient whose row names it: which patients those are changes nothing
+    for any one of them.
+    """
     link = asset.file or asset.instance
     keys = rows.frame[link or asset.patient].astype(object).to_numpy()
-    position = {key: place for place, key in enumerate(keys)}
+    positions: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        positions.setdefault(key, []).append(place)
     chosen: list[int] = []
     row_of: list[int] = []
     seen: set[tuple[str, str]] = set()
@@ -100,21 +107,22 @@ def _choose(
                 key = path.relative_to(asset.path).as_posix()
             else:
                 key = instance if asset.instance is not None else patient
-            row = position.get(key)
-            if row is None:
+            found = positions.get(key, [])
+            if not found:
                 raise Unusable("no usable row in the label table")
-            if link is not None and patient not in ("", rows.patient[row]):
+            found = [row for row in found if link is None or patient in ("", rows.patient[row])]
+            if not found:
                 raise Unusable("PatientID differs from the label table's")
             # Doubles are sought within a patient: nobody's file can push out another patient's.
-            identity = (str(rows.patient[row]), instance)
-            if instance and identity in seen:
+            found = [row for row in found if not instance or (str(rows.patient[row]), instance) not in seen]
+            if not found:
                 raise Unusable("the same image (SOPInstanceUID) again")
-            seen.add(identity)
         except Unusable as error:
             aside.add(str(error), where=_place(number))
         else:
-            chosen.append(number)
-            row_of.append(row)
+            seen.update((str(rows.patient[row]), instance) for row in found)
+            chosen += [number] * len(found)
+            row_of += found
         on_progress(number + 1)
     return chosen, row_of
 

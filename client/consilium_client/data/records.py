@@ -8,6 +8,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from consilium_shared import limits
+from consilium_shared.errors import DataError
+
+
+def check_size(records: int, numbers: int) -> None:
+    """Raises DataError when ``records`` records of so many float32 numbers would exceed ``limits.INPUT_BYTES``."""
+    size = records * numbers * 4
+    if size > limits.INPUT_BYTES:
+        raise DataError(
+            f"{records} records of {numbers} numbers each would take {size / 2**30:.0f} GiB of memory, more than the "
+            f"{limits.INPUT_BYTES / 2**30:.0f} GiB allowed; the study needs smaller images, fewer bins or fewer columns"
+        )
+
 
 class SetAside:
     """Counts what is not used, by reason, and where each reason was first met (a row or file number, no value)."""

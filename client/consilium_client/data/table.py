@@ -9,8 +9,9 @@ import numpy as np
 from consilium_client.data.asset import TableAsset
 from consilium_client.data.features import columns_of, encode
 from consilium_client.data.labels import explain, number_rows, read_labels
-from consilium_client.data.records import Records, SetAside
+from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
+from consilium_shared.models.shape import tabular_width
 from consilium_shared.study import Study
 
 
@@ -21,6 +22,7 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
     text, numbers = columns_of(features, asset)
     key = None if asset.record is None else [asset.patient, asset.record]
     rows = read_labels(asset.path, asset, study, aside, key=key, text=text, numbers=numbers)
+    check_size(len(rows), tabular_width(study))
     inputs, missing = encode(rows.frame, features, asset, values)
     counts = {feature.name: int(count) for feature, count in zip(features, missing.sum(axis=0), strict=True)}
     if study.data.missing == "refuse":

@@ -12,9 +12,9 @@ from consilium_client.data.asset import TimeseriesAsset
 from consilium_client.data.columns import read_columns, to_numbers
 from consilium_client.data.features import columns_of, encode, scale
 from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
-from consilium_client.data.records import Records, SetAside
+from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
-from consilium_shared.models.shape import INPUTS_PER_VARIABLE
+from consilium_shared.models.shape import series_inputs, statics_width
 from consilium_shared.study import Numeric, Series, Study
 
 _MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
@@ -29,6 +29,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         raise DataError(f"study {study.study} has no series")
     aside, values = SetAside(), SetAside()
     rows = _label_rows(asset, study, aside)
+    check_size(len(rows), series.bins * series_inputs(study) + statics_width(study))
     statics, absent = encode(rows.frame, series.statics, asset, values)
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
     refused = absent.any(axis=1) & (study.data.missing == "refuse")
@@ -37,7 +38,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     record = _link(samples, asset, rows, aside)
     bin_, in_window = _bins(samples, asset, series, rows, record, values)
     usable = (record >= 0) & in_window
-    inputs = np.zeros((len(rows), series.bins, INPUTS_PER_VARIABLE * len(series.variables)), dtype=np.float32)
+    inputs = np.zeros((len(rows), series.bins, series_inputs(study)), dtype=np.float32)
     sampled = np.zeros(len(rows), dtype=bool)
     for place, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
         column = asset.value if asset.layout == "long" else asset.here(variable.name)

@@ -13,6 +13,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
+from consilium_shared import limits
 from consilium_shared.errors import PeerError
 from consilium_shared.models import build
 from consilium_shared.study import Study
@@ -92,8 +93,11 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
 
 
 def check(data: bytes, study: Study) -> None:
-    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges."""
-    unpack(data, _shapes_alone(study), study)
+    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges, within ``limits.PARAMETERS``."""
+    model = _shapes_alone(study)
+    if sum(p.numel() for p in model.parameters()) > limits.PARAMETERS:
+        raise PeerError(f"the study's model has more than {limits.PARAMETERS} parameters")
+    unpack(data, model, study)
 
 
 def _shapes_alone(study: Study) -> nn.Module:
