@@ -31,8 +31,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-from consilium_shared import logs
+from consilium_shared import flower_environment, logs
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +47,10 @@ EXIT_HEARTBEAT = 76
 
 
 def set_flower_environment(home: Path) -> None:
-    """Switch off everything in Flower that speaks to others. A proxy for the outside stays in use."""
+    """That of this site's SuperNode and courier."""
     flower_home = home / "run" / "flwr"
     flower_home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ.update(
-        FLWR_HOME=str(flower_home),
-        FLWR_TELEMETRY_ENABLED="0",
-        FLWR_DISABLE_UPDATE_CHECK="1",
-        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-    )
-    names = ("NO_PROXY", "no_proxy")
-    listed = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    hosts = [host for host in listed.split(",") if host]
-    value = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
-    os.environ.update(dict.fromkeys(names, value))
+    flower_environment.set_flower_environment(flower_home)
 
 
 def runtime_files(home: Path) -> tuple[Path, Path, Path]:
@@ -91,20 +82,10 @@ def make_runtime_files(home: Path) -> None:
     )
     pem = serialization.Encoding.PEM
     plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    _write_private(key_file, key.private_bytes(pem, *plain))
-    _write_private(certificate_file, certificate.public_bytes(pem))
+    write_atomically(key_file, key.private_bytes(pem, *plain))
+    write_atomically(certificate_file, certificate.public_bytes(pem))
     if not secret_file.exists():
-        _write_private(secret_file, secrets.token_hex(32).encode("ascii"))
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+        write_atomically(secret_file, secrets.token_hex(32).encode("ascii"))
 
 
 class Polling:
@@ -160,7 +141,7 @@ def install_shims(home: Path) -> None:
         with contextlib.suppress(OSError, ValueError, httpx.HTTPStatusError):
             self.DeactivateNode(DeactivateNodeRequest(node_id=int(node_file.read_text())))
         response = activate(self, request)
-        _write_private(node_file, str(response.node_id).encode("ascii"))
+        write_atomically(node_file, str(response.node_id).encode("ascii"))
         return response
 
     fleet_http_client.FleetHttpClient.ActivateNode = activate_again  # type: ignore[method-assign]

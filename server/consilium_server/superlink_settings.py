@@ -8,7 +8,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from consilium_shared import flower_environment
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,8 @@ class SuperLinkSettings:
 
 
 def set_flower_environment(settings: SuperLinkSettings) -> None:
-    """Switch off everything in Flower that speaks to others, and give it a private home. Call before flwr starts."""
-    os.environ.update(
-        FLWR_HOME=str(settings.flower_home),
-        FLWR_TELEMETRY_ENABLED="0",
-        FLWR_DISABLE_UPDATE_CHECK="1",
-        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-    )
-    names = ("NO_PROXY", "no_proxy")
-    listed = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    hosts = [host for host in listed.split(",") if host]
-    value = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
-    os.environ.update(dict.fromkeys(names, value))
+    """That of every process of this coordinator. Call before flwr starts."""
+    flower_environment.set_flower_environment(settings.flower_home)
 
 
 def prepare(settings: SuperLinkSettings) -> None:
@@ -114,16 +106,8 @@ def prepare(settings: SuperLinkSettings) -> None:
 
 
 def _make_secret(path: Path) -> None:
-    if path.exists():
-        return
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(32).encode("ascii"))
 
 
 def _read_secret(path: Path) -> bytes:

@@ -81,7 +81,6 @@ def test_what_really_ran_is_a_part_of_what_was_charged() -> None:
 def test_a_plan_costs_at_most_its_epsilon_and_its_rounds_add_up_to_it() -> None:
     plan = _plan()
     assert plan.sampling_rate == 0.1
-    assert plan.noise_scale == plan.noise_multiplier * 0.5
     assert plan.event() == DpSgdEvent(0.1, plan.noise_multiplier, 5)
     assert plan.event(4).steps == 20
     assert 2.9 < plan.cost() <= 3.0

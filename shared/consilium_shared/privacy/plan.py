@@ -34,7 +34,7 @@ class PrivacyPlan:
     Attributes:
         sampling_rate: q in (0, 1], the probability with which a patient takes part in a step, independently.
         clipping_norm: C > 0, the largest L2 norm of one patient's contribution to a step's sum.
-        noise_multiplier: σ > 0; see ``noise_scale``.
+        noise_multiplier: σ > 0; σ·C is the standard deviation of the noise on each coordinate of a step's sum.
         steps_per_round: private steps in a round, at least 1.
         rounds: rounds of the study, at least 1.
         delta: δ in (0, 1).
@@ -118,11 +118,6 @@ class PrivacyPlan:
     def cost(self) -> float:
         """ε of all rounds at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
         return epsilon([self.event(self.rounds)], self.delta)
-
-    @property
-    def noise_scale(self) -> float:
-        """Standard deviation σ·C of the noise on each coordinate of a step's sum of clipped gradients."""
-        return self.noise_multiplier * self.clipping_norm
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a ledger writes it."""
