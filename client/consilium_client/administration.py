@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
@@ -58,7 +59,7 @@ class Administration:
         try:
             arguments = json.loads(request)
             command = self._commands.get(arguments.pop("command"))
-            if command is None:
+            if command is None or not _takes(command, arguments):
                 raise ConfigurationError("the agent is of another version than this program; restart consilium-site up")
             answer: dict[str, Any] = {"value": command(**arguments)}
         except PolicyRefusal as error:
@@ -164,6 +165,14 @@ class Administration:
                 }
             )
         return found
+
+
+def _takes(command: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(command).bind(**arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _spent(delta: float, events: Any) -> float:

@@ -145,7 +145,8 @@ class Hospitals(LocalFederation):
         """What IT decides at these sites (all by default), once the study is there: ``approve`` or ``reject``."""
         for site in sites or SITES:
             self.until(partial(self._knows, site, study), f"{site} hears of {study}", site)
-            self.admin(site, decision, study=study, by="a test", **arguments)
+            shown = {"plan": self.admin(site, "estimate", study=study)["plan"]} if decision == "approve" else {}
+            self.admin(site, decision, study=study, by="a test", **shown, **arguments)
 
     def proposed(self, site: str) -> dict[str, str]:
         """Study to ``pending``, ``approved`` or ``rejected``, as the agent says."""

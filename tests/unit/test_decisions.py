@@ -87,6 +87,13 @@ def test_what_changed_after_it_was_shown_is_not_approved(running: Any, monkeypat
     assert running.desk.spending.approval(running.coordinator.study.digest) is None
 
 
+def test_a_program_of_another_version_is_told_so(site: Any) -> None:
+    desk = Administration(site.desk)
+    old = {"command": "approve", "study": "s", "by": "b"}  # without the plan that was shown
+    for request in (old, {"command": "burn"}, {"command": "status", "x": 1}):
+        assert "another version" in json.loads(desk.handle(json.dumps(request).encode()))["error"]
+
+
 def test_machine_readable_approval_never_asks(running: Any) -> None:
     with pytest.raises(ConfigurationError, match="--yes"):
         cli.approve("synthetic-study", by="Dr Synthetic", as_json=True)

@@ -310,9 +310,12 @@ def test_training_learns(model: str, private: bool) -> None:
 
 
 def test_a_run_that_diverges_says_so() -> None:
-    for rate in (1e6, 1e30):
+    given = study(seed=1, steps_per_round=50)
+    for rate in (1e6, 1e30):  # beyond what a contract may say, so that it diverges for certain
+        optimizer = given.training.optimizer.model_copy(update={"lr": rate})
+        training = given.training.model_copy(update={"optimizer": optimizer})
         with pytest.raises(DataError, match="learning rate"):
-            run(study(seed=1, steps_per_round=50, optimizer={"lr": rate}), records())
+            run(given.model_copy(update={"training": training}), records())
 
 
 # What clipping relies on
