@@ -88,6 +88,7 @@ def site_yaml(site: str, folder: Path) -> str:
     policy = {
         "budgets": {asset: {"epsilon": epsilon, "delta": 1e-5} for asset, epsilon in budgets.items()},
         "minimum_patients": 20,
+        "minimum_held_back": 2,  # of thirty images some six
         "allow_without_privacy": True,
     }
     return json.dumps({"site": site, "assets": assets, "policy": policy, "device": "cpu"})  # YAML holds JSON
