@@ -120,9 +120,15 @@ def _site_command(command: str, home: Path, *arguments: str) -> dict[str, Any]:
 
 
 def _by_site(found: dict[str, Any], sites: list[str]) -> dict[str, Any]:
-    """The mean over the sites' own held-back patients, and the value on all of them together."""
-    kept = ("auroc", "accuracy")
-    mean = {name: sum(found[site][name] or 0.0 for site in sites) / len(sites) for name in kept}
+    """The mean over the sites' own held-back patients, and the value on all of them together.
+
+    A mean is None where a site's value is undefined (no held-back patient of some class): it would be of other sites.
+    """
+    kept = ("auroc", "accuracy", "f1")
+    mean = {
+        name: None if None in (values := [found[site][name] for site in sites]) else sum(values) / len(sites)
+        for name in kept
+    }
     return {
         "mean_of_sites": mean,
         "pooled": {name: found["pooled"][name] for name in kept},
