@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from consilium_client import data
-from consilium_client.attempts import Attempts
+from consilium_client.attempts import Attempt, Attempts
 from consilium_client.data.records import Records
 from consilium_client.policy import check_study
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.site import Home, SiteConfig
-from consilium_client.spending import Reservation, Spending
+from consilium_client.spending import Approval, Reservation, Spending
 from consilium_client.store import AnswerStore, LedgerFile
 from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
@@ -178,11 +178,13 @@ class Desk:
             raise BudgetRefused(f"asset {study.data.asset!r} cannot afford the study: {estimate.quote}")
         return "pending"
 
-    def check_approved(self, proposal: Proposal) -> None:
-        """Raises PolicyRefusal unless somebody here approved the study and nobody withdrew that."""
-        if self.spending.approval(proposal.study.digest) is None:
+    def approval(self, proposal: Proposal) -> Approval:
+        """The approval in force; raises PolicyRefusal where nobody approved the study, or somebody withdrew that."""
+        found = self.spending.approval(proposal.study.digest)
+        if found is None:
             self._check_not_rejected(proposal.study)
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+        return found
 
     def reserve(self, study: Study, round_number: int, request: str, plan: Plan) -> tuple[Reservation, bytes]:
         """The charge of a round and the seed that it pays for; after a crash the ones that were under way.
@@ -190,12 +192,10 @@ class Desk:
         Raises:
             PolicyRefusal, BudgetRefused: as ``Spending.reserve``.
         """
-        attempt = self.attempts.under_way(study.digest, round_number, request)
-        if attempt is not None:
-            reservation = self.spending.unsettled(study.digest, round_number, attempt.number, plan)
-            if reservation is not None:
-                log.info("round %d goes on with its charge, entry %d", round_number, reservation.charge_seq)
-                return reservation, attempt.seed
+        attempt, reservation = self._under_way(study, round_number, request, plan)
+        if attempt is not None and reservation is not None:
+            log.info("round %d goes on with its charge, entry %d", round_number, reservation.charge_seq)
+            return reservation, attempt.seed
         number = self.spending.attempts(study.digest, round_number) + 1
         attempt = self.attempts.begin(study.digest, round_number, request, number)
         budget = self.config.policy.budget(study.data.asset)
@@ -204,13 +204,20 @@ class Desk:
 
     def settle_answered(self, study: Study, round_number: int, request: str, plan: Plan) -> None:
         """After a crash between storing an answer and settling its charge: all of its steps ran; the seed goes."""
-        attempt = self.attempts.under_way(study.digest, round_number, request)
-        if attempt is None:
-            return
-        reservation = self.spending.unsettled(study.digest, round_number, attempt.number, plan)
+        attempt, reservation = self._under_way(study, round_number, request, plan)
         if reservation is not None:
             reservation.settle(plan.steps_per_round)
-        self.attempts.end(study.digest)
+        if attempt is not None:
+            self.attempts.end(study.digest)
+
+    def _under_way(
+        self, study: Study, round_number: int, request: str, plan: Plan
+    ) -> tuple[Attempt | None, Reservation | None]:
+        """What a crash left of exactly this request: the attempt with its seed, and its charge if it still stands."""
+        attempt = self.attempts.under_way(study.digest, round_number, request)
+        if attempt is None:
+            return None, None
+        return attempt, self.spending.unsettled(study.digest, round_number, attempt.number, plan)
 
     def _check_not_rejected(self, study: Study) -> None:
         with self.ledger.exclusive():

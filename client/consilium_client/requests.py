@@ -41,7 +41,7 @@ from consilium_shared.messages import (
     Update,
 )
 from consilium_shared.printable import printable
-from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
 log = logging.getLogger("consilium.agent")
@@ -104,10 +104,16 @@ class Requests:
                 return self._propose(request, header), b""
             case Train():
                 return self._once(
-                    request, request.round, header, "update", lambda p: self._train(p, request, header, payload)
+                    request,
+                    request.round,
+                    header,
+                    "update",
+                    lambda p, plan: self._train(p, plan, request, header, payload),
                 )
             case Evaluate():
-                return self._once(request, request.round, header, "counts", lambda p: self._count(p, request, payload))
+                return self._once(
+                    request, request.round, header, "counts", lambda p, _: self._count(p, request, payload)
+                )
 
     def _propose(self, request: Propose, header: bytes) -> bytes:
         study = Study.from_contract(request.contract)
@@ -135,46 +141,41 @@ class Requests:
         number: int,
         header: bytes,
         kind: str,
-        work: Callable[[Proposal], tuple[dict[str, Any], bytes, Callable[[], None]]],
+        work: Callable[[Proposal, Plan], tuple[dict[str, Any], bytes, Callable[[], None]]],
     ) -> tuple[bytes, bytes]:
         """The stored answer, or the work's. Stored first, then settled, then released: a crash repeats no more."""
-        proposal = self._approved(request)
+        proposal, plan = self._approved(request)
         try:
             stored = self.desk.answers.get(request.study, number, kind, digest(header))
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
         if stored is None:
-            fields, body, settle = work(proposal)
+            fields, body, settle = work(proposal, plan)
             common = {**self._common(request, header), "payload": Payload.of(body), "round": number}
             model = Update if kind == "update" else Counts
             stored = messages.encode(model(**common, **fields), self.desk.identity), body
             self.desk.answers.put(request.study, number, kind, digest(header), *stored)
             settle()
         elif kind == "update":
-            approval = self.desk.spending.approval(request.study)
-            if approval is not None:
-                self.desk.settle_answered(proposal.study, number, digest(header), approval.plan)
+            self.desk.settle_answered(proposal.study, number, digest(header), plan)
         self._release(*stored, request.study, number, kind)
         return stored
 
     def _train(
-        self, proposal: Proposal, request: Train, header: bytes, payload: bytes
+        self, proposal: Proposal, plan: Plan, request: Train, header: bytes, payload: bytes
     ) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
         from consilium_client.training import device
         from consilium_client.training.trainer import check_independence, train
 
         desk, study = self.desk, proposal.study
-        approval = desk.spending.approval(study.digest)
-        if approval is None:
-            raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
         records = desk.records(study)
         self._check_policy(study)
         # Whatever can be refused is refused before it is charged.
         _check_model(payload, study)
-        if isinstance(approval.plan, PrivacyPlan):
+        if isinstance(plan, PrivacyPlan):
             check_independence(study)
         where = device.choose(desk.config.device)
-        reservation, seed = desk.reserve(study, request.round, digest(header), approval.plan)
+        reservation, seed = desk.reserve(study, request.round, digest(header), plan)
 
         def watch(done: int, steps: int) -> None:
             desk.activity = {
@@ -185,13 +186,13 @@ class Requests:
                 "steps": steps,
             }
 
-        watch(0, approval.plan.steps_per_round)
+        watch(0, plan.steps_per_round)
         try:
             result = train(
                 payload,
                 study,
                 records,
-                approval.plan,
+                plan,
                 round=request.round,
                 site=desk.site,
                 device=where,
@@ -253,14 +254,14 @@ class Requests:
         if request.federation != self.desk.federation:
             raise PolicyRefusal("wrong-federation", "this site belongs to another federation")
 
-    def _approved(self, request: Train | Evaluate) -> Proposal:
+    def _approved(self, request: Train | Evaluate) -> tuple[Proposal, Plan]:
+        """The study and its approved plan."""
         proposal = self.desk.proposals.get(request.study)
         if proposal is None:
             raise PolicyRefusal("unknown-study", "no study with this digest was proposed to this site")
         if proposal.roster != request.roster:
             raise PolicyRefusal("wrong-roster", "the study was proposed with another roster")
-        self.desk.check_approved(proposal)
-        return proposal
+        return proposal, self.desk.approval(proposal).plan
 
     def _common(self, request: Request, header: bytes) -> dict[str, Any]:
         head = self.desk.ledger.head

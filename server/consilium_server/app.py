@@ -33,7 +33,7 @@ from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Counts, Evaluate, Payload, Refusal, Train, Update
 from consilium_shared.models import build
-from consilium_shared.models.vector import load_vector, pack, to_vector
+from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import seconds
 
 log = logging.getLogger("consilium.study")
@@ -50,15 +50,16 @@ class StudyRun:
         self.talk = talk
         self.folder, self.home, self.study = talk.folder, talk.home, talk.study
         self.recruitment = Recruitment(talk)
-        self.network = build(self.study)
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
         if found is None:
-            found = Checkpoint(self.study.digest, 0, to_vector(self.network), {}, {})
+            found = Checkpoint(self.study.digest, 0, to_vector(build(self.study)), {}, {})
         else:
             self.optimizer.restore(found.optimizer)
         self.point = found
+        self.packed = pack(found.model, self.study)
+        """The model of ``point`` as it is sent: packed once, asked for in evaluation and in the next round."""
 
     def run(self) -> None:
         """From the checkpoint to the registry; raises Halted or ConsiliumError."""
@@ -73,13 +74,13 @@ class StudyRun:
             self._train(self.point.round + 1)
             self._close(self.point)
         model = registry.publish(
-            self.home, self.study, self.talk.roster, self._pack(), self.folder.records(self.talk.coordinator)
+            self.home, self.study, self.talk.roster, self.packed, self.folder.records(self.talk.coordinator)
         )
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
 
     def _train(self, number: int) -> None:
-        model = self._pack()
+        model = self.packed
         header = messages.encode(
             Train(**self.talk.common, round=number, payload=Payload.of(model)), self.talk.coordinator
         )
@@ -105,14 +106,14 @@ class StudyRun:
             why = "; ".join(f"{site}: {reason}" for site, (reason, _) in sorted(question.refused.items()))
             raise Halted(f"round {number} has {len(question.answered)} of {question.minimum} answers ({why})")
         stepped = self.optimizer.step(self.point.model, total.mean())
-        after = digest(self._pack(stepped))
+        after = pack(stepped, self.study)
         record = {
             "study": self.study.digest,
             "federation": self.talk.roster.federation,
             "roster": self.talk.roster.digest,
             "round": number,
             "model_before": digest(model),
-            "model_after": after,
+            "model_after": digest(after),
             "participants": sorted(question.answered),
             "away": {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **question.away()},
             "refused": {site: list(why) for site, why in question.refused.items()},
@@ -121,6 +122,7 @@ class StudyRun:
             "seconds": round(time.monotonic() - began, 3),
         }
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record)
+        self.packed = after
         self.checkpoints.write(self.point)
 
     def _close(self, point: Checkpoint) -> None:
@@ -142,7 +144,7 @@ class StudyRun:
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 
     def _evaluate(self, point: Checkpoint) -> dict[str, Any] | None:
-        model = self._pack()
+        model = self.packed
         evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
         header = messages.encode(evaluate, self.talk.coordinator)
         classes = len(self.study.data.label.classes)
@@ -245,10 +247,6 @@ class StudyRun:
         question.answer(site)
         size = len(arrival.payload)
         self.folder.event("answer", round=number, site=site, seconds=round(took, 3), bytes=size)
-
-    def _pack(self, vector: Any = None) -> bytes:
-        load_vector(self.network, self.point.model if vector is None else vector)
-        return pack(to_vector(self.network), self.study)
 
     def _has_record(self, number: int) -> bool:
         return (self.folder.root / "rounds" / f"{number:04d}.json").exists()
