@@ -29,6 +29,7 @@ from consilium_shared.errors import (
     SignatureError,
 )
 from consilium_shared.messages import (
+    Close,
     Counts,
     Evaluate,
     Head,
@@ -114,6 +115,8 @@ class Requests:
                 return self._once(
                     request, request.round, header, "counts", lambda p, _: self._count(p, request, payload)
                 )
+            case Close():
+                raise PolicyRefusal("policy", "this site does not witness records yet")
 
     def _propose(self, request: Propose, header: bytes) -> bytes:
         study = Study.from_contract(request.contract)

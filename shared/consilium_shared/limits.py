@@ -23,6 +23,9 @@ ROUNDS = 10_000
 STEPS_PER_ROUND = 100_000
 """Most private steps in a round."""
 
+RECORDS_PER_PATIENT = 256
+"""Most records of one patient in one private step; their gradients are in memory together."""
+
 STEPS = 1_000_000
 """Most private steps in a study, rounds times steps of a round: some weeks of one accelerator."""
 

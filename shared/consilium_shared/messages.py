@@ -22,21 +22,26 @@ from consilium_shared.study import Name
 
 REQUEST_DOMAIN = "request"
 ANSWER_DOMAIN = "answer"
+COUNTERSIGNATURE_DOMAIN = "round-record-countersignature"
+"""Label under which a site signs the 32 bytes of a record's SHA-256 that it has witnessed."""
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 Reason = Literal[
-    "bad-signature",    # the request was not signed by this federation's coordinator, or was altered
-    "malformed",        # it cannot be read as one of the requests below
+    "bad-signature",  # the request was not signed by this federation's coordinator, or was altered
+    "malformed",  # it cannot be read as one of the requests below
     "wrong-federation",
-    "wrong-roster",     # the roster lacks this site, has another key for it, or is not the one of the proposal
-    "unknown-study",    # no proposal with this digest was received
-    "pending",          # the hospital has not decided yet
-    "rejected",         # the hospital said no
-    "policy",           # the site's policy forbids it
-    "budget",           # the privacy budget does not cover it
-    "data",             # the site's data does not fit the study; the details stay at the site
-    "model",            # the model's bytes do not fit the study
-    "stale-round",      # a round before one that was answered, or another request for the same round
-    "internal",         # the site failed; its own log says why
+    "wrong-roster",  # the roster lacks this site, has another key for it, or is not the one of the proposal
+    "unknown-study",  # no proposal with this digest was received
+    "pending",  # the hospital has not decided yet
+    "rejected",  # the hospital said no
+    "policy",  # the site's policy forbids it
+    "budget",  # the privacy budget does not cover it
+    "data",  # the site's data does not fit the study; the details stay at the site
+    "model",  # the model's bytes do not fit the study
+    "witness",  # what is said to be recorded is not what this site knows of its own or others' ledgers
+    "stale-round",  # a round before one that was answered, or another request for the same round
+    "internal",  # the site failed; its own log says why
 ]
 """Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
 
@@ -81,6 +86,15 @@ class Head(Strict):
     sha256: Hex32
 
 
+class Recorded(Strict):
+    """What the coordinator signed into the record of an earlier round, shown to the sites for their ledgers."""
+
+    round: Round
+    record: Hex32
+    """SHA-256 of the signed record's bytes."""
+    heads: dict[Name, Head]
+
+
 class _Request(Strict):
     federation: Hex32
     study: Hex32
@@ -102,6 +116,8 @@ class Train(_Request):
 
     kind: Literal["train"] = "train"
     round: Round
+    recorded: Recorded | None = None
+    """Of the round before; None for the first."""
 
 
 class Evaluate(_Request):
@@ -109,6 +125,21 @@ class Evaluate(_Request):
 
     kind: Literal["evaluate"] = "evaluate"
     round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+
+
+class Close(_Request):
+    """The study's last round is recorded: witness it."""
+
+    kind: Literal["close"] = "close"
+    recorded: Recorded
+
+
+class CanaryAudit(Strict):
+    """Outcome of a site's one-run audit (``privacy/canaries.py``): what it measured is recomputed from it."""
+
+    canaries: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    guesses: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    correct: Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class _Answer(Strict):
@@ -134,7 +165,9 @@ class Update(_Answer):
     kind: Literal["update"] = "update"
     round: Round
     epsilon: Annotated[float, Field(ge=0)] | None
-    """ε that the study has spent at this site so far, at the site's δ; None without privacy."""
+    """ε that the study has spent at this site so far, at the study's δ; None without privacy."""
+    countersignature: Hex64 | None = None
+    """The site's signature over ``recorded.record`` of the request, under ``COUNTERSIGNATURE_DOMAIN``."""
 
 
 class Counts(_Answer):
@@ -142,6 +175,15 @@ class Counts(_Answer):
 
     kind: Literal["counts"] = "counts"
     round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+
+
+class Closing(_Answer):
+    """The site has witnessed the last record."""
+
+    kind: Literal["closing"] = "closing"
+    round: Round
+    countersignature: Hex64
+    audit: CanaryAudit | None = None
 
 
 class Refusal(_Answer):
@@ -152,8 +194,8 @@ class Refusal(_Answer):
     detail: Detail = ""
 
 
-Request = Propose | Train | Evaluate
-Answer = Standing | Update | Counts | Refusal
+Request = Propose | Train | Evaluate | Close
+Answer = Standing | Update | Counts | Closing | Refusal
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])

@@ -11,7 +11,7 @@ from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import PAYLOAD_BYTES, ROUNDS, SITES
-from consilium_shared.messages import Head
+from consilium_shared.messages import CanaryAudit, Head, Hex64
 from consilium_shared.roster import Hex32
 from consilium_shared.study import Name
 
@@ -47,6 +47,14 @@ class RoundRecord(Strict):
     """Head of each participant's ledger when it answered: the round's charge, or an entry after it."""
     seconds: Annotated[float, Field(ge=0)]
     metrics: dict[str, Any] | None
+    previous: Hex32 | None = None
+    """SHA-256 of the record of the round before, of all its bytes; None for the first."""
+    answers: Annotated[dict[Name, Hex32], Field(default_factory=dict)]
+    """SHA-256 of the header of each participant's update: its ledger must say that it left."""
+    counts: Annotated[dict[Name, Hex32], Field(default_factory=dict)]
+    """SHA-256 of the header of each site's evaluation counts."""
+    countersigned: Annotated[dict[Name, Hex64], Field(default_factory=dict)]
+    """Signatures of this round's participants over ``previous``."""
 
     @model_validator(mode="after")
     def _complete(self) -> RoundRecord:
@@ -105,6 +113,8 @@ class ModelCard(Strict):
     delta: float | None
     metrics: dict[str, Any] | None
     """Of the last evaluated round."""
+    audits: Annotated[dict[Name, CanaryAudit], Field(default_factory=dict)]
+    """What sites measured with canaries, beside the proven ``epsilon``."""
     privacy: str
     limits: str
     software: dict[str, str]

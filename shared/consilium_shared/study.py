@@ -138,6 +138,8 @@ class Training(Strict):
     steps_per_round: Annotated[int, Field(ge=1, le=limits.STEPS_PER_ROUND)]
     expected_batch: Annotated[int, Field(ge=1, le=1_000_000)]
     """Expected number of patients in a Poisson-sampled step."""
+    records_per_patient: Annotated[int, Field(ge=1, le=limits.RECORDS_PER_PATIENT)] = 1
+    """Most records of a drawn patient in a step: their mean is that patient's gradient. 1 draws a single one."""
     optimizer: LocalOptimizer
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx mu (Li et al. 2020, eq. 2): pulls local weights towards the round's global ones; 0 is FedAvg."""
@@ -163,6 +165,9 @@ class Privacy(Strict):
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     clipping_norm: Positive | None = None
     noise_multiplier: Literal["auto"] | Positive = "auto"
+    count_noise: Positive = 10.0
+    """Standard deviation, in patients, of the noise on a site's number of patients; with privacy no other form of it
+    is used outside the site (sampling rate, weight). Without privacy it is not used."""
 
     @model_validator(mode="after")
     def _complete(self) -> Privacy:
@@ -200,6 +205,9 @@ class Evaluation(Strict):
 
     every: Annotated[int, Field(ge=1, le=limits.ROUNDS)] = 1
     metrics: tuple[Metric, ...] = ("auroc", "accuracy")
+    epsilon: Positive | None = None
+    """What all evaluations together may cost, within ``privacy.epsilon``: counts carry noise and are charged. With
+    privacy and without this, no counts leave a site."""
     split: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
     """Fraction of patients held back, chosen by a hash of study and patient."""
     split_column: Column | None = None
@@ -248,9 +256,20 @@ class Study(Strict):
             raise ValueError("training.class_weights needs one number for each class")
         if self.training.seed is not None and self.privacy.mode == "dp":
             raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
+        limit = self.privacy.epsilon
+        if self.evaluation.epsilon is not None and (limit is None or self.evaluation.epsilon >= limit):
+            raise ValueError("evaluation.epsilon is a part of privacy.epsilon, and without privacy there is none")
         if self.training.augment != "none" and self.task != "image-classification":
             raise ValueError("training.augment is for images")
         return self
+
+    @property
+    def evaluated_rounds(self) -> tuple[int, ...]:
+        """The rounds after which sites send evaluation counts: none where those would be neither noised nor charged."""
+        if self.privacy.mode == "dp" and self.evaluation.epsilon is None:
+            return ()
+        last, every = self.training.rounds, self.evaluation.every
+        return tuple(sorted({*range(every, last + 1, every), last}))
 
     @property
     def contract(self) -> dict[str, Any]:

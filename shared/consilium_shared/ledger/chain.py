@@ -18,9 +18,11 @@ from consilium_shared.ledger.entry import (
     DpSgd,
     DpSgdPlan,
     Entry,
+    Gaussian,
     NonPrivate,
     NonPrivatePlan,
     Open,
+    Purpose,
     Reject,
     Settle,
 )
@@ -78,11 +80,11 @@ class Books:
     assets: dict[str, Open] = field(default_factory=dict)
     decisions: dict[str, Approve | Reject] = field(default_factory=dict)
     charges: dict[int, Charged] = field(default_factory=dict)
-    _attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    _attempts: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
-    def attempts(self, study: str, round_number: int) -> int:
-        """How often the round was charged so far."""
-        return self._attempts.get((study, round_number), 0)
+    def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
+        """How often the round was charged so far for that purpose."""
+        return self._attempts.get((study, purpose, round_number), 0)
 
     def admit(self, entry: Entry) -> None:
         """Take the next entry.
@@ -101,7 +103,7 @@ class Books:
             self.decisions[body.study] = body
         elif isinstance(body, Charge):
             self._check_charge(body)
-            self._attempts[body.study, body.round] = body.attempt
+            self._attempts[body.study, body.purpose, body.round] = body.attempt
             self.charges[entry.seq] = Charged(entry.seq, entry.time, body)
         elif isinstance(body, Settle):
             self._check_settle(body)
@@ -124,11 +126,12 @@ class Books:
             raise LedgerError(f"study {body.name!r} was approved under another name or for another asset")
         if body.delta != self._asset(body.asset).delta:
             raise LedgerError(f"charged at another delta than the budget of asset {body.asset!r} has")
-        if body.attempt != self.attempts(body.study, body.round) + 1:
+        if body.attempt != self.attempts(body.study, body.round, body.purpose) + 1:
             raise LedgerError(f"attempt {body.attempt} at round {body.round}, of which the last was another")
-        if not 1 <= body.round <= approval.plan.rounds:
+        first, last = (0, 0) if body.purpose == "count" else (1, approval.plan.rounds)
+        if not first <= body.round <= last:
             raise LedgerError(f"round {body.round} of a study approved for {approval.plan.rounds}")
-        if not _within_plan(body.event, approval.plan):
+        if not _within_plan(body.event, body.purpose, approval.plan):
             raise LedgerError("the charged event is not the approved plan's")
 
     def _check_settle(self, body: Settle) -> None:
@@ -138,13 +141,19 @@ class Books:
         if charged.settled is not None:
             raise LedgerError(f"the charge in entry {body.charge_seq} is settled already")
         event = charged.body.event
-        if isinstance(event, DpSgd) and body.steps > event.steps:
-            raise LedgerError(f"settled with {body.steps} steps, of which only {event.steps} were charged")
+        charged_steps = event.steps if isinstance(event, DpSgd) else 1 if isinstance(event, Gaussian) else body.steps
+        if body.steps > charged_steps:
+            raise LedgerError(f"settled with {body.steps} steps, of which only {charged_steps} were charged")
 
 
-def _within_plan(event: DpSgd | NonPrivate, plan: DpSgdPlan | NonPrivatePlan) -> bool:
-    if isinstance(event, NonPrivate) or isinstance(plan, NonPrivatePlan):
-        return event.kind == plan.kind
-    return (event.sampling_rate, event.noise_multiplier) == (plan.sampling_rate, plan.noise_multiplier) and (
-        event.steps <= plan.steps_per_round
+def _within_plan(event: DpSgd | Gaussian | NonPrivate, purpose: Purpose, plan: DpSgdPlan | NonPrivatePlan) -> bool:
+    if isinstance(plan, NonPrivatePlan):
+        return isinstance(event, NonPrivate) and purpose != "count"
+    if purpose != "training":
+        noise = plan.count_noise if purpose == "count" else plan.evaluation_noise
+        return isinstance(event, Gaussian) and event.noise_multiplier == noise
+    return (
+        isinstance(event, DpSgd)
+        and (event.sampling_rate, event.noise_multiplier) == (plan.sampling_rate, plan.noise_multiplier)
+        and (event.steps <= plan.steps_per_round)
     )

@@ -42,10 +42,15 @@ Delta = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Epsilon = Annotated[float, Field(ge=0)] | None
 """None stands for infinity, which JSON cannot write."""
+Purpose = Literal["training", "evaluation", "count"]
 
 
 class Body(Strict):
-    """Base of every body: no conversions either ("1" is not 1)."""
+    """Base of every body: no conversions either ("1" is not 1).
+
+    A field that a later version added has a default and is absent from older entries: a body is written with exactly
+    the fields that it was given, so their signatures still hold.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -57,6 +62,13 @@ class DpSgd(Body):
     sampling_rate: Rate
     noise_multiplier: Positive
     steps: Steps
+
+
+class Gaussian(Body):
+    """A ``privacy.event.GaussianEvent``."""
+
+    kind: Literal["gaussian"]
+    noise_multiplier: Positive
 
 
 class NonPrivate(Body):
@@ -77,6 +89,11 @@ class DpSgdPlan(Body):
     rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
     delta: Delta
     epsilon: Positive
+    records_per_patient: Annotated[int, Field(ge=1, le=limits.RECORDS_PER_PATIENT)] = 1
+    patients: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    count_noise: Positive | None = None
+    evaluations: Annotated[int, Field(ge=0, le=limits.ROUNDS)] = 0
+    evaluation_noise: Positive | None = None
 
 
 class NonPrivatePlan(Body):
@@ -119,16 +136,20 @@ class Reject(Body):
 
 
 class Charge(Body):
-    """Written before the first step runs. ``epsilon_after`` is for readers only; every program recomputes it."""
+    """Written before what it pays for begins. ``epsilon_after`` is for readers only; every program recomputes it.
+
+    ``purpose``: a round's training; the evaluation counts after a round; or, in round 0, the noised number of patients.
+    """
 
     study: Sha256
     name: Name
     asset: Name
     round: Round
     attempt: Annotated[int, Field(ge=1, le=LARGEST)]
-    event: Annotated[DpSgd | NonPrivate, Field(discriminator="kind")]
+    event: Annotated[DpSgd | Gaussian | NonPrivate, Field(discriminator="kind")]
     delta: Delta
     epsilon_after: Epsilon
+    purpose: Purpose = "training"
 
 
 class Settle(Body):
@@ -171,6 +192,36 @@ class Policy(Body):
     reason: Sentence
 
 
+class Head(Body):
+    """The last entry of a site's ledger at some time."""
+
+    seq: Annotated[int, Field(ge=0, le=LARGEST)]
+    sha256: Sha256
+
+
+class Witness(Body):
+    """The coordinator showed the heads of the participants' ledgers that it signed into the record of a round."""
+
+    study: Sha256
+    round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+    record: Sha256
+    """Of the signed record's bytes."""
+    heads: Annotated[dict[Name, Head], Field(max_length=limits.SITES)]
+
+
+class Audit(Body):
+    """One-run audit of a study's plan at this site with canaries and without any patient (``privacy/canaries.py``)."""
+
+    study: Sha256
+    name: Name
+    canaries: Annotated[int, Field(ge=1, le=LARGEST)]
+    guesses: Annotated[int, Field(ge=0, le=LARGEST)]
+    correct: Annotated[int, Field(ge=0, le=LARGEST)]
+    plan: Sha256
+    """SHA-256 of the canonical plan that ran."""
+    by: Person
+
+
 KINDS: dict[str, type[Body]] = {
     "open": Open,
     "approve": Approve,
@@ -181,6 +232,8 @@ KINDS: dict[str, type[Body]] = {
     "release": Release,
     "recover": Recover,
     "policy": Policy,
+    "witness": Witness,
+    "audit": Audit,
 }
 """The closed registry of kinds."""
 
@@ -286,7 +339,13 @@ def kind_of(body: Body) -> str:
 
 
 def _unsigned(seq: int, time: str, kind: str, body: Body, prev: str) -> dict[str, Any]:
-    return {"seq": seq, "time": time, "kind": kind, "body": body.model_dump(mode="json"), "prev": prev}
+    return {
+        "seq": seq,
+        "time": time,
+        "kind": kind,
+        "body": body.model_dump(mode="json", exclude_unset=True),
+        "prev": prev,
+    }
 
 
 def _signed_bytes(seq: int, time: str, kind: str, body: Body, prev: str) -> bytes:

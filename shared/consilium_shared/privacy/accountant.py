@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from consilium_shared.errors import BudgetRefused, ConfigurationError
-from consilium_shared.privacy.event import DpSgdEvent, Event, NonPrivateEvent
+from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
 if TYPE_CHECKING:  # dp_accounting takes a second to import: only who asks for an ε waits for it
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -66,7 +66,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     history = list(events)
     if any(isinstance(event, NonPrivateEvent) for event in history):
         return math.inf
-    groups = _grouped(event for event in history if isinstance(event, DpSgdEvent))
+    groups = _grouped(event for event in history if not isinstance(event, NonPrivateEvent))
     return _epsilon(groups, delta) if groups else 0.0
 
 
@@ -154,12 +154,13 @@ def _fourth_digit(number: Decimal) -> Decimal:
     return Decimal(1).scaleb(number.adjusted() - 3)
 
 
-def _grouped(events: Iterable[DpSgdEvent]) -> tuple[Group, ...]:
+def _grouped(events: Iterable[DpSgdEvent | GaussianEvent]) -> tuple[Group, ...]:
     """Equal events added up, in the order of their first appearance (so that a growing history keeps its prefix)."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
-        pair = on_grid(event.sampling_rate, event.noise_multiplier)
-        steps[pair] = steps.get(pair, 0) + event.steps
+        rate, count = (1.0, 1) if isinstance(event, GaussianEvent) else (event.sampling_rate, event.steps)
+        pair = on_grid(rate, event.noise_multiplier)
+        steps[pair] = steps.get(pair, 0) + count
     return tuple((q, sigma, count) for (q, sigma), count in steps.items())
 
 

@@ -48,17 +48,39 @@ class DpSgdEvent:
 
 
 @dataclass(frozen=True)
+class GaussianEvent:
+    """One release of a statistic with Gaussian noise.
+
+    The statistic, as a vector, changes by at most Δ in L2 norm when one patient is added or removed; to it noise is
+    added whose standard deviation is ``noise_multiplier`` × Δ on every coordinate (coordinates of different scale are
+    measured in units of their noise). Rounding what comes out is post-processing. (Dwork & Roth 2014, appendix A; the
+    cost is computed as that of a private step that draws every patient.)
+
+    Raises:
+        ConfigurationError: a noise multiplier that is not positive and finite.
+    """
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise_multiplier < math.inf:
+            raise ConfigurationError(f"noise_multiplier must be positive and finite, got {self.noise_multiplier}")
+
+
+@dataclass(frozen=True)
 class NonPrivateEvent:
     """The data was used without any bound on what shows: infinite cost, whatever comes before or after."""
 
 
-Event = DpSgdEvent | NonPrivateEvent
+Event = DpSgdEvent | GaussianEvent | NonPrivateEvent
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
     """The event as a ledger writes it."""
     if isinstance(event, NonPrivateEvent):
         return {"kind": "non-private"}
+    if isinstance(event, GaussianEvent):
+        return {"kind": "gaussian", "noise_multiplier": event.noise_multiplier}
     return {
         "kind": "dp-sgd",
         "sampling_rate": event.sampling_rate,
@@ -77,6 +99,12 @@ def event_from_dict(record: Any) -> Event:
     if kind == "non-private":
         _expect_keys(record, {"kind"})
         return NonPrivateEvent()
+    if kind == "gaussian":
+        _expect_keys(record, {"kind", "noise_multiplier"})
+        try:
+            return GaussianEvent(_number(record, "noise_multiplier"))
+        except ConfigurationError as error:
+            raise LedgerError(f"event gaussian: {error}") from error
     if kind == "dp-sgd":
         _expect_keys(record, {"kind", "sampling_rate", "noise_multiplier", "steps"})
         if type(record["steps"]) is not int:
@@ -104,9 +132,11 @@ def really_run(charged: Event, steps: int) -> Event | None:
         raise LedgerError(f"steps must not be negative, got {steps}")
     if isinstance(charged, DpSgdEvent) and steps > charged.steps:
         raise LedgerError(f"{steps} steps are more than the {charged.steps} that were charged")
+    if isinstance(charged, GaussianEvent) and steps > 1:
+        raise LedgerError(f"{steps} releases are more than the one that was charged")
     if steps == 0:
         return None
-    if isinstance(charged, NonPrivateEvent):
+    if not isinstance(charged, DpSgdEvent):
         return charged
     return DpSgdEvent(charged.sampling_rate, charged.noise_multiplier, steps)
 

@@ -11,25 +11,31 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from consilium_shared.errors import ConfigurationError, LedgerError
-from consilium_shared.limits import ROUNDS, STEPS_PER_ROUND
+from consilium_shared.limits import RECORDS_PER_PATIENT, ROUNDS, STEPS_PER_ROUND
 from consilium_shared.privacy.accountant import calibrate_noise, check_delta, epsilon
-from consilium_shared.privacy.event import DpSgdEvent, NonPrivateEvent
+from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """Private training of one study at one site.
+    """Everything that one study takes from one site's patients, with privacy.
 
     **Guarantee.** Let D and D' be two sets of patients of this site that differ in one patient, with all of that
-    patient's records, present in one and absent from the other (add-or-remove-one). If each round runs ``event()``
-    at most once, ``rounds`` rounds in all, then for every set S of possible outputs
-    P[M(D) ∈ S] <= e^epsilon · P[M(D') ∈ S] + delta, where the output is every noisy sum of every step, thus also
-    every model and update computed from them. What else touched the same patients is composed by the ledger.
+    patient's records, present in one and absent from the other (add-or-remove-one). If each of ``events()`` runs at
+    most once, then for every set S of possible outputs P[M(D) ∈ S] <= e^epsilon · P[M(D') ∈ S] + delta, where the
+    output is the noised number of patients, every noisy sum of every step, thus also every model and update computed
+    from them, and the noised evaluation counts. All are composed adaptively, as if each saw all patients, though a
+    study trains on some and counts on the others. What else touched the same patients is composed by the ledger.
 
-    **Public.** Every field of this plan, and with ``sampling_rate`` and the study the number of patients. Hidden is
-    whether any one patient is among them, and everything in that patient's records.
+    **Mechanisms.** Training (Abadi et al. 2016, algorithm 1, the patient in place of the example): in each step every
+    patient is drawn with probability ``sampling_rate``, independently; the mean gradient of at most
+    ``records_per_patient`` of its records is scaled to L2 norm at most ``clipping_norm``; the sum gets noise. A step
+    that draws nobody is noise alone. The number of patients and the counts: one Gaussian release each.
 
-    **Not covered.** Which patients exist outside the asset; what is released besides the noisy sums.
+    **Public.** Every field of this plan. ``sampling_rate`` follows from the study and ``patients``, the noised number.
+    Hidden is whether any one patient is among them, and everything in that patient's records.
+
+    **Not covered.** Which patients exist outside the asset; that and when the site answers.
 
     Attributes:
         sampling_rate: q in (0, 1], the probability with which a patient takes part in a step, independently.
@@ -40,6 +46,11 @@ class PrivacyPlan:
         delta: δ in (0, 1).
         epsilon: ε > 0 that the whole study may cost at δ.
         unit: what a neighbouring data set differs in.
+        records_per_patient: most records of a drawn patient in a step.
+        patients: the number of patients to train on with noise, or None when no form of it is released.
+        count_noise: standard deviation of that noise, whose sensitivity is 1.
+        evaluations: how often evaluation counts are released.
+        evaluation_noise: noise multiplier of each of them.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -53,6 +64,11 @@ class PrivacyPlan:
     delta: float
     epsilon: float
     unit: Literal["patient"] = "patient"
+    records_per_patient: int = 1
+    patients: int | None = None
+    count_noise: float | None = None
+    evaluations: int = 0
+    evaluation_noise: float | None = None
 
     def __post_init__(self) -> None:
         _check_length(self.steps_per_round, self.rounds)
@@ -62,7 +78,13 @@ class PrivacyPlan:
                 raise ConfigurationError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.unit != "patient":
             raise ConfigurationError(f"the unit of privacy is the patient, got {self.unit!r}")
-        self.event()  # checks the sampling rate and the noise multiplier
+        if not 1 <= self.records_per_patient <= RECORDS_PER_PATIENT:
+            raise ConfigurationError(f"records_per_patient must be in 1 … {RECORDS_PER_PATIENT}")
+        if (self.patients is None) != (self.count_noise is None) or (self.patients is not None and self.patients < 1):
+            raise ConfigurationError("a released number of patients is at least 1 and has its noise")
+        if not 0 <= self.evaluations <= self.rounds or (self.evaluations > 0) != (self.evaluation_noise is not None):
+            raise ConfigurationError("evaluations are at most one a round and have their noise")
+        self.events()  # checks sampling rate and noise multipliers
 
     @classmethod
     def for_study(
@@ -76,13 +98,18 @@ class PrivacyPlan:
         delta: float,
         clipping_norm: float,
         noise_multiplier: float | None = None,
+        records_per_patient: int = 1,
+        count_noise: float | None = None,
+        evaluations: int = 0,
+        evaluation_epsilon: float | None = None,
     ) -> PrivacyPlan:
         """The plan of a study for a site with ``patients`` patients to train on.
 
         Args:
-            patients: number of patients, at least 1.
+            patients: number of patients, at least 1; with the noise of ``count_noise`` in it where that is given.
             expected_batch: expected number of patients in a step; all of them when there are fewer.
             noise_multiplier: as the study fixes it, or None for the smallest that keeps the study within ``epsilon``.
+            evaluation_epsilon: what ``evaluations`` releases of counts may cost together; needed when there are any.
 
         Raises:
             ConfigurationError: a number outside its range, δ >= 1 / patients, or a fixed noise multiplier with which
@@ -94,7 +121,14 @@ class PrivacyPlan:
         check_delta(delta, patients)
         _check_length(steps_per_round, rounds)
         rate, steps = min(1.0, expected_batch / patients), steps_per_round * rounds
-        sigma = calibrate_noise(rate, steps, epsilon, delta) if noise_multiplier is None else noise_multiplier
+        beside: list[Event] = [] if count_noise is None else [GaussianEvent(count_noise)]
+        evaluation_noise = None
+        if evaluations:
+            if evaluation_epsilon is None:
+                raise ConfigurationError("evaluations need an epsilon of their own")
+            evaluation_noise = calibrate_noise(1.0, evaluations, evaluation_epsilon, delta)
+            beside += [GaussianEvent(evaluation_noise)] * evaluations
+        sigma = calibrate_noise(rate, steps, epsilon, delta, beside) if noise_multiplier is None else noise_multiplier
         plan = cls(
             sampling_rate=rate,
             clipping_norm=clipping_norm,
@@ -103,6 +137,11 @@ class PrivacyPlan:
             rounds=rounds,
             delta=delta,
             epsilon=epsilon,
+            records_per_patient=records_per_patient,
+            patients=None if count_noise is None else patients,
+            count_noise=count_noise,
+            evaluations=evaluations,
+            evaluation_noise=evaluation_noise,
         )
         if noise_multiplier is not None and plan.cost() > epsilon:
             raise ConfigurationError(
@@ -112,12 +151,29 @@ class PrivacyPlan:
         return plan
 
     def event(self, rounds: int = 1) -> DpSgdEvent:
-        """What ``rounds`` whole rounds do to the data."""
+        """What the training of ``rounds`` whole rounds does to the data."""
         return DpSgdEvent(self.sampling_rate, self.noise_multiplier, self.steps_per_round * rounds)
 
+    def count_event(self) -> GaussianEvent | None:
+        """The release of the noised number of patients, once a study; None when no form of it is released."""
+        return None if self.count_noise is None else GaussianEvent(self.count_noise)
+
+    def evaluation_event(self) -> GaussianEvent | None:
+        """The release of one evaluation's counts; None when none are."""
+        return None if self.evaluation_noise is None else GaussianEvent(self.evaluation_noise)
+
+    def events(self) -> tuple[Event, ...]:
+        """Everything that the whole study does to the data."""
+        count, evaluation = self.count_event(), self.evaluation_event()
+        return (
+            *(() if count is None else (count,)),
+            *(() if evaluation is None else (evaluation,) * self.evaluations),
+            self.event(self.rounds),
+        )
+
     def cost(self) -> float:
-        """ε of all rounds at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
-        return epsilon([self.event(self.rounds)], self.delta)
+        """ε of ``events()`` at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
+        return epsilon(self.events(), self.delta)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a ledger writes it."""
@@ -140,6 +196,17 @@ class NonPrivatePlan:
     def event(self, rounds: int = 1) -> NonPrivateEvent:
         """What any number of rounds does to the data."""
         return NonPrivateEvent()
+
+    def count_event(self) -> None:
+        """The number of patients is no release of its own beside training without any bound."""
+
+    def evaluation_event(self) -> NonPrivateEvent:
+        """What one evaluation's counts, which carry no noise, do."""
+        return NonPrivateEvent()
+
+    def events(self) -> tuple[Event, ...]:
+        """Everything that the whole study does to the data."""
+        return (NonPrivateEvent(),)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a ledger writes it."""
