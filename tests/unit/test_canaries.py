@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def test_a_contradiction_at_any_delta_is_found() -> None:
 def test_every_tenth_of_delta_is_looked_at_as_far_as_the_accountant_goes() -> None:
     bounds = compare(Outcome(1000, 1000, 1000), [DpSgdEvent(1.0, 5.0, 10)], 1e-3)
     assert [round(math.log10(b.delta)) for b in bounds] == list(range(-3, -13, -1))
-    assert all(a.proven <= b.proven and a.measured <= b.measured for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a.proven <= b.proven and a.measured <= b.measured for a, b in pairwise(bounds))
 
 
 @pytest.mark.parametrize(("m", "r", "v"), [(0, 0, 0), (MOST_CANARIES + 1, 1, 1), (5, 6, 1), (5, 4, 5), (5, 4, -1)])
