@@ -84,7 +84,7 @@ def test_the_bound_of_a_private_run_is_too_high_at_most_as_often_as_it_says(epsi
     too_high = sum(
         stats.binom.pmf(v, m, told) for v in range(m + 1) if lower_bound(Outcome(m, m, v), delta, 0.95) > epsilon
     )
-    assert too_high <= 0.05 / WAYS
+    assert too_high <= 0.05 / len(WAYS)
 
 
 @given(outcomes(), st.sampled_from(DELTAS))
@@ -103,7 +103,7 @@ def test_what_is_proven_holds_at_a_smaller_delta_and_at_less_confidence(outcome:
 
 @given(outcomes())
 def test_the_bound_is_the_last_epsilon_that_is_refuted(outcome: Outcome) -> None:
-    found, error = lower_bound(outcome, 1e-6), 0.05 / WAYS
+    found, error = lower_bound(outcome, 1e-6), 0.05 / len(WAYS)
     if found:
         assert p_value(outcome, found, 1e-6) < error <= p_value(outcome, found + 1e-3, 1e-6)
     else:
@@ -113,7 +113,7 @@ def test_the_bound_is_the_last_epsilon_that_is_refuted(outcome: Outcome) -> None
 def test_coins_that_are_all_told_prove_the_logarithm_of_their_number() -> None:
     """(e^ε / (1 + e^ε))^r = error, solved for ε."""
     for r in (10, 100, 10_000):
-        told = (0.05 / WAYS) ** (1 / r)
+        told = (0.05 / len(WAYS)) ** (1 / r)
         assert lower_bound(Outcome(r, r, r), 0.0) == pytest.approx(math.log(told / (1 - told)), abs=2e-4)
 
 

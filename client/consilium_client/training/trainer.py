@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,16 @@ PHYSICAL_BATCH = 512
 Progress = Callable[[int, int], None]
 
 
+class Probe(Protocol):
+    """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
+
+    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+        """Change rows of ``grad_sample`` before they are clipped; ``records`` int64 ``[B]`` says whose they are."""
+
+    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
+        """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a round gave.
@@ -67,6 +77,7 @@ def train(
     device: torch.device,
     seed: bytes | None = None,
     on_progress: Progress | None = None,
+    probe: Probe | None = None,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
@@ -88,6 +99,7 @@ def train(
             is answered so that a round which a crash interrupted is the same round again; None for fresh ones. A study
             can give a seed (``training.seed``) without privacy alone; that then takes this one's place.
         on_progress: told (steps done, steps of the round).
+        probe: an audit's, on records that no patient has; only with privacy.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -114,7 +126,7 @@ def train(
     done = 0
     with exact_arithmetic(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        stepper = _stepper(model, study, private, loss, Noise(secret))
+        stepper = _stepper(model, study, private, loss, Noise(secret), probe)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
             stepper(batch.pieces(physical_batch(model, records)))
@@ -177,11 +189,13 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, and whose each record is (``PrivateOptimizer.accumulate``)."""
+    """A physical batch: the model's inputs, the classes, whose each record is (``PrivateOptimizer.accumulate``), and
+    which it is of all."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     owners: torch.Tensor
+    records: npt.NDArray[np.int64]
 
 
 class _Batch:
@@ -200,7 +214,7 @@ class _Batch:
             self._inputs = augmentation.light(self._inputs, generator)
         self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
         self._labels = torch.from_numpy(records.labels[draw.records])
-        self._owners = draw.owners
+        self._owners, self._records = draw.owners, draw.records
         self._device = device
 
     def pieces(self, size: int) -> list[Piece]:
@@ -218,6 +232,7 @@ class _Batch:
                     tuple(t.to(self._device) for t in inputs),
                     self._labels[part].to(self._device),
                     owners.to(self._device),
+                    self._records[part],
                 )
             )
             start = end
@@ -227,7 +242,9 @@ class _Batch:
 Stepper = Callable[[list[Piece]], None]
 
 
-def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise) -> Stepper:
+def _stepper(
+    model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise, probe: Probe | None
+) -> Stepper:
     """The function that runs one step on its pieces."""
     spec, parameters = study.training.optimizer, list(model.parameters())
     optimizer: torch.optim.Optimizer
@@ -237,8 +254,10 @@ def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, los
         optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
     anchors = [p.detach().clone() for p in parameters]
 
-    def pull() -> None:
+    def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
+        if probe is not None:
+            probe.observe(parameters)
         if study.training.proximal > 0:
             for parameter, anchor in zip(parameters, anchors, strict=True):
                 assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
@@ -246,24 +265,33 @@ def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, los
 
     batch = study.training.expected_batch
     if plan is None:
-        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, pull)
+        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
     private = PrivateOptimizer(
         optimizer,
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
-        after=pull,
+        after=after,
     )
     wrapped = per_sample(model)
-    return lambda pieces: private_step(wrapped, private, loss, pieces)
+    plant = None if probe is None else lambda records: probe.plant(parameters, records)
+    return lambda pieces: private_step(wrapped, private, loss, pieces, plant)
 
 
-def private_step(model: torch.nn.Module, optimizer: PrivateOptimizer, loss: Loss, pieces: list[Piece]) -> None:
-    """One private step, on no records too: then it is noise alone."""
-    for inputs, labels, owners in pieces:
-        loss(model(*inputs), labels).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.accumulate(owners)
+def private_step(
+    model: torch.nn.Module,
+    optimizer: PrivateOptimizer,
+    loss: Loss,
+    pieces: list[Piece],
+    plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
+) -> None:
+    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``."""
+    for piece in pieces:
+        loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
+        if plant is not None:
+            plant(piece.records)
+        optimizer.accumulate(piece.owners)
     optimizer.finish()
 
 
@@ -277,7 +305,7 @@ def _plain_step(
 ) -> None:
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
-    for inputs, labels, owners in pieces:
+    for inputs, labels, owners, _ in pieces:
         weights = 1.0 / torch.bincount(owners)[owners]
         losses = loss(model(*inputs), labels)
         finite = torch.isfinite(losses.detach())

@@ -14,8 +14,9 @@ than about ln(guesses / 4) at the number of guesses, and ln(1 / (120 δ)) at δ,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,26 @@ from consilium_shared.privacy.event import Event
 MOST_CANARIES = 100_000
 """Most canaries of one audit; bounds the time to recompute what somebody claims."""
 
-WAYS = 3
-"""Ways of guessing that an audit tries on the same run, reporting one. Fixed by the method, so that an outcome alone is
-enough to recompute the bound: each way has its share of the error probability (Bonferroni)."""
+
+@dataclass(frozen=True)
+class Way:
+    """How an audit guesses: the canaries with the highest scores are in, those with the lowest are out.
+
+    Attributes:
+        score: by which score of a run.
+        inside: fraction of all canaries that are guessed to be in.
+        outside: fraction that are guessed to be out.
+    """
+
+    score: Literal["likelihood", "sum"]
+    inside: float
+    outside: float
+
+
+WAYS = (Way("likelihood", 0.1, 0.1), Way("likelihood", 0.03, 0.0), Way("sum", 0.5, 0.5))
+"""What an audit tries on the same run, reporting one: guess the clear cases, guess only those that are surely in (what
+shows when few patients are drawn), guess all (what proves most when everything leaks). Fixed by the method, so that an
+outcome alone is enough to recompute the bound: each way has its share of the error probability (Bonferroni)."""
 
 CONFIDENCE = 0.95
 """Of every reported bound: a private run exceeds it in at most 1 audit of 20."""
@@ -73,6 +91,22 @@ class Bounds:
     proven: float
 
 
+def guess(scores: Mapping[str, npt.NDArray[np.float64]], coins: npt.NDArray[np.bool_]) -> list[Outcome]:
+    """The outcome of each of ``WAYS``.
+
+    Args:
+        scores: for every ``Way.score`` a number for each canary, float64 ``[m]``: the higher, the more likely it is in.
+        coins: bool ``[m]``, whether it was.
+    """
+    outcomes = []
+    for way in WAYS:
+        order = np.argsort(scores[way.score], kind="stable")
+        inside, outside = int(way.inside * len(coins)), int(way.outside * len(coins))
+        correct = coins[order[len(coins) - inside :]].sum() + (~coins[order[:outside]]).sum()
+        outcomes.append(Outcome(len(coins), inside + outside, int(correct)))
+    return outcomes
+
+
 def p_value(outcome: Outcome, epsilon: float, delta: float) -> float:
     """Largest probability with which an (ε, δ)-private run lets anybody guess so well or better, by one way.
 
@@ -97,14 +131,14 @@ def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE) 
     ``correct`` reaches some number, and the lowest of these numbers decides for all.
 
     Args:
-        outcome: of the way of guessing that was reported, of ``WAYS`` tried.
+        outcome: of the way of guessing that was reported, of all ``WAYS`` tried.
         delta: δ in [0, 1).
         confidence: in (0, 1).
 
     Returns:
-        The largest ε with ``p_value`` below (1 - confidence) / ``WAYS``, rounded down; 0 when there is none.
+        The largest ε whose ``p_value`` is below one way's share of 1 - confidence, rounded down; 0 when there is none.
     """
-    error = (1.0 - confidence) / WAYS
+    error = (1.0 - confidence) / len(WAYS)
     if p_value(outcome, 0.0, delta) >= error:
         return 0.0
     refuted, open_ = 0.0, _LARGEST
@@ -132,6 +166,19 @@ def compare(
     """
     done = list(events)
     return tuple(Bounds(d, lower_bound(outcome, d, confidence), epsilon(done, d)) for d in _deltas(delta))
+
+
+def strongest(
+    outcomes: Sequence[Outcome], events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
+) -> Outcome:
+    """The one to report: that comes nearest to contradicting what was proven, or contradicts it the most."""
+    done = list(events)
+
+    def margin(outcome: Outcome) -> float:
+        bound = nearest(compare(outcome, done, delta, confidence))
+        return bound.measured - bound.proven
+
+    return max(outcomes, key=margin)
 
 
 def contradiction(bounds: Sequence[Bounds]) -> Bounds | None:
