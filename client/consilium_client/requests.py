@@ -18,6 +18,7 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
+from consilium_client.spending import Reservation
 from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
@@ -216,14 +217,12 @@ class Requests:
             raise
         weight = _weight(study, plan, result.patients)
         vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
-        spent = reservation.study_epsilon_after
-        epsilon = None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
         def settle() -> None:
             reservation.settle(result.steps)
             desk.attempts.end(study.digest, "training")
 
-        return {"epsilon": epsilon}, vector.tobytes(), settle
+        return {"epsilon": _told(reservation)}, vector.tobytes(), settle
 
     def _count(
         self, proposal: Proposal, plan: Plan, request: Evaluate, header: bytes, payload: bytes
@@ -253,7 +252,7 @@ class Requests:
             reservation.settle(1)
             desk.attempts.end(study.digest, "evaluation")
 
-        return {}, counts.astype("<i8").tobytes(), settle
+        return {"epsilon": _told(reservation)}, counts.astype("<i8").tobytes(), settle
 
     # -- checks and bookkeeping
 
@@ -357,6 +356,12 @@ class Requests:
             detail=_sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), b""
+
+
+def _told(reservation: Reservation) -> float | None:
+    """ε of the study as the coordinator is told it: rounded up to thousandths; None without privacy."""
+    spent = reservation.study_epsilon_after
+    return None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
 
 def _weight(study: Study, plan: Plan, patients: int) -> float:
