@@ -121,6 +121,7 @@ class Administration:
             "patients": estimate.patients,
             "patients_held_back": estimate.held_back,
             "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "evaluated_rounds": list(estimate.evaluated_rounds),
             "plan": plan.to_dict(),
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
             "arithmetic": str(estimate.quote),
@@ -136,7 +137,7 @@ class Administration:
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
         """Say no, or withdraw an approval."""
         proposal = self.desk.proposals.find(study)
-        self.desk.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+        self.desk.reject(proposal, by, reason)
         return self._describe(proposal)
 
     def budget(self) -> list[dict[str, Any]]:

@@ -74,5 +74,5 @@ def test(study: Study, model: bytes, records: Records, device_name: str) -> dict
     from consilium_client.evaluation import evaluate
     from consilium_client.training import device
 
-    counts = evaluate(model, study, records, device.choose(device_name))
-    return dict(metrics.metrics(counts, len(study.data.label.classes)))
+    layout = metrics.Layout.local(len(study.data.label.classes))
+    return metrics.metrics(evaluate(model, study, records, device.choose(device_name), layout), layout)
