@@ -293,6 +293,39 @@ def baseline(
 
 
 @app.command()
+def audit_canaries(
+    study: StudyName,
+    home: HomeOption = DEFAULT_HOME,
+    canaries: Annotated[int | None, typer.Option(help="Invented patients, 10 … 100000; 2000 by default.")] = None,
+    by: By = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a study's plan with invented patients; show what the attack proves beside what was promised.
+
+    No patient's data is used and no budget is charged. The outcome is entered into the ledger, and goes to the
+    coordinator with the study's last answer. The exit status is 70 when more was measured than the plan allows.
+    """
+    from consilium_client import canary_audit
+
+    who, place = _decider(by), Home(home.resolve())
+    audited = canary_audit.Audited.of(ask(place.admin_socket, "plan", study=study))
+    device = place.config().device
+    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+        task = bar.add_task(f"auditing {audited.study.study} with canaries", total=None)
+        result = canary_audit.run(audited, canaries, device, lambda n, all_: bar.update(task, completed=n, total=all_))
+    entry = ask(place.admin_socket, "audit", **result.entry(who))["entry"]
+    if as_json:
+        print(json.dumps({**result.to_json(), "entry": entry}, indent=2, sort_keys=True))
+    else:
+        for line in result.lines():
+            _say(line)
+        _say(f"The outcome is entry {entry} of the ledger.")
+    if result.contradiction is not None:
+        console.errors.print(result.alarm(), style="bold red", markup=False)
+        raise typer.Exit(console.INTERNAL)
+
+
+@app.command()
 def test(
     study: StudyFile,
     model: Annotated[Path, typer.Argument(help="model.safetensors")],

@@ -50,7 +50,9 @@ _PLACES = 16
 _FEW = 16
 """… unless that leaves less room than for so many canaries in one run."""
 _BACKGROUND = 8
-"""Generated patients that a step is expected to draw."""
+"""Most generated patients that a step is expected to draw …"""
+_ROOM = 64
+"""… and one for so many coordinates: in fewer, what they add would hide the canaries."""
 _RECORDS = 4
 """Most records of a generated patient: enough to tell the mean of its gradients from their sum."""
 
@@ -93,7 +95,7 @@ def audit(
     found: list[_Run] = []
     for number in range(runs):
         part = coins[number * together : (number + 1) * together]
-        records, owners = _records(study, plan, np.flatnonzero(part), draw)
+        records, owners = _records(study, plan, len(start), np.flatnonzero(part), draw)
         run = _Run(plan, study.training.expected_batch, together, len(part), owners)
         found.append(run)
         for done in range(rounds):
@@ -152,7 +154,7 @@ class _Run:
         size, offset = sum(p.numel() for p in parameters), 0
         norm = self._sign * LOUD * self._plan.clipping_norm
         for parameter in parameters:
-            flat = parameter.grad_sample.view(len(records), -1)
+            flat: torch.Tensor = parameter.grad_sample.view(len(records), -1)  # type: ignore[attr-defined]  # opacus sets it
             flat[torch.from_numpy(rows).to(flat.device)] = 0.0
             for row, owner in zip(rows.tolist(), owners[rows].tolist(), strict=True):
                 flat[row, (owner - offset) % self._stride :: self._stride] = norm / math.sqrt(self._places(size, owner))
@@ -178,16 +180,16 @@ class _Run:
 
 
 def _records(
-    study: Study, plan: PrivacyPlan, inside: npt.NDArray[np.int64], draw: np.random.Generator
+    study: Study, plan: PrivacyPlan, size: int, inside: npt.NDArray[np.int64], draw: np.random.Generator
 ) -> tuple[Records, npt.NDArray[np.int64]]:
     """Generated patients, then the canaries that are in; and whose each record is.
 
     The patients are fewer than the site has: they are there so that the run is one on patients, and what they add to a
-    canary's coordinates can only hide it. An observer who knew their draws would subtract it.
+    canary's coordinates (``size`` in all) can only hide it. An observer who knew their draws would subtract it.
 
     Records overlap in memory: each begins one number after the one before, so any number of them takes little.
     """
-    background = max(1, round(min(_BACKGROUND, study.training.expected_batch) / plan.sampling_rate))
+    background = max(1, round(max(1, min(_BACKGROUND, size // _ROOM)) / plan.sampling_rate))
     each = min(plan.records_per_patient, _RECORDS)
     patients = np.repeat(np.arange(background + len(inside)), each)
     canary = np.concatenate([np.full(background, -1), inside])[patients]

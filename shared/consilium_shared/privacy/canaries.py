@@ -168,6 +168,17 @@ def compare(
     return tuple(Bounds(d, lower_bound(outcome, d, confidence), epsilon(done, d)) for d in _deltas(delta))
 
 
+def most(canaries: int, events: Iterable[Event], delta: float) -> tuple[Bounds, ...]:
+    """What ``compare`` would say of a run that gave every coin away: how much an audit with so many canaries can show.
+
+    Where even this contradicts nothing, the audit says nothing about whether the plan holds; more canaries say more.
+    """
+    everything = [int(way.inside * canaries) + int(way.outside * canaries) for way in WAYS]
+    outcomes = [Outcome(canaries, guesses, guesses) for guesses in everything]
+    done = list(events)
+    return compare(strongest(outcomes, done, delta), done, delta)
+
+
 def strongest(
     outcomes: Sequence[Outcome], events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
 ) -> Outcome:
