@@ -7,7 +7,6 @@ Every answer stands in the ledger (``release``) before it is handed out.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
-from consilium_client.spending import Reservation
+from consilium_client.spending import told
 from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
@@ -222,7 +221,7 @@ class Requests:
             reservation.settle(result.steps)
             desk.attempts.end(study.digest, "training")
 
-        return {"epsilon": _told(reservation)}, vector.tobytes(), settle
+        return {"epsilon": told(reservation.study_epsilon_after)}, vector.tobytes(), settle
 
     def _count(
         self, proposal: Proposal, plan: Plan, request: Evaluate, header: bytes, payload: bytes
@@ -252,7 +251,7 @@ class Requests:
             reservation.settle(1)
             desk.attempts.end(study.digest, "evaluation")
 
-        return {"epsilon": _told(reservation)}, counts.astype("<i8").tobytes(), settle
+        return {"epsilon": told(reservation.study_epsilon_after)}, counts.astype("<i8").tobytes(), settle
 
     # -- checks and bookkeeping
 
@@ -356,12 +355,6 @@ class Requests:
             detail=_sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), b""
-
-
-def _told(reservation: Reservation) -> float | None:
-    """ε of the study as the coordinator is told it: rounded up to thousandths; None without privacy."""
-    spent = reservation.study_epsilon_after
-    return None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
 
 def _weight(study: Study, plan: Plan, patients: int) -> float:
