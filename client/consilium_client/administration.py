@@ -136,7 +136,7 @@ class Administration:
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
         """Say no, or withdraw an approval."""
         proposal = self.desk.proposals.find(study)
-        self.desk.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+        self.desk.reject(proposal, by, reason)
         return self._describe(proposal)
 
     def budget(self) -> list[dict[str, Any]]:

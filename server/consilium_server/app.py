@@ -28,10 +28,11 @@ from consilium_server.recruitment import Recruitment
 from consilium_server.rounds import Question
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
-from consilium_shared import logs, messages, metrics
+from consilium_shared import logs, messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Counts, Evaluate, Payload, Refusal, Train, Update
+from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import seconds
@@ -127,10 +128,7 @@ class StudyRun:
 
     def _close(self, point: Checkpoint) -> None:
         """Evaluate where the study says so, sign the record, tell whoever watches."""
-        every, last = self.study.evaluation.every, point.round == self.study.training.rounds
-        found: dict[str, Any] | None = None
-        if point.round % every == 0 or last:
-            found = self._evaluate(point)
+        found = self._evaluate(point) if point.round in self.study.evaluated_rounds else None
         record = {**point.record, "metrics": found}
         self.folder.write_record(record, self.talk.coordinator)
         self.folder.event(
@@ -147,8 +145,8 @@ class StudyRun:
         model = self.packed
         evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
         header = messages.encode(evaluate, self.talk.coordinator)
-        classes = len(self.study.data.label.classes)
-        total = CountSum(metrics.counts_width(classes))
+        layout = Layout.of(self.study)
+        total = CountSum(layout.width, noised=layout.noised)
         asked = tuple(site for site in point.record["participants"] if self.recruitment.standing[site] == "approved")
         question = self._question(point.round, "evaluation", asked, 1)
 
@@ -160,7 +158,7 @@ class StudyRun:
         self._ask(question, point.round, header, model, total.payload_bytes, accept)
         if not question.answered:
             return None
-        values = metrics.metrics(total.total, classes)
+        values = metrics(total.total, layout)
         kept: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
         return {**kept, "sites": len(question.answered)}
 

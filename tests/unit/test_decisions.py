@@ -75,13 +75,11 @@ def test_an_account_without_a_name_must_say_who_decides(running: Any, monkeypatc
 
 
 def test_what_changed_after_it_was_shown_is_not_approved(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def more_patients(question: str) -> bool:
-        from consilium_client.desk import Patients
-
-        running.desk._patients[running.coordinator.study.digest] = Patients(90, 20)
+    def another_draw(question: str) -> bool:
+        monkeypatch.setattr(running.desk.cohorts, "size", lambda *_: 200)
         return True
 
-    monkeypatch.setattr("typer.confirm", more_patients)
+    monkeypatch.setattr("typer.confirm", another_draw)
     with pytest.raises(ConfigurationError, match="another plan"):
         cli.approve("synthetic-study", by="Dr Synthetic")
     assert running.desk.spending.approval(running.coordinator.study.digest) is None
