@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import trainer
 from consilium_client.training.clipping import PrivateOptimizer
@@ -84,10 +85,16 @@ def plan(**changes: Any) -> PrivacyPlan:
 
 
 def run(
-    given: Study, data: Records, how: PrivacyPlan | None = None, round: int = 1, site: str = "north"
+    given: Study,
+    data: Records,
+    how: PrivacyPlan | None = None,
+    round: int = 1,
+    site: str = "north",
+    seed: bytes | None = None,
 ) -> TrainResult:
-    start = pack(to_vector(build(given)), given)
-    return train(start, given, data, how, round=round, site=site, device=CPU)
+    start, spec = pack(to_vector(build(given)), given), given.training
+    plan = NonPrivatePlan(steps_per_round=spec.steps_per_round, rounds=spec.rounds) if how is None else how
+    return train(start, given, data, plan, round=round, site=site, device=CPU, seed=seed)
 
 
 def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 512):
@@ -101,7 +108,9 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
         noise=Noise(secrets.token_bytes(32)),
     )
     before, wrapped = to_vector(model), per_sample(model)
-    batch = trainer._Batch(given, data, np.array(chosen, dtype=np.int64), CPU, np.random.default_rng(0))
+    indices = np.array(chosen, dtype=np.int64)
+    owners = np.cumsum(np.diff(data.patients[indices], prepend=-1) != 0) - 1
+    batch = trainer._Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
     private_step(wrapped, optimizer, per_record(given, CPU), batch.pieces(size))
     return before.astype(np.float64) - to_vector(model)
 
@@ -123,7 +132,7 @@ def test_removing_one_patient_changes_the_sum_by_at_most_the_bound(model: str) -
 @pytest.mark.parametrize("model", KINDS)
 def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     given, data = study(model), records(model)
-    found = private_sum(given, data, list(range(6)), bound=1e6)
+    found = private_sum(given, data, list(range(6)), bound=100.0)
     plain = build(given)
     per_record(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
     expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
@@ -225,9 +234,8 @@ def test_exactly_the_plans_steps_are_run_and_reported() -> None:
 
 def test_a_study_with_privacy_is_never_trained_without_a_private_plan() -> None:
     given = study(privacy=DP)
-    for how in (None, NonPrivatePlan(steps_per_round=5, rounds=2)):
-        with pytest.raises(ConfigurationError, match="privacy mode"):
-            run(given, records(), how)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="privacy mode"):
+        run(given, records())
     with pytest.raises(ConfigurationError, match="privacy mode"):
         run(study(), records(), plan())
 
