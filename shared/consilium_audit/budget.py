@@ -44,7 +44,8 @@ class StudyAccount:
         delta: the study's own, at which ``epsilon`` holds; None without privacy.
         approved: ε that the hospital approved; infinity without privacy.
         rounds: how many were charged.
-        unsettled: charges that count in full because nobody wrote down what ran.
+        unsettled: charges of rounds that count in full because nobody wrote down what ran. (The one for the number of
+            patients always does.)
         purposes: training, evaluation and count, as far as anything was charged for them.
         refused: reason code to how often.
     """
@@ -151,7 +152,7 @@ def _study_account(
         delta=delta,
         approved=limit_of(approval),
         rounds=len({each.body.round for each in charges if each.body.purpose == "training"}),
-        unsettled=sum(each.settled is None for each in charges),
+        unsettled=sum(each.settled is None and each.body.purpose != "count" for each in charges),
         purposes=purposes,
         refused={reason: count for (study, reason), count in refusals.items() if study == approval.study},
     )

@@ -16,8 +16,8 @@ LABEL_GAP = 14
 """Units between two names at the ends of lines."""
 
 LABEL_CHARACTERS = 14
-MARKERS = 12
-"""Most markers on a line; a denser one would hide its dashes."""
+MARKER_GAP = 15.0
+"""Units between two markers of a line; denser ones would hide its dashes."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _figure(
     x_ticks: Sequence[tuple[float, str]],
 ) -> Figure:
     finite = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
-    step = _nice(max([*finite, 1e-3]) * 1.05 / 4)
+    step = _nice(max([*finite, 1e-3]) * 1.02 / 5)
     highest = step * math.ceil(max([*finite, 1e-3]) * 1.02 / step)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -146,10 +146,12 @@ def _line(curve: Curve, places: Sequence[tuple[float, float]]) -> Line | None:
     if curve.step:  # it holds to the end of the figure
         end = (float(WIDTH - RIGHT), end[1])
         path += f"H{end[0]:g}"
-    every = math.ceil(len(places) / MARKERS)
-    markers = tuple(places[len(places) - 1 :: -every][::-1]) if curve.look != "limit" else ()
+    markers: list[tuple[float, float]] = []
+    for place in reversed(places if curve.look != "limit" else ()):
+        if not markers or math.dist(place, markers[-1]) >= MARKER_GAP:
+            markers.append(place)
     name = curve.name if len(curve.name) <= LABEL_CHARACTERS else curve.name[: LABEL_CHARACTERS - 1] + "…"
-    return Line(name, curve.look, path, markers, end, end[1])
+    return Line(name, curve.look, path, tuple(markers[::-1]), end, end[1])
 
 
 def _spread(lines: Sequence[Line]) -> tuple[Line, ...]:

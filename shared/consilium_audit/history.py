@@ -11,7 +11,7 @@ from consilium_shared.ledger.entry import Approve, Open, Settle
 from consilium_shared.ledger.verify import VerifiedLedger
 
 POINTS = 50
-"""Most points of a curve: between them a long study's curve is drawn straight. First and last are always there."""
+"""Most points of a curve; of a long study's rounds so many are shown, evenly spread, first and last among them."""
 
 
 @dataclass(frozen=True)

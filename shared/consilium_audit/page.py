@@ -24,9 +24,10 @@ from consilium_audit.figures import Curve, Figure
 from consilium_audit.odds import PRIORS
 from consilium_audit.participation import Participation, spans
 from consilium_audit.report import Report
-from consilium_audit.site_report import SiteReport
+from consilium_audit.site_report import Measured, SiteReport
 from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
+from consilium_shared.privacy.canaries import Bounds, nearest
 
 MOST_STUDIES = 3
 """Studies that a figure of an asset shows by themselves; all are in the total and in the table."""
@@ -52,18 +53,21 @@ def render(report: Report) -> bytes:
         "up": in_words,
         "down": lambda value: in_words(value, up=False),
         "percent": percent,
+        "chance": chance,
         "times": times,
         "when": when,
         "spans": spans,
-        "grouped": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+        "grouped": grouped,
     }
     page = environment.get_template("report.html").render(
         report=report,
         study_figures=[(site, study_figure(site, report)) for site in report.sites if site.rounds],
         asset_figures=[(site, asset, asset_figure(site, asset)) for site in report.sites for asset in site.assets],
         blocks=list(blocks(report.participation)),
+        by_site={site.site: site for site in report.sites},
         purposes=PURPOSES,
         priors=PRIORS,
+        shown_bounds=shown_bounds,
         accountants=list(dict.fromkeys(name for s in report.sites for c in s.compared for name in c.accountants)),
         infinity=math.inf,
         version=metadata.version("consilium"),
@@ -83,8 +87,8 @@ def study_figure(site: SiteReport, report: Report) -> Figure | None:
     if found is None or found[1].delta is None:
         return None
     study, last = found[1], report.study.training.rounds
-    curve = Curve("spent", tuple((float(p.round), p.epsilon) for p in site.rounds), "a")
-    limit = Curve("approved", ((0.0, study.approved), (float(last), study.approved)), "limit")
+    curve = Curve("spent", tuple((float(p.round), p.epsilon) for p in site.rounds), "a", step=True)
+    limit = Curve("approved", ((0.0, study.approved), (float(last), study.approved)), "limit", step=True)
     description = (
         f"ε grows to {in_words(site.rounds[-1].epsilon)} at round {site.rounds[-1].round}; "
         f"approved were {in_words(study.approved)}."
@@ -125,13 +129,27 @@ def blocks(parts: Sequence[Participation]) -> Iterator[tuple[int, int, list[tupl
         yield first + 1, last, [(part.site, part.standings[first:last]) for part in parts]
 
 
+def shown_bounds(measured: Measured) -> list[Bounds]:
+    """Of the measured bounds the one at the study's δ, and the one that comes nearest to what is proven."""
+    return list(dict.fromkeys([measured.bounds[0], nearest(measured.bounds)])) if measured.bounds else []
+
+
 def percent(probability: float) -> str:
     """A probability in percent, rounded up to one decimal; more where that would read as certainty."""
     for digits in ("0.1", "0.001", "0.00001"):
         shown = (Decimal(repr(probability)) * 100).quantize(Decimal(digits), rounding=ROUND_CEILING)
-        if shown < 100 or probability == 1:
-            return f"{shown.normalize():f} %"
-    return "practically 100 %"
+        if shown < 100:
+            return Markup(f"{shown}&nbsp;%")  # noqa: S704 - digits alone
+    return Markup("100&nbsp;%")
+
+
+def chance(delta: float) -> str:
+    """A δ as people write it: 0.001, 10⁻⁵, 2·10⁻⁵."""
+    if delta == 0 or delta >= 1e-4:
+        return f"{delta:g}"
+    digits, _, power = f"{delta:.3g}".partition("e")
+    power = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{power}" if digits == "1" else f"{digits}·10{power}"
 
 
 def times(factor: float) -> str:
@@ -141,8 +159,13 @@ def times(factor: float) -> str:
     if factor >= 1e6:
         return "more than a million"
     if factor >= 100:
-        return f"{math.ceil(factor):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+        return grouped(math.ceil(factor))
     return str(Decimal(repr(factor)).quantize(Decimal("0.01"), rounding=ROUND_CEILING))
+
+
+def grouped(number: int) -> str:
+    """A whole number with its thousands apart."""
+    return Markup(f"{number:,}".replace(",", "&#8239;"))  # noqa: S704 - digits alone
 
 
 def when(time: str) -> str:

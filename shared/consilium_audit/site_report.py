@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,12 +16,9 @@ from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.ledger.entry import Approve, Audit, DpSgdPlan, Open, Recover, Refuse, Reject, Release
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.accountants import side_by_side
-from consilium_shared.privacy.canaries import Outcome, lower_bound
-from consilium_shared.privacy.plan import plan_from_dict
+from consilium_shared.privacy.canaries import CONFIDENCE, Bounds, Outcome, compare, contradiction
+from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
 from consilium_shared.study import Study
-
-CONFIDENCE = 0.95
-"""Of the measured lower bound."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,14 @@ class Released:
 
 @dataclass(frozen=True)
 class Measured:
-    """The last canary audit of the study here: a lower bound of ε, with its confidence.
+    """The last canary audit of the study here: lower bounds of ε, beside what the plan's training is proven to keep.
 
     Attributes:
         of_plan: whether the audited plan is the one that was approved last.
-        epsilon: recomputed from the outcome; None when the outcome is none that there can be.
+        bounds: recomputed from the outcome, at the study's δ first and then at smaller ones, where as much is proven;
+            empty when the outcome is none that there can be, or nothing private was approved.
+        contradiction: where a measured bound exceeds the proven one, which only a defect explains; or None.
+        confidence: of all these bounds together.
     """
 
     time: str
@@ -96,7 +97,8 @@ class Measured:
     guesses: int
     correct: int
     of_plan: bool
-    epsilon: float | None
+    bounds: tuple[Bounds, ...]
+    contradiction: Bounds | None
     confidence: float
 
 
@@ -242,13 +244,15 @@ def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
     approvals = [e.body for e in ledger.entries if isinstance(e.body, Approve) and e.body.study == study]
     if not entries:
         return None
-    entry, plan = entries[-1], approvals[-1].plan if approvals else None
-    body = entry.body
+    entry, body = entries[-1], entries[-1].body
     assert isinstance(body, Audit)  # noqa: S101 - selected above
-    bound = None
-    if isinstance(plan, DpSgdPlan) and body.correct <= body.guesses <= body.canaries:
-        outcome = Outcome(canaries=body.canaries, guesses=body.guesses, correct=body.correct)
-        bound = lower_bound(outcome, plan.delta, CONFIDENCE)
+    plan = plan_from_dict(approvals[-1].plan.model_dump()) if approvals else None
+    bounds: tuple[Bounds, ...] = ()
+    if isinstance(plan, PrivacyPlan):
+        with suppress(ConfigurationError):
+            bounds = compare(
+                Outcome(body.canaries, body.guesses, body.correct), [plan.event(plan.rounds)], plan.delta, CONFIDENCE
+            )
     return Measured(
         time=entry.time,
         line=entry.seq,
@@ -256,8 +260,9 @@ def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
         canaries=body.canaries,
         guesses=body.guesses,
         correct=body.correct,
-        of_plan=plan is not None and canonical_digest(plan_from_dict(plan.model_dump()).to_dict()) == body.plan,
-        epsilon=bound,
+        of_plan=plan is not None and canonical_digest(plan.to_dict()) == body.plan,
+        bounds=bounds,
+        contradiction=contradiction(bounds) if bounds else None,
         confidence=CONFIDENCE,
     )
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from consilium_audit.page import render
+from consilium_audit.report import Report, make_report
 from consilium_client.enroll import enroll
 from consilium_client.site import Home as SiteHome
 from consilium_client.spending import Spending
@@ -23,8 +25,8 @@ from consilium_server.provision import provision
 from consilium_server.studies import folder
 from consilium_shared.canonical import canonical_digest, digest
 from consilium_shared.identity import Identity
+from consilium_shared.ledger.entry import Purpose
 from consilium_shared.privacy.budget import Budget
-from consilium_shared.privacy.event import event_to_dict
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
@@ -119,17 +121,8 @@ class Site:
     def refuse(self, study: str | None, number: int | None, reason: str, detail: str) -> None:
         self.ledger.append("refuse", {"study": study, "round": number, "reason": reason, "detail": detail})
 
-    def charge(self, study: Study, plan: PrivacyPlan, number: int) -> Any:
-        return self.spending.reserve(study.digest, study.study, "icu", number, plan, self.budget)
-
-    def charge_release(self, study: Study, purpose: str, number: int, event: Any) -> None:
-        """What pays for counts, or for the number of patients."""
-        fields = {"study": study.digest, "name": study.study, "asset": "icu", "round": number, "attempt": 1}
-        event = event_to_dict(event)
-        entry = self.ledger.append(
-            "charge", {**fields, "event": event, "delta": DELTA, "epsilon_after": 0.0, "purpose": purpose}
-        )
-        self.ledger.append("settle", {"charge_seq": entry.seq, "steps": 1})
+    def charge(self, study: Study, plan: PrivacyPlan, number: int, purpose: Purpose = "training") -> Any:
+        return self.spending.reserve(study.digest, study.study, "icu", number, plan, self.budget, purpose)
 
     def answer(self, study: Study, plan: PrivacyPlan, number: int) -> tuple[float, dict[str, Any]]:
         reservation = self.charge(study, plan, number)
@@ -138,7 +131,7 @@ class Site:
         reservation.settle(10)
         self.release(study, number, "update", 48_213)
         if plan.evaluation_noise is not None:
-            self.charge_release(study, "evaluation", number, plan.evaluation_event())
+            self.charge(study, plan, number, "evaluation").settle(1)
         self.release(study, number, "counts", 4_400)
         return math.ceil(reservation.study_epsilon_after * 1000) / 1000, head
 
@@ -192,8 +185,6 @@ def a_busy_federation(root: Path, *, charged: bool) -> Busy:
         here = [site for site in SITES if (number, site) not in AWAY and (number, site) not in REFUSED]
         answers = {}
         for site in SITES:
-            if charged and number == 1:
-                sites[site].charge_release(sepsis, "count", 0, plans[site].count_event())
             if (number, site) in REFUSED:
                 sites[site].refuse(sepsis.digest, number, "data", f"column {HOSTILE} is missing in 3 files")
                 sites[site].release(sepsis, number, "refusal", 900)
@@ -238,3 +229,13 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Busy:
 def charged(tmp_path_factory: pytest.TempPathFactory) -> Busy:
     """Evaluation counts and the number of patients carry noise and are charged."""
     return a_busy_federation(tmp_path_factory.mktemp("charged"), charged=True)
+
+
+@pytest.fixture(scope="session")
+def busy_report(busy: Busy) -> Report:
+    return make_report(busy.root, busy.coordinator.public.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def busy_page(busy_report: Report) -> bytes:
+    return render(busy_report)
