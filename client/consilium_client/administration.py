@@ -121,6 +121,7 @@ class Administration:
             "patients": estimate.patients,
             "patients_held_back": estimate.held_back,
             "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "evaluated_rounds": list(estimate.evaluated_rounds),
             "plan": plan.to_dict(),
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
             "arithmetic": str(estimate.quote),

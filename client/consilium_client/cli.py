@@ -132,18 +132,25 @@ def _describe(study: Mapping[str, Any]) -> None:
             f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}, "
             f"noise multiplier {plan['noise_multiplier']:g}"
         )
+        _say(f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})")
     else:
         _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
     _say(f"  budget     {study['arithmetic']}")
-    if study["evaluation_counts"]:
-        every = contract["evaluation"]["every"]
-        when = "every round" if every == 1 else f"every {every} rounds and the last"
-        _say(
-            f"  evaluates  counts of the {study['patients_held_back']} held-back patients leave without noise after "
-            f"{when}, charged to no budget"
-        )
-    else:
-        _say("  evaluates  nothing: the policy lets no evaluation counts leave")
+    _say(f"  evaluates  {_evaluation(study)}")
+
+
+def _evaluation(study: Mapping[str, Any]) -> str:
+    """What leaves about the patients held back."""
+    rounds, plan = study["evaluated_rounds"], study["plan"]
+    if not study["evaluation_counts"]:
+        return "nothing: the policy lets no evaluation counts leave"
+    if not rounds:
+        return "nothing: the study pays for no evaluation counts"
+    what = f"counts of the {study['patients_held_back']} held-back patients leave"
+    after = f"after round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
+    if plan["kind"] == "dp-sgd":
+        return f"{what} with noise (noise multiplier {plan['evaluation_noise']:g}) {after}; in the cost above"
+    return f"{what} WITHOUT NOISE {after}"
 
 
 def _decider(by: str | None) -> str:

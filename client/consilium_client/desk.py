@@ -46,6 +46,7 @@ class Estimate:
     held_back: int
     plan: Plan
     quote: Quote
+    evaluated_rounds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Desk:
         plan = self._plans.get((study.digest, size)) or make_plan(study, size)
         _remember(self._plans, (study.digest, size), plan)
         quote = self.spending.approve_cost(study.data.asset, plan, policy.budget(study.data.asset))
-        return Estimate(patients.train, patients.held_back, plan, quote)
+        return Estimate(patients.train, patients.held_back, plan, quote, study.evaluated_rounds)
 
     def check_new(self, proposal: Proposal) -> bool:
         """Whether a proposal is not kept yet, and may be.

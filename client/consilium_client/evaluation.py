@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.data.records import Records
+from consilium_client.keystream import KeyStream
 from consilium_shared import metrics
 from consilium_shared.errors import DataError
 from consilium_shared.models import build, shape
@@ -66,6 +66,8 @@ def noised_counts(
     Raises:
         PeerError: the model's bytes are not of this study.
     """
+    import torch
+
     from consilium_client.training.noise import Noise
 
     layout = metrics.Layout.of(study)
@@ -73,14 +75,18 @@ def noised_counts(
     probabilities = _probabilities(model_bytes, study, chosen, device)
     known = np.isfinite(probabilities).all(axis=1, keepdims=True)
     counts = metrics.count(chosen.labels, np.where(known, probabilities, 1 / layout.classes), layout)
-    drawn = Noise(seed).standard_normal(layout.width) * layout.deviations(noise_multiplier)
-    return counts + np.rint(drawn).astype(np.int64)
+    noise, start = Noise(seed), 0
+    released = torch.from_numpy(counts.astype(np.float64))
+    for part, deviation in layout.deviations(noise_multiplier).items():
+        end = start + layout.sizes[part]
+        noise.add_to(released[start:end], deviation)
+        start = end
+    return released.numpy().astype(np.int64)
 
 
 def _one_each(records: Records, seed: bytes) -> Records:
     """One record of each patient."""
-    draw = np.random.default_rng(list(hashlib.sha256(b"consilium evaluated records" + seed).digest()))
-    order = np.lexsort((draw.random(len(records)), records.patients))
+    order = np.lexsort((KeyStream(seed, "records").words(len(records)), records.patients))
     chosen = order[np.unique(records.patients[order], return_index=True)[1]]
     return replace(
         records,

@@ -7,7 +7,6 @@ Every answer stands in the ledger (``release``) before it is handed out.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
+from consilium_client.spending import told
 from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
@@ -216,14 +216,12 @@ class Requests:
             raise
         weight = _weight(study, plan, result.patients)
         vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
-        spent = reservation.study_epsilon_after
-        epsilon = None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
         def settle() -> None:
             reservation.settle(result.steps)
             desk.attempts.end(study.digest, "training")
 
-        return {"epsilon": epsilon}, vector.tobytes(), settle
+        return {"epsilon": told(reservation.study_epsilon_after)}, vector.tobytes(), settle
 
     def _count(
         self, proposal: Proposal, plan: Plan, request: Evaluate, header: bytes, payload: bytes
@@ -253,7 +251,7 @@ class Requests:
             reservation.settle(1)
             desk.attempts.end(study.digest, "evaluation")
 
-        return {}, counts.astype("<i8").tobytes(), settle
+        return {"epsilon": told(reservation.study_epsilon_after)}, counts.astype("<i8").tobytes(), settle
 
     # -- checks and bookkeeping
 

@@ -272,6 +272,11 @@ class Spending:
         return approval.epsilon
 
 
+def told(epsilon: float) -> float | None:
+    """ε of a study as the coordinator is told it: rounded up to thousandths; None for infinity."""
+    return None if math.isinf(epsilon) else math.ceil(epsilon * 1000) / 1000
+
+
 def _event(plan: Plan, purpose: Purpose) -> Event:
     event = plan.event() if purpose == "training" else plan.evaluation_event()
     if event is None:

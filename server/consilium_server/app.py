@@ -128,8 +128,9 @@ class StudyRun:
 
     def _close(self, point: Checkpoint) -> None:
         """Evaluate where the study says so, sign the record, tell whoever watches."""
-        found = self._evaluate(point) if point.round in self.study.evaluated_rounds else None
-        record = {**point.record, "metrics": found}
+        epsilon = dict(point.record["epsilon"])
+        found = self._evaluate(point, epsilon) if point.round in self.study.evaluated_rounds else None
+        record = {**point.record, "epsilon": epsilon, "metrics": found}
         self.folder.write_record(record, self.talk.coordinator)
         self.folder.event(
             "closed",
@@ -141,7 +142,8 @@ class StudyRun:
         )
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 
-    def _evaluate(self, point: Checkpoint) -> dict[str, Any] | None:
+    def _evaluate(self, point: Checkpoint, epsilon: dict[str, float | None]) -> dict[str, Any] | None:
+        """Metrics of the participants' summed counts, None where nobody answers; their cost goes into ``epsilon``."""
         model = self.packed
         evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
         header = messages.encode(evaluate, self.talk.coordinator)
@@ -154,6 +156,7 @@ class StudyRun:
             if not isinstance(answer, Counts) or answer.round != point.round:
                 raise PeerError("not an answer to this question")
             total.fold(answer.site, payload)
+            epsilon[answer.site] = answer.epsilon
 
         self._ask(question, point.round, header, model, total.payload_bytes, accept)
         if not question.answered:

@@ -100,8 +100,8 @@ class Layout:
         """Length of the vector."""
         return sum(self.sizes.values())
 
-    def deviations(self, noise_multiplier: float) -> npt.NDArray[np.float64]:
-        """Standard deviation of the noise on each coordinate ``[width]``, so that all parts are one Gaussian release.
+    def deviations(self, noise_multiplier: float) -> dict[str, float]:
+        """Part to the standard deviation of the noise on each of its numbers: together they are one Gaussian release.
 
         A patient, who counts with one record, moves part p by at most Δ_p in L2 norm; with deviation
         σ · Δ_p · √(number of parts) on each of its coordinates, the whole vector in units of its deviations moves
@@ -113,10 +113,7 @@ class Layout:
             "loss": LOSS_SCALE * self.loss_limit,
             "records": 1.0,
         }
-        parts = len(self.sizes)
-        return np.concatenate(
-            [np.full(size, noise_multiplier * moved[part] * math.sqrt(parts)) for part, size in self.sizes.items()]
-        )
+        return {part: noise_multiplier * moved[part] * math.sqrt(len(self.sizes)) for part in self.sizes}
 
     def parts(self, counts: Counts) -> dict[str, Counts]:
         """The vector's parts; raises ValueError for a vector of another length."""

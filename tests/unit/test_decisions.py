@@ -37,8 +37,9 @@ def test_showing_says_that_counts_will_leave_of_how_many_and_how_often(
     cli.show("synthetic-study")
     held_back = running.desk.patients(running.coordinator.study).held_back
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"counts of the {held_back} held-back patients leave without noise after every round" in shown
-    assert "charged to no budget" in shown
+    assert f"counts of the {held_back} held-back patients leave with noise" in shown
+    assert "after rounds 1, 2, 3; in the cost above" in shown
+    assert "patients: the number with noise (deviation 10)" in shown
 
 
 def test_showing_says_when_none_leave(

@@ -17,6 +17,11 @@ def measured(labels: np.ndarray, probabilities: np.ndarray) -> Values:
     return metrics(counted(labels, probabilities), Layout.local(probabilities.shape[1]))
 
 
+def each_number(layout: Layout, noise_multiplier: float) -> np.ndarray:
+    deviations = layout.deviations(noise_multiplier)
+    return np.concatenate([np.full(size, deviations[part]) for part, size in layout.sizes.items()])
+
+
 def two_classes(center: float, spread: float, records: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Labels, and probabilities whose logits lie around ``center``; positives score half a spread higher."""
     draw = np.random.default_rng(seed)
@@ -131,7 +136,7 @@ def test_only_what_the_metrics_asked_for_need_is_counted(asked: set[str]) -> Non
 def test_one_patient_moves_the_counts_by_no_more_than_the_noise_is_made_for(classes: int, asked: set[str]) -> None:
     """In units of its noise at σ = 1 the vector moves by at most 1; for a certain, wrong prediction by just that."""
     layout = Layout(classes, frozenset(asked), noised=True)
-    units, draw = layout.deviations(1.0), np.random.default_rng(2)
+    units, draw = each_number(layout, 1.0), np.random.default_rng(2)
     moved = []
     for _ in range(200):
         labels, probabilities = draw.integers(0, classes, 1), draw.dirichlet(np.full(classes, 0.1), 1)
@@ -139,7 +144,7 @@ def test_one_patient_moves_the_counts_by_no_more_than_the_noise_is_made_for(clas
     wrong = np.eye(classes)[[1]]
     moved.append(float(np.linalg.norm(count(np.array([0]), wrong, layout) / units)))
     assert max(moved) == pytest.approx(1.0)
-    assert layout.deviations(3.0) == pytest.approx(3.0 * units)
+    assert each_number(layout, 3.0) == pytest.approx(3.0 * units)
 
 
 def test_counts_that_noise_made_negative_give_metrics_all_the_same() -> None:
@@ -150,7 +155,7 @@ def test_counts_that_noise_made_negative_give_metrics_all_the_same() -> None:
     draw = np.random.default_rng(5)
     labels, probabilities = two_classes(0.0, 1.5, records=4000)
     exactly = metrics(count(labels, probabilities, layout), layout)
-    noised = count(labels, probabilities, layout) + np.rint(draw.normal(0, layout.deviations(3.0))).astype(np.int64)
+    noised = count(labels, probabilities, layout) + np.rint(draw.normal(0, each_number(layout, 3.0))).astype(np.int64)
     for name, value in metrics(noised, layout).items():
         assert isinstance(value, int | float)
         assert value == pytest.approx(exactly[name], rel=0.1), name

@@ -147,7 +147,7 @@ def test_evaluation_gives_noised_counts_of_the_held_back_patients_charged_before
     layout, counts = Layout.of(c.study), np.frombuffer(answer[1], dtype="<i8")
     sigma = site.desk.spending.approval(c.study.digest).plan.evaluation_noise
     held_back = len(site.desk.records(c.study)) - site.desk.records(c.study).train.sum()
-    assert abs(layout.parts(counts)["confusion"].sum() - held_back) < 6 * 2 * layout.deviations(sigma).max()
+    assert abs(layout.parts(counts)["confusion"].sum() - held_back) < 6 * 2 * layout.deviations(sigma)["confusion"]
     assert site.requests.handle(c.evaluate(), c.model) == answer
     assert site.charges("evaluation") == 1
 
