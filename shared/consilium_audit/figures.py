@@ -16,6 +16,9 @@ LABEL_GAP = 14
 """Units between two names at the ends of lines."""
 
 LABEL_CHARACTERS = 14
+LEAST = 0.1
+"""An axis of ε ends here or higher."""
+
 MARKER_GAP = 15.0
 """Units between two markers of a line; denser ones would hide its dashes."""
 
@@ -115,8 +118,8 @@ def _figure(
     x_ticks: Sequence[tuple[float, str]],
 ) -> Figure:
     finite = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
-    step = _nice(max([*finite, 1e-3]) * 1.02 / 5)
-    highest = step * math.ceil(max([*finite, 1e-3]) * 1.02 / step)
+    step = _nice(max([*finite, LEAST]) * 1.02 / 5)
+    highest = step * math.ceil(max([*finite, LEAST]) * 1.02 / step)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_range[0]) / (x_range[1] - x_range[0])

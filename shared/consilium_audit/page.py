@@ -38,6 +38,9 @@ BLOCK = 50
 MOST_CELLS = 400
 """Beyond so many rounds the chart is left out: the table has the same by spans."""
 
+MOST_RELEASES = 5_000
+"""Releases of a site on the page; a browser opens no page with all of a very long study's."""
+
 
 def render(report: Report) -> bytes:
     """The page, UTF-8."""
@@ -67,6 +70,7 @@ def render(report: Report) -> bytes:
         by_site={site.site: site for site in report.sites},
         purposes=PURPOSES,
         priors=PRIORS,
+        most_releases=MOST_RELEASES,
         shown_bounds=shown_bounds,
         accountants=list(dict.fromkeys(name for s in report.sites for c in s.compared for name in c.accountants)),
         infinity=math.inf,
@@ -96,10 +100,12 @@ def study_figure(site: SiteReport, report: Report) -> Figure | None:
     return figures.by_round(f"{site.site}: ε of {study.name} by round", description, [curve, limit], last)
 
 
-def asset_figure(site: SiteReport, asset: str) -> Figure:
-    """ε of an asset by the calendar at one site: all, the studies that cost most, and the budget."""
+def asset_figure(site: SiteReport, asset: str) -> Figure | None:
+    """ε of an asset by the calendar at one site: all, the studies that cost most, and the budget; None without both."""
     moments = site.assets[asset]
     account = next(each for each in site.account.assets if each.asset == asset)
+    if math.isinf(account.epsilon) and math.isinf(account.limit):
+        return None
     xs = [figures.seconds(moment.time) for moment in moments]
     largest = sorted(account.studies, key=lambda study: -study.epsilon)[:MOST_STUDIES]
     curves = [

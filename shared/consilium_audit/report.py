@@ -152,7 +152,7 @@ def make_report(
     return Report(
         state="does not verify" if failure else "verified in part" if work.verdict.unchecked else "verified",
         coordinator=work.verdict.coordinator,
-        compared=fingerprint is not None and failure_step(failure) != 1,
+        compared=fingerprint is not None and hasattr(work, "roster"),  # another key fails before the roster is read
         steps=tuple(_steps(work, failure)),
         failure=_failure(folder, failure),
         unchecked=work.verdict.unchecked,
@@ -172,17 +172,12 @@ def make_report(
     )
 
 
-def failure_step(failure: VerificationFailed | None) -> int | None:
-    """The step that failed, or None."""
-    return None if failure is None else failure.step
-
-
 def _steps(work: Verification, failure: VerificationFailed | None) -> Iterator[Step]:
     held = {passed.number: passed for passed in work.verdict.steps}
     for number, name in STEPS.items():
         if number in held:
             yield Step(number, name, "holds", held[number].says)
-        elif number == failure_step(failure) and failure is not None:
+        elif failure is not None and number == failure.step:
             yield Step(number, name, "fails", failure.why)
         else:
             yield Step(number, name, "not reached", "not looked at: a step before does not hold")

@@ -247,7 +247,8 @@ def test_the_page_is_written_whatever_the_verdict_and_the_exit_status_is_verifys
     assert json.loads(capsys.readouterr().out)["unchecked"] == ["west"]
     evidence.record(2).write_bytes(b"{}")
     assert run(monkeypatch, "report", evidence.root, "--output", page) == 6
-    assert "DOES NOT VERIFY" in Parsed(page.read_bytes()).text and "0002.json" in "".join(capsys.readouterr().err.split())
+    assert "DOES NOT VERIFY" in Parsed(page.read_bytes()).text
+    assert "0002.json" in "".join(capsys.readouterr().err.split())
 
 
 def test_where_there_is_no_evidence_there_is_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
