@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consilium_audit.budget import AssetAccount, SiteAccount, account
+from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
 from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
+from consilium_audit.progress import Bar
 from consilium_audit.verify import Passed, Verdict, Verification
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
+from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import verify_ledger
 from consilium_shared.privacy.budget import in_words
@@ -38,15 +43,17 @@ def verify(
 
     def tell(step: Passed) -> None:
         if not as_json:
-            console.console.print(f"[green]✓[/] {step.number}  {step.name:<24}", end="")
+            console.console.print(f"[green]✓[/] {step.number:>2}  {step.name:<24}", end="")
             console.console.print(step.says, markup=False, soft_wrap=True)
 
-    work = Verification(folder, coordinator, tell)
+    bar = Bar(console.errors)
+    work = Verification(folder, coordinator, tell, bar.update)
     try:
-        verdict = work.run()
+        with bar:
+            verdict = work.run()
     except VerificationFailed as failure:
         if not as_json:
-            console.console.print(f"[red]✗[/] {failure.step}  {STEPS[failure.step]}")
+            console.console.print(f"[red]✗[/] {failure.step:>2}  {STEPS[failure.step]}")
             raise
         _print_json(_verdict_json(work.verdict, failure))
         raise typer.Exit(NOT_VERIFIED) from failure
@@ -55,10 +62,14 @@ def verify(
     else:
         _show(verdict)
     if verdict.unchecked and not partial:
-        raise ConfigurationError(
-            f"not everything could be verified: the ledgers of {', '.join(verdict.unchecked)} are missing. Ask these "
-            "hospitals for them, or leave that open with --partial"
-        )
+        raise _missing(verdict.unchecked)
+
+
+def _missing(sites: tuple[str, ...]) -> ConfigurationError:
+    return ConfigurationError(
+        f"not everything could be verified: the ledgers of {', '.join(sites)} are missing. Ask these hospitals for "
+        "them, or leave that open with --partial"
+    )
 
 
 def _show(verdict: Verdict) -> None:
@@ -67,7 +78,7 @@ def _show(verdict: Verdict) -> None:
         console.console.print(note, markup=False)
     console.table(
         "ledgers",
-        ["site", "entries", "of these behind a head that the coordinator signed"],
+        ["site", "entries", "of these behind a head that others hold"],
         [(site, everything, behind) for site, (behind, everything) in sorted(verdict.witnessed.items())],
     )
     if not verdict.unchecked:
@@ -103,6 +114,53 @@ def _verdict_json(verdict: Verdict, failure: VerificationFailed | None) -> dict[
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="the coordinator's evidence, with <site>.jsonl of each hospital")],
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's fingerprint, as you heard it.")] = None,
+    partial: Annotated[bool, typer.Option(help="Let ledgers be missing; what they would show stays open.")] = False,
+    output: Annotated[Path, typer.Option(help="The page to write; one that is there is replaced.")] = Path(
+        "report.html"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page with everything that the evidence shows, also of evidence that does not verify."""
+    from consilium_audit import page  # jinja2 is needed for this alone
+    from consilium_audit.report import make_report
+
+    with _progress() as on_work:
+        made = make_report(folder, coordinator, on_work)
+        on_work("writing the page", 1, 1)
+        try:
+            write_atomically(output, page.render(made))
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {output}: {error.strerror}") from error
+    if as_json:
+        print(page.as_json(made))
+    else:
+        console.console.print(f"{made.state.upper()}: the page is {output}", markup=False, soft_wrap=True)
+    if made.failure is not None:
+        failed = made.failure
+        raise VerificationFailed(failed.step, folder / failed.file, failed.line, failed.why)
+    if made.unchecked and not partial:
+        raise _missing(made.unchecked)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr while the work lasts, where that is a terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console.errors,
+        transient=True,
+        disable=not console.errors.is_terminal,
+    ) as progress:
+        task = progress.add_task("reading", total=None)
+        yield lambda what, done, parts: progress.update(task, description=what, completed=done, total=parts)
+
+
+@app.command()
 def budget(
     source: Annotated[Path, typer.Argument(help="a folder of evidence with ledgers, or one ledger")],
     identity: Annotated[str | None, typer.Option(help="For one ledger: its site's public key, 64 hex digits.")] = None,
@@ -117,16 +175,37 @@ def budget(
     for each in accounts:
         console.table(
             f"{each.site}: ε recomputed from the {each.entries} entries of its ledger",
-            ["asset, · study", "spent", "at δ", "allowed", "left", "rounds", "unsettled"],
+            ["asset, · study", "spent", "at δ", "allowed", "left", "rounds", "unsettled", "refused"],
             [row for asset in each.assets for row in _rows(asset)],
         )
+    purposes = [row for each in accounts for row in _purpose_rows(each)]
+    if purposes:
+        title = "what each purpose would cost alone: ε (charges); together they cost what stands above"
+        console.table(title, ["site", "study", *PURPOSES], purposes)
     refused = [
-        (each.site, (study or "–")[:12], reason, count)
+        (each.site, _name_of(each, study), reason, count)
         for each in accounts
         for (study, reason), count in each.refusals.items()
     ]
     if refused:
-        console.table("refusals", ["site", "study (digest)", "reason", "how often"], refused)
+        console.table("refusals", ["site", "study", "reason", "how often"], refused)
+
+
+def _purpose_rows(each: SiteAccount) -> Iterator[tuple[Any, ...]]:
+    for asset in each.assets:
+        for study in asset.studies:
+            if study.purposes:
+                cells = (study.purposes.get(purpose) for purpose in PURPOSES)
+                shown = (None if cell is None else f"{in_words(cell.epsilon)} ({cell.charges})" for cell in cells)
+                yield (each.site, study.name, *shown)
+
+
+def _name_of(each: SiteAccount, study: str | None) -> str | None:
+    """The study's name where the ledger has one, else the beginning of its digest."""
+    if study is None:
+        return None
+    found = each.of_study(study)
+    return study[:12] if found is None else found[1].name
 
 
 def _rows(asset: AssetAccount) -> list[tuple[Any, ...]]:
@@ -134,14 +213,16 @@ def _rows(asset: AssetAccount) -> list[tuple[Any, ...]]:
     spent, limit, left = in_words(asset.epsilon), in_words(asset.limit), in_words(asset.left, up=False)
     rounds = sum(study.rounds for study in asset.studies)
     unsettled = sum(study.unsettled for study in asset.studies)
-    rows: list[tuple[Any, ...]] = [(asset.asset, spent, f"{asset.delta:g}", limit, left, rounds, unsettled)]
+    refused = sum(sum(study.refused.values()) for study in asset.studies)
+    rows: list[tuple[Any, ...]] = [(asset.asset, spent, f"{asset.delta:g}", limit, left, rounds, unsettled, refused)]
     for study in asset.studies:
         name, spent, allowed = f"· {study.name}", in_words(study.epsilon), in_words(study.approved)
+        counted = (study.rounds, study.unsettled, sum(study.refused.values()))
         if study.delta is None:
-            rows.append((name, spent, None, allowed, None, study.rounds, study.unsettled))
+            rows.append((name, spent, None, allowed, None, *counted))
             continue
         left = in_words(max(0.0, study.approved - study.epsilon), up=False)
-        rows.append((name, spent, f"{study.delta:g}", allowed, left, study.rounds, study.unsettled))
+        rows.append((name, spent, f"{study.delta:g}", allowed, left, *counted))
     return rows
 
 
@@ -151,7 +232,7 @@ def _accounts_of_folder(folder: Path) -> list[SiteAccount]:
         raise ConfigurationError(f"{folder} holds no ledger of a site in its roster; they are called <site>.jsonl")
     found = []
     for file, ledger in ledgers.values():
-        with checking(7, file):
+        with checking(9, file):
             found.append(account(ledger))
     return found
 
@@ -176,10 +257,10 @@ def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> Si
         raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
 
 
-def _account_json(each: SiteAccount) -> dict[str, Any]:
+def _account_json(site: SiteAccount) -> dict[str, Any]:
     """Infinity is written as null, as in the ledger."""
     return {
-        "entries": each.entries,
+        "entries": site.entries,
         "assets": {
             asset.asset: {
                 "epsilon": _finite(asset.epsilon),
@@ -195,14 +276,19 @@ def _account_json(each: SiteAccount) -> dict[str, Any]:
                         "approved": _finite(study.approved),
                         "rounds": study.rounds,
                         "unsettled": study.unsettled,
+                        "purposes": {
+                            purpose: {"charges": each.charges, "epsilon": _finite(each.epsilon)}
+                            for purpose, each in study.purposes.items()
+                        },
+                        "refused": study.refused,
                     }
                     for study in asset.studies
                 ],
             }
-            for asset in each.assets
+            for asset in site.assets
         },
         "refusals": [
-            {"study": study, "reason": reason, "count": count} for (study, reason), count in each.refusals.items()
+            {"study": study, "reason": reason, "count": count} for (study, reason), count in site.refusals.items()
         ],
     }
 
