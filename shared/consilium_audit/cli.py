@@ -177,7 +177,7 @@ def budget(
         )
     purposes = [row for each in accounts for row in _purpose_rows(each)]
     if purposes:
-        title = "what each purpose would cost alone: ε (charges); together they cost what stands above"
+        title = "each purpose alone: ε (charges)"
         console.table(title, ["site", "study", *PURPOSES], purposes)
     refused = [
         (each.site, _name_of(each, study), reason, count)
