@@ -17,13 +17,13 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
+from consilium_client.refusals import outgoing, reason_of, sentence
 from consilium_client.spending import told
-from consilium_shared import documents, limits, messages, roster
+from consilium_client.witness import last_audit, witness
+from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
-    ConfigurationError,
     ConsiliumError,
-    DataError,
     PeerError,
     PolicyRefusal,
     SignatureError,
@@ -31,6 +31,7 @@ from consilium_shared.errors import (
 from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import (
     Close,
+    Closing,
     Counts,
     Evaluate,
     Head,
@@ -43,7 +44,6 @@ from consilium_shared.messages import (
     Update,
 )
 from consilium_shared.metrics import Layout
-from consilium_shared.printable import printable
 from consilium_shared.privacy.event import GaussianEvent
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.study import Study
@@ -52,6 +52,8 @@ log = logging.getLogger("consilium.agent")
 
 REMEMBERED = 1000
 """Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
+
+ANSWERS = {"update": Update, "counts": Counts, "closing": Closing}
 
 ZERO = "0" * 64
 """Stands for federation and study in a refusal of something that could not be read."""
@@ -83,7 +85,7 @@ class Requests:
             request.payload.check(payload)
             answer, body = self._dispatch(request, header, payload)
         except ConsiliumError as error:
-            answer, body = self._refuse(request, header, *_reason(error)), b""
+            answer, body = self._refuse(request, header, *reason_of(error)), b""
         except Exception as error:
             # The text of a foreign exception may quote data: only its type and place are logged.
             log.error("defect while answering %s: %s", request.kind, _place(error))
@@ -100,7 +102,7 @@ class Requests:
         )
         return answer, body
 
-    # -- the three requests
+    # -- the requests
 
     def _dispatch(self, request: Request, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
         match request:
@@ -123,7 +125,9 @@ class Requests:
                     lambda p, plan: self._count(p, plan, request, header, payload),
                 )
             case Close():
-                raise PolicyRefusal("policy", "this site does not witness records yet")
+                return self._once(
+                    request, request.recorded.round, header, "closing", lambda p, _: self._closing(p, request)
+                )
 
     def _propose(self, request: Propose, header: bytes) -> bytes:
         study = Study.from_contract(request.contract)
@@ -147,7 +151,7 @@ class Requests:
 
     def _once(
         self,
-        request: Train | Evaluate,
+        request: Train | Evaluate | Close,
         number: int,
         header: bytes,
         kind: str,
@@ -160,17 +164,33 @@ class Requests:
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
         if stored is None:
+            self._check_open(request, number, proposal.study)
             fields, body, settle = work(proposal, plan)
             common = {**self._common(request, header), "payload": Payload.of(body), "round": number}
-            model = Update if kind == "update" else Counts
-            stored = messages.encode(model(**common, **fields), self.desk.identity), body
+            stored = messages.encode(ANSWERS[kind](**common, **fields), self.desk.identity), body
             self.desk.answers.put(request.study, number, kind, digest(header), *stored)
             settle()
-        else:
+        elif kind != "closing":
             purpose: Purpose = "training" if kind == "update" else "evaluation"
             self.desk.settle_answered(proposal.study, number, digest(header), plan, purpose)
         self._release(*stored, request.study, number, kind)
         return stored
+
+    def _witness_before(self, proposal: Proposal, request: Train) -> str | None:
+        """Witness what is shown of the round before; the countersignature, or None in the first round."""
+        recorded = request.recorded
+        if (recorded.round if recorded is not None else 0) != request.round - 1:
+            raise PolicyRefusal("witness", f"round {request.round} is asked for without the record of the one before")
+        return None if recorded is None else witness(self.desk, proposal, recorded)
+
+    def _closing(self, proposal: Proposal, request: Close) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
+        study, recorded = proposal.study, request.recorded
+        if recorded.round != study.training.rounds:
+            raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
+        countersignature = witness(self.desk, proposal, recorded)
+        epsilon = told(self.desk.spending.study_epsilon(study.digest))
+        audit = last_audit(self.desk, study)
+        return {"countersignature": countersignature, "epsilon": epsilon, "audit": audit}, b"", lambda: None
 
     def _train(
         self, proposal: Proposal, plan: Plan, request: Train, header: bytes, payload: bytes
@@ -186,6 +206,7 @@ class Requests:
         if isinstance(plan, PrivacyPlan):
             check_independence(study)
         where = device.choose(desk.config.device)
+        countersignature = self._witness_before(proposal, request)
         reservation, seed = desk.reserve(study, request.round, digest(header), plan, "training")
 
         def watch(done: int, steps: int) -> None:
@@ -221,7 +242,8 @@ class Requests:
             reservation.settle(result.steps)
             desk.attempts.end(study.digest, "training")
 
-        return {"epsilon": told(reservation.study_epsilon_after)}, vector.tobytes(), settle
+        said = {"epsilon": told(reservation.study_epsilon_after), "countersignature": countersignature}
+        return said, vector.tobytes(), settle
 
     def _count(
         self, proposal: Proposal, plan: Plan, request: Evaluate, header: bytes, payload: bytes
@@ -274,11 +296,20 @@ class Requests:
         if self.desk.answers.latest(study.digest, "update") != number:
             raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
 
+    def _check_open(self, request: Train | Evaluate | Close, number: int, study: Study) -> None:
+        """A round is one of the study's; and once its record was shown to this site, nothing more leaves of it."""
+        if number > study.training.rounds:
+            raise PolicyRefusal("policy", f"round {number} of a study of {study.training.rounds} rounds")
+        with self.desk.ledger.exclusive():
+            last = self.desk.ledger.books.last_witnessed(request.study)
+        if last and number <= last and not isinstance(request, Close):
+            raise PolicyRefusal("stale-round", f"round {number} is over: the record of round {last} was shown")
+
     def _check_addressed(self, request: Request) -> None:
         if request.federation != self.desk.federation:
             raise PolicyRefusal("wrong-federation", "this site belongs to another federation")
 
-    def _approved(self, request: Train | Evaluate) -> tuple[Proposal, Plan]:
+    def _approved(self, request: Train | Evaluate | Close) -> tuple[Proposal, Plan]:
         """The study and its approved plan."""
         proposal = self.desk.proposals.get(request.study)
         if proposal is None:
@@ -307,7 +338,7 @@ class Requests:
 
     def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
         number = getattr(request, "round", None)
-        detail = _sentence(detail)  # it may quote the request
+        detail = sentence(detail)  # it may quote the request
         log.info("%s study %s round %s: refused, %s", request.kind, request.study[:12], number, reason)
         if reason != "pending" and (digest(header), reason) not in self._said:
             fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
@@ -317,7 +348,7 @@ class Requests:
             reason,
             request,
             number,
-            lambda common: Refusal(**common, reason=reason, detail=_outgoing(reason, detail)),
+            lambda common: Refusal(**common, reason=reason, detail=outgoing(reason, detail)),
             "refusal",
         )
 
@@ -352,7 +383,7 @@ class Requests:
             request=digest(header),
             head=Head(seq=head.seq, sha256=head.sha256),
             reason=reason,
-            detail=_sentence(detail),
+            detail=sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), b""
 
@@ -376,37 +407,6 @@ def _check_model(payload: bytes, study: Study) -> None:
         check(payload, study)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
-
-
-def _reason(error: ConsiliumError) -> tuple[str, str]:
-    """Reason code and sentence of a refusal, for the ledger."""
-    match error:
-        case PolicyRefusal():
-            return error.reason_code, error.detail
-        case DataError():
-            log.error("%s", error)  # names files and columns, no values
-            return "data", "the site's data cannot be used as the study asks"
-        case SignatureError():
-            return "bad-signature", "a signature in the request does not verify"
-        case PeerError():
-            return "malformed", str(error)
-        case ConfigurationError():
-            log.error("%s", error)
-            return "internal", "the site's configuration does not allow it; its log says what"
-        case _:
-            log.error("%s", error)
-            return "internal", "the site failed; its log says where"
-
-
-def _outgoing(reason: str, detail: str) -> str:
-    """What the coordinator reads: the arithmetic of a budget tells what other studies spent, so it stays here."""
-    if reason == "budget":
-        return "the privacy budget at this site does not cover it"
-    return detail
-
-
-def _sentence(text: str) -> str:
-    return printable(text)[: limits.DETAIL_CHARACTERS]
 
 
 def _place(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from consilium_server.up import settings
 from consilium_shared import logs, messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
-from consilium_shared.messages import Counts, Evaluate, Payload, Refusal, Train, Update
+from consilium_shared.messages import Close, Closing, Counts, Evaluate, Payload, Refusal, Train, Update
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -74,28 +74,32 @@ class StudyRun:
             awaited = frozenset()
             self._train(self.point.round + 1)
             self._close(self.point)
-        model = registry.publish(
-            self.home, self.study, self.talk.roster, self.packed, self.folder.records(self.talk.coordinator)
-        )
+        model = registry.find(self.home, self.study, self.packed) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
 
     def _train(self, number: int) -> None:
         model = self.packed
-        header = messages.encode(
-            Train(**self.talk.common, round=number, payload=Payload.of(model)), self.talk.coordinator
-        )
+        recorded = self.folder.recorded(number - 1, self.talk.coordinator) if number > 1 else None
+        train = Train(**self.talk.common, round=number, payload=Payload.of(model), recorded=recorded)
+        header = messages.encode(train, self.talk.coordinator)
         total = UpdateSum(self.point.model.size, equal=self.study.aggregation.weighting == "equal")
         question = self._question(
             number, "training", self.recruitment.sites("approved"), self.study.aggregation.min_sites
         )
         epsilon: dict[str, float | None] = {}
         heads: dict[str, dict[str, Any]] = {}
+        answers: dict[str, str] = {}
+        countersigned: dict[str, str] = {}
 
-        def accept(answer: messages.Answer, payload: bytes) -> None:
+        def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Update) or answer.round != number:
                 raise PeerError("not an answer to this question")
-            total.fold(answer.site, payload)
+            signature = self.talk.countersignature(answer, recorded)
+            total.fold(answer.site, arrival.payload)
+            if signature is not None:
+                countersigned[answer.site] = signature
+            answers[answer.site] = digest(arrival.header)
             epsilon[answer.site] = answer.epsilon
             heads[answer.site] = answer.head.model_dump(mode="json")
 
@@ -120,6 +124,9 @@ class StudyRun:
             "refused": {site: list(why) for site, why in question.refused.items()},
             "epsilon": epsilon,
             "heads": heads,
+            "previous": recorded.record if recorded is not None else None,
+            "answers": answers,
+            "countersigned": countersigned,
             "seconds": round(time.monotonic() - began, 3),
         }
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record)
@@ -128,9 +135,13 @@ class StudyRun:
 
     def _close(self, point: Checkpoint) -> None:
         """Evaluate where the study says so, sign the record, tell whoever watches."""
+        found: dict[str, Any] | None = None
+        counts: dict[str, str] = {}
         epsilon = dict(point.record["epsilon"])
-        found = self._evaluate(point, epsilon) if point.round in self.study.evaluated_rounds else None
-        record = {**point.record, "epsilon": epsilon, "metrics": found}
+        if point.round in self.study.evaluated_rounds:
+            found, counts, spent = self._evaluate(point)
+            epsilon |= spent
+        record = {**point.record, "epsilon": epsilon, "metrics": found, "counts": counts}
         self.folder.write_record(record, self.talk.coordinator)
         self.folder.event(
             "closed",
@@ -142,8 +153,29 @@ class StudyRun:
         )
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 
-    def _evaluate(self, point: Checkpoint, epsilon: dict[str, float | None]) -> dict[str, Any] | None:
-        """Metrics of the participants' summed counts, None where nobody answers; their cost goes into ``epsilon``."""
+    def _end(self) -> registry.Model:
+        """Show the last record to everybody who took part, for at most ``round_timeout``; then publish the model."""
+        number, records = self.point.round, self.folder.records(self.talk.coordinator)
+        sites = {site for record in records for site in record["participants"]}
+        recorded = self.folder.recorded(number, self.talk.coordinator)
+        header = messages.encode(Close(**self.talk.common, recorded=recorded), self.talk.coordinator)
+        missing = tuple(sorted(sites - set(self.folder.closings(self.talk.roster))))
+        question = self._question(number, "closing", missing, 0)
+
+        def accept(answer: messages.Answer, arrival: Arrival) -> None:
+            if not isinstance(answer, Closing) or answer.round != number:
+                raise PeerError("not an answer to this question")
+            self.talk.countersignature(answer, recorded)
+            self.folder.keep_closing(answer.site, arrival.header)
+
+        self._ask(question, number, header, b"", 0, accept)
+        closings = {site: closing for site, (_, closing) in self.folder.closings(self.talk.roster).items()}
+        return registry.publish(self.home, self.study, self.talk.roster, self.packed, records, closings)
+
+    def _evaluate(
+        self, point: Checkpoint
+    ) -> tuple[dict[str, Any] | None, dict[str, str], dict[str, float | None]]:
+        """The metrics; and by site the digest of each answer that went into them, and what the study then cost."""
         model = self.packed
         evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
         header = messages.encode(evaluate, self.talk.coordinator)
@@ -151,19 +183,22 @@ class StudyRun:
         total = CountSum(layout.width, noised=layout.noised)
         asked = tuple(site for site in point.record["participants"] if self.recruitment.standing[site] == "approved")
         question = self._question(point.round, "evaluation", asked, 1)
+        counts: dict[str, str] = {}
+        spent: dict[str, float | None] = {}
 
-        def accept(answer: messages.Answer, payload: bytes) -> None:
+        def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Counts) or answer.round != point.round:
                 raise PeerError("not an answer to this question")
-            total.fold(answer.site, payload)
-            epsilon[answer.site] = answer.epsilon
+            total.fold(answer.site, arrival.payload)
+            counts[answer.site] = digest(arrival.header)
+            spent[answer.site] = answer.epsilon
 
         self._ask(question, point.round, header, model, total.payload_bytes, accept)
         if not question.answered:
-            return None
+            return None, {}, {}
         values = metrics(total.total, layout)
         kept: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
-        return {**kept, "sites": len(question.answered)}
+        return {**kept, "sites": len(question.answered)}, counts, spent
 
     def _question(self, number: int, phase: str, sites: tuple[str, ...], minimum: int) -> Question:
         self.folder.event("round", round=number, phase=phase, sites=list(sites))
@@ -177,7 +212,7 @@ class StudyRun:
         header: bytes,
         payload: bytes,
         answer_bytes: int,
-        accept: Callable[[messages.Answer, bytes], None],
+        accept: Callable[[messages.Answer, Arrival], None],
     ) -> None:
         """Until the question is done: ask who is open, take answers one by one, say for whom it waits."""
         began = time.monotonic()
@@ -219,7 +254,7 @@ class StudyRun:
         number: int,
         arrival: Arrival,
         header: bytes,
-        accept: Callable[[messages.Answer, bytes], None],
+        accept: Callable[[messages.Answer, Arrival], None],
         took: float,
     ) -> None:
         site = arrival.site
@@ -231,7 +266,7 @@ class StudyRun:
         try:
             answer = self.talk.decode(arrival, header)
             if not isinstance(answer, Refusal):
-                accept(answer, arrival.payload)
+                accept(answer, arrival)
         except PeerError as error:
             question.refuse(site, "malformed", str(error))
             self.folder.event("refusal", round=number, site=site, reason="malformed", detail=str(error))
@@ -250,7 +285,7 @@ class StudyRun:
         self.folder.event("answer", round=number, site=site, seconds=round(took, 3), bytes=size)
 
     def _has_record(self, number: int) -> bool:
-        return (self.folder.root / "rounds" / f"{number:04d}.json").exists()
+        return self.folder.record_file(number).exists()
 
 
 def conduct(home: Home, name: str) -> int:

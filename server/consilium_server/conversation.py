@@ -14,6 +14,7 @@ from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.messages import Closing, Recorded, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 """As good as for ever: whether to go on waiting is decided elsewhere."""
@@ -43,15 +44,33 @@ class Conversation:
 
     def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
         """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
-        member = self.roster.member(arrival.site)
-        if member is None:
-            raise PeerError("not in the roster")
-        answer = messages.decode_answer(arrival.header, PublicIdentity.from_hex(member.identity))
+        answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
         expected = (self.roster.federation, self.study.digest, arrival.site, digest(header))
         if (answer.federation, answer.study, answer.site, answer.request) != expected:
             raise PeerError("an answer to another question, study or federation, or of another site")
         answer.payload.check(arrival.payload)
         return answer
+
+    def countersignature(self, answer: Update | Closing, recorded: Recorded | None) -> str | None:
+        """What the site signed about the record that it was shown, verified; None where it was shown none.
+
+        Raises:
+            PeerError: it is missing, was made over something else, or there was nothing to sign.
+        """
+        if recorded is None:
+            if answer.countersignature is not None:
+                raise PeerError("a countersignature over nothing")
+            return None
+        if answer.countersignature is None:
+            raise PeerError("the record that was shown is not countersigned")
+        messages.verify_countersignature(answer.countersignature, recorded.record, self._identity(answer.site))
+        return answer.countersignature
+
+    def _identity(self, site: str) -> PublicIdentity:
+        member = self.roster.member(site)
+        if member is None:
+            raise PeerError("not in the roster")
+        return PublicIdentity.from_hex(member.identity)
 
     def check_wanted(self) -> None:
         """Raises Halted when somebody stopped the study."""

@@ -4,6 +4,7 @@ coordinator.json      the coordinator's public key
 roster.json           who took part, with their keys, as pinned when the study began (signed)
 contract.json         the study as every hospital approved it
 rounds/NNNN.json      signed record of each finished round
+closing/<site>.json   what each site signed about the last record, once the study has ended
 card.json             signed card of the finished model, if there is one
 """
 
@@ -27,11 +28,11 @@ def collect(home: Home, name: str, target: Path) -> list[str]:
 
     Raises:
         ConfigurationError: no such study, or ``target`` holds other evidence already.
-        IntegrityError: a record or the card was edited, or a record is missing.
+        IntegrityError: a record, a closing or the card was edited, or a record is missing.
     """
     folder = studies.folder(home, name)
     coordinator, study = home.coordinator(), folder.study()
-    folder.roster(home)
+    roster = folder.roster(home)
     files = {
         "coordinator.json": _readable({"coordinator": coordinator.public.hex()}),
         "roster.json": _readable(folder.roster_document()),
@@ -40,6 +41,8 @@ def collect(home: Home, name: str, target: Path) -> list[str]:
     for record in folder.records(coordinator):
         file = f"rounds/{record['round']:04d}.json"
         files[file] = (folder.root / file).read_bytes()
+    for site, (header, _) in folder.closings(roster).items():
+        files[f"closing/{site}.json"] = header
     models = [
         model
         for path in sorted((home.models / name).glob("*/card.json"))
@@ -47,7 +50,7 @@ def collect(home: Home, name: str, target: Path) -> list[str]:
     ]
     if models:
         files["card.json"] = (models[-1].folder / "card.json").read_bytes()
-    for file in ("coordinator.json", "roster.json", "contract.json", "rounds", "card.json"):
+    for file in ("coordinator.json", "roster.json", "contract.json", "rounds", "closing", "card.json"):
         if (target / file).exists():
             raise ConfigurationError(f"{target / file} exists already; choose another folder")
     for file, data in files.items():

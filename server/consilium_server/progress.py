@@ -45,6 +45,11 @@ class Progress:
         handler = getattr(self, f"_on_{event['event']}", None)
         return handler(event) if handler is not None else None
 
+    def _note(self, site: str, now: str) -> None:
+        """What a site does; at the end of a study it stays what its part in the rounds came to."""
+        if self.phase != "closing":
+            self.sites[site] = now
+
     def _on_state(self, event: dict[str, Any]) -> str:
         self.state, self.why = event["state"], event["why"]
         self.waiting = ""
@@ -58,19 +63,19 @@ class Progress:
     def _on_round(self, event: dict[str, Any]) -> str:
         self.current, self.phase, self.since = event["round"], event["phase"], event["time"]
         for site in event["sites"]:
-            self.sites[site] = "asked"
+            self._note(site, "asked")
         return f"round {self.current} of {self.rounds}: {self.phase}, {len(event['sites'])} sites asked"
 
     def _on_answer(self, event: dict[str, Any]) -> str:
-        self.sites[event["site"]] = f"in after {event['seconds']:.1f} s"
+        self._note(event["site"], f"in after {event['seconds']:.1f} s")
         return f"round {event['round']}: {event['site']} in after {event['seconds']:.1f} s ({event['bytes']} bytes)"
 
     def _on_refusal(self, event: dict[str, Any]) -> str:
-        self.sites[event["site"]] = f"stopped: {event['reason']}"
+        self._note(event["site"], f"stopped: {event['reason']}")
         return f"round {event['round']}: {event['site']} stopped ({event['reason']}): {event['detail']}"
 
     def _on_problem(self, event: dict[str, Any]) -> str:
-        self.sites[event["site"]] = f"away: {event['what']}"
+        self._note(event["site"], f"away: {event['what']}")
         return f"round {event['round']}: {event['site']} is away: {event['what']}"
 
     def _on_waiting(self, event: dict[str, Any]) -> str:

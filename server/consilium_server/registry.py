@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.limits import CARD_BYTES
+from consilium_shared.messages import Closing
 from consilium_shared.records import CARD_DOMAIN, ModelCard
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
@@ -34,22 +37,30 @@ class Model:
     card: dict[str, Any]
 
 
-def publish(home: Home, study: Study, roster: Roster, model: bytes, records: list[dict[str, Any]]) -> Model:
-    """Write model and card; a second call with the same model changes nothing.
+def publish(
+    home: Home,
+    study: Study,
+    roster: Roster,
+    model: bytes,
+    records: list[dict[str, Any]],
+    closings: Mapping[str, Closing],
+) -> Model:
+    """Write model and card; where they are published already, nothing changes.
 
     Args:
         model: safetensors bytes of the global model.
         records: the signed records of all rounds, in order.
+        closings: by site, what each said at the end.
     """
-    sha256 = digest(model)
-    folder = home.models / study.study / sha256[:12]
-    card_file = folder / "card.json"
-    if card_file.exists():
-        return read(folder, home.coordinator().public)
+    published = find(home, study, model)
+    if published is not None:
+        return published
+    sha256, folder = digest(model), _folder(home, study, model)
     evaluated = [record for record in records if record["metrics"] is not None]
     epsilon: dict[str, float | None] = {}
     for record in records:
         epsilon.update(record["epsilon"])
+    epsilon.update({site: closing.epsilon for site, closing in closings.items()})
     card = {
         "study": study.study,
         "version": study.version,
@@ -65,6 +76,7 @@ def publish(home: Home, study: Study, roster: Roster, model: bytes, records: lis
         "epsilon": epsilon,
         "delta": study.privacy.delta,
         "metrics": evaluated[-1]["metrics"] if evaluated else None,
+        "audits": {site: each.audit.model_dump() for site, each in closings.items() if each.audit is not None},
         "privacy": _privacy_words(study),
         "limits": READABLE,
         "software": {name: version for name in SOFTWARE if (version := _version(name))}
@@ -72,8 +84,18 @@ def publish(home: Home, study: Study, roster: Roster, model: bytes, records: lis
     }
     ModelCard.model_validate(card)  # never sign what an auditor's program could not read
     write_atomically(folder / "model.safetensors", model)
-    write_atomically(card_file, documents.seal(card, CARD_DOMAIN, home.coordinator()))
+    write_atomically(folder / "card.json", documents.seal(card, CARD_DOMAIN, home.coordinator()))
     return Model(folder, card)
+
+
+def find(home: Home, study: Study, model: bytes) -> Model | None:
+    """The entry of these safetensors bytes, or None while they are not published; raises as ``read``."""
+    folder = _folder(home, study, model)
+    return read(folder, home.coordinator().public) if (folder / "card.json").exists() else None
+
+
+def _folder(home: Home, study: Study, model: bytes) -> Path:
+    return home.models / study.study / digest(model)[:12]
 
 
 def read(folder: Path, coordinator: PublicIdentity) -> Model:
@@ -83,7 +105,7 @@ def read(folder: Path, coordinator: PublicIdentity) -> Model:
         IntegrityError: the card was edited, or the model is not the one that the card describes.
     """
     try:
-        body, signature = documents.parse((folder / "card.json").read_bytes())
+        body, signature = documents.parse((folder / "card.json").read_bytes(), CARD_BYTES)
         documents.verify(body, signature, CARD_DOMAIN, coordinator)
         model = (folder / "model.safetensors").read_bytes()
     except (OSError, PeerError) as error:

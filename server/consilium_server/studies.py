@@ -5,6 +5,7 @@ studies/<name>/study.json       contract and roster document (written once)
                events.jsonl     one line an event; ``run`` and ``status`` read it
                checkpoint.*     after every round
                rounds/NNNN.json signed record of each round
+               closing/<site>.json   each site's signed answer to the last record
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from consilium_server.federation import Home
-from consilium_shared import documents
-from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared import documents, messages
+from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
-from consilium_shared.identity import Identity
-from consilium_shared.records import RECORD_DOMAIN, RoundRecord
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.messages import Closing, Recorded
+from consilium_shared.records import RECORD_DOMAIN, RoundRecord, open_record
 from consilium_shared.roster import Roster, open_roster
 from consilium_shared.study import Study
 
@@ -133,8 +135,48 @@ class StudyFolder:
     def write_record(self, record: dict[str, Any], coordinator: Identity) -> None:
         """Sign and keep the record of one round."""
         RoundRecord.model_validate(record)  # never sign what an auditor's program could not read
-        file = self.root / "rounds" / f"{record['round']:04d}.json"
-        write_atomically(file, documents.seal(record, RECORD_DOMAIN, coordinator))
+        write_atomically(self.record_file(record["round"]), documents.seal(record, RECORD_DOMAIN, coordinator))
+
+    def record_file(self, number: int) -> Path:
+        """Where the record of a round stands."""
+        return self.root / "rounds" / f"{number:04d}.json"
+
+    def recorded(self, number: int, coordinator: Identity) -> Recorded:
+        """What the sites are shown of the record of a round.
+
+        Raises:
+            IntegrityError: it was edited or is missing.
+        """
+        file = self.record_file(number)
+        try:
+            data = file.read_bytes()
+            return Recorded(round=number, record=digest(data), heads=open_record(data, coordinator.public).heads)
+        except (OSError, PeerError) as error:
+            raise IntegrityError(f"{file}: {error}") from error
+
+    def keep_closing(self, site: str, header: bytes) -> None:
+        """Keep a site's ``Closing``, which the caller has verified, as it was signed."""
+        write_atomically(self.root / "closing" / f"{site}.json", header)
+
+    def closings(self, roster: Roster) -> dict[str, tuple[bytes, Closing]]:
+        """Every site's closing, signed header and content, verified, by site.
+
+        Raises:
+            IntegrityError: one was edited.
+        """
+        found: dict[str, tuple[bytes, Closing]] = {}
+        for file in sorted((self.root / "closing").glob("*.json")):
+            member, header = roster.member(file.stem), file.read_bytes()
+            try:
+                if member is None:
+                    raise PeerError("not in the roster")
+                answer = messages.decode_answer(header, PublicIdentity.from_hex(member.identity))
+                if not isinstance(answer, Closing) or answer.site != member.site:
+                    raise PeerError("not a closing of this site")
+            except PeerError as error:
+                raise IntegrityError(f"{file}: {error}") from error
+            found[member.site] = header, answer
+        return found
 
     def records(self, coordinator: Identity) -> list[dict[str, Any]]:
         """The records of all finished rounds in order, verified.
@@ -143,7 +185,8 @@ class StudyFolder:
             IntegrityError: one was edited or is missing.
         """
         found: list[dict[str, Any]] = []
-        for number, file in enumerate(sorted((self.root / "rounds").glob("*.json")), start=1):
+        files = sorted((self.root / "rounds").glob("*.json"), key=lambda file: (len(file.name), file.name))
+        for number, file in enumerate(files, start=1):
             try:
                 body, signature = documents.parse(file.read_bytes())
                 documents.verify(body, signature, RECORD_DOMAIN, coordinator.public)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
 from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
+from consilium_audit.progress import Bar
 from consilium_audit.verify import Passed, Verdict, Verification
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
@@ -42,15 +43,17 @@ def verify(
 
     def tell(step: Passed) -> None:
         if not as_json:
-            console.console.print(f"[green]✓[/] {step.number}  {step.name:<24}", end="")
+            console.console.print(f"[green]✓[/] {step.number:>2}  {step.name:<24}", end="")
             console.console.print(step.says, markup=False, soft_wrap=True)
 
-    work = Verification(folder, coordinator, tell)
+    bar = Bar(console.errors)
+    work = Verification(folder, coordinator, tell, bar.update)
     try:
-        verdict = work.run()
+        with bar:
+            verdict = work.run()
     except VerificationFailed as failure:
         if not as_json:
-            console.console.print(f"[red]✗[/] {failure.step}  {STEPS[failure.step]}")
+            console.console.print(f"[red]✗[/] {failure.step:>2}  {STEPS[failure.step]}")
             raise
         _print_json(_verdict_json(work.verdict, failure))
         raise typer.Exit(NOT_VERIFIED) from failure
@@ -75,7 +78,7 @@ def _show(verdict: Verdict) -> None:
         console.console.print(note, markup=False)
     console.table(
         "ledgers",
-        ["site", "entries", "of these behind a head that the coordinator signed"],
+        ["site", "entries", "of these behind a head that others hold"],
         [(site, everything, behind) for site, (behind, everything) in sorted(verdict.witnessed.items())],
     )
     if not verdict.unchecked:
@@ -229,7 +232,7 @@ def _accounts_of_folder(folder: Path) -> list[SiteAccount]:
         raise ConfigurationError(f"{folder} holds no ledger of a site in its roster; they are called <site>.jsonl")
     found = []
     for file, ledger in ledgers.values():
-        with checking(7, file):
+        with checking(9, file):
             found.append(account(ledger))
     return found
 

@@ -7,7 +7,7 @@ A folder holds the coordinator's evidence of one study (``consilium-server evide
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ COORDINATOR = "coordinator.json"
 ROSTER = "roster.json"
 CONTRACT = "contract.json"
 ROUNDS = "rounds"
+CLOSING = "closing"
 CARD = "card.json"
 MODEL = "model.safetensors"
 
@@ -29,11 +30,13 @@ STEPS = {
     1: "coordinator and roster",
     2: "round records",
     3: "chain of models",
-    4: "ledgers",
-    5: "ledger heads",
-    6: "charges and releases",
-    7: "privacy spent",
-    8: "model card",
+    4: "countersignatures",
+    5: "ledgers",
+    6: "ledger heads",
+    7: "witnessed records",
+    8: "charges and releases",
+    9: "privacy spent",
+    10: "model card",
 }
 """The steps of a verification, in order; ``verify.py`` says what each checks."""
 
@@ -115,13 +118,24 @@ def ledger_file(folder: Path, site: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_ledgers(folder: Path, members: Roster) -> dict[str, tuple[Path, VerifiedLedger]]:
-    """Every ledger that the folder has of the roster's sites, verified, by site; raises VerificationFailed."""
+def read_ledgers(
+    folder: Path, members: Roster, on_line: Callable[[int], None] = lambda size: None
+) -> dict[str, tuple[Path, VerifiedLedger]]:
+    """Every ledger that the folder has of the roster's sites, verified, by site.
+
+    Args:
+        folder: the evidence.
+        members: whose ledgers to look for.
+        on_line: told the bytes of each line that verified.
+
+    Raises:
+        VerificationFailed: the first that does not verify.
+    """
     found: dict[str, tuple[Path, VerifiedLedger]] = {}
     for member in members.members:
         file = ledger_file(folder, member.site)
         if file is not None:
-            with checking(4, file):
+            with checking(5, file):
                 key = PublicIdentity.from_hex(member.identity)
-                found[member.site] = file, verify_ledger(file.read_bytes(), member.site, key)
+                found[member.site] = file, verify_ledger(file.read_bytes(), member.site, key, on_line)
     return found

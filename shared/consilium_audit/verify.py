@@ -5,20 +5,29 @@ Each step must hold before the next begins:
     1. The roster is signed by the coordinator, whose fingerprint is the expected one where one is given; the contract
        is a study written out in full.
     2. Every round record is signed by the coordinator, for this study, federation and roster; they are numbered from 1
-       without a gap; every participant stands in the roster; there were enough of them.
+       without a gap, and each names the bytes of the one before by digest; every participant stands in the roster, and
+       there were enough of them.
     3. Every round began with the model with which the one before ended.
-    4. Every ledger is whole, in order, and signed by its site (``consilium_shared.ledger.verify``).
-    5. Every head that a record names is the entry with that number in that site's ledger: cutting, rolling back or
-       rewriting what stood before it is found.
-    6. In every ledger the study was approved as the contract has it, every charge is the approved plan's, and no update
-       left without a charge of its own before it; every participant of a record was charged before, and every update
-       and every count in it stands in its site's ledger; no later round was charged than the records tell of.
-    7. ε, recomputed from the events: no charge, of any study, went beyond the budget of its asset or beyond what was
-       approved; no record states less than what was spent when it was made.
-    8. The model card, where there is one, says what the records say; and the model's file beside it is that model.
+    4. Every participant of a round countersigned the record of the round before; what sites signed at the end
+       (``closing``) is their own, and over the last record.
+    5. Every ledger is whole, in order, and signed by its site (``consilium_shared.ledger.verify``).
+    6. Every head that a record or a closing names is the entry with that number in that site's ledger: cutting, rolling
+       back or rewriting what stood before it is found.
+    7. What each site entered of the records that it was shown is what the records are, and none is missing; every head
+       of another site's ledger that it was shown, in any study, is an entry of that ledger. So a coordinator that shows
+       two histories is found, and a ledger that was rolled back, even if the coordinator lies for it.
+    8. In every ledger the study was approved as the contract has it, every charge is the approved plan's, and nothing
+       that was to be charged left without a charge of its own before it; every participant of a record was charged
+       before; every update, every count and every closing, by digest, stands in its site's ledger as released; a
+       closing's audit is the ledger's; no later round was charged than the records tell of.
+    9. ε, recomputed from the events: no charge, of any study, went beyond the budget of its asset or beyond what was
+       approved; no record and no closing states less than what was spent when it was made.
+   10. The model card, where there is one, says what records and closings say; and the model's file beside it is that
+       model.
 
-Not to be seen from evidence: what a site wrote after the last head that a record names may have been cut off by that
-site, as far as no record demands it; and whether a site ran what it charged.
+Not to be seen from evidence: what a site wrote after the last head that others hold may have been cut off by that site,
+as far as nothing here demands it; whether a site ran what it charged; and what two sites and the coordinator make up
+together, without a third party's ledger or record that says otherwise.
 """
 
 from __future__ import annotations
@@ -36,22 +45,30 @@ from consilium_audit.evidence import (
     CONTRACT,
     COORDINATOR,
     MODEL,
-    ROUNDS,
     STEPS,
     VerificationFailed,
     checking,
+    ledger_file,
     read_coordinator,
     read_ledgers,
     read_roster,
 )
+from consilium_audit.records import (
+    Closed,
+    Records,
+    check_countersignatures,
+    check_models,
+    read_closings,
+    read_records,
+)
 from consilium_audit.releases import Trace, trace
+from consilium_audit.witnesses import behind, check_heads, check_witnessed
 from consilium_shared.canonical import digest, parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.ledger.entry import line_digest
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.budget import in_words
-from consilium_shared.records import RoundRecord, open_card, open_record
+from consilium_shared.records import RoundRecord, open_card
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
 
@@ -90,6 +107,8 @@ class Verdict:
 
 
 OnStep = Callable[[Passed], None]
+OnWork = Callable[[int, int, int], None]
+"""Told the number of a step that takes long, how much of it is done, and of how much."""
 
 
 class Verification:
@@ -100,7 +119,11 @@ class Verification:
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str | None = None, on_step: OnStep = lambda passed: None
+        self,
+        folder: Path,
+        fingerprint: str | None = None,
+        on_step: OnStep = lambda passed: None,
+        on_work: OnWork = lambda step, done, total: None,
     ) -> None:
         """Reads nothing yet.
 
@@ -108,6 +131,7 @@ class Verification:
             folder: what ``evidence.py`` describes.
             fingerprint: the coordinator's, as the auditor heard it; in groups or not.
             on_step: told of every step that holds.
+            on_work: told how far a long step is.
 
         Raises:
             ConfigurationError: no such folder, or ``fingerprint`` is none.
@@ -120,10 +144,14 @@ class Verification:
         self.verdict = Verdict()
         self._fingerprint = fingerprint
         self._on_step = on_step
+        self._on_work = on_work
         self.coordinator: PublicIdentity
         self.roster: Roster
         self.study: Study
-        self.records: list[tuple[Path, RoundRecord]] = []
+        self.records: Records = []
+        self.digests: list[str] = []
+        """SHA-256 of each record's file."""
+        self.closings: dict[str, Closed] = {}
         self.ledgers: dict[str, tuple[Path, VerifiedLedger]] = {}
         self.traces: dict[str, Trace] = {}
 
@@ -138,8 +166,10 @@ class Verification:
             self._identities,
             self._round_records,
             self._models,
+            self._countersignatures,
             self._ledgers,
             self._heads,
+            self._witnessed,
             self._charges,
             self._privacy,
             self._card,
@@ -173,42 +203,41 @@ class Verification:
         return f"{len(self.roster.members)} sites, signed by {shown}; study {self.study.study}"
 
     def _round_records(self) -> str:
-        files = sorted(file for file in (self.folder / ROUNDS).glob("*") if not file.name.startswith("."))
-        expected = (self.study.digest, self.roster.federation, self.roster.digest)
-        sites = {member.site for member in self.roster.members}
-        for number, file in enumerate(files, start=1):
-            with checking(2, file):
-                if file.name != f"{number:04d}.json":
-                    raise PeerError(f"it stands where the record of round {number} belongs: that one is missing")
-                record = open_record(file.read_bytes(), self.coordinator)
-                if record.round != number:
-                    raise PeerError(f"it is the record of round {record.round}")
-                if (record.study, record.federation, record.roster) != expected:
-                    raise PeerError("it is a record of another study, federation or roster")
-                strangers = set(record.participants) - sites
-                if strangers:
-                    raise PeerError(f"{', '.join(sorted(strangers))} took part, but not in the roster")
-                if len(record.participants) < self.study.aggregation.min_sites:
-                    raise PeerError(
-                        f"{len(record.participants)} sites took part, fewer than the contract's "
-                        f"{self.study.aggregation.min_sites}"
-                    )
-                if number > self.study.training.rounds:
-                    raise PeerError(f"the contract has {self.study.training.rounds} rounds")
-            self.records.append((file, record))
-        self.verdict.rounds = len(files)
-        return f"{len(files)} of {self.study.training.rounds} rounds, each signed, none missing"
+        self.records, self.digests = read_records(
+            self.folder,
+            self.study,
+            self.roster,
+            self.coordinator,
+            lambda done, total: self._on_work(2, done, total),
+        )
+        self.verdict.rounds = len(self.records)
+        return f"{len(self.records)} of {self.study.training.rounds} rounds, each signed, each names the one before"
 
     def _models(self) -> str:
-        for (_, before), (file, after) in zip(self.records, self.records[1:], strict=False):
-            if after.model_before != before.model_after:
-                raise VerificationFailed(
-                    3, file, None, f"round {after.round} did not begin with the model of round {before.round}"
-                )
+        check_models(self.records)
         return f"each round began with the model of the one before ({len(self.records)} rounds)"
 
+    def _countersignatures(self) -> str:
+        count = check_countersignatures(self.records, self.digests, self.roster)
+        self.closings = read_closings(self.folder, self.records, self.digests, self.study, self.roster)
+        missing = sorted({site for _, record in self.records for site in record.participants} - set(self.closings))
+        if missing and (self.folder / CARD).exists():
+            self.verdict.notes.append(
+                f"the last record is not countersigned by {', '.join(missing)}: away when the study ended, or left out"
+            )
+        return f"{count} by participants over the record before, {len(self.closings)} at the end"
+
     def _ledgers(self) -> str:
-        self.ledgers = read_ledgers(self.folder, self.roster)
+        files = [ledger_file(self.folder, member.site) for member in self.roster.members]
+        total = sum(file.stat().st_size for file in files if file is not None)
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            self._on_work(5, done, total)
+
+        self.ledgers = read_ledgers(self.folder, self.roster, read)
         if not self.records and not self.ledgers:
             raise ConfigurationError(f"{self.folder} holds neither a round's record nor a site's ledger")
         took_part = {site for _, record in self.records for site in record.participants}
@@ -227,34 +256,18 @@ class Verification:
         return text
 
     def _heads(self) -> str:
-        last = dict.fromkeys(self.ledgers, 0)
-        count = 0
-        for record_file, record, site, file, ledger in self._participations():
-            head = record.heads[site]
-            if head.seq > len(ledger.entries):
-                raise VerificationFailed(
-                    5,
-                    file,
-                    len(ledger.entries) or None,
-                    f"the ledger ends here, but its head was entry {head.seq} in round {record.round} "
-                    f"({record_file.name}): entries were cut off",
-                )
-            if head.seq < 1 or line_digest(ledger.entries[head.seq - 1].line()) != head.sha256:
-                raise VerificationFailed(
-                    5,
-                    file,
-                    head.seq or None,
-                    f"the entry is not the one that was the head in round {record.round} ({record_file.name}): the "
-                    "ledger was rewritten, or the record names a false head",
-                )
-            last[site] = max(last[site], head.seq)
-            count += 1
+        count = check_heads(self.records, self.closings, self.ledgers)
+        return f"{count} heads in records and closings are entries of the ledgers"
+
+    def _witnessed(self) -> str:
+        count = check_witnessed(self.study.digest, self.records, self.digests, self.closings, self.ledgers)
+        last = behind(self.records, self.closings, self.ledgers)
         self.verdict.witnessed = {site: (last[site], len(ledger.entries)) for site, (_, ledger) in self.ledgers.items()}
-        return f"{count} heads in the records are entries of the ledgers"
+        return f"{count} times a site was shown a record: always the one that is here, with heads that are entries"
 
     def _charges(self) -> str:
         for site, (file, ledger) in self.ledgers.items():
-            with checking(6, file):
+            with checking(8, file):
                 found = trace(ledger, self.study)
                 beyond = [number for number in found.charges if number > len(self.records) + 1]
                 if beyond:
@@ -270,74 +283,69 @@ class Verification:
                     f"{site} was charged for round {', '.join(map(str, alone))}, but no record has it take part in that"
                 )
         for record_file, record, site, file, _ in self._participations():
-            head, found = record.heads[site].seq, self.traces[site]
-            if not any(line <= head for line in found.charges.get(record.round, ())):
+            head = record.heads[site].seq
+            if not any(line <= head for line in self.traces[site].charges.get(record.round, ())):
                 raise VerificationFailed(
-                    6, file, head, f"no charge for round {record.round} up to here, but {site} took part in it"
+                    8, file, head, f"no charge for round {record.round} up to here, but {site} took part in it"
                 )
-            if not any(line > head for line in found.updates.get(record.round, ())):
-                raise VerificationFailed(
-                    6,
-                    file,
-                    None,
-                    f"no update of round {record.round} left after entry {head}, but {record_file.name} has one",
-                )
-        self._counts()
+            self._check_left(site, "update", record.answers[site], head, record_file)
+            if site in record.counts:
+                self._check_left(site, "counts", record.counts[site], head, record_file)
+        for site, closed in self.closings.items():
+            if site in self.traces:
+                self._check_left(site, "closing", closed.sha256, closed.closing.head.seq, closed.file)
+                self._check_audit(site, closed)
         charges = sum(len(lines) for found in self.traces.values() for lines in found.charges.values())
         return f"{charges} charges of the study, each as approved, each before what it paid for left"
 
-    def _counts(self) -> None:
-        """Every site whose evaluation counts are in a record has an entry that says that they left."""
-        for record_file, record in self.records:
-            evaluated = (record.metrics or {}).get("sites", 0)
-            silent = [
-                site
-                for site in record.participants
-                if site in self.traces and not self.traces[site].counts.get(record.round)
-            ]
-            if isinstance(evaluated, int) and evaluated > len(record.participants) - len(silent):
-                raise VerificationFailed(
-                    6,
-                    self.ledgers[silent[0]][0] if silent else record_file,
-                    None,
-                    f"{record_file.name} has evaluation counts of {evaluated} sites, but no counts of that round left "
-                    f"{', '.join(silent) or 'so many'}",
-                )
+    def _check_left(self, site: str, message: str, sha256: str, head: int, source: Path) -> None:
+        """The site's ledger says, after that head, that exactly this message was about to leave."""
+        if self.traces[site].released.get((message, sha256), 0) <= head:
+            raise VerificationFailed(
+                8,
+                self.ledgers[site][0],
+                None,
+                f"the {message} that {source.name} names, {sha256[:12]}, is not among what left after entry {head}",
+            )
+
+    def _check_audit(self, site: str, closed: Closed) -> None:
+        told = closed.closing.audit
+        said = (told.canaries, told.guesses, told.correct) if told is not None else None
+        if said != self.traces[site].audit(closed.closing.head.seq):
+            raise VerificationFailed(8, closed.file, None, f"its audit is not the last one in the ledger of {site}")
 
     def _privacy(self) -> str:
+        stated: dict[str, dict[int, list[tuple[Path, float | None]]]] = {site: {} for site in self.ledgers}
+        for record_file, record, site, _, _ in self._participations():
+            stated[site].setdefault(record.heads[site].seq, []).append((record_file, record.epsilon[site]))
+        for site, closed in self.closings.items():
+            if site in stated:
+                stated[site].setdefault(closed.closing.head.seq, []).append((closed.file, closed.closing.epsilon))
+        done, total = 0, sum(map(len, stated.values()))
         for site, (file, ledger) in self.ledgers.items():
-            with checking(7, file):
+            with checking(9, file):
                 check_limits(ledger)
-            at: dict[int, list[tuple[Path, RoundRecord]]] = {}
-            for path, record in self.records:
-                if site in record.participants:
-                    at.setdefault(record.heads[site].seq, []).append((path, record))
-            with checking(7, file):
-                for seq, spent in study_epsilons(ledger, self.study.digest, at):
-                    self._check_stated(site, spent, at[seq])
+                for seq, spent in study_epsilons(ledger, self.study.digest, stated[site]):
+                    for source, said in stated[site][seq]:
+                        _check_stated(source, site, said, spent)
+                    done += 1
+                    self._on_work(9, done, total)
         sites = len(self.ledgers)
         return f"recomputed at {sites} sites: within every budget and approval, nowhere understated"
-
-    def _check_stated(self, site: str, spent: float, records: list[tuple[Path, RoundRecord]]) -> None:
-        for file, record in records:
-            stated = _stated(record.epsilon[site])
-            if spent > stated + TOLERANCE:
-                why = f"it says ε {in_words(stated)} of {site}, whose ledger comes to {in_words(spent)} there"
-                raise VerificationFailed(7, file, None, why)
 
     def _card(self) -> str:
         file = self.folder / CARD
         if not file.exists():
             return "there is none: the study has not finished, or its card was not handed over"
-        with checking(8, file):
+        with checking(10, file):
             card = open_card(file.read_bytes(), self.coordinator)
-            what = unfounded(card, [record for _, record in self.records], self.study, self.roster)
+            what = unfounded(card, [record for _, record in self.records], self.closings, self.study, self.roster)
             if what is not None:
-                raise PeerError(f"its {what} is not what the round records and the contract say")
+                raise PeerError(f"its {what} is not what records, closings and the contract say")
         model = self.folder / MODEL
         text = f"as the records say: model {card.model.sha256[:12]}"
         if model.exists():
-            with checking(8, model):
+            with checking(10, model):
                 if digest(model.read_bytes()) != card.model.sha256:
                     raise PeerError("it is not the model of the card")
             text += ", and the file beside it is that model"
@@ -357,6 +365,13 @@ class Verification:
             for site in record.participants:
                 if site in self.ledgers:
                     yield record_file, record, site, *self.ledgers[site]
+
+
+def _check_stated(source: Path, site: str, said: float | None, spent: float) -> None:
+    stated = _stated(said)
+    if spent > stated + TOLERANCE:
+        why = f"it says ε {in_words(stated)} of {site}, whose ledger comes to {in_words(spent)} there"
+        raise VerificationFailed(9, source, None, why)
 
 
 def _digits(fingerprint: str) -> str:

@@ -22,14 +22,14 @@ def seal(body: dict[str, Any], domain: str, signer: Identity) -> bytes:
     return text.encode() + b"\n"
 
 
-def parse(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The body and the signature of a document, not yet verified; call ``verify`` next.
+def parse(data: bytes, limit: int = FILE_BYTES) -> tuple[dict[str, Any], bytes]:
+    """The body and the signature of a document of at most ``limit`` bytes, not yet verified; call ``verify`` next.
 
     Raises:
         PeerError: too large, not JSON, or not of the shape above.
     """
-    if len(data) > FILE_BYTES:
-        raise PeerError(f"larger than {FILE_BYTES} bytes")
+    if len(data) > limit:
+        raise PeerError(f"larger than {limit} bytes")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

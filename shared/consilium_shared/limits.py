@@ -47,5 +47,8 @@ WEIGHT = 1_000_000.0
 UPDATE_COORDINATE = 1.0e3
 """Largest absolute coordinate of one site's update; with WEIGHT it bounds the fixed-point sum (aggregation.py)."""
 
+CARD_BYTES = 128 * 1024**2
+"""Largest model card: 10,000 rounds in which 100 sites took part are some 80 MiB; an ordinary one has a few KiB."""
+
 FILE_BYTES = 1024 * 1024
 """Largest YAML or JSON file that a person hands us (study, federation, invitation, request)."""

@@ -92,7 +92,8 @@ class Recorded(Strict):
     round: Round
     record: Hex32
     """SHA-256 of the signed record's bytes."""
-    heads: dict[Name, Head]
+    heads: Annotated[dict[Name, Head], Field(max_length=limits.SITES)]
+    """Of that round's participants, as they stand in the record."""
 
 
 class _Request(Strict):
@@ -184,7 +185,10 @@ class Closing(_Answer):
 
     kind: Literal["closing"] = "closing"
     round: Round
+    epsilon: Annotated[float, Field(ge=0)] | None
+    """ε that the study has spent at this site in the end, evaluations included; None without privacy."""
     countersignature: Hex64
+    """As in ``Update``, over the last record."""
     audit: CanaryAudit | None = None
 
 
@@ -235,6 +239,16 @@ def decode_answer(header: bytes, site: PublicIdentity) -> Answer:
     body = _verified_body(header, ANSWER_DOMAIN, site)
     answer: Answer = _validated(_answers, body)
     return answer
+
+
+def countersign(record: str, site: Identity) -> str:
+    """The site's signature over a record, of which ``record`` is the SHA-256; 128 hex digits, always the same."""
+    return site.sign(COUNTERSIGNATURE_DOMAIN, bytes.fromhex(record)).hex()
+
+
+def verify_countersignature(signature: str, record: str, site: PublicIdentity) -> None:
+    """Raises SignatureError unless ``signature`` is what ``countersign`` makes of that record at that site."""
+    site.verify(COUNTERSIGNATURE_DOMAIN, bytes.fromhex(record), signature_bytes(signature))
 
 
 def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:

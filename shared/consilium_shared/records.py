@@ -10,7 +10,7 @@ from consilium_shared import documents
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.limits import PAYLOAD_BYTES, ROUNDS, SITES
+from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES, ROUNDS, SITES
 from consilium_shared.messages import CanaryAudit, Head, Hex64
 from consilium_shared.roster import Hex32
 from consilium_shared.study import Name
@@ -127,16 +127,16 @@ def open_record(data: bytes, coordinator: PublicIdentity) -> RoundRecord:
         SignatureError: not signed by this coordinator, or edited since.
         PeerError: malformed.
     """
-    return _opened(RoundRecord, data, RECORD_DOMAIN, coordinator)
+    return _opened(RoundRecord, data, RECORD_DOMAIN, coordinator, FILE_BYTES)
 
 
 def open_card(data: bytes, coordinator: PublicIdentity) -> ModelCard:
     """The model card of a signed document; raises as ``open_record`` does."""
-    return _opened(ModelCard, data, CARD_DOMAIN, coordinator)
+    return _opened(ModelCard, data, CARD_DOMAIN, coordinator, CARD_BYTES)
 
 
-def _opened(model: type[Signed], data: bytes, domain: str, coordinator: PublicIdentity) -> Signed:
-    body, signature = documents.parse(data)
+def _opened(model: type[Signed], data: bytes, domain: str, coordinator: PublicIdentity, limit: int) -> Signed:
+    body, signature = documents.parse(data, limit)
     documents.verify(body, signature, domain, coordinator)
     try:
         return model.model_validate(body)

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from consilium_shared import roster as rosters
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import decode_entry, decode_json, line_digest, make_body, sign_entry
+from consilium_shared.messages import Closing, Head, Recorded, countersign, decode_answer, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.records import RECORD_DOMAIN
@@ -37,15 +38,16 @@ from consilium_shared.study import Study
 SITES = ("north", "south", "west")
 ROUNDS = 3
 BUDGET = Budget(6.0, 1e-4)
-MODELS = [digest(f"model {number}".encode()) for number in range(ROUNDS)]
 LAST_MODEL = b"the last model"
 PRIVATE = {"mode": "dp", "epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0}
 AWAY = {(2, "west")}
 Line = list[Any]
 """[number in the faithful ledger, time, kind, fields]"""
+Change = Callable[[str, dict[str, Any]], None]
+"""Changes the fields of an entry of that kind."""
 
 
-def a_study(privacy: dict[str, Any]) -> Study:
+def a_study(privacy: dict[str, Any], rounds: int = ROUNDS) -> Study:
     return Study.model_validate(
         {
             "study": "sepsis",
@@ -57,7 +59,7 @@ def a_study(privacy: dict[str, Any]) -> Study:
                 "features": [{"name": "age"}],
             },
             "training": {
-                "rounds": ROUNDS,
+                "rounds": rounds,
                 "steps_per_round": 5,
                 "expected_batch": 50,
                 "optimizer": {"name": "sgd", "lr": 0.1},
@@ -75,10 +77,11 @@ class Evidence:
     root: Path
     coordinator: Identity
     sites: dict[str, Identity]
+    rounds: int
 
     def copy(self, target: Path) -> Evidence:
         shutil.copytree(self.root, target)
-        return Evidence(target, self.coordinator, self.sites)
+        return replace(self, root=target)
 
     def ledger(self, site: str) -> Path:
         return self.root / f"{site}.jsonl"
@@ -93,24 +96,30 @@ class Evidence:
         """The coordinator cheats: other words, properly signed."""
         file.write_bytes(documents.seal({**self.body(file), **changes}, domain, self.coordinator))
 
-    def rewrite(self, site: str, edit: Callable[[list[Line]], list[Line]], *, heads: bool = True) -> None:
-        """The site cheats: another history, properly chained and signed; with ``heads``, it lied from the start."""
+    def closing(self, site: str) -> Path:
+        return self.root / "closing" / f"{site}.json"
+
+    def lines(self, site: str) -> list[Line]:
         entries = [decode_entry(decode_json(line)) for line in self.ledger(site).read_bytes().splitlines()]
-        first = entries[0].prev
-        lines = edit([[entry.seq, entry.time, entry.kind, entry.body.model_dump(mode="json")] for entry in entries])
-        data, prev, digests = b"", first, []
-        for seq, (_, time, kind, fields) in enumerate(lines, start=1):
-            line = sign_entry(seq, time, make_body(kind, fields), prev, self.sites[site]).line()
-            prev = line_digest(line)
-            digests.append(prev)
-            data += line + b"\n"
-        self.ledger(site).write_bytes(data)
-        for number in range(1, ROUNDS + 1) if heads else ():
-            said = self.body(self.record(number))["heads"]
-            if site in said:
-                seq = sum(line[0] <= said[site]["seq"] for line in lines)
-                said[site] = {"seq": seq, "sha256": digests[seq - 1]}
-                self.reseal(self.record(number), RECORD_DOMAIN, heads=said)
+        bodies = [entry.body.model_dump(mode="json", exclude_unset=True) for entry in entries]
+        return [[entry.seq, entry.time, entry.kind, body] for entry, body in zip(entries, bodies, strict=True)]
+
+    def rewrite(self, site: str, edit: Callable[[list[Line]], list[Line]], *, heads: bool = True) -> None:
+        """The site cheats: another history, properly chained and signed.
+
+        With ``heads`` it lied from the start: everybody was shown, signed and entered what follows from that.
+        """
+        lines = edit(self.lines(site))
+        if heads:
+            Rebuilt(self, {site: lines}, {})
+        else:
+            pen = Pen(self, site, lines)
+            pen.write()
+            self.ledger(site).write_bytes(pen.data)
+
+    def resign(self, **changes: dict[str, Any]) -> None:
+        """Everybody cheats: records with other words (``r2={…}``), shown to all, signed and entered by all."""
+        Rebuilt(self, {}, {int(name[1:]): words for name, words in changes.items()})
 
     def verified(self, fingerprint: str | None = None) -> Verdict:
         return Verification(self.root, fingerprint).run()
@@ -127,6 +136,83 @@ class Evidence:
     def seq_of(self, site: str, kind: str, which: int = 0) -> int:
         lines = [json.loads(line) for line in self.ledger(site).read_bytes().splitlines()]
         return int([line["seq"] for line in lines if line["kind"] == kind][which])
+
+
+class Pen:
+    """Writes a ledger anew, properly chained and signed, up to any line of the faithful one."""
+
+    def __init__(self, evidence: Evidence, site: str, lines: list[Line]) -> None:
+        self.site, self.lines, self.key = site, lines, evidence.sites[site]
+        self.data, self.seq = b"", 0
+        self.prev = decode_entry(decode_json(evidence.ledger(site).read_bytes().splitlines()[0])).prev
+
+    def write(self, until: float = math.inf, change: Change = lambda kind, fields: None) -> dict[str, Any]:
+        """The head, after all lines that stand up to the faithful line ``until``."""
+        while self.lines and self.lines[0][0] <= until:
+            _, time, kind, fields = self.lines.pop(0)
+            change(kind, fields)
+            self.seq += 1
+            line = sign_entry(self.seq, time, make_body(kind, fields), self.prev, self.key).line()
+            self.prev = line_digest(line)
+            self.data += line + b"\n"
+        return {"seq": self.seq, "sha256": self.prev}
+
+
+class Rebuilt:
+    """The whole evidence as if ledgers and records had been others from the start: witnesses, signatures, closings."""
+
+    def __init__(
+        self, evidence: Evidence, edited: dict[str, list[Line]], records: dict[int, dict[str, Any]]
+    ) -> None:
+        self.evidence, self.records = evidence, records
+        self.pens = {site: Pen(evidence, site, edited.get(site) or evidence.lines(site)) for site in evidence.sites}
+        self.study = documents.parse(evidence.record(1).read_bytes())[0]["study"]
+        self.digests: dict[str, str] = {}  # of records and closings: faithful to rebuilt
+        self.heads: dict[str, dict[str, Any]] = {}  # by the faithful record
+        previous = None
+        for number in range(1, evidence.rounds + 1):
+            previous = self._record(evidence.record(number), previous)
+        for site, pen in self.pens.items():
+            if evidence.closing(site).exists():
+                self._closing(evidence.closing(site), pen, previous)
+            pen.write(change=self._change)
+            evidence.ledger(site).write_bytes(pen.data)
+
+    def _change(self, kind: str, fields: dict[str, Any]) -> None:
+        if kind == "witness" and fields["record"] in self.heads:
+            fields["heads"] = self.heads[fields["record"]]
+            fields["record"] = self.digests[fields["record"]]
+        elif kind == "release":
+            fields["sha256"] = self.digests.get(fields["sha256"], fields["sha256"])
+
+    def _record(self, file: Path, previous: str | None) -> str:
+        faithful, body = digest(file.read_bytes()), self.evidence.body(file)
+        heads = {site: self.pens[site].write(head["seq"], self._change) for site, head in body["heads"].items()}
+        signed = {site: countersign(str(previous), self.evidence.sites[site]) for site in body["countersigned"]}
+        words = {**self.records.get(body["round"], {}), "heads": heads}
+        self.evidence.reseal(file, RECORD_DOMAIN, previous=previous, countersigned=signed, **words)
+        self.heads[faithful] = heads
+        self.digests[faithful] = digest(file.read_bytes())
+        return self.digests[faithful]
+
+    def _closing(self, file: Path, pen: Pen, record: str | None) -> None:
+        header, key = file.read_bytes(), self.evidence.sites[pen.site]
+        closing = decode_answer(header, key.public)
+        head = Head.model_validate(pen.write(closing.head.seq, self._change))
+        changes = {"head": head, "countersignature": countersign(str(record), key)}
+        file.write_bytes(encode(closing.model_copy(update=changes), key))
+        self.digests[digest(header)] = digest(file.read_bytes())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a hospital's update says, and the digests of its two answers."""
+
+    epsilon: float | None
+    head: dict[str, Any]
+    update: str
+    counts: str
+    countersignature: str | None
 
 
 class Hospital:
@@ -155,68 +241,118 @@ class Hospital:
         self.spending.reserve(study, "falls", "icu", 1, plan, self.budget).settle(2)
         self.ledger.append("refuse", {"study": study, "round": 2, "reason": "policy", "detail": "no such round"})
 
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
+
     def charge(self, number: int) -> Any:
         return self.spending.reserve(self.study.digest, "sepsis", "icu", number, self.plan, self.budget)
 
-    def answer(self, number: int) -> tuple[float | None, dict[str, Any]]:
+    def witness(self, recorded: Recorded) -> str:
+        if recorded.round not in self.ledger.books.witnessed.get(self.study.digest, {}):
+            self.ledger.append("witness", {"study": self.study.digest, **recorded.model_dump(mode="json")})
+        return countersign(recorded.record, self.identity)
+
+    def answer(self, number: int, recorded: Recorded | None) -> Answer:
+        signature = None if recorded is None else self.witness(recorded)
         reservation = self.charge(number)
-        head = {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
+        head = self.head
         reservation.settle(5)
-        for message in ("update", "counts"):
-            sha256 = digest(f"{self.site} {number} {message}".encode())
-            fields = {"study": self.study.digest, "round": number, "message": message, "sha256": sha256, "bytes": 9}
-            self.ledger.append("release", fields)
+        update, counts = (self._release(number, message) for message in ("update", "counts"))
         spent = reservation.study_epsilon_after
-        return (math.ceil(spent * 1000) / 1000 if self.private else None), head
+        return Answer(math.ceil(spent * 1000) / 1000 if self.private else None, head, update, counts, signature)
+
+    def close(self, recorded: Recorded, federation: str) -> bytes:
+        signature = self.witness(recorded)
+        spent = self.spending.study_epsilon(self.study.digest)
+        closing = Closing(
+            federation=federation,
+            study=self.study.digest,
+            site=self.site,
+            request=digest(b"the request to close"),
+            head=Head.model_validate(self.head),
+            round=recorded.round,
+            epsilon=math.ceil(spent * 1000) / 1000 if self.private else None,
+            countersignature=signature,
+        )
+        header = encode(closing, self.identity)
+        self._release(None, "closing", header)
+        return header
+
+    def _release(self, number: int | None, message: str, header: bytes = b"") -> str:
+        sha256 = digest(header or f"{self.site} {number} {message}".encode())
+        fields = {"study": self.study.digest, "round": number, "message": message, "sha256": sha256, "bytes": 9}
+        self.ledger.append("release", fields)
+        return sha256
 
 
-def a_federation(root: Path, study: Study, plan: Plan) -> Evidence:
+def a_federation(
+    root: Path, study: Study, plan: Plan, sites: tuple[str, ...] = SITES, *, eventful: bool = True
+) -> Evidence:
+    """The evidence of a finished study; ``eventful``: with an absence, another study, a crash, and a refusal."""
     root.mkdir()
-    (root / "federation.yaml").write_text(f"federation: trial\naddress: 127.0.0.1\nsites: [{', '.join(SITES)}]\n")
+    (root / "federation.yaml").write_text(f"federation: trial\naddress: 127.0.0.1\nsites: [{', '.join(sites)}]\n")
     server = ServerHome(root / "server")
     provision(server, root / "federation.yaml")
     hospitals: dict[str, Hospital] = {}
-    for site in SITES:
+    for site in sites:
         home = SiteHome(root / site)
         enroll(home, server.invitations / f"{site}.json")
         admit(server, (home.root / "join-request.json").read_bytes())
         hospitals[site] = Hospital(home, site, study, plan)
-    if isinstance(plan, PrivacyPlan):
+    if eventful and isinstance(plan, PrivacyPlan):
         hospitals["north"].other_study()
     place, roster, coordinator = folder(server, "sepsis"), server.roster(), server.coordinator()
     place.create(study, server.roster_file.read_bytes())
-    for number in range(1, ROUNDS + 1):
-        _round(place, number, hospitals, roster, coordinator)
-    registry.publish(server, study, roster, LAST_MODEL, place.records(coordinator))
+    for number in range(1, plan.rounds + 1):
+        if eventful and number == 3:
+            hospitals["south"].witness(place.recorded(2, coordinator))
+            hospitals["south"].charge(3)  # a crash: charged, never settled, and run again
+        _round(place, number, hospitals, roster, coordinator, AWAY if eventful else set())
+    last = place.recorded(plan.rounds, coordinator)
+    for site, hospital in hospitals.items():
+        place.keep_closing(site, hospital.close(last, roster.federation))
+    closings = {site: closing for site, (_, closing) in place.closings(roster).items()}
+    registry.publish(server, study, roster, LAST_MODEL, place.records(coordinator), closings)
     target = root / "evidence"
     collect(server, "sepsis", target)
     for site, hospital in hospitals.items():
         hospital.ledger.close()
         shutil.copy(root / site / "ledger.jsonl", target / f"{site}.jsonl")
-    return Evidence(target, coordinator, {site: hospital.identity for site, hospital in hospitals.items()})
+    keys = {site: hospital.identity for site, hospital in hospitals.items()}
+    return Evidence(target, coordinator, keys, plan.rounds)
 
 
 def _round(
-    place: StudyFolder, number: int, hospitals: dict[str, Hospital], roster: rosters.Roster, coordinator: Identity
+    place: StudyFolder,
+    number: int,
+    hospitals: dict[str, Hospital],
+    roster: rosters.Roster,
+    coordinator: Identity,
+    away: set[tuple[int, str]],
 ) -> None:
-    here = [site for site in SITES if (number, site) not in AWAY]
-    if number == 3:
-        hospitals["south"].charge(3)  # a crash: charged, never settled, and run again
-    answers = {site: hospitals[site].answer(number) for site in here}
+    study, here = place.study(), sorted(site for site in hospitals if (number, site) not in away)
+    recorded = place.recorded(number - 1, coordinator) if number > 1 else None
+    answers = {site: hospitals[site].answer(number, recorded) for site in here}
+    last = number == study.training.rounds
     record = {
-        "study": place.study().digest,
+        "study": study.digest,
         "federation": roster.federation,
         "roster": roster.digest,
         "round": number,
-        "model_before": MODELS[number - 1],
-        "model_after": MODELS[number] if number < ROUNDS else digest(LAST_MODEL),
+        "model_before": digest(f"model {number - 1}".encode()),
+        "model_after": digest(LAST_MODEL if last else f"model {number}".encode()),
         "participants": here,
-        "away": {site: "offline" for site in SITES if site not in here},
+        "away": {site: "offline" for site in hospitals if site not in here},
         "refused": {},
-        "epsilon": {site: said for site, (said, _) in answers.items()},
-        "heads": {site: head for site, (_, head) in answers.items()},
+        "epsilon": {site: answer.epsilon for site, answer in answers.items()},
+        "heads": {site: answer.head for site, answer in answers.items()},
         "seconds": 1.5,
         "metrics": {"auroc": 0.8, "sites": len(here)},
+        "previous": recorded.record if recorded is not None else None,
+        "answers": {site: answer.update for site, answer in answers.items()},
+        "counts": {site: answer.counts for site, answer in answers.items()},
+        "countersigned": {site: each.countersignature for site, each in answers.items() if each.countersignature},
     }
     place.write_record(record, coordinator)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -42,8 +43,7 @@ def test_a_coordinator_who_signs_everything_anew_is_found_by_the_fingerprint_alo
     forged = replace(evidence, coordinator=other)
     forged.reseal(evidence.root / "roster.json", rosters.DOMAIN)
     forged.reseal(evidence.root / "card.json", CARD_DOMAIN)
-    for number in range(1, ROUNDS + 1):
-        forged.reseal(evidence.record(number), RECORD_DOMAIN)
+    forged.resign()  # and every hospital is in it: nobody else could sign the records
     assert "compared with nothing" in forged.verified().notes[0]
     with pytest.raises(VerificationFailed) as caught:
         forged.verified(expected)
@@ -61,12 +61,22 @@ def test_an_edited_or_missing_record_is_found(evidence: Evidence) -> None:
     evidence.record(3).rename(evidence.record(2))
     evidence.fails(2, evidence.record(2))
     evidence.record(2).unlink()
-    evidence.fails(6)
+    evidence.fails(4)
 
 
-def test_a_last_record_that_is_missing_is_found_by_the_card(evidence: Evidence) -> None:
+def test_a_last_record_that_is_missing_is_found_by_what_the_sites_hold(evidence: Evidence) -> None:
     evidence.record(3).unlink()
-    evidence.fails(8, evidence.root / "card.json")
+    assert "the records end with round 2" in evidence.fails(4, evidence.closing("north"))
+    shutil.rmtree(evidence.root / "closing")
+    assert "the records end with round 2" in evidence.fails(7, evidence.ledger("north"))
+
+
+def test_a_last_record_that_is_missing_is_found_by_the_card_when_no_ledger_is_there(evidence: Evidence) -> None:
+    evidence.record(3).unlink()
+    shutil.rmtree(evidence.root / "closing")
+    for site in SITES:
+        evidence.ledger(site).unlink()
+    evidence.fails(10, evidence.root / "card.json")
 
 
 def test_records_of_something_else_are_found_although_signed(evidence: Evidence) -> None:
@@ -76,17 +86,17 @@ def test_records_of_something_else_are_found_although_signed(evidence: Evidence)
         evidence.fails(2, evidence.record(2))
         evidence.record(2).write_bytes(faithful)
     body = evidence.body(evidence.record(2))
-    stranger = {part: {**body[part], "east": body[part]["north"]} for part in ("epsilon", "heads")}
+    stranger = {part: {**body[part], "east": body[part]["north"]} for part in ("epsilon", "heads", "answers")}
     evidence.reseal(evidence.record(2), RECORD_DOMAIN, participants=["east", "north", "south"], **stranger)
     assert "east took part" in evidence.fails(2, evidence.record(2))
-    alone = {part: {"north": body[part]["north"]} for part in ("epsilon", "heads")}
+    alone = {part: {"north": body[part]["north"]} for part in ("epsilon", "heads", "answers")}
     evidence.reseal(evidence.record(2), RECORD_DOMAIN, participants=["north"], **alone)
     assert "fewer than" in evidence.fails(2, evidence.record(2))
 
 
 def test_a_round_that_began_with_another_model_is_found(evidence: Evidence) -> None:
-    evidence.reseal(evidence.record(2), RECORD_DOMAIN, model_before="0" * 64)
-    evidence.fails(3, evidence.record(2))
+    evidence.reseal(evidence.record(3), RECORD_DOMAIN, model_before="0" * 64)
+    evidence.fails(3, evidence.record(3))
 
 
 def test_a_contract_that_nobody_approved_is_found(evidence: Evidence) -> None:
@@ -108,26 +118,26 @@ def test_every_line_that_is_removed_is_found(evidence: Evidence, site: str) -> N
     for index in range(len(lines)):
         file.write_bytes(b"".join(lines[:index] + lines[index + 1 :]))
         if index + 1 < len(lines):
-            evidence.fails(4, file, index + 1)
+            evidence.fails(5, file, index + 1)
         else:
-            evidence.fails(6, file)  # the last: counts that the record has, and that never left
+            evidence.fails(8, file)  # the last: a closing that never left
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_every_tail_that_is_cut_off_is_found(evidence: Evidence, site: str) -> None:
     file = evidence.ledger(site)
     lines = file.read_bytes().splitlines(keepends=True)
-    last_head = evidence.body(evidence.record(ROUNDS))["heads"][site]["seq"]
+    last_head = len(lines) - 1  # its own, in its closing
     for kept in range(len(lines)):
         file.write_bytes(b"".join(lines[:kept]))
-        evidence.fails(5 if kept < last_head else 6, file)
+        evidence.fails(6 if kept < last_head else 8, file)
 
 
 def test_swapped_ledgers_are_found(evidence: Evidence) -> None:
     north, south = evidence.ledger("north").read_bytes(), evidence.ledger("south").read_bytes()
     evidence.ledger("north").write_bytes(south)
     evidence.ledger("south").write_bytes(north)
-    evidence.fails(4, evidence.ledger("north"), 1)
+    evidence.fails(5, evidence.ledger("north"), 1)
 
 
 def test_a_history_that_is_rewritten_afterwards_is_found_by_the_heads(evidence: Evidence) -> None:
@@ -137,8 +147,19 @@ def test_a_history_that_is_rewritten_afterwards_is_found_by_the_heads(evidence: 
                 line[3]["detail"] = "nothing of note"
         return lines
 
+    faithful = evidence.ledger("north").read_bytes()
     evidence.rewrite("north", milder, heads=False)
-    evidence.fails(5, evidence.ledger("north"))
+    evidence.fails(5, evidence.ledger("north"), evidence.seq_of("north", "witness"))  # what it was shown of itself
+
+    def forgetful(lines: list[Line]) -> list[Line]:
+        for line in milder(lines):
+            if line[2] == "witness":
+                line[3]["heads"].pop("north", None)
+        return lines
+
+    evidence.ledger("north").write_bytes(faithful)
+    evidence.rewrite("north", forgetful, heads=False)
+    evidence.fails(6, evidence.ledger("north"))
 
 
 def test_a_participant_without_a_charge_is_found(evidence: Evidence) -> None:
@@ -149,7 +170,7 @@ def test_a_participant_without_a_charge_is_found(evidence: Evidence) -> None:
         return _settles_moved(kept, first, -2)
 
     evidence.rewrite("west", uncharged)
-    assert "without a charge of its own" in evidence.fails(6, evidence.ledger("west"), first)
+    assert "without a charge of its own" in evidence.fails(8, evidence.ledger("west"), first)
 
 
 def test_a_participant_whose_ledger_has_neither_charge_nor_release_is_found(evidence: Evidence) -> None:
@@ -159,7 +180,7 @@ def test_a_participant_whose_ledger_has_neither_charge_nor_release_is_found(evid
         return _settles_moved([line for line in lines if not first <= line[0] < first + 4], first, -4)
 
     evidence.rewrite("west", absent)
-    assert "no charge for round 1" in evidence.fails(6, evidence.ledger("west"))
+    assert "no charge for round 1" in evidence.fails(8, evidence.ledger("west"))
 
 
 def test_a_charge_after_the_release_is_found(evidence: Evidence) -> None:
@@ -174,7 +195,7 @@ def test_a_charge_after_the_release_is_found(evidence: Evidence) -> None:
         return [*lines[:at], update, counts, charge, settle, *lines[at + 4 :]]
 
     evidence.rewrite("west", late)
-    evidence.fails(6, evidence.ledger("west"), first)
+    evidence.fails(8, evidence.ledger("west"), first)
 
 
 def test_a_charge_given_back_although_its_update_left_is_found(evidence: Evidence) -> None:
@@ -185,7 +206,7 @@ def test_a_charge_given_back_although_its_update_left_is_found(evidence: Evidenc
         return lines
 
     evidence.rewrite("west", given_back)
-    assert "0 of 5 steps" in evidence.fails(6, evidence.ledger("west"), settled)
+    assert "0 of 5 steps" in evidence.fails(8, evidence.ledger("west"), settled)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +222,7 @@ def test_a_charge_that_is_not_the_approved_plans_is_found(evidence: Evidence, fi
         return lines
 
     evidence.rewrite("west", cheaper)
-    evidence.fails(6 if field == "steps" else 4, evidence.ledger("west"), charged)
+    evidence.fails(8 if field == "steps" else 5, evidence.ledger("west"), charged)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +242,7 @@ def test_an_approval_of_something_else_than_the_contract_is_found(evidence: Evid
         return lines
 
     evidence.rewrite("west", other)
-    evidence.fails(6, evidence.ledger("west"), approved)
+    evidence.fails(8, evidence.ledger("west"), approved)
 
 
 # -- what it cost
@@ -230,9 +251,8 @@ def test_an_approval_of_something_else_than_the_contract_is_found(evidence: Evid
 def test_an_epsilon_understated_by_the_coordinator_is_found(evidence: Evidence) -> None:
     said = evidence.body(evidence.record(3))["epsilon"]
     said["south"] = round(said["south"] - 0.001, 3)
-    evidence.reseal(evidence.record(3), RECORD_DOMAIN, epsilon=said)
-    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, epsilon=said)
-    evidence.fails(7, evidence.record(3))
+    evidence.resign(r3={"epsilon": said})
+    evidence.fails(9, evidence.record(3))
 
 
 def test_a_charge_beyond_the_budget_is_found_where_it_happened(evidence: Evidence) -> None:
@@ -243,7 +263,7 @@ def test_a_charge_beyond_the_budget_is_found_where_it_happened(evidence: Evidenc
         return lines
 
     evidence.rewrite("south", poorer)
-    why = evidence.fails(7, evidence.ledger("south"), evidence.seq_of("south", "charge", 1))
+    why = evidence.fails(9, evidence.ledger("south"), evidence.seq_of("south", "charge", 1))
     assert "beyond the budget" in why
 
 
@@ -255,7 +275,7 @@ def test_what_was_spent_before_on_the_same_patients_counts_against_the_budget(ev
         return lines
 
     evidence.rewrite("north", poorer)
-    evidence.fails(7, evidence.ledger("north"))
+    evidence.fails(9, evidence.ledger("north"))
 
 
 # -- the card
@@ -278,7 +298,7 @@ def test_what_was_spent_before_on_the_same_patients_counts_against_the_budget(ev
 )
 def test_a_card_that_says_something_else_than_the_records_is_found(evidence: Evidence, changes: dict[str, Any]) -> None:
     evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, **changes)
-    evidence.fails(8, evidence.root / "card.json")
+    evidence.fails(10, evidence.root / "card.json")
 
 
 def test_the_file_of_another_model_is_found(evidence: Evidence) -> None:
@@ -286,7 +306,7 @@ def test_the_file_of_another_model_is_found(evidence: Evidence) -> None:
     model.write_bytes(b"the last model")
     assert "is that model" in evidence.verified().steps[-1].says
     model.write_bytes(b"another model")
-    evidence.fails(8, model)
+    evidence.fails(10, model)
 
 
 # -- any edit at all

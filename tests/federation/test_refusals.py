@@ -14,7 +14,7 @@ from consilium_server.federation import Home
 from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.messages import Evaluate, Payload, Propose, Refusal, Train, Update
+from consilium_shared.messages import Evaluate, Payload, Propose, Recorded, Refusal, Train, Update
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.accountant import epsilon
@@ -49,7 +49,8 @@ class Coordinator:
 
     def train(self, number: int, **changes: Any) -> bytes:
         """The header of a request to train from ``model``."""
-        fields = self.common(**{"payload": Payload.of(self.model), **changes})
+        shown = Recorded(round=number - 1, record=digest(b"a record"), heads={}) if number > 1 else None
+        fields = self.common(**{"payload": Payload.of(self.model), "recorded": shown, **changes})
         return messages.encode(Train(round=number, **fields), self.key)
 
     def propose(self, roster: Roster | None = None, signer: Identity | None = None, **changes: Any) -> bytes:

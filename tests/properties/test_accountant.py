@@ -16,7 +16,7 @@ from consilium_shared.privacy.accountant import ROUNDING, SMALL_NOISE, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent
 from consilium_shared.privacy.loss import discretised
 
-RENYI_ORDERS = tuple(range(2, 129)) + (160, 256, 512, 1024)
+RENYI_ORDERS = (*tuple(range(2, 129)), 160, 256, 512, 1024)
 
 rates = st.one_of(st.just(1.0), st.floats(math.log(1e-4), 0.0).map(math.exp))
 noises = st.floats(math.log(0.3), math.log(50)).map(math.exp)

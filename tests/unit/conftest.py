@@ -18,7 +18,8 @@ from consilium_server.admission import admit
 from consilium_server.federation import Home as ServerHome
 from consilium_server.provision import provision
 from consilium_shared import messages
-from consilium_shared.messages import Evaluate, Payload, Propose, Standing, Train
+from consilium_shared.canonical import digest
+from consilium_shared.messages import Close, Evaluate, Payload, Propose, Recorded, Standing, Train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import Study
@@ -88,8 +89,18 @@ class Coordinator:
         return messages.encode(proposal, self.key)
 
     def train(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
-        request = Train(**self.common(study), round=number, payload=Payload.of(self.model if model is None else model))
-        return messages.encode(request, self.key)
+        described = Payload.of(self.model if model is None else model)
+        shown = self.recorded(number - 1) if number > 1 else None
+        return messages.encode(Train(**self.common(study), round=number, payload=described, recorded=shown), self.key)
+
+    def recorded(self, number: int, **changes: Any) -> Recorded:
+        """What is shown of a round in which the site took no part, by default."""
+        heads = {"hospital-b": {"seq": 10 * number, "sha256": digest(f"entry of round {number}".encode())}}
+        shown = {"round": number, "record": digest(f"record {number}".encode()), "heads": heads, **changes}
+        return Recorded.model_validate(shown)
+
+    def close(self, number: int, **changes: Any) -> bytes:
+        return messages.encode(Close(**self.common(), recorded=self.recorded(number, **changes)), self.key)
 
     def evaluate(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
         described = Payload.of(self.model if model is None else model)

@@ -178,14 +178,15 @@ def test_no_generator_that_a_program_can_seed_has_a_part_in_it() -> None:
 
 @pytest.mark.parametrize(("word", "radius"), [(0, 9.419), (1, 9.346), (-1, 9.346), (-(2**63), 0.0), (2**63 - 1, 0.0)])
 def test_the_extreme_words_give_finite_deviates(word: int, radius: float) -> None:
-    cosine, sine = noise.normal_pairs(torch.tensor([word, 0]))
+    cosine, sine = noise.normal_pairs(torch.tensor([word, 0]), 1.0, torch.empty((3, 1), dtype=torch.float64))
     assert (cosine.item(), sine.item()) == pytest.approx((radius, 0.0), abs=1e-3)
 
 
 def test_the_angle_goes_once_around() -> None:
     """The radius of the word 2^62 is √(2 log 2); the angles -π, -π/2, 0, π/2."""
     angles = torch.tensor([-(2**63), -(2**62), 0, 2**62])
-    cosine, sine = noise.normal_pairs(torch.cat([torch.full((4,), 2**62), angles]))
-    radius = (2 * np.log(2)) ** 0.5
+    words, work = torch.cat([torch.full((4,), 2**62), angles]), torch.empty((3, 4), dtype=torch.float64)
+    cosine, sine = noise.normal_pairs(words, 10.0, work)
+    radius = 10 * (2 * np.log(2)) ** 0.5
     assert cosine.tolist() == pytest.approx([-radius, 0, radius, 0], abs=1e-12)
     assert sine.tolist() == pytest.approx([0, -radius, 0, radius], abs=1e-12)

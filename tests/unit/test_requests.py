@@ -60,7 +60,7 @@ def test_a_round_is_charged_before_and_settled_and_released_after(site: Any) -> 
     assert site.charges("count") == 1
     before = len(site.kinds())
     answer = site.requests.handle(c.train(2), c.model)
-    assert site.kinds()[before:] == ["charge", "settle", "release"]
+    assert site.kinds()[before:] == ["witness", "charge", "settle", "release"]
     released = site.desk.ledger.entries[-1].body
     assert released.sha256 == digest(answer[0])  # type: ignore[attr-defined]
     assert released.bytes == len(answer[0]) + len(answer[1])  # type: ignore[attr-defined]

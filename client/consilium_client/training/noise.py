@@ -34,24 +34,29 @@ class Noise:
             total: contiguous float64 ``[N]`` on any device.
             deviation: standard deviation before rounding, finite and at least 0.
         """
+        work = torch.empty((3, (min(len(total), _PIECE) + 1) // 2), dtype=torch.float64, device=total.device)
         for start in range(0, len(total), _PIECE):
             part = total[start : start + _PIECE]
             pairs = (len(part) + 1) // 2
             words = self._words[: 2 * pairs]
             self._stream.fill(words)
-            cosine, sine = normal_pairs(torch.from_numpy(words.view(np.int64)).to(total.device))
-            part[:pairs].add_(cosine.mul_(deviation).round_())
-            part[pairs:].add_(sine.mul_(deviation).round_()[: len(part) - pairs])
+            uniform = torch.from_numpy(words.view(np.int64)).to(total.device)
+            cosine, sine = normal_pairs(uniform, deviation, work[:, :pairs])
+            part[:pairs].add_(cosine.round_())
+            part[pairs:].add_(sine.round_()[: len(part) - pairs])
 
 
-def normal_pairs(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two times n independent standard normal deviates, float64 ``[n]``, from uniform int64 words ``[2 n]``.
+def normal_pairs(words: torch.Tensor, deviation: float, work: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two times n independent deviates of N(0, ``deviation``²), float64 ``[n]``, from uniform int64 words ``[2 n]``.
+
+    They stand in ``work``, float64 ``[3, n]``, whose content is lost: no memory is taken anew for each piece.
 
     The first n words give the radius: |word| · 2^-63 is uniform in (0, 1] and finest at 0, where the tail is. The
     others give the angle in [-π, π].
     """
-    pairs = len(words) // 2
-    radius = words[:pairs].double().abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2.0).sqrt_()
-    angle = words[pairs:].double().mul_(math.pi * 2.0**-63)
-    cosine = torch.cos(angle).mul_(radius)
-    return cosine, torch.sin(angle, out=angle).mul_(radius)
+    radius, angle, cosine = work
+    pairs = len(radius)
+    radius.copy_(words[:pairs]).abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2.0 * deviation**2).sqrt_()
+    angle.copy_(words[pairs:]).mul_(math.pi * 2.0**-63)
+    torch.cos(angle, out=cosine)
+    return cosine.mul_(radius), angle.sin_().mul_(radius)

@@ -1,8 +1,8 @@
 """How entries hang together: by hash, by number, and by what they say about one another. Pure.
 
-``Books`` is the sense of a ledger: which assets are open, which studies approved, what was charged and settled. It
-takes one entry at a time and refuses one that contradicts those before, so a site never writes what an auditor
-would refuse.
+``Books`` is the sense of a ledger: which assets are open, which studies approved, what was charged and settled, and
+what the site was shown of the coordinator's records and of other sites' ledgers. It takes one entry at a time and
+refuses one that contradicts those before, so a site never writes what an auditor would refuse.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from consilium_shared.ledger.entry import (
     DpSgdPlan,
     Entry,
     Gaussian,
+    Head,
     NonPrivate,
     NonPrivatePlan,
     Open,
     Purpose,
     Reject,
     Settle,
+    Witness,
 )
 
 
@@ -72,19 +74,34 @@ class Books:
     """What the entries so far say.
 
     Attributes:
+        site: whose ledger; empty where the heads of its own that it witnessed are not to be looked at again.
         assets: the ``open`` entry in force for each asset.
         decisions: the last decision on each study's digest.
         charges: every charge by its entry's number, in order.
+        witnessed: of each study's digest the rounds, ascending, whose records were witnessed.
     """
 
+    site: str = ""
     assets: dict[str, Open] = field(default_factory=dict)
     decisions: dict[str, Approve | Reject] = field(default_factory=dict)
     charges: dict[int, Charged] = field(default_factory=dict)
-    _attempts: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    witnessed: dict[str, dict[int, Witness]] = field(default_factory=dict)
+    _charged: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
+    """Study, purpose and round to the numbers of the charges."""
+    _heads: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Site and number of an entry to its digest, as witnessed."""
+    _furthest: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Study and site to the last head that was witnessed."""
+    _digests: list[str] = field(default_factory=list)
+    """The genesis, then the digest of every entry but the last."""
 
     def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
         """How often the round was charged so far for that purpose."""
-        return self._attempts.get((study, purpose, round_number), 0)
+        return len(self._charged.get((study, purpose, round_number), ()))
+
+    def last_witnessed(self, study: str) -> int:
+        """The last round whose record was witnessed; 0 when none was."""
+        return next(reversed(self.witnessed.get(study, {})), 0)
 
     def admit(self, entry: Entry) -> None:
         """Take the next entry.
@@ -103,11 +120,18 @@ class Books:
             self.decisions[body.study] = body
         elif isinstance(body, Charge):
             self._check_charge(body)
-            self._attempts[body.study, body.purpose, body.round] = body.attempt
+            self._charged.setdefault((body.study, body.purpose, body.round), []).append(entry.seq)
             self.charges[entry.seq] = Charged(entry.seq, entry.time, body)
         elif isinstance(body, Settle):
             self._check_settle(body)
             self.charges[body.charge_seq].settled = body.steps
+        elif isinstance(body, Witness):
+            self._check_witness(body, entry)
+            self.witnessed.setdefault(body.study, {})[body.round] = body
+            for site, head in body.heads.items():
+                self._heads[site, head.seq] = head.sha256
+                self._furthest[body.study, site] = head.seq
+        self._digests.append(entry.prev)
 
     def _asset(self, name: str) -> Open:
         if name not in self.assets:
@@ -131,6 +155,8 @@ class Books:
         first, last = (0, 0) if body.purpose == "count" else (1, approval.plan.rounds)
         if not first <= body.round <= last:
             raise LedgerError(f"round {body.round} of a study approved for {approval.plan.rounds}")
+        if 1 <= body.round <= self.last_witnessed(body.study):
+            raise LedgerError(f"round {body.round} is charged although its record, or a later one, was witnessed")
         if not _within_plan(body.event, body.purpose, approval.plan):
             raise LedgerError("the charged event is not the approved plan's")
 
@@ -144,6 +170,32 @@ class Books:
         charged_steps = event.steps if isinstance(event, DpSgd) else 1 if isinstance(event, Gaussian) else body.steps
         if body.steps > charged_steps:
             raise LedgerError(f"settled with {body.steps} steps, of which only {charged_steps} were charged")
+
+    def _check_witness(self, body: Witness, entry: Entry) -> None:
+        last = self.last_witnessed(body.study)
+        if body.round <= last:
+            raise LedgerError(f"the record of round {body.round} is witnessed after that of round {last}")
+        for site, head in body.heads.items():
+            furthest = self._furthest.get((body.study, site), 0)
+            if head.seq <= furthest:
+                raise LedgerError(
+                    f"the record of round {body.round} has entry {head.seq} as the head of {site}, whose ledger had "
+                    f"come to entry {furthest} in an earlier round"
+                )
+            if self._heads.get((site, head.seq), head.sha256) != head.sha256:
+                raise LedgerError(
+                    f"the record of round {body.round} has another entry {head.seq} of {site} than was witnessed before"
+                )
+        if self.site and self.site in body.heads:
+            self._check_own_head(body, body.heads[self.site], entry)
+
+    def _check_own_head(self, body: Witness, head: Head, entry: Entry) -> None:
+        digests = [*self._digests[head.seq : head.seq + 1], entry.prev]
+        if head.seq >= entry.seq or digests[0] != head.sha256:
+            raise LedgerError(f"the record of round {body.round} has a head of this ledger that is no entry of it")
+        charges = self._charged.get((body.study, "training", body.round), ())
+        if not any(seq <= head.seq for seq in charges):
+            raise LedgerError(f"the record of round {body.round} has a head of this ledger before its charge for it")
 
 
 def _within_plan(event: DpSgd | Gaussian | NonPrivate, purpose: Purpose, plan: DpSgdPlan | NonPrivatePlan) -> bool:

@@ -9,7 +9,8 @@ Steps, each of which raises LedgerError with its number and the line:
     5. ``prev`` is the SHA-256 of the line before; of the first, the genesis of this site and key.
     6. ``sig`` is the site's Ed25519 signature over the rest of the entry.
     7. Time never goes back.
-    8. The entry fits those before it: what ``chain.Books`` says.
+    8. The entry fits those before it: what ``chain.Books`` says. Where a ``witness`` entry shows a head of this very
+       ledger, it is the entry with that number.
 
 Left to the caller: **a ledger whose last lines were cut off, or that was rolled back to an earlier state, passes.**
 Only somebody else's copy of a later head shows that; compare ``head`` with those that other parties hold. What
@@ -18,6 +19,7 @@ the entries cost is not computed here either, and ``epsilon_after`` is not belie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from consilium_shared.errors import LedgerError, SignatureError
@@ -50,8 +52,23 @@ class LedgerVerifier:
         self.site = site
         self.public = public
         self.head = genesis(site, public)
-        self.books = Books()
+        self.books = Books(site)
         self.time = ""
+
+    def check(self, data: bytes, on_line: Callable[[int], None] = lambda size: None) -> tuple[Entry, ...]:
+        """Steps 1 to 8 for all of ``data``, the next lines of the ledger; raises as ``check_line``.
+
+        ``on_line`` is told the bytes of each line that verified.
+        """
+        lines, rest = split_lines(data)
+        entries: list[Entry] = []
+        for line in lines:
+            entries.append(self.check_line(line))
+            on_line(len(line) + 1)
+        if rest:
+            number = self.head.seq + 1
+            raise LedgerError(f"line {number}: step 1: the last line is incomplete", line=number, step=1)
+        return tuple(entries)
 
     def check_line(self, line: bytes) -> Entry:
         """Steps 2 to 8 for the next line, without its newline.
@@ -89,16 +106,14 @@ class LedgerVerifier:
         return entry
 
 
-def verify_ledger(data: bytes, site: str, public: PublicIdentity) -> VerifiedLedger:
-    """The ledger in ``data``, verified by the steps above.
+def verify_ledger(
+    data: bytes, site: str, public: PublicIdentity, on_line: Callable[[int], None] = lambda size: None
+) -> VerifiedLedger:
+    """The ledger in ``data``, verified by the steps above; ``on_line`` is told the bytes of each line that verified.
 
     Raises:
         LedgerError: the first step that fails, with the line.
     """
-    lines, rest = split_lines(data)
     verifier = LedgerVerifier(site, public)
-    entries = tuple(verifier.check_line(line) for line in lines)
-    if rest:
-        number = len(lines) + 1
-        raise LedgerError(f"line {number}: step 1: the last line is incomplete", line=number, step=1)
+    entries = verifier.check(data, on_line)
     return VerifiedLedger(site, entries, verifier.head, verifier.books)

@@ -1,0 +1,56 @@
+"""What a refusal says: the reason code and the sentence for the ledger, and what of it goes out to the coordinator."""
+
+from __future__ import annotations
+
+import logging
+
+from consilium_shared import limits
+from consilium_shared.errors import (
+    ConfigurationError,
+    ConsiliumError,
+    DataError,
+    PeerError,
+    PolicyRefusal,
+    SignatureError,
+)
+from consilium_shared.printable import printable
+
+log = logging.getLogger("consilium.agent")
+
+
+def reason_of(error: ConsiliumError) -> tuple[str, str]:
+    """Reason code and sentence of a refusal, for the ledger."""
+    match error:
+        case PolicyRefusal():
+            return error.reason_code, error.detail
+        case DataError():
+            log.error("%s", error)  # names files and columns, no values
+            return "data", "the site's data cannot be used as the study asks"
+        case SignatureError():
+            return "bad-signature", "a signature in the request does not verify"
+        case PeerError():
+            return "malformed", str(error)
+        case ConfigurationError():
+            log.error("%s", error)
+            return "internal", "the site's configuration does not allow it; its log says what"
+        case _:
+            log.error("%s", error)
+            return "internal", "the site failed; its log says where"
+
+
+def outgoing(reason: str, detail: str) -> str:
+    """What the coordinator reads: nothing of what this site knows that the coordinator may not.
+
+    The arithmetic of a budget tells what other studies spent. What is wrong with a history that was shown would help
+    to make up a better one.
+    """
+    if reason == "budget":
+        return "the privacy budget at this site does not cover it"
+    if reason == "witness":
+        return "what is shown of the rounds before is not what this site knows of them; its ledger says why"
+    return detail
+
+
+def sentence(text: str) -> str:
+    """At most ``limits.DETAIL_CHARACTERS`` printable characters of a text that may quote a peer."""
+    return printable(text)[: limits.DETAIL_CHARACTERS]

@@ -1,0 +1,147 @@
+"""What the coordinator signed about the rounds, and what the sites signed about that: records, countersignatures,
+closings. Each is read and verified on its own here; against the ledgers it is held elsewhere (``witnesses.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking
+from consilium_shared import messages
+from consilium_shared.canonical import digest
+from consilium_shared.errors import PeerError, SignatureError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.messages import Closing
+from consilium_shared.records import RoundRecord, open_record
+from consilium_shared.roster import Roster
+from consilium_shared.study import Study
+
+Records = list[tuple[Path, RoundRecord]]
+"""Every round's record with its file, in order."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """One site's closing: its file, what it says, and the SHA-256 of the file, which its ledger has as released."""
+
+    file: Path
+    closing: Closing
+    sha256: str
+
+
+def read_records(
+    folder: Path,
+    study: Study,
+    roster: Roster,
+    coordinator: PublicIdentity,
+    on_record: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Records, list[str]]:
+    """The records, and the SHA-256 of each one's file; ``on_record`` is told how many of how many were read.
+
+    Raises:
+        VerificationFailed: step 2: a record is missing, not signed, of something else, or not the next one.
+    """
+    found = (file for file in (folder / ROUNDS).glob("*") if not file.name.startswith("."))
+    files = sorted(found, key=lambda file: (len(file.name), file.name))
+    records: Records = []
+    digests: list[str] = []
+    for number, file in enumerate(files, start=1):
+        with checking(2, file):
+            if file.name != f"{number:04d}.json":
+                raise PeerError(f"it stands where the record of round {number} belongs: that one is missing")
+            data = file.read_bytes()
+            record = open_record(data, coordinator)
+            if record.round != number:
+                raise PeerError(f"it is the record of round {record.round}")
+            if record.previous != (digests[-1] if digests else None):
+                raise PeerError("it does not name the record that stands before it")
+            _check_content(record, study, roster)
+        records.append((file, record))
+        digests.append(digest(data))
+        on_record(number, len(files))
+    return records, digests
+
+
+def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
+    participants, minimum = set(record.participants), study.aggregation.min_sites
+    if (record.study, record.federation, record.roster) != (study.digest, roster.federation, roster.digest):
+        raise PeerError("it is a record of another study, federation or roster")
+    strangers = participants - {member.site for member in roster.members}
+    if strangers:
+        raise PeerError(f"{', '.join(sorted(strangers))} took part, but not in the roster")
+    if len(participants) < minimum:
+        raise PeerError(f"{len(participants)} sites took part, fewer than the contract's {minimum}")
+    if record.round > study.training.rounds:
+        raise PeerError(f"the contract has {study.training.rounds} rounds")
+    if set(record.answers) != participants or not set(record.counts) <= participants:
+        raise PeerError("it has not the answer of each participant, or that of somebody else")
+    if (record.metrics or {}).get("sites", len(record.counts)) != len(record.counts):
+        raise PeerError(f"its metrics are not of the {len(record.counts)} sites whose counts it names")
+
+
+def check_models(records: Records) -> None:
+    """Every round began with the model of the one before; raises VerificationFailed, step 3."""
+    for (_, before), (file, after) in pairwise(records):
+        if after.model_before != before.model_after:
+            raise VerificationFailed(
+                3, file, None, f"round {after.round} did not begin with the model of round {before.round}"
+            )
+
+
+def check_countersignatures(records: Records, digests: list[str], roster: Roster) -> int:
+    """Every participant of a round signed the record of the round before; how many signatures there are.
+
+    Raises:
+        VerificationFailed: step 4.
+    """
+    count = 0
+    for (file, record), before in zip(records, [None, *digests], strict=False):
+        with checking(4, file):
+            expected = set(record.participants) if before is not None else set()
+            wrong = sorted(expected ^ set(record.countersigned))
+            if wrong:
+                raise PeerError(f"it has not the countersignatures of exactly its participants: {', '.join(wrong)}")
+            for site, signature in record.countersigned.items():
+                _check_countersignature(site, signature, str(before), roster)
+                count += 1
+    return count
+
+
+def read_closings(
+    folder: Path, records: Records, digests: list[str], study: Study, roster: Roster
+) -> dict[str, Closed]:
+    """What each site signed about the last record, by site.
+
+    Raises:
+        VerificationFailed: step 4: one is not the site's, of another study, or over another record.
+    """
+    found: dict[str, Closed] = {}
+    took_part = {site for _, record in records for site in record.participants}
+    for file in sorted(file for file in (folder / CLOSING).glob("*") if not file.name.startswith(".")):
+        with checking(4, file):
+            member = roster.member(file.name.removesuffix(".json"))
+            if member is None or (records and member.site not in took_part):
+                raise PeerError("it is of no site that took part")
+            data = file.read_bytes()
+            answer = messages.decode_answer(data, PublicIdentity.from_hex(member.identity))
+            if not isinstance(answer, Closing) or answer.payload != messages.NO_PAYLOAD:
+                raise PeerError("it is not a site's closing")
+            if (answer.federation, answer.study, answer.site) != (roster.federation, study.digest, member.site):
+                raise PeerError("it is a closing of another study, federation or site")
+            if answer.round != study.training.rounds or answer.round != len(records):
+                raise PeerError(f"it closes round {answer.round}, but the records end with round {len(records)}")
+            _check_countersignature(member.site, answer.countersignature, digests[-1], roster)
+            found[member.site] = Closed(file, answer, digest(data))
+    return found
+
+
+def _check_countersignature(site: str, signature: str, record: str, roster: Roster) -> None:
+    member = roster.member(site)
+    try:
+        if member is None:
+            raise SignatureError("not in the roster")
+        messages.verify_countersignature(signature, record, PublicIdentity.from_hex(member.identity))
+    except SignatureError as error:
+        raise PeerError(f"what {site} countersigned is not the record that is here") from error
