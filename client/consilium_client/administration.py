@@ -7,16 +7,19 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from consilium_client.agent_socket import call_admin
 from consilium_client.desk import Desk, Estimate
 from consilium_client.proposals import Proposal
+from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
 from consilium_shared.ledger.entry import Reject
 from consilium_shared.privacy.budget import remaining
-from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.privacy.canaries import Outcome
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 
 SECONDS = 3600.0
 """A command waits as long: an estimate may read a large asset first."""
@@ -52,6 +55,8 @@ class Administration:
             "approve": self.approve,
             "reject": self.reject,
             "budget": self.budget,
+            "plan": self.plan,
+            "audit": self.audit,
         }
 
     def handle(self, request: bytes) -> bytes:
@@ -121,6 +126,7 @@ class Administration:
             "patients": estimate.patients,
             "patients_held_back": estimate.held_back,
             "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "evaluated_rounds": list(estimate.evaluated_rounds),
             "plan": plan.to_dict(),
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
             "arithmetic": str(estimate.quote),
@@ -136,8 +142,42 @@ class Administration:
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
         """Say no, or withdraw an approval."""
         proposal = self.desk.proposals.find(study)
-        self.desk.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+        self.desk.reject(proposal, by, reason)
         return self._describe(proposal)
+
+    def plan(self, study: str) -> dict[str, Any]:
+        """A study's contract, and the plan that runs here: the approved one, else the one that would be approved."""
+        proposal = self.desk.proposals.find(study)
+        return {
+            "study": proposal.study.study,
+            "version": proposal.study.version,
+            "digest": proposal.study.digest,
+            "contract": proposal.study.contract,
+            "plan": self._plan(proposal).to_dict(),
+        }
+
+    def _plan(self, proposal: Proposal) -> Plan:
+        approval = self.desk.spending.approval(proposal.study.digest)
+        return approval.plan if approval else self.desk.estimate(proposal.study).plan
+
+    def audit(
+        self, study: str, plan: dict[str, Any], canaries: int, guesses: int, correct: int, by: str
+    ) -> dict[str, Any]:
+        """Enter the outcome of a canary audit of exactly the plan that runs here; returns the entry's number."""
+        proposal = self.desk.proposals.find(study)
+        if plan != self._plan(proposal).to_dict():
+            raise ConfigurationError(f"study {proposal.study.study} has another plan now than was audited; audit again")
+        entry = self.desk.ledger.append(
+            "audit",
+            {
+                "study": proposal.study.digest,
+                "name": proposal.study.study,
+                **asdict(Outcome(canaries, guesses, correct)),
+                "plan": canonical_digest(plan),
+                "by": by,
+            },
+        )
+        return {"entry": entry.seq}
 
     def budget(self) -> list[dict[str, Any]]:
         """What was spent and what is left, for each asset."""

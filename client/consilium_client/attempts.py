@@ -14,6 +14,7 @@ from pathlib import Path
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import remove_leftovers, write_atomically
+from consilium_shared.ledger.entry import Purpose
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Attempt:
     """One attempt at a round. ``number`` is the ledger's (1 for the first charge of the round)."""
 
     study: str
+    purpose: Purpose
     round: int
     request: str
     """SHA-256 of the request's header: another request never runs on this seed."""
@@ -28,37 +30,36 @@ class Attempt:
     seed: bytes
 
     def __repr__(self) -> str:
-        return f"Attempt(round {self.round}, number {self.number}, seed hidden)"
+        return f"Attempt({self.purpose} of round {self.round}, number {self.number}, seed hidden)"
 
 
 class Attempts:
-    """At most one attempt a study, in a file of mode 0600 in the site's store."""
+    """At most one attempt a study and purpose of the charge, in a file of mode 0600 in the site's store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         remove_leftovers(folder)
 
-    def begin(self, study: str, round_number: int, request: str, number: int) -> Attempt:
-        """Make and keep a fresh seed; whatever attempt the study had before is forgotten."""
-        attempt = Attempt(study, round_number, request, number, secrets.token_bytes(32))
+    def begin(self, study: str, purpose: Purpose, round_number: int, request: str, number: int) -> Attempt:
+        """Make and keep a fresh seed; whatever attempt the study had before for this purpose is forgotten."""
+        attempt = Attempt(study, purpose, round_number, request, number, secrets.token_bytes(32))
         content = {"round": round_number, "request": request, "number": number, "seed": attempt.seed.hex()}
-        write_atomically(self._file(study), canonical_bytes(content))
+        write_atomically(self._file(study, purpose), canonical_bytes(content))
         return attempt
 
-    def under_way(self, study: str, round_number: int, request: str) -> Attempt | None:
+    def under_way(self, study: str, purpose: Purpose, round_number: int, request: str) -> Attempt | None:
         """The attempt at exactly this request that a crash left, or None. A damaged file is no attempt."""
         try:
-            content = parse_canonical(self._file(study).read_bytes())
-            found = Attempt(
-                study, content["round"], content["request"], content["number"], bytes.fromhex(content["seed"])
-            )
+            content = parse_canonical(self._file(study, purpose).read_bytes())
+            seed = bytes.fromhex(content["seed"])
+            found = Attempt(study, purpose, content["round"], content["request"], content["number"], seed)
         except (FileNotFoundError, PeerError, KeyError, TypeError, ValueError):
             return None
         return found if (found.round, found.request) == (round_number, request) else None
 
-    def end(self, study: str) -> None:
+    def end(self, study: str, purpose: Purpose) -> None:
         """Delete the seed."""
-        self._file(study).unlink(missing_ok=True)
+        self._file(study, purpose).unlink(missing_ok=True)
 
-    def _file(self, study: str) -> Path:
-        return self.folder / f"{study}.json"
+    def _file(self, study: str, purpose: Purpose) -> Path:
+        return self.folder / f"{study}.{purpose}.json"

@@ -17,7 +17,6 @@ from consilium_client.desk import make_plan
 from consilium_client.site import SiteConfig
 from consilium_shared import metrics
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
 
@@ -55,7 +54,7 @@ def train_alone(
             pack(vector, study),
             study,
             records,
-            plan if isinstance(plan, PrivacyPlan) else None,
+            plan,
             round=number,
             site="alone",
             device=where,
@@ -75,5 +74,5 @@ def test(study: Study, model: bytes, records: Records, device_name: str) -> dict
     from consilium_client.evaluation import evaluate
     from consilium_client.training import device
 
-    counts = evaluate(model, study, records, device.choose(device_name))
-    return dict(metrics.metrics(counts, len(study.data.label.classes)))
+    layout = metrics.Layout.local(len(study.data.label.classes))
+    return metrics.metrics(evaluate(model, study, records, device.choose(device_name), layout), layout)

@@ -132,18 +132,25 @@ def _describe(study: Mapping[str, Any]) -> None:
             f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}, "
             f"noise multiplier {plan['noise_multiplier']:g}"
         )
+        _say(f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})")
     else:
         _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
     _say(f"  budget     {study['arithmetic']}")
-    if study["evaluation_counts"]:
-        every = contract["evaluation"]["every"]
-        when = "every round" if every == 1 else f"every {every} rounds and the last"
-        _say(
-            f"  evaluates  counts of the {study['patients_held_back']} held-back patients leave without noise after "
-            f"{when}, charged to no budget"
-        )
-    else:
-        _say("  evaluates  nothing: the policy lets no evaluation counts leave")
+    _say(f"  evaluates  {_evaluation(study)}")
+
+
+def _evaluation(study: Mapping[str, Any]) -> str:
+    """What leaves about the patients held back."""
+    rounds, plan = study["evaluated_rounds"], study["plan"]
+    if not study["evaluation_counts"]:
+        return "nothing: the policy lets no evaluation counts leave"
+    if not rounds:
+        return "nothing: the study pays for no evaluation counts"
+    what = f"counts of the {study['patients_held_back']} held-back patients leave"
+    after = f"after round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
+    if plan["kind"] == "dp-sgd":
+        return f"{what} with noise (noise multiplier {plan['evaluation_noise']:g}) {after}; in the cost above"
+    return f"{what} WITHOUT NOISE {after}"
 
 
 def _decider(by: str | None) -> str:
@@ -283,6 +290,39 @@ def baseline(
         for name in test_on or [asset]
     }
     _show_metrics(as_json, found)
+
+
+@app.command()
+def audit_canaries(
+    study: StudyName,
+    home: HomeOption = DEFAULT_HOME,
+    canaries: Annotated[int | None, typer.Option(help="Invented patients, 10 … 100000; 2000 by default.")] = None,
+    by: By = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a study's plan with invented patients; show what the attack proves beside what was promised.
+
+    No patient's data is used and no budget is charged. The outcome is entered into the ledger, and goes to the
+    coordinator with the study's last answer. The exit status is 70 when more was measured than the plan allows.
+    """
+    from consilium_client import canary_audit
+
+    who, place = _decider(by), Home(home.resolve())
+    audited = canary_audit.Audited.of(ask(place.admin_socket, "plan", study=study))
+    device = place.config().device
+    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+        task = bar.add_task(f"auditing {audited.study.study} with canaries", total=None)
+        result = canary_audit.run(audited, canaries, device, lambda n, all_: bar.update(task, completed=n, total=all_))
+    entry = ask(place.admin_socket, "audit", **result.entry(who))["entry"]
+    if as_json:
+        print(json.dumps({**result.to_json(), "entry": entry}, indent=2, sort_keys=True))
+    else:
+        for line in result.lines():
+            _say(line)
+        _say(f"The outcome is entry {entry} of the ledger.")
+    if result.contradiction is not None:
+        console.errors.print(result.alarm(), style="bold red", markup=False)
+        raise typer.Exit(console.INTERNAL)
 
 
 @app.command()

@@ -8,12 +8,15 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from consilium_client import data
 from consilium_client.attempts import Attempt, Attempts
+from consilium_client.cohort import CohortSizes
+from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
-from consilium_client.policy import check_study
+from consilium_client.policy import check_contract, check_decider, check_patients
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.site import Home, SiteConfig
 from consilium_client.spending import Approval, Reservation, Spending
@@ -21,8 +24,10 @@ from consilium_client.store import AnswerStore, LedgerFile
 from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.ledger.entry import Reject
-from consilium_shared.privacy.budget import Quote
+from consilium_shared.ledger.entry import Purpose, Reject
+from consilium_shared.privacy.accountant import calibrate_noise
+from consilium_shared.privacy.budget import Quote, affords
+from consilium_shared.privacy.event import Event, GaussianEvent, NonPrivateEvent
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.study import Study
 
@@ -41,6 +46,7 @@ class Estimate:
     held_back: int
     plan: Plan
     quote: Quote
+    evaluated_rounds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Desk:
         self.spending = Spending(self.ledger)
         self.answers = AnswerStore(home.store / "answers")
         self.attempts = Attempts(home.store / "attempts")
+        self.cohorts = CohortSizes(home.store / "cohorts")
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
@@ -104,9 +111,7 @@ class Desk:
         with self._loading:
             if self._records is not None and self._records[0] == study.digest:
                 return self._records[1]
-            spec = self.config.assets.get(study.data.asset)
-            if spec is None:
-                raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+            spec = self._asset(study)
             self._records = None  # free the old before reading the new
             self.activity = {"doing": "reading data", "study": study.study}
             try:
@@ -124,9 +129,14 @@ class Desk:
         The coordinator asks for a pending study's standing again and again: that neither reads the data each time nor
         pushes out the data of the study that trains. Raises as ``records``.
         """
-        if study.data.asset not in self.config.assets:
-            raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+        self._asset(study)
         return self._patients.get(study.digest) or Patients.of(self.records(study))
+
+    def _asset(self, study: Study) -> AssetSpec:
+        spec = self.config.assets.get(study.data.asset)
+        if spec is None:
+            raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+        return spec
 
     def estimate(self, study: Study) -> Estimate:
         """What the study would do and cost here.
@@ -137,13 +147,14 @@ class Desk:
             DataError: the data cannot be used.
         """
         policy = self.config.policy
-        policy.budget(study.data.asset)
+        check_contract(policy, study)
         patients = self.patients(study)
-        check_study(policy, study, patients.train, patients.held_back)
-        plan = self._plans.get((study.digest, patients.train)) or make_plan(study, patients.train)
-        _remember(self._plans, (study.digest, patients.train), plan)
+        check_patients(policy, study, patients.train, patients.held_back)
+        size = self.cohorts.size(study, patients.train, policy.minimum_patients)
+        plan = self._plans.get((study.digest, size)) or make_plan(study, size)
+        _remember(self._plans, (study.digest, size), plan)
         quote = self.spending.approve_cost(study.data.asset, plan, policy.budget(study.data.asset))
-        return Estimate(patients.train, patients.held_back, plan, quote)
+        return Estimate(patients.train, patients.held_back, plan, quote, study.evaluated_rounds)
 
     def check_new(self, proposal: Proposal) -> bool:
         """Whether a proposal is not kept yet, and may be.
@@ -164,18 +175,23 @@ class Desk:
     def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
         """Where a proposal stands. What the policy or the budget forbids is refused before anybody is asked.
 
+        The answer depends on contract, policy and ledger, and on no patient's record: that there are too few patients,
+        or that the data cannot be used, is for the site's people to see and to tell.
+
         Raises:
-            PolicyRefusal: the hospital said no, or its policy does.
+            PolicyRefusal: the hospital said no, its policy does, or it has no such asset.
             BudgetRefused: the asset's budget does not cover it.
-            DataError: the data cannot be used.
         """
         study = proposal.study
         if self.spending.approval(study.digest) is not None:
             return "approved"
         self._check_not_rejected(study)
-        estimate = self.estimate(study)
-        if not estimate.quote.fits:
-            raise BudgetRefused(f"asset {study.data.asset!r} cannot afford the study: {estimate.quote}")
+        check_contract(self.config.policy, study)
+        self._asset(study)
+        budget, spent = self.config.policy.budget(study.data.asset), self.spending.state(study.data.asset).events
+        quote = affords(budget, spent, [_as_one_release(study.privacy.epsilon, study.privacy.delta)])
+        if not quote.fits:
+            raise BudgetRefused(f"asset {study.data.asset!r} cannot afford the study: {quote}")
         return "pending"
 
     def approval(self, proposal: Proposal) -> Approval:
@@ -186,38 +202,42 @@ class Desk:
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
         return found
 
-    def reserve(self, study: Study, round_number: int, request: str, plan: Plan) -> tuple[Reservation, bytes]:
-        """The charge of a round and the seed that it pays for; after a crash the ones that were under way.
+    def reserve(
+        self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose
+    ) -> tuple[Reservation, bytes]:
+        """The charge of a round's training or evaluation and the seed that it pays for; after a crash the ones that
+        were under way.
 
         Raises:
             PolicyRefusal, BudgetRefused: as ``Spending.reserve``.
         """
-        attempt, reservation = self._under_way(study, round_number, request, plan)
+        attempt, reservation = self._under_way(study, round_number, request, plan, purpose)
         if attempt is not None and reservation is not None:
-            log.info("round %d goes on with its charge, entry %d", round_number, reservation.charge_seq)
+            log.info("%s of round %d goes on with its charge, entry %d", purpose, round_number, reservation.charge_seq)
             return reservation, attempt.seed
-        number = self.spending.attempts(study.digest, round_number) + 1
-        attempt = self.attempts.begin(study.digest, round_number, request, number)
-        budget = self.config.policy.budget(study.data.asset)
-        charged = self.spending.reserve(study.digest, study.study, study.data.asset, round_number, plan, budget)
+        number = self.spending.attempts(study.digest, round_number, purpose) + 1
+        attempt = self.attempts.begin(study.digest, purpose, round_number, request, number)
+        asset = study.data.asset
+        budget = self.config.policy.budget(asset)
+        charged = self.spending.reserve(study.digest, study.study, asset, round_number, plan, budget, purpose)
         return charged, attempt.seed
 
-    def settle_answered(self, study: Study, round_number: int, request: str, plan: Plan) -> None:
-        """After a crash between storing an answer and settling its charge: all of its steps ran; the seed goes."""
-        attempt, reservation = self._under_way(study, round_number, request, plan)
+    def settle_answered(self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose) -> None:
+        """After a crash between storing an answer and settling its charge: all of it ran; the seed goes."""
+        attempt, reservation = self._under_way(study, round_number, request, plan, purpose)
         if reservation is not None:
-            reservation.settle(plan.steps_per_round)
+            reservation.settle(plan.steps_per_round if purpose == "training" else 1)
         if attempt is not None:
-            self.attempts.end(study.digest)
+            self.attempts.end(study.digest, purpose)
 
     def _under_way(
-        self, study: Study, round_number: int, request: str, plan: Plan
+        self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose
     ) -> tuple[Attempt | None, Reservation | None]:
         """What a crash left of exactly this request: the attempt with its seed, and its charge if it still stands."""
-        attempt = self.attempts.under_way(study.digest, round_number, request)
+        attempt = self.attempts.under_way(study.digest, purpose, round_number, request)
         if attempt is None:
             return None, None
-        return attempt, self.spending.unsettled(study.digest, round_number, attempt.number, plan)
+        return attempt, self.spending.unsettled(study.digest, round_number, attempt.number, plan, purpose)
 
     def _check_not_rejected(self, study: Study) -> None:
         with self.ledger.exclusive():
@@ -233,10 +253,12 @@ class Desk:
             shown: the plan that this person saw, as ``Plan.to_dict`` writes it; None where nobody was shown one.
 
         Raises:
-            PolicyRefusal, BudgetRefused, DataError: as ``estimate``.
+            PolicyRefusal: as ``estimate``, or this person may not decide here.
+            BudgetRefused, DataError: as ``estimate``.
             ConfigurationError: it is approved already, or its plan is not the one that was shown.
         """
         study = proposal.study
+        check_decider(self.config.policy, by)
         if self.spending.approval(study.digest) is not None:
             raise ConfigurationError(f"study {study.study} is approved already")
         estimate = self.estimate(study)
@@ -256,6 +278,19 @@ class Desk:
         )
         return estimate
 
+    def reject(self, proposal: Proposal, by: str, reason: str) -> None:
+        """Say no to a study, or withdraw an approval; raises PolicyRefusal where this person may not decide here."""
+        check_decider(self.config.policy, by)
+        self.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+
+
+@lru_cache(maxsize=64)
+def _as_one_release(epsilon: float | None, delta: float | None) -> Event:
+    """An event that costs what a contract says at its δ: stands for the study where no patient may be looked at."""
+    if epsilon is None or delta is None:
+        return NonPrivateEvent()
+    return GaussianEvent(calibrate_noise(1.0, 1, epsilon, delta))
+
 
 def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:
     known[key] = value
@@ -264,7 +299,9 @@ def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:
 
 
 def make_plan(study: Study, patients: int) -> Plan:
-    """The frozen plan of a study for so many patients; the noise follows from the steps that will really run.
+    """The frozen plan of a study for so many patients: with privacy, the noised number (``cohort.py``).
+
+    The noise follows from the steps that will really run.
 
     Raises:
         BudgetRefused: no noise is enough.
@@ -283,6 +320,10 @@ def make_plan(study: Study, patients: int) -> Plan:
             delta=privacy.delta,
             clipping_norm=privacy.clipping_norm,
             noise_multiplier=None if privacy.noise_multiplier == "auto" else privacy.noise_multiplier,
+            records_per_patient=training.records_per_patient,
+            count_noise=privacy.count_noise,
+            evaluations=len(study.evaluated_rounds),
+            evaluation_epsilon=study.evaluation.epsilon,
         )
     except ConfigurationError as error:
         raise PolicyRefusal("policy", "the study's privacy parameters do not hold for this site's patients") from error

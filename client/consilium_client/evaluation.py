@@ -1,12 +1,15 @@
-"""The global model on the patients that this site has held back: counts, and nothing else, leave."""
+"""The global model on the patients that this site has held back: counts, with noise where the study has privacy."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consilium_client.data.records import Records
+from consilium_client.keystream import KeyStream
 from consilium_shared import metrics
 from consilium_shared.errors import DataError
 from consilium_shared.models import build, shape
@@ -18,25 +21,89 @@ if TYPE_CHECKING:
 BATCH = 256
 
 
-def evaluate(model_bytes: bytes, study: Study, records: Records, device: torch.device) -> metrics.Counts:
-    """Counts (``consilium_shared.metrics``) of the model on the records of patients held back.
+def evaluate(
+    model_bytes: bytes, study: Study, records: Records, device: torch.device, layout: metrics.Layout
+) -> metrics.Counts:
+    """Exact counts of the model on all records of the patients held back. Not to leave a site that has privacy.
 
     Args:
         model_bytes: the global model, as ``vector.pack`` wrote it.
         study: the study.
         records: the asset's records; patients for training are left out.
         device: where to compute.
+        layout: which counts.
 
     Raises:
         PeerError: the model's bytes are not of this study.
         DataError: the model gives no probabilities for some record (its weights are too large).
     """
+    records = records.select(held_back=True) if records.train.any() else records
+    probabilities = _probabilities(model_bytes, study, records, device)
+    if not np.isfinite(probabilities).all():
+        raise DataError(f"study {study.study}: the model gives no probability for some of the records held back")
+    return metrics.count(records.labels, probabilities, layout)
+
+
+def noised_counts(
+    model_bytes: bytes,
+    study: Study,
+    records: Records,
+    device: torch.device,
+    *,
+    noise_multiplier: float,
+    seed: bytes,
+) -> metrics.Counts:
+    """Counts with noise: the release that ``PrivacyPlan.evaluation_event`` describes.
+
+    Each patient held back counts with one record, drawn anew. A record for which the model gives no probabilities
+    counts as one that it knows nothing about: no refusal tells of it. The noise is rounded to whole counts, which is
+    the same as rounding true counts plus continuous noise.
+
+    Args:
+        noise_multiplier: σ of the plan's evaluations.
+        seed: 32 secret bytes, of this evaluation alone (``attempts.py``).
+
+    Raises:
+        PeerError: the model's bytes are not of this study.
+    """
+    import torch
+
+    from consilium_client.training.noise import Noise
+
+    layout = metrics.Layout.of(study)
+    chosen = _one_each(records.select(held_back=True), seed)
+    probabilities = _probabilities(model_bytes, study, chosen, device)
+    known = np.isfinite(probabilities).all(axis=1, keepdims=True)
+    counts = metrics.count(chosen.labels, np.where(known, probabilities, 1 / layout.classes), layout)
+    noise, start = Noise(seed), 0
+    released = torch.from_numpy(counts.astype(np.float64))
+    for part, deviation in layout.deviations(noise_multiplier).items():
+        end = start + layout.sizes[part]
+        noise.add_to(released[start:end], deviation)
+        start = end
+    return released.numpy().astype(np.int64)
+
+
+def _one_each(records: Records, seed: bytes) -> Records:
+    """One record of each patient."""
+    order = np.lexsort((KeyStream(seed, "records").words(len(records)), records.patients))
+    chosen = order[np.unique(records.patients[order], return_index=True)[1]]
+    return replace(
+        records,
+        inputs=records.inputs[chosen],
+        statics=None if records.statics is None else records.statics[chosen],
+        labels=records.labels[chosen],
+        patients=records.patients[chosen],
+    )
+
+
+def _probabilities(model_bytes: bytes, study: Study, records: Records, device: torch.device) -> NDArray[np.float64]:
+    """Predicted distributions ``[N, C]``; not finite where the model overflows."""
     import torch
 
     from consilium_client.training.device import exact_arithmetic
     from consilium_shared.models.vector import load_vector, unpack
 
-    records = records.select(held_back=True) if records.train.any() else records
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
     model.to(device).eval()
@@ -47,7 +114,4 @@ def evaluate(model_bytes: bytes, study: Study, records: Records, device: torch.d
             inputs = [records.inputs[part], *([] if records.statics is None else [records.statics[part]])]
             logits = model(*(torch.from_numpy(array).to(device) for array in inputs))
             found.append(torch.softmax(logits.double().cpu(), dim=1).numpy())
-    probabilities = np.concatenate(found)
-    if not np.isfinite(probabilities).all():
-        raise DataError(f"study {study.study}: the model gives no probability for some of the records held back")
-    return metrics.count(records.labels, probabilities)
+    return np.concatenate(found)

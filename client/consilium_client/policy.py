@@ -11,6 +11,7 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
+from consilium_shared.ledger.entry import Person
 from consilium_shared.privacy.accountant import LEAST_DELTA, check_delta
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.study import Name, Positive, Study, Task
@@ -42,7 +43,7 @@ class SitePolicy(Strict):
     minimum_patients: Annotated[int, Field(ge=1)] = 50
     """Fewest patients to train on."""
     minimum_held_back: Annotated[int, Field(ge=1)] = 10
-    """Fewest held-back patients whose evaluation counts are added up before they leave, without noise."""
+    """Fewest held-back patients whose evaluation counts are added up before they leave."""
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
     maximum_epsilon: Positive = 10.0
@@ -50,7 +51,10 @@ class SitePolicy(Strict):
     allow_without_privacy: bool = False
     """Whether studies without differential privacy may be approved."""
     allow_evaluation_counts: bool = True
-    """Whether evaluation counts of held-back patients may leave: un-noised, and charged to no budget."""
+    """Whether evaluation counts of held-back patients may leave, with noise and charged (or in a study without privacy,
+    as they are)."""
+    approvers: Annotated[tuple[Person, ...], Field(min_length=1)] | None = None
+    """Names of those who may approve and reject; null for anybody who can run the command."""
 
     @property
     def digest(self) -> str:
@@ -64,14 +68,14 @@ class SitePolicy(Strict):
         return self.budgets[asset].budget
 
 
-def check_study(policy: SitePolicy, study: Study, patients: int, held_back: int) -> None:
-    """Whether the policy lets somebody here approve the study; what it costs is for ``Spending`` to judge.
+def check_decider(policy: SitePolicy, by: str) -> None:
+    """Raises PolicyRefusal unless ``by`` may decide on studies here."""
+    if policy.approvers is not None and by not in policy.approvers:
+        raise PolicyRefusal("policy", f"{by!r} is not among the approvers in site.yaml: {', '.join(policy.approvers)}")
 
-    Args:
-        policy: the site's.
-        study: as proposed.
-        patients: number of the site's patients that the study would train on. No message tells it.
-        held_back: number of its patients that the study would evaluate on. No message tells it either.
+
+def check_contract(policy: SitePolicy, study: Study) -> None:
+    """Whether the policy lets somebody here approve such a study. Looks at no patient: the coordinator may learn it.
 
     Raises:
         PolicyRefusal: with the first rule that forbids the study.
@@ -81,23 +85,45 @@ def check_study(policy: SitePolicy, study: Study, patients: int, held_back: int)
         raise PolicyRefusal("policy", f"this site permits no studies of the kind {study.task}")
     if policy.studies is not None and study.study not in policy.studies:
         raise PolicyRefusal("policy", f"this site's list of permitted studies lacks {study.study!r}")
-    if patients < policy.minimum_patients:
-        raise PolicyRefusal("policy", f"fewer patients than the {policy.minimum_patients} that this site asks for")
-    if policy.allow_evaluation_counts and held_back < policy.minimum_held_back:
-        raise PolicyRefusal(
-            "policy", f"fewer held-back patients than the {policy.minimum_held_back} that this site asks for"
-        )
     if study.aggregation.min_sites < policy.minimum_sites:
         raise PolicyRefusal(
             "policy",
             f"the study adds up {study.aggregation.min_sites} sites, this site asks for {policy.minimum_sites}",
         )
-    _check_privacy(policy, study, patients, budget)
+    _check_privacy(policy, study, budget)
 
 
-def _check_privacy(policy: SitePolicy, study: Study, patients: int, budget: Budget) -> None:
-    epsilon, delta = study.privacy.epsilon, study.privacy.delta
-    if study.privacy.mode == "none" or epsilon is None or delta is None:
+def check_patients(policy: SitePolicy, study: Study, patients: int, held_back: int) -> None:
+    """Whether there are enough patients for the study. For the site's own people.
+
+    Args:
+        policy: the site's.
+        study: as proposed.
+        patients: number of the site's patients that the study would train on.
+        held_back: number of its patients that the study would evaluate on.
+
+    Raises:
+        PolicyRefusal: with the first rule that forbids the study.
+    """
+    if patients < policy.minimum_patients:
+        raise PolicyRefusal("policy", f"fewer patients than the {policy.minimum_patients} that this site asks for")
+    if policy.allow_evaluation_counts and study.evaluated_rounds and held_back < policy.minimum_held_back:
+        raise PolicyRefusal(
+            "policy", f"fewer held-back patients than the {policy.minimum_held_back} that this site asks for"
+        )
+    delta = study.privacy.delta
+    if delta is None:
+        return
+    for owner, value in (("the study", delta), ("the asset's budget", policy.budget(study.data.asset).delta)):
+        try:
+            check_delta(value, patients)
+        except ConfigurationError as error:  # its text has the number of patients, which stays here
+            raise PolicyRefusal("policy", f"the delta of {owner} is not below 1 / number of patients here") from error
+
+
+def _check_privacy(policy: SitePolicy, study: Study, budget: Budget) -> None:
+    epsilon = study.privacy.epsilon
+    if study.privacy.mode == "none" or epsilon is None:
         if not policy.allow_without_privacy:
             raise PolicyRefusal("policy", "this site permits no studies without differential privacy")
         if not math.isinf(budget.epsilon):
@@ -109,8 +135,3 @@ def _check_privacy(policy: SitePolicy, study: Study, patients: int, budget: Budg
         return
     if epsilon > policy.maximum_epsilon:
         raise PolicyRefusal("policy", f"the study asks for ε {epsilon:g}, this site permits {policy.maximum_epsilon:g}")
-    for owner, value in (("the study", delta), ("the asset's budget", budget.delta)):
-        try:
-            check_delta(value, patients)
-        except ConfigurationError as error:  # its text has the number of patients, which stays here
-            raise PolicyRefusal("policy", f"the delta of {owner} is not below 1 / number of patients here") from error

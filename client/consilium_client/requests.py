@@ -7,7 +7,6 @@ Every answer stands in the ledger (``release``) before it is handed out.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from consilium_client.desk import Desk
-from consilium_client.policy import check_study
+from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
 from consilium_client.refusals import outgoing, reason_of, sentence
+from consilium_client.spending import told
 from consilium_client.witness import last_audit, witness
 from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
@@ -28,6 +28,7 @@ from consilium_shared.errors import (
     PolicyRefusal,
     SignatureError,
 )
+from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import (
     Close,
     Closing,
@@ -42,7 +43,9 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
-from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.metrics import Layout
+from consilium_shared.privacy.event import GaussianEvent
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.study import Study
 
 log = logging.getLogger("consilium.agent")
@@ -115,7 +118,11 @@ class Requests:
                 )
             case Evaluate():
                 return self._once(
-                    request, request.round, header, "counts", lambda p, _: self._count(p, request, payload)
+                    request,
+                    request.round,
+                    header,
+                    "counts",
+                    lambda p, plan: self._count(p, plan, request, header, payload),
                 )
             case Close():
                 return self._once(
@@ -163,8 +170,9 @@ class Requests:
             stored = messages.encode(ANSWERS[kind](**common, **fields), self.desk.identity), body
             self.desk.answers.put(request.study, number, kind, digest(header), *stored)
             settle()
-        elif kind == "update":
-            self.desk.settle_answered(proposal.study, number, digest(header), plan)
+        elif kind != "closing":
+            purpose: Purpose = "training" if kind == "update" else "evaluation"
+            self.desk.settle_answered(proposal.study, number, digest(header), plan, purpose)
         self._release(*stored, request.study, number, kind)
         return stored
 
@@ -180,8 +188,7 @@ class Requests:
         if recorded.round != study.training.rounds:
             raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
         countersignature = witness(self.desk, proposal, recorded)
-        spent = self.desk.spending.study_epsilon(study.digest)
-        epsilon = None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
+        epsilon = told(self.desk.spending.study_epsilon(study.digest))
         audit = last_audit(self.desk, study)
         return {"countersignature": countersignature, "epsilon": epsilon, "audit": audit}, b"", lambda: None
 
@@ -200,7 +207,7 @@ class Requests:
             check_independence(study)
         where = device.choose(desk.config.device)
         countersignature = self._witness_before(proposal, request)
-        reservation, seed = desk.reserve(study, request.round, digest(header), plan)
+        reservation, seed = desk.reserve(study, request.round, digest(header), plan, "training")
 
         def watch(done: int, steps: int) -> None:
             desk.activity = {
@@ -226,40 +233,55 @@ class Requests:
             )
         except Exception:
             # What is said of the failure depends on the draw: this draw is over, and its charge stands in full.
-            desk.attempts.end(study.digest)
+            desk.attempts.end(study.digest, "training")
             raise
-        weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
+        weight = _weight(study, plan, result.patients)
         vector = np.append(result.update.astype(np.float64) * weight, weight).astype("<f4")
-        spent = reservation.study_epsilon_after
-        epsilon = None if math.isinf(spent) else math.ceil(spent * 1000) / 1000
 
         def settle() -> None:
             reservation.settle(result.steps)
-            desk.attempts.end(study.digest)
+            desk.attempts.end(study.digest, "training")
 
-        return {"epsilon": epsilon, "countersignature": countersignature}, vector.tobytes(), settle
+        said = {"epsilon": told(reservation.study_epsilon_after), "countersignature": countersignature}
+        return said, vector.tobytes(), settle
 
     def _count(
-        self, proposal: Proposal, request: Evaluate, payload: bytes
+        self, proposal: Proposal, plan: Plan, request: Evaluate, header: bytes, payload: bytes
     ) -> tuple[dict[str, Any], bytes, Callable[[], None]]:
-        from consilium_client.evaluation import evaluate
+        from consilium_client.evaluation import evaluate, noised_counts
         from consilium_client.training import device
 
-        study = proposal.study
+        desk, study = self.desk, proposal.study
         self._check_evaluated(study, request.round)
         self._check_policy(study)
         _check_model(payload, study)
-        records = self.desk.records(study)
-        self.desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
-        counts = evaluate(payload, study, records, device.choose(self.desk.config.device))
-        return {}, counts.astype("<i8").tobytes(), lambda: None
+        records = desk.records(study)
+        where = device.choose(desk.config.device)
+        reservation, seed = desk.reserve(study, request.round, digest(header), plan, "evaluation")
+        desk.activity = {"doing": "evaluating", "study": study.study, "round": request.round}
+        try:
+            if isinstance(reservation.event, GaussianEvent):
+                sigma = reservation.event.noise_multiplier
+                counts = noised_counts(payload, study, records, where, noise_multiplier=sigma, seed=seed)
+            else:
+                counts = evaluate(payload, study, records, where, Layout.of(study))
+        except Exception:
+            desk.attempts.end(study.digest, "evaluation")
+            raise
+
+        def settle() -> None:
+            reservation.settle(1)
+            desk.attempts.end(study.digest, "evaluation")
+
+        return {"epsilon": told(reservation.study_epsilon_after)}, counts.astype("<i8").tobytes(), settle
 
     # -- checks and bookkeeping
 
     def _check_policy(self, study: Study) -> None:
         """The policy of today, which may be stricter than at the approval."""
         patients = self.desk.patients(study)
-        check_study(self.desk.config.policy, study, patients.train, patients.held_back)
+        check_contract(self.desk.config.policy, study)
+        check_patients(self.desk.config.policy, study, patients.train, patients.held_back)
 
     def _check_evaluated(self, study: Study, number: int) -> None:
         """Counts leave only where the study says so, of a round that was trained here, one model a round.
@@ -269,8 +291,7 @@ class Requests:
         """
         if not self.desk.config.policy.allow_evaluation_counts:
             raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
-        rounds, every = study.training.rounds, study.evaluation.every
-        if not 1 <= number <= rounds or (number % every != 0 and number != rounds):
+        if number not in study.evaluated_rounds:
             raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates")
         if self.desk.answers.latest(study.digest, "update") != number:
             raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
@@ -365,6 +386,17 @@ class Requests:
             detail=sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), b""
+
+
+def _weight(study: Study, plan: Plan, patients: int) -> float:
+    """What the update counts for. With privacy the true number of patients stays here."""
+    if study.aggregation.weighting == "equal":
+        return 1.0
+    if isinstance(plan, NonPrivatePlan):
+        return float(patients)
+    if plan.patients is None:
+        raise PolicyRefusal("policy", "the approved plan has no number of patients that may leave; approve it again")
+    return float(plan.patients)
 
 
 def _check_model(payload: bytes, study: Study) -> None:

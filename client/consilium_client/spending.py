@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from consilium_client.store import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
-from consilium_shared.ledger.entry import Approve, Open, Policy
+from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose
 from consilium_shared.ledger.spending import AssetSpending, asset_spending
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
@@ -116,7 +116,7 @@ class Spending:
 
     def approve_cost(self, asset: str, plan: Plan, budget: Budget) -> Quote:
         """What the whole study would cost on top of everything that ever touched the asset."""
-        return affords(budget, self.state(asset).events, [plan.event(plan.rounds)])
+        return affords(budget, self.state(asset).events, plan.events())
 
     def approve(
         self, *, study: str, name: str, asset: str, plan: Plan, budget: Budget, epsilon: float, by: str
@@ -168,8 +168,11 @@ class Spending:
         round_number: int,
         plan: Plan,
         budget: Budget,
+        purpose: Purpose = "training",
     ) -> Reservation:
-        """Charge one round; when this returns the charge is on the disk and the round may run.
+        """Charge a round's training, or its evaluation; when this returns the charge is on the disk and it may run.
+
+        With the first charge of a study its noised number of patients is charged, from which the plan was made.
 
         Args:
             study: the study's digest.
@@ -178,6 +181,7 @@ class Spending:
             round_number: 1 … ``plan.rounds``. A round that was charged before is charged again, as a new attempt.
             plan: the approved one, from ``approval``.
             budget: the asset's, as opened.
+            purpose: ``training`` or ``evaluation``.
 
         Raises:
             BudgetRefused: with the arithmetic, when the history of the asset with this round would cost more than the
@@ -190,38 +194,36 @@ class Spending:
             opened = self._ledger.books.assets.get(asset)
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
-            event, state = plan.event(), self.state(asset)
-            of_asset = affords(budget, state.events, [event])
+            event, state = _event(plan, purpose), self.state(asset)
+            count = plan.count_event() if self.attempts(study, 0, "count") == 0 else None
+            proposed = [event] if count is None else [count, event]
+            of_asset = affords(budget, state.events, proposed)
             if not of_asset.fits:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
             study_epsilon_after = math.inf
             if isinstance(plan, PrivacyPlan):
-                of_study = affords(Budget(limit, plan.delta), state.study(study), [event])
+                of_study = affords(Budget(limit, plan.delta), state.study(study), proposed)
                 if not of_study.fits:
                     raise BudgetRefused(f"study {name!r} at this site: {of_study}")
                 study_epsilon_after = of_study.total
-            attempt = self.attempts(study, round_number) + 1
-            entry = self._ledger.append(
-                "charge",
-                {
-                    "study": study,
-                    "name": name,
-                    "asset": asset,
-                    "round": round_number,
-                    "attempt": attempt,
-                    "event": event_to_dict(event),
-                    "delta": budget.delta,
-                    "epsilon_after": _finite(of_asset.total),
-                },
-            )
+            about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
+            if count is not None:
+                alone = affords(budget, state.events, [count]).total
+                charged = {"event": event_to_dict(count), "epsilon_after": _finite(alone), "purpose": "count"}
+                self._ledger.append("charge", {**about, **charged, "round": 0, "attempt": 1})
+            attempt = self.attempts(study, round_number, purpose) + 1
+            charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
+            entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})
         return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
 
-    def attempts(self, study: str, round_number: int) -> int:
-        """How often a round was charged."""
+    def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
+        """How often a round was charged for that purpose."""
         with self._ledger.exclusive():
-            return self._ledger.books.attempts(study, round_number)
+            return self._ledger.books.attempts(study, round_number, purpose)
 
-    def unsettled(self, study: str, round_number: int, attempt: int, plan: Plan) -> Reservation | None:
+    def unsettled(
+        self, study: str, round_number: int, attempt: int, plan: Plan, purpose: Purpose = "training"
+    ) -> Reservation | None:
         """The charge of an attempt that was never settled, to run on; None when there is none, or it is another event.
 
         A study that was approved again with another plan runs other steps than were charged: it needs a new charge,
@@ -233,11 +235,13 @@ class Spending:
         with self._ledger.exclusive():
             for charged in self._ledger.books.charges.values():
                 body = charged.body
-                if (body.study, body.round, body.attempt) == (study, round_number, attempt) and charged.settled is None:
-                    if event_from_dict(body.event.model_dump()) != plan.event():
+                found = (body.study, body.purpose, body.round, body.attempt)
+                if found == (study, purpose, round_number, attempt) and charged.settled is None:
+                    event = _event(plan, purpose)
+                    if event_from_dict(body.event.model_dump()) != event:
                         return None
                     self._check_approved(study, body.name, body.asset, round_number, plan)
-                    event, state = plan.event(), self.state(body.asset)
+                    state = self.state(body.asset)
                     delta = self._ledger.books.assets[body.asset].delta
                     after = epsilon(state.study(study), plan.delta) if isinstance(plan, PrivacyPlan) else math.inf
                     return Reservation(charged.seq, attempt, event, epsilon(state.events, delta), after, self._ledger)
@@ -266,6 +270,18 @@ class Spending:
         if not 1 <= round_number <= plan.rounds:
             raise PolicyRefusal("policy", f"round {round_number} of a study approved for {plan.rounds} rounds")
         return approval.epsilon
+
+
+def told(epsilon: float) -> float | None:
+    """ε of a study as the coordinator is told it: rounded up to thousandths; None for infinity."""
+    return None if math.isinf(epsilon) else math.ceil(epsilon * 1000) / 1000
+
+
+def _event(plan: Plan, purpose: Purpose) -> Event:
+    event = plan.event() if purpose == "training" else plan.evaluation_event()
+    if event is None:
+        raise PolicyRefusal("policy", "the approved plan lets no evaluation counts leave")
+    return event
 
 
 def _budget_of(opened: Open) -> Budget:

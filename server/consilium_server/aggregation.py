@@ -82,9 +82,11 @@ class CountSum:
     LARGEST = 2**40
     """Largest single count of one site (a loss sum in fixed point is the largest); 100 of them stay below 2^63."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, noised: bool) -> None:
+        """``noised``: the counts carry noise, and may be negative."""
         self.width = width
         self.payload_bytes = 8 * width
+        self._least = -self.LARGEST if noised else 0
         self.total: npt.NDArray[np.int64] = np.zeros(width, dtype=np.int64)
         self.sites: list[str] = []
 
@@ -99,8 +101,8 @@ class CountSum:
         if len(payload) != self.payload_bytes:
             raise PeerError(f"counts have {self.payload_bytes} bytes, these {len(payload)}")
         counts = np.frombuffer(payload, dtype="<i8").astype(np.int64)
-        if bool(np.any(counts < 0)) or bool(np.any(counts > self.LARGEST)):
-            raise PeerError("a count is negative or absurd")
+        if bool(np.any(counts < self._least)) or bool(np.any(counts > self.LARGEST)):
+            raise PeerError("a count is negative, without noise, or absurd")
         self.total += counts
         self.sites.append(site)
         return counts

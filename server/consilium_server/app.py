@@ -28,10 +28,11 @@ from consilium_server.recruitment import Recruitment
 from consilium_server.rounds import Question
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
-from consilium_shared import logs, messages, metrics
+from consilium_shared import logs, messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Close, Closing, Counts, Evaluate, Payload, Refusal, Train, Update
+from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import seconds
@@ -134,12 +135,13 @@ class StudyRun:
 
     def _close(self, point: Checkpoint) -> None:
         """Evaluate where the study says so, sign the record, tell whoever watches."""
-        every, last = self.study.evaluation.every, point.round == self.study.training.rounds
         found: dict[str, Any] | None = None
         counts: dict[str, str] = {}
-        if point.round % every == 0 or last:
-            found, counts = self._evaluate(point)
-        record = {**point.record, "metrics": found, "counts": counts}
+        epsilon = dict(point.record["epsilon"])
+        if point.round in self.study.evaluated_rounds:
+            found, counts, spent = self._evaluate(point)
+            epsilon |= spent
+        record = {**point.record, "epsilon": epsilon, "metrics": found, "counts": counts}
         self.folder.write_record(record, self.talk.coordinator)
         self.folder.event(
             "closed",
@@ -170,29 +172,33 @@ class StudyRun:
         closings = {site: closing for site, (_, closing) in self.folder.closings(self.talk.roster).items()}
         return registry.publish(self.home, self.study, self.talk.roster, self.packed, records, closings)
 
-    def _evaluate(self, point: Checkpoint) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """The metrics, and the digest of each answer that went into them, by site."""
+    def _evaluate(
+        self, point: Checkpoint
+    ) -> tuple[dict[str, Any] | None, dict[str, str], dict[str, float | None]]:
+        """The metrics; and by site the digest of each answer that went into them, and what the study then cost."""
         model = self.packed
         evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
         header = messages.encode(evaluate, self.talk.coordinator)
-        classes = len(self.study.data.label.classes)
-        total = CountSum(metrics.counts_width(classes))
+        layout = Layout.of(self.study)
+        total = CountSum(layout.width, noised=layout.noised)
         asked = tuple(site for site in point.record["participants"] if self.recruitment.standing[site] == "approved")
         question = self._question(point.round, "evaluation", asked, 1)
         counts: dict[str, str] = {}
+        spent: dict[str, float | None] = {}
 
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Counts) or answer.round != point.round:
                 raise PeerError("not an answer to this question")
             total.fold(answer.site, arrival.payload)
             counts[answer.site] = digest(arrival.header)
+            spent[answer.site] = answer.epsilon
 
         self._ask(question, point.round, header, model, total.payload_bytes, accept)
         if not question.answered:
-            return None, {}
-        values = metrics.metrics(total.total, classes)
+            return None, {}, {}
+        values = metrics(total.total, layout)
         kept: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
-        return {**kept, "sites": len(question.answered)}, counts
+        return {**kept, "sites": len(question.answered)}, counts, spent
 
     def _question(self, number: int, phase: str, sites: tuple[str, ...], minimum: int) -> Question:
         self.folder.event("round", round=number, phase=phase, sites=list(sites))

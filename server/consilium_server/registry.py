@@ -143,9 +143,9 @@ def _privacy_words(study: Study) -> str:
     if study.privacy.mode == "none":
         return "Trained without differential privacy: the model may reveal what it was trained on."
     return (
-        f"Each site's updates are differentially private for that site's patients (add or remove one patient): at most "
-        f"ε = {study.privacy.epsilon:g} at δ = {study.privacy.delta:g} for the whole study, as each site's own "
-        "ledger shows. Evaluation counts, and the weights of the sites, are outside this guarantee."
+        f"Everything that a site sent is differentially private for that site's patients (add or remove one patient), "
+        f"updates, weight and evaluation counts together: at most ε = {study.privacy.epsilon:g} at "
+        f"δ = {study.privacy.delta:g} for the whole study, as each site's own ledger shows."
     )
 
 

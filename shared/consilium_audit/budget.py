@@ -5,19 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from consilium_shared.errors import ConfigurationError, LedgerError
-from consilium_shared.ledger.chain import Books
-from consilium_shared.ledger.entry import Approve, Charge, Open, Refuse
-from consilium_shared.ledger.spending import StudySpending, asset_spending
+from consilium_shared.ledger.chain import Books, Charged
+from consilium_shared.ledger.entry import Approve, Charge, Open, Purpose, Refuse
+from consilium_shared.ledger.spending import asset_spending
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import in_words
-from consilium_shared.privacy.event import Event, event_from_dict
+from consilium_shared.privacy.event import Event, event_from_dict, really_run
 from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
 
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 TOLERANCE = 1e-6
 """In ε. The same sum on another machine may differ in its last digits."""
+
+
+@dataclass(frozen=True)
+class PurposeAccount:
+    """What one study did to the asset for one purpose.
+
+    Attributes:
+        charges: how many were made for it.
+        epsilon: of these alone, at the study's δ; infinity without privacy. Purposes do not add up: they compose.
+    """
+
+    charges: int
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -25,11 +40,14 @@ class StudyAccount:
     """One study at one site.
 
     Attributes:
-        epsilon: recomputed; infinity without privacy.
+        epsilon: recomputed; infinity without privacy once it ran.
         delta: the study's own, at which ``epsilon`` holds; None without privacy.
         approved: ε that the hospital approved; infinity without privacy.
         rounds: how many were charged.
-        unsettled: charges that count in full because nobody wrote down what ran.
+        unsettled: charges of rounds that count in full because nobody wrote down what ran. (The one for the number of
+            patients always does.)
+        purposes: training, evaluation and count, as far as anything was charged for them.
+        refused: reason code to how often.
     """
 
     study: str
@@ -39,6 +57,8 @@ class StudyAccount:
     approved: float
     rounds: int
     unsettled: int
+    purposes: dict[Purpose, PurposeAccount]
+    refused: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,7 @@ class AssetAccount:
     delta: float
     limit: float
     studies: tuple[StudyAccount, ...]
+    """Every study that was charged or approved, in the order of its first entry of that kind."""
 
     @property
     def left(self) -> float:
@@ -70,6 +91,11 @@ class SiteAccount:
     assets: tuple[AssetAccount, ...]
     refusals: dict[tuple[str | None, str], int]
 
+    def of_study(self, study: str) -> tuple[AssetAccount, StudyAccount] | None:
+        """The account of a study's digest with that of its asset; None when it was never approved here."""
+        found = ((asset, each) for asset in self.assets for each in asset.studies if each.study == study)
+        return next(found, None)
+
 
 def cost(events: Sequence[Event], delta: float) -> float:
     """ε of the events at ``delta``; raises LedgerError where the file's numbers allow none to be computed."""
@@ -81,38 +107,67 @@ def cost(events: Sequence[Event], delta: float) -> float:
 
 def account(ledger: VerifiedLedger) -> SiteAccount:
     """The site's account; raises LedgerError when its numbers make no sense."""
-    approvals = {entry.body.study: entry.body for entry in ledger.entries if isinstance(entry.body, Approve)}
+    approvals: dict[str, Approve] = {}
     refusals: dict[tuple[str | None, str], int] = {}
     for entry in ledger.entries:
-        if isinstance(entry.body, Refuse):
+        if isinstance(entry.body, Approve):
+            approvals.pop(entry.body.study, None)
+            approvals[entry.body.study] = entry.body
+        elif isinstance(entry.body, Refuse):
             key = (entry.body.study, entry.body.reason)
             refusals[key] = refusals.get(key, 0) + 1
     assets = []
     for name, opened in ledger.books.assets.items():
-        spending = asset_spending(ledger.books, name)
+        charges = [each for each in ledger.books.charges.values() if each.body.asset == name]
+        here = dict.fromkeys([each.body.study for each in charges])
+        here |= dict.fromkeys(approval.study for approval in approvals.values() if approval.asset == name)
         assets.append(
             AssetAccount(
                 asset=name,
-                epsilon=cost(spending.events, opened.delta),
+                epsilon=cost(ran(charges), opened.delta),
                 delta=opened.delta,
-                limit=_limit(opened.epsilon),
-                studies=tuple(_study_account(study, approvals[study.study]) for study in spending.studies),
+                limit=limit_of(opened),
+                studies=tuple(
+                    _study_account(approvals[study], [each for each in charges if each.body.study == study], refusals)
+                    for study in here
+                ),
             )
         )
     return SiteAccount(ledger.site, len(ledger.entries), tuple(assets), refusals)
 
 
-def _study_account(spent: StudySpending, approval: Approve) -> StudyAccount:
+def _study_account(
+    approval: Approve, charges: Sequence[Charged], refusals: dict[tuple[str | None, str], int]
+) -> StudyAccount:
     delta = study_delta(approval)
+    purposes = {}
+    for purpose in PURPOSES:
+        those = [each for each in charges if each.body.purpose == purpose]
+        if those:
+            purposes[purpose] = PurposeAccount(len(those), cost_at(ran(those), delta))
     return StudyAccount(
-        study=spent.study,
-        name=spent.name,
-        epsilon=_cost_at(spent.events, delta),
+        study=approval.study,
+        name=approval.name,
+        epsilon=cost_at(ran(charges), delta),
         delta=delta,
-        approved=_limit(approval.epsilon),
-        rounds=len(spent.rounds),
-        unsettled=spent.unsettled,
+        approved=limit_of(approval),
+        rounds=len({each.body.round for each in charges if each.body.purpose == "training"}),
+        unsettled=sum(each.settled is None and each.body.purpose != "count" for each in charges),
+        purposes=purposes,
+        refused={reason: count for (study, reason), count in refusals.items() if study == approval.study},
     )
+
+
+def ran(charges: Iterable[Charged]) -> list[Event]:
+    """What was done for these charges: what ran, and in full what was never settled."""
+    events = []
+    for each in charges:
+        event: Event | None = event_from_dict(each.body.event.model_dump())
+        if each.settled is not None and event is not None:
+            event = really_run(event, each.settled)
+        if event is not None:
+            events.append(event)
+    return events
 
 
 def study_delta(approval: Approve) -> float | None:
@@ -131,7 +186,7 @@ def study_epsilons(ledger: VerifiedLedger, study: str, at: Iterable[int]) -> Ite
             approval = entry.body
         if entry.seq in wanted and approval is not None:
             events = asset_spending(books, approval.asset).study(study)
-            yield entry.seq, _cost_at(events, study_delta(approval))
+            yield entry.seq, cost_at(events, study_delta(approval))
 
 
 def check_limits(ledger: VerifiedLedger) -> None:
@@ -152,10 +207,10 @@ def check_limits(ledger: VerifiedLedger) -> None:
         assert isinstance(approval, Approve)  # noqa: S101 - the books admit no charge without one
         spending = asset_spending(books, body.asset)
         of_asset = cost(spending.events, opened.delta)
-        of_study = _cost_at(spending.study(body.study), study_delta(approval))
+        of_study = cost_at(spending.study(body.study), study_delta(approval))
         for spent, limit, what in (
-            (of_asset, _limit(opened.epsilon), f"the budget of asset {body.asset!r}"),
-            (of_study, _limit(approval.epsilon), f"what was approved for study {body.name!r}"),
+            (of_asset, limit_of(opened), f"the budget of asset {body.asset!r}"),
+            (of_study, limit_of(approval), f"what was approved for study {body.name!r}"),
         ):
             if spent > limit + TOLERANCE:
                 raise LedgerError(
@@ -177,20 +232,22 @@ def _fits_in_full(ledger: VerifiedLedger) -> bool:
         body = entry.body
         if isinstance(body, Open):
             events = [event for _, event in charged.get(body.asset, ())]
-            if cost(events, body.delta) > _limit(body.epsilon):
+            if cost(events, body.delta) > limit_of(body):
                 return False
         elif isinstance(body, Approve):
             events = [event for study, event in charged.get(body.asset, ()) if study == body.study]
-            if _cost_at(events, study_delta(body)) > _limit(body.epsilon):
+            if cost_at(events, study_delta(body)) > limit_of(body):
                 return False
     return True
 
 
-def _cost_at(events: Sequence[Event], delta: float | None) -> float:
+def cost_at(events: Sequence[Event], delta: float | None) -> float:
+    """ε of a study's events at its δ; without privacy (None) infinity, once there are any."""
     if delta is None:
         return math.inf if events else 0.0
     return cost(events, delta)
 
 
-def _limit(written: float | None) -> float:
-    return math.inf if written is None else written
+def limit_of(written: Open | Approve) -> float:
+    """ε that a budget or an approval allows."""
+    return math.inf if written.epsilon is None else written.epsilon

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from consilium_audit.budget import AssetAccount, SiteAccount, account
+from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
 from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
 from consilium_audit.progress import Bar
 from consilium_audit.verify import Passed, Verdict, Verification
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
+from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import verify_ledger
 from consilium_shared.privacy.budget import in_words
@@ -43,7 +45,7 @@ def verify(
             console.console.print(step.says, markup=False, soft_wrap=True)
 
     bar = Bar(console.errors)
-    work = Verification(folder, coordinator, tell, bar.update)
+    work = Verification(folder, coordinator, tell, lambda step, done, of: bar.update(STEPS[step], done, of))
     try:
         with bar:
             verdict = work.run()
@@ -58,10 +60,14 @@ def verify(
     else:
         _show(verdict)
     if verdict.unchecked and not partial:
-        raise ConfigurationError(
-            f"not everything could be verified: the ledgers of {', '.join(verdict.unchecked)} are missing. Ask these "
-            "hospitals for them, or leave that open with --partial"
-        )
+        raise _missing(verdict.unchecked)
+
+
+def _missing(sites: tuple[str, ...]) -> ConfigurationError:
+    return ConfigurationError(
+        f"not everything could be verified: the ledgers of {', '.join(sites)} are missing. Ask these hospitals for "
+        "them, or leave that open with --partial"
+    )
 
 
 def _show(verdict: Verdict) -> None:
@@ -106,6 +112,37 @@ def _verdict_json(verdict: Verdict, failure: VerificationFailed | None) -> dict[
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="the coordinator's evidence, with <site>.jsonl of each hospital")],
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's fingerprint, as you heard it.")] = None,
+    partial: Annotated[bool, typer.Option(help="Let ledgers be missing; what they would show stays open.")] = False,
+    output: Annotated[Path, typer.Option(help="The page to write; one that is there is replaced.")] = Path(
+        "report.html"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page with everything that the evidence shows, also of evidence that does not verify."""
+    from consilium_audit import page  # jinja2 is needed for this alone
+    from consilium_audit.report import make_report
+
+    with Bar(console.errors) as bar:
+        made = make_report(folder, coordinator, bar.update)
+    try:
+        write_atomically(output, page.render(made))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {output}: {error.strerror}") from error
+    if as_json:
+        print(page.as_json(made))
+    else:
+        console.console.print(f"{made.state.upper()}: the page is {output}", markup=False, soft_wrap=True)
+    if made.failure is not None:
+        failed = made.failure
+        raise VerificationFailed(failed.step, folder / failed.file, failed.line, failed.why)
+    if made.unchecked and not partial:
+        raise _missing(made.unchecked)
+
+
+@app.command()
 def budget(
     source: Annotated[Path, typer.Argument(help="a folder of evidence with ledgers, or one ledger")],
     identity: Annotated[str | None, typer.Option(help="For one ledger: its site's public key, 64 hex digits.")] = None,
@@ -120,16 +157,37 @@ def budget(
     for each in accounts:
         console.table(
             f"{each.site}: ε recomputed from the {each.entries} entries of its ledger",
-            ["asset, · study", "spent", "at δ", "allowed", "left", "rounds", "unsettled"],
+            ["asset, · study", "spent", "at δ", "allowed", "left", "rounds", "unsettled", "refused"],
             [row for asset in each.assets for row in _rows(asset)],
         )
+    purposes = [row for each in accounts for row in _purpose_rows(each)]
+    if purposes:
+        title = "each purpose alone: ε (charges)"
+        console.table(title, ["site", "study", *PURPOSES], purposes)
     refused = [
-        (each.site, (study or "–")[:12], reason, count)
+        (each.site, _name_of(each, study), reason, count)
         for each in accounts
         for (study, reason), count in each.refusals.items()
     ]
     if refused:
-        console.table("refusals", ["site", "study (digest)", "reason", "how often"], refused)
+        console.table("refusals", ["site", "study", "reason", "how often"], refused)
+
+
+def _purpose_rows(each: SiteAccount) -> Iterator[tuple[Any, ...]]:
+    for asset in each.assets:
+        for study in asset.studies:
+            if study.purposes:
+                cells = (study.purposes.get(purpose) for purpose in PURPOSES)
+                shown = (None if cell is None else f"{in_words(cell.epsilon)} ({cell.charges})" for cell in cells)
+                yield (each.site, study.name, *shown)
+
+
+def _name_of(each: SiteAccount, study: str | None) -> str | None:
+    """The study's name where the ledger has one, else the beginning of its digest."""
+    if study is None:
+        return None
+    found = each.of_study(study)
+    return study[:12] if found is None else found[1].name
 
 
 def _rows(asset: AssetAccount) -> list[tuple[Any, ...]]:
@@ -137,14 +195,16 @@ def _rows(asset: AssetAccount) -> list[tuple[Any, ...]]:
     spent, limit, left = in_words(asset.epsilon), in_words(asset.limit), in_words(asset.left, up=False)
     rounds = sum(study.rounds for study in asset.studies)
     unsettled = sum(study.unsettled for study in asset.studies)
-    rows: list[tuple[Any, ...]] = [(asset.asset, spent, f"{asset.delta:g}", limit, left, rounds, unsettled)]
+    refused = sum(sum(study.refused.values()) for study in asset.studies)
+    rows: list[tuple[Any, ...]] = [(asset.asset, spent, f"{asset.delta:g}", limit, left, rounds, unsettled, refused)]
     for study in asset.studies:
         name, spent, allowed = f"· {study.name}", in_words(study.epsilon), in_words(study.approved)
+        counted = (study.rounds, study.unsettled, sum(study.refused.values()))
         if study.delta is None:
-            rows.append((name, spent, None, allowed, None, study.rounds, study.unsettled))
+            rows.append((name, spent, None, allowed, None, *counted))
             continue
         left = in_words(max(0.0, study.approved - study.epsilon), up=False)
-        rows.append((name, spent, f"{study.delta:g}", allowed, left, study.rounds, study.unsettled))
+        rows.append((name, spent, f"{study.delta:g}", allowed, left, *counted))
     return rows
 
 
@@ -179,10 +239,10 @@ def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> Si
         raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
 
 
-def _account_json(each: SiteAccount) -> dict[str, Any]:
+def _account_json(site: SiteAccount) -> dict[str, Any]:
     """Infinity is written as null, as in the ledger."""
     return {
-        "entries": each.entries,
+        "entries": site.entries,
         "assets": {
             asset.asset: {
                 "epsilon": _finite(asset.epsilon),
@@ -198,14 +258,19 @@ def _account_json(each: SiteAccount) -> dict[str, Any]:
                         "approved": _finite(study.approved),
                         "rounds": study.rounds,
                         "unsettled": study.unsettled,
+                        "purposes": {
+                            purpose: {"charges": each.charges, "epsilon": _finite(each.epsilon)}
+                            for purpose, each in study.purposes.items()
+                        },
+                        "refused": study.refused,
                     }
                     for study in asset.studies
                 ],
             }
-            for asset in each.assets
+            for asset in site.assets
         },
         "refusals": [
-            {"study": study, "reason": reason, "count": count} for (study, reason), count in each.refusals.items()
+            {"study": study, "reason": reason, "count": count} for (study, reason), count in site.refusals.items()
         ],
     }
 

@@ -176,6 +176,8 @@ class Counts(_Answer):
 
     kind: Literal["counts"] = "counts"
     round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+    epsilon: Annotated[float, Field(ge=0)] | None
+    """As in ``Update``, with these counts."""
 
 
 class Closing(_Answer):

@@ -1,106 +1,211 @@
 """Evaluation as counts that add up across hospitals, and the metrics that follow from their sum.
 
-A counts vector for C classes is int64 with four parts: histograms of the scores, ``[C, 2, BINS]`` (class, whether the
-record is of that class, score bin); the confusion matrix ``[C, C]`` (true, predicted); the sum of the losses in
-sixteenths; the number of records. Counts of several sites are added; nothing else of a record leaves the site.
+A counts vector is int64. Which parts it has follows from the metrics that the study asks for, since whatever leaves has
+its price: histograms of the scores for the AUROC, ``[A, 2, bins]`` (class; whether the record is of that class; score
+bin), where A is 1 (class index 1) for two classes and else all of them; the confusion matrix ``[C, C]`` (true,
+predicted) for what is read off it; the sum of the losses in sixteenths; and, where no other part tells it, the number
+of records. Counts of several sites are added; nothing else of a record leaves the site.
 
-Counts are not noised, so they are coarse on purpose: one record that a crafted model sets apart from all others shows
-its score as one of 128 bins and its loss to a sixteenth. The bins are the same for everybody, no data chose them: they
-are even in the inverse hyperbolic sine of the logit, so a step is about 0.05 near logit 0 (where models that were
-trained with strong privacy squeeze their scores), 0.12 near 2 and 0.33 near 6.
+With privacy every patient counts with one record, so that one patient moves each part by a known amount, and each part
+carries Gaussian noise (``deviations``). The fewer bins then sum less noise. Score bins are the same for everybody, no
+data chose them: they are even in the inverse hyperbolic sine of the logit.
 
-What is lost: the AUROC of a model whose logits spread by less than about two steps falls towards 0.5, because pairs
-within one bin count half; otherwise it is within 0.005. The mean loss is within 1/32.
+What is lost without noise: the AUROC of a model whose logits spread by less than about two steps (0.05 each near logit
+0, 0.33 near 6) falls towards 0.5, because pairs within one bin count half; otherwise it is within 0.005. The mean loss
+is within 1/32.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-BINS = 128
-LOGIT_RANGE = 16.0
-"""Scores are told apart between the logits -16 and 16 (probability 1e-7 and 1 - 1e-7)."""
+from consilium_shared.study import Study
 
 LOSS_SCALE = 16
 """Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
-LOSS_LIMIT = LOGIT_RANGE
-"""Largest loss of one record that is added up: that of the same least probability."""
 
 Counts = npt.NDArray[np.int64]
+Values = dict[str, float | int | None]
+
+_OF_CONFUSION = {"accuracy", "f1", "sensitivity", "specificity"}
+METRICS = ("auroc", *sorted(_OF_CONFUSION), "loss")
 
 
-def counts_width(classes: int) -> int:
-    """Length of the counts vector for ``classes`` classes."""
-    return classes * 2 * BINS + classes * classes + 2
+@dataclass(frozen=True)
+class Layout:
+    """Which parts a counts vector has.
+
+    Attributes:
+        classes: C.
+        asked: names of metrics, of ``METRICS``.
+        noised: whether the counts carry noise and every patient counts with one record.
+    """
+
+    classes: int
+    asked: frozenset[str]
+    noised: bool
+
+    @classmethod
+    def of(cls, study: Study) -> Layout:
+        """What leaves a site in this study."""
+        return cls(
+            len(study.data.label.classes), frozenset(study.evaluation.metrics), noised=study.privacy.mode == "dp"
+        )
+
+    @classmethod
+    def local(cls, classes: int) -> Layout:
+        """Everything, exactly: for the site's own eyes."""
+        return cls(classes, frozenset(METRICS), noised=False)
+
+    @property
+    def bins(self) -> int:
+        """Score bins of a histogram."""
+        return 16 if self.noised else 128
+
+    @property
+    def logit_range(self) -> float:
+        """Scores are told apart between minus and plus this logit."""
+        return 8.0 if self.noised else 16.0
+
+    @property
+    def loss_limit(self) -> float:
+        """Largest loss of one record that is added up, in nats: it scales the noise of the sum."""
+        return 4.0 if self.noised else 16.0
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Classes whose scores have histograms."""
+        if "auroc" not in self.asked:
+            return ()
+        return (1,) if self.classes == 2 else tuple(range(self.classes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Part to its numbers in the vector, in the order in which they stand there."""
+        found = {
+            "scores": len(self.scored) * 2 * self.bins,
+            "confusion": self.classes**2 if self.asked & _OF_CONFUSION else 0,
+            "loss": 1 if "loss" in self.asked else 0,
+        }
+        found["records"] = 0 if found["scores"] or found["confusion"] else 1
+        return {part: size for part, size in found.items() if size}
+
+    @property
+    def width(self) -> int:
+        """Length of the vector."""
+        return sum(self.sizes.values())
+
+    def deviations(self, noise_multiplier: float) -> dict[str, float]:
+        """Part to the standard deviation of the noise on each of its numbers: together they are one Gaussian release.
+
+        A patient, who counts with one record, moves part p by at most Δ_p in L2 norm; with deviation
+        σ · Δ_p · √(number of parts) on each of its coordinates, the whole vector in units of its deviations moves
+        by at most 1/σ: the release of ``privacy.event.GaussianEvent(noise_multiplier)``.
+        """
+        moved = {
+            "scores": math.sqrt(len(self.scored)),
+            "confusion": 1.0,
+            "loss": LOSS_SCALE * self.loss_limit,
+            "records": 1.0,
+        }
+        return {part: noise_multiplier * moved[part] * math.sqrt(len(self.sizes)) for part in self.sizes}
+
+    def parts(self, counts: Counts) -> dict[str, Counts]:
+        """The vector's parts; raises ValueError for a vector of another length."""
+        if counts.shape != (self.width,):
+            raise ValueError(f"a counts vector of this study has {self.width} numbers")
+        ends = np.cumsum(list(self.sizes.values()))
+        return dict(zip(self.sizes, np.split(counts, ends[:-1]), strict=True))
 
 
-def count(labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.floating[Any]]) -> Counts:
-    """Counts of records with true classes ``labels`` ``[N]`` and predicted distributions ``probabilities`` ``[N, C]``.
+def count(
+    labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.floating[Any]], layout: Layout
+) -> Counts:
+    """Exact counts of records with true classes ``labels`` ``[N]`` and predicted distributions ``[N, C]``.
 
     The predicted class is the most probable one, the first among equals.
 
     Raises:
         ValueError: shapes that do not fit, a label that is no class, or a probability that is not in [0, 1].
     """
-    if probabilities.ndim != 2 or labels.shape != (len(probabilities),):
+    classes = layout.classes
+    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or probabilities.shape[1] != classes:
         raise ValueError("labels [N] and probabilities [N, C] do not fit")
-    records, classes = probabilities.shape
+    records = len(labels)
     scores = probabilities.astype(np.float64)
     if records and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError("a label is no class")
     if not ((scores >= 0) & (scores <= 1 + 1e-6)).all():  # also refuses NaN
         raise ValueError("a probability is not in [0, 1]")
-    of_class = labels[:, None] == np.arange(classes)
-    cell = (np.arange(classes) * 2 + of_class) * BINS + _bins(scores)
-    histograms = np.bincount(cell.ravel(), minlength=classes * 2 * BINS)
-    confusion = np.bincount(labels * classes + scores.argmax(1), minlength=classes * classes)
+    scored = np.array(layout.scored, dtype=np.int64)
+    of_class = labels[:, None] == scored
+    cell = (np.arange(len(scored)) * 2 + of_class) * layout.bins + _bins(scores[:, scored], layout)
     of_truth = scores[np.arange(records), labels]
-    losses = np.minimum(-np.log(np.maximum(of_truth, np.exp(-LOSS_LIMIT))), LOSS_LIMIT)
-    fixed = np.rint(losses * LOSS_SCALE).astype(np.int64).sum()
-    return np.concatenate([histograms, confusion, [fixed, records]]).astype(np.int64)
+    losses = np.minimum(-np.log(np.maximum(of_truth, np.exp(-layout.loss_limit))), layout.loss_limit)
+    found = {
+        "scores": np.bincount(cell.ravel(), minlength=len(scored) * 2 * layout.bins),
+        "confusion": np.bincount(labels * classes + scores.argmax(1), minlength=classes * classes),
+        "loss": np.rint(losses * LOSS_SCALE).sum(keepdims=True),
+        "records": np.array([records]),
+    }
+    return np.concatenate([found[part] for part in layout.sizes]).astype(np.int64)
 
 
-def metrics(counts: Counts, classes: int) -> dict[str, float | int | None]:
+def metrics(counts: Counts, layout: Layout) -> Values:
     """Metrics of summed counts; a metric that is not defined (a class without records) is None, never NaN.
 
     ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy``,
-    ``loss`` (mean cross entropy, nats) and ``n`` (records) are over all records. ``f1``, ``sensitivity`` and
-    ``specificity``: of class index 1 for two classes, else the mean over classes.
+    ``loss`` (mean cross entropy, nats) and ``n`` (records; with noise, an estimate) are over all records. ``f1``,
+    ``sensitivity`` and ``specificity``: of class index 1 for two classes, else the mean over classes. Those that were
+    not asked for are left out. Where noise made a count negative it is taken as 0.
 
     Raises:
         ValueError: a counts vector of another length.
     """
-    if counts.shape != (counts_width(classes),):
-        raise ValueError(f"a counts vector for {classes} classes has {counts_width(classes)} numbers")
-    histograms = counts[: classes * 2 * BINS].reshape(classes, 2, BINS).astype(np.float64)
-    confusion = counts[classes * 2 * BINS : -2].reshape(classes, classes).astype(np.float64)
-    loss, records = int(counts[-2]) / LOSS_SCALE, int(counts[-1])
+    parts = {part: np.maximum(numbers, 0).astype(np.float64) for part, numbers in layout.parts(counts).items()}
+    found: Values = {}
+    if "scores" in parts:
+        histograms = parts["scores"].reshape(-1, 2, layout.bins)
+        found["auroc"] = _mean([_auroc(each[1], each[0]) for each in histograms])
+        records = histograms[0].sum()
+    if "confusion" in parts:
+        confusion = parts["confusion"].reshape(layout.classes, layout.classes)
+        records = confusion.sum()
+        found |= _of_confusion(confusion)
+    if "records" in parts:
+        records = parts["records"][0]
+    if "loss" in parts:
+        found["loss"] = _ratio(parts["loss"][0] / LOSS_SCALE, records)
+    return {**{name: value for name, value in found.items() if name in layout.asked}, "n": int(records)}
+
+
+def _of_confusion(confusion: npt.NDArray[np.float64]) -> Values:
+    classes, records = len(confusion), confusion.sum()
     asked = [1] if classes == 2 else list(range(classes))
     right = confusion.diagonal()
     of_class, called = confusion.sum(1), confusion.sum(0)
     return {
-        "auroc": _mean([_auroc(histograms[c, 1], histograms[c, 0]) for c in asked]),
         "accuracy": _ratio(right.sum(), records),
         "f1": _mean([_ratio(2 * right[c], of_class[c] + called[c]) for c in asked]),
         "sensitivity": _mean([_ratio(right[c], of_class[c]) for c in asked]),
         "specificity": _mean(
             [_ratio(records - of_class[c] - called[c] + right[c], records - of_class[c]) for c in asked]
         ),
-        "loss": _ratio(loss, records),
-        "n": records,
     }
 
 
-def _bins(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    lowest = 1.0 / (1.0 + np.exp(LOGIT_RANGE))
+def _bins(scores: npt.NDArray[np.float64], layout: Layout) -> npt.NDArray[np.int64]:
+    lowest = 1.0 / (1.0 + np.exp(layout.logit_range))
     bounded = np.clip(scores, lowest, 1.0 - lowest)
     logits = np.log(bounded) - np.log1p(-bounded)
-    along = np.arcsinh(logits) / np.arcsinh(LOGIT_RANGE)
-    bins: Counts = np.floor((along + 1.0) * (BINS / 2)).astype(np.int64)
-    return np.clip(bins, 0, BINS - 1)
+    along = np.arcsinh(logits) / np.arcsinh(layout.logit_range)
+    bins: Counts = np.floor((along + 1.0) * (layout.bins / 2)).astype(np.int64)
+    return np.clip(bins, 0, layout.bins - 1)
 
 
 def _auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float | None:

@@ -122,7 +122,7 @@ def study_contract(name: str, *, private: bool, **changes: Any) -> dict[str, Any
         "training": training,
         "privacy": {"epsilon": 2.0, "delta": 1e-5, "clipping_norm": 1.0} if private else {"mode": "none"},
         "aggregation": aggregation,
-        "evaluation": {"split": None, "split_column": "part"},
+        "evaluation": {"split": None, "split_column": "part", **({"epsilon": 0.5} if private else {})},
     }
 
 
@@ -200,9 +200,10 @@ class Hospitals(LocalFederation):
         """(kind, body) of the ledger's entries about one study, in order."""
         return [(e.kind, e.body) for e in self.ledger(site).entries if getattr(e.body, "study", "") == study.digest]
 
-    def charges(self, site: str, study: Study) -> list[Any]:
-        """The charges of a study, each with what became of it, in order."""
-        return [each for each in self.ledger(site).books.charges.values() if each.body.study == study.digest]
+    def charges(self, site: str, study: Study, *purposes: str) -> list[Any]:
+        """The charges of a study for its training, or for these purposes, each with what became of it, in order."""
+        charges, wanted = self.ledger(site).books.charges.values(), purposes or ("training",)
+        return [each for each in charges if each.body.study == study.digest and each.body.purpose in wanted]
 
     def trains(self, site: str, study: Study, number: int) -> bool:
         """Whether a site is in the middle of a round: charged and not settled. Reads without verifying: it is quick."""

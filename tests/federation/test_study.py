@@ -112,11 +112,11 @@ def test_each_round_is_charged_before_it_is_settled_and_settled_before_it_is_rel
         if kind == "approve":
             story.append((kind, body.by))
         elif kind == "charge":
-            story.append((kind, body.round))
+            story.append((body.purpose, body.round))
         elif kind == "release" and body.message in ("update", "counts"):
             story.append((body.message, body.round))
-    rounds = [(kind, number) for number in (1, 2, 3) for kind in ("charge", "update", "counts")]
-    assert story == [("approve", "Dr Synthetic"), *rounds]
+    rounds = [(kind, number) for number in (1, 2, 3) for kind in ("training", "update", "evaluation", "counts")]
+    assert story == [("approve", "Dr Synthetic"), ("count", 0), *rounds]
 
     kinds = [(entry.kind, entry.seq, entry.body) for entry in hospitals.ledger(site).entries]
     opened = next(seq for kind, seq, body in kinds if kind == "open" and body.asset == "guarded")
@@ -137,10 +137,12 @@ def test_each_round_is_charged_before_it_is_settled_and_settled_before_it_is_rel
 def test_the_epsilon_of_the_card_is_what_the_ledger_says_and_no_more_than_the_study_asked(
     hospitals: Hospitals, finished: Finished, site: str
 ) -> None:
-    events = [event_from_dict(each.body.event.model_dump()) for each in hospitals.charges(site, finished.study)]
+    charges = hospitals.charges(site, finished.study, "training", "count", "evaluation")
+    events = [event_from_dict(each.body.event.model_dump()) for each in charges]
+    assert len(events) == 1 + 3 + 3
     recomputed = epsilon(events, 1e-5)
-    assert recomputed <= finished.card["epsilon"][site] <= recomputed + 0.001
     assert recomputed <= 2.0
+    assert recomputed <= finished.card["epsilon"][site] <= recomputed + 0.001
     (told,) = (each for each in hospitals.json_at_site(site, "budget") if each["asset"] == "guarded")
     assert told["spent"] >= recomputed - 1e-6
     assert told["left"] <= told["epsilon"] - told["spent"] + 1e-6

@@ -178,7 +178,7 @@ def image_contract(contract: dict[str, Any]) -> dict[str, Any]:
         "task": "image-classification",
         "model": {"name": "small-cnn"},
         "data": {"asset": "images", "label": label, "image": {"size": 16}},
-        "evaluation": {"split": 0.2},
+        "evaluation": {"split": 0.2, "epsilon": 0.5},
     }
 
 

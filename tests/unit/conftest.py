@@ -37,6 +37,7 @@ CONTRACT: dict[str, Any] = {
     "training": {"rounds": 3, "steps_per_round": 2, "expected_batch": 16, "optimizer": {"lr": 0.1}},
     "privacy": {"epsilon": 2.0, "delta": 1e-3, "clipping_norm": 1.0},
     "aggregation": {"min_sites": 2},
+    "evaluation": {"epsilon": 0.5},
 }
 SITE_YAML = """\
 site: hospital-a
@@ -115,6 +116,12 @@ class Coordinator:
 
 
 @pytest.fixture
+def contract() -> dict[str, Any]:
+    """That of a study with privacy."""
+    return CONTRACT
+
+
+@pytest.fixture
 def coordinator(tmp_path: Path) -> Coordinator:
     return Coordinator(tmp_path)
 
@@ -142,8 +149,9 @@ class Site:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.desk.ledger.entries]
 
-    def charges(self) -> int:
-        return self.kinds().count("charge")
+    def charges(self, purpose: str = "training") -> int:
+        with self.desk.ledger.exclusive():
+            return [charged.body.purpose for charged in self.desk.ledger.books.charges.values()].count(purpose)
 
 
 @pytest.fixture

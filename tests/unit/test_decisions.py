@@ -37,8 +37,9 @@ def test_showing_says_that_counts_will_leave_of_how_many_and_how_often(
     cli.show("synthetic-study")
     held_back = running.desk.patients(running.coordinator.study).held_back
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"counts of the {held_back} held-back patients leave without noise after every round" in shown
-    assert "charged to no budget" in shown
+    assert f"counts of the {held_back} held-back patients leave with noise" in shown
+    assert "after rounds 1, 2, 3; in the cost above" in shown
+    assert "patients: the number with noise (deviation 10)" in shown
 
 
 def test_showing_says_when_none_leave(
@@ -75,13 +76,11 @@ def test_an_account_without_a_name_must_say_who_decides(running: Any, monkeypatc
 
 
 def test_what_changed_after_it_was_shown_is_not_approved(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def more_patients(question: str) -> bool:
-        from consilium_client.desk import Patients
-
-        running.desk._patients[running.coordinator.study.digest] = Patients(90, 20)
+    def another_draw(question: str) -> bool:
+        monkeypatch.setattr(running.desk.cohorts, "size", lambda *_: 200)
         return True
 
-    monkeypatch.setattr("typer.confirm", more_patients)
+    monkeypatch.setattr("typer.confirm", another_draw)
     with pytest.raises(ConfigurationError, match="another plan"):
         cli.approve("synthetic-study", by="Dr Synthetic")
     assert running.desk.spending.approval(running.coordinator.study.digest) is None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from consilium_client import evaluation
 from consilium_client.store import AnswerStore, LedgerFile
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.messages import Counts, Refusal, Standing, Update
+from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.study import Study
 
 
 class Crash(BaseException):
@@ -50,8 +55,12 @@ def test_a_round_is_charged_before_and_settled_and_released_after(site: Any) -> 
     c = site.coordinator
     site.approve()
     before = len(site.kinds())
-    answer = site.requests.handle(c.train(), c.model)
-    assert site.kinds()[before:] == ["charge", "settle", "release"]
+    site.ask(c.train(), c.model)
+    assert site.kinds()[before:] == ["charge", "charge", "settle", "release"]  # first the number of patients
+    assert site.charges("count") == 1
+    before = len(site.kinds())
+    answer = site.requests.handle(c.train(2), c.model)
+    assert site.kinds()[before:] == ["witness", "charge", "settle", "release"]
     released = site.desk.ledger.entries[-1].body
     assert released.sha256 == digest(answer[0])  # type: ignore[attr-defined]
     assert released.bytes == len(answer[0]) + len(answer[1])  # type: ignore[attr-defined]
@@ -127,15 +136,82 @@ def test_an_unaffordable_study_is_refused_when_it_is_proposed(
     assert "0.5" in poor.desk.ledger.entries[-2].body.detail  # type: ignore[attr-defined]
 
 
-def test_evaluation_gives_counts_of_the_held_back_patients(site: Any) -> None:
+def test_evaluation_gives_noised_counts_of_the_held_back_patients_charged_before_they_leave(site: Any) -> None:
     c = site.coordinator
     site.approve()
     site.ask(c.train(), c.model)
+    before = len(site.kinds())
     answer = site.requests.handle(c.evaluate(), c.model)
+    assert site.kinds()[before:] == ["charge", "settle", "release"]
     assert isinstance(c.read(answer), Counts)
-    counts = np.frombuffer(answer[1], dtype="<i8")
-    assert counts[-1] == len(site.desk.records(c.study)) - site.desk.records(c.study).train.sum()
+    layout, counts = Layout.of(c.study), np.frombuffer(answer[1], dtype="<i8")
+    sigma = site.desk.spending.approval(c.study.digest).plan.evaluation_noise
+    held_back = len(site.desk.records(c.study)) - site.desk.records(c.study).train.sum()
+    assert abs(layout.parts(counts)["confusion"].sum() - held_back) < 6 * 2 * layout.deviations(sigma)["confusion"]
     assert site.requests.handle(c.evaluate(), c.model) == answer
+    assert site.charges("evaluation") == 1
+
+
+def test_with_privacy_no_counts_leave_that_are_not_paid_for(site: Any) -> None:
+    c = site.coordinator
+    c.study = Study.model_validate({**c.study.contract, "evaluation": {}})
+    site.approve()
+    site.ask(c.train(), c.model)
+    assert reason(site.ask(c.evaluate(), c.model)) == "policy"
+    assert site.charges("evaluation") == 0
+
+
+def test_the_whole_study_with_its_counts_and_its_number_of_patients_costs_what_was_approved(site: Any) -> None:
+    c = site.coordinator
+    site.approve()
+    plan = site.desk.spending.approval(c.study.digest).plan
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(c.train(number), c.model), Update)
+        assert isinstance(site.ask(c.evaluate(number), c.model), Counts)
+    events = site.desk.spending.state("synthetic-table").study(c.study.digest)
+    assert sorted(map(str, events)) == sorted(map(str, [*plan.events()[:-1], *[plan.event()] * 3]))
+    assert 1.9 < epsilon(events, 1e-3) <= 2.0
+
+
+def test_only_the_noised_number_of_patients_is_in_what_leaves_and_in_the_ledger(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = site.coordinator
+    monkeypatch.setattr(secrets.SystemRandom, "gauss", lambda _, mean, deviation: mean + 1.23 * deviation)
+    site.approve()
+    plan = site.desk.spending.approval(c.study.digest).plan
+    assert plan.patients == site.desk.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
+    answer = site.requests.handle(c.train(), c.model)
+    assert np.frombuffer(answer[1], "<f4")[-1] == plan.patients
+    assert plan.sampling_rate == min(1.0, 16 / plan.patients)
+
+
+@pytest.mark.parametrize("place", ["begin", "charge", "counted", "put", "settle", "release"])
+def test_a_crash_while_evaluating_repeats_the_very_same_counts_on_the_same_charge(
+    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    site = new_site(coordinator)
+    site.approve()
+    site.ask(coordinator.train(), coordinator.model)
+    seen: list[bytes] = []
+    noised = evaluation.noised_counts
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        seen.append(noised(*arguments, **named))
+        return seen[-1]
+
+    monkeypatch.setattr(evaluation, "noised_counts", note)
+    with monkeypatch.context() as dying:
+        crash_at(dying, "trained" if place == "counted" else place)
+        with pytest.raises(Crash):
+            site.requests.handle(coordinator.evaluate(), coordinator.model)
+    site.restart()
+    answer = site.requests.handle(coordinator.evaluate(), coordinator.model)
+    assert isinstance(coordinator.read(answer), Counts)
+    assert all(counts.tobytes() == answer[1] for counts in map(np.int64, seen))
+    assert site.charges("evaluation") == 1
+    assert site.kinds().count("settle") == 2
+    assert not list((coordinator.site.store / "attempts").glob("*.json"))
 
 
 @pytest.mark.parametrize("place", ["begin", "charge", "trained", "put", "settle", "release"])

@@ -12,7 +12,7 @@ import pytest
 from consilium_client import data, requests
 from consilium_client.training import trainer
 from consilium_shared import limits, messages
-from consilium_shared.errors import ConfigurationError, DataError, IntegrityError, LedgerError
+from consilium_shared.errors import ConfigurationError, DataError, IntegrityError, LedgerError, PolicyRefusal
 from consilium_shared.messages import Counts, Refusal, Standing, Update
 from consilium_shared.study import Study
 
@@ -66,7 +66,7 @@ def test_counts_leave_once_for_each_round_that_was_trained_here_and_for_no_other
 
 def test_counts_leave_only_after_the_rounds_that_the_study_names(new_site: NewSite, coordinator: Any) -> None:
     site, c = new_site(coordinator), coordinator
-    study = variant(c.study, evaluation={"every": 2})
+    study = variant(c.study, evaluation={"every": 2, "epsilon": 0.5})
     c.study, c.model = study, c.pack(study)
     site.approve(study)
     answers = {}
@@ -86,13 +86,16 @@ def test_a_site_may_let_no_counts_leave_and_still_train(new_coordinator: NewCoor
     assert reason(site.ask(c.evaluate(), c.model)) == "policy"
 
 
-def test_too_few_held_back_patients_stop_the_study_without_a_number(
+def test_too_few_patients_are_for_the_hospital_to_see_and_not_for_the_coordinator(
     new_coordinator: NewCoordinator, new_site: NewSite
 ) -> None:
     c = new_coordinator(policy="minimum_held_back: 60")
-    refusal = new_site(c).ask(c.propose())
-    assert reason(refusal) == "policy"
-    assert "60" in refusal.detail  # the site's rule, not its count
+    site = new_site(c)
+    standing = site.ask(c.propose())
+    assert isinstance(standing, Standing)
+    assert standing.state == "pending"
+    with pytest.raises(PolicyRefusal, match="fewer held-back patients than the 60"):
+        site.approve()
 
 
 # -- failures after the charge
@@ -163,11 +166,26 @@ def test_a_data_error_stays_in_the_sites_log(
     def unreadable(*_: Any) -> None:
         raise DataError("secret.csv: no column 'x'")
 
+    c = site.coordinator
+    site.approve()
+    site.desk._records = None
     monkeypatch.setattr(data, "load", unreadable)
-    refusal = site.ask(site.coordinator.propose())
+    refusal = site.ask(c.train(), c.model)
     assert reason(refusal) == "data"
     assert "secret.csv" not in refusal.detail
     assert "secret.csv: no column 'x'" in caplog.text
+
+
+def test_whether_the_data_can_be_used_is_not_told_to_whoever_proposes(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: Any) -> None:
+        raise DataError("secret.csv: no column 'x'")
+
+    monkeypatch.setattr(data, "load", unreadable)
+    assert isinstance(site.ask(site.coordinator.propose()), Standing)
+    with pytest.raises(DataError, match="no column"):  # the hospital's people are told
+        site.desk.estimate(site.coordinator.study)
 
 
 def test_short_answers_are_not_kept_without_end(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,13 +213,13 @@ def test_polling_a_pending_study_reads_no_data_again(site: Any, monkeypatch: pyt
     other = variant(c.study, study="other")
     for _ in range(3):
         assert isinstance(site.ask(c.propose(other)), Standing)
-    assert read == ["synthetic-study", "other"]
+    assert read == ["synthetic-study"]
     for number in (1, 2):
         assert isinstance(site.ask(c.train(number), c.model), Update)
         assert isinstance(site.ask(c.propose(other)), Standing)
-    assert read == ["synthetic-study", "other", "synthetic-study"]
+    assert read == ["synthetic-study"]
     site.approve(other)
-    assert len(read) == 3
+    assert read == ["synthetic-study", "other"]
 
 
 def test_undecided_proposals_are_bounded_and_a_decision_makes_room(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:

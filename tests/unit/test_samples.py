@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from consilium_client.data.asset import DicomAsset, TableAsset, TimeseriesAsset
-from consilium_client.policy import AssetBudget, SitePolicy, check_study
+from consilium_client.policy import AssetBudget, SitePolicy, check_contract, check_patients
 from consilium_client.site import SiteConfig
 from consilium_server.federation import Federation
 from consilium_shared.config import load_yaml
@@ -69,11 +69,13 @@ def test_the_sample_site_beside_a_study_serves_and_permits_it(path: Path) -> Non
     config = load_yaml(path.with_name("site.yaml"), SiteConfig)
     wanted = {"image-classification": "dicom", "sequence-classification": "timeseries"}.get(study.task, "table")
     assert config.assets[study.data.asset].kind == wanted
-    check_study(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back)
+    check_contract(config.policy, study)
+    check_patients(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back)
     with pytest.raises(PolicyRefusal):
-        check_study(config.policy, study, config.policy.minimum_patients - 1, config.policy.minimum_held_back)
-    with pytest.raises(PolicyRefusal):
-        check_study(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back - 1)
+        check_patients(config.policy, study, config.policy.minimum_patients - 1, config.policy.minimum_held_back)
+    if study.evaluated_rounds:
+        with pytest.raises(PolicyRefusal):
+            check_patients(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back - 1)
 
 
 def unit(path: Path) -> configparser.ConfigParser:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from consilium_client.policy import SitePolicy, check_study
+from consilium_client.policy import SitePolicy, check_contract, check_decider, check_patients
 from consilium_shared.errors import PolicyRefusal
 from consilium_shared.study import Study
 
@@ -25,12 +25,15 @@ STUDY: dict[str, Any] = {
     "training": {"rounds": 5, "steps_per_round": 5, "expected_batch": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
     "privacy": {"epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0},
     "aggregation": {"min_sites": 3},
+    "evaluation": {"epsilon": 0.5},
 }
-OPEN = {**STUDY, "privacy": {"mode": "none"}}
+OPEN = {**STUDY, "privacy": {"mode": "none"}, "evaluation": {}}
 
 
 def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int = 300, held: int = 60) -> None:
-    check_study(SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study), patients, held)
+    mine, asked = SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study)
+    check_contract(mine, asked)
+    check_patients(mine, asked, patients, held)
 
 
 def test_a_study_within_the_policy_may_be_approved() -> None:
@@ -72,6 +75,19 @@ def test_few_held_back_patients_are_no_obstacle_where_no_counts_leave() -> None:
         _check({}, held=7)
     assert "7" not in str(refusal.value)
     _check({"allow_evaluation_counts": False}, held=0)
+    _check({}, {**STUDY, "evaluation": {}}, held=0)  # with privacy and without a price, no counts leave
+
+
+def test_what_the_coordinator_may_learn_does_not_look_at_patients() -> None:
+    check_contract(SitePolicy.model_validate({**POLICY, "minimum_patients": 10**6}), Study.model_validate(STUDY))
+
+
+def test_only_the_approvers_that_the_policy_names_may_decide() -> None:
+    check_decider(SitePolicy.model_validate(POLICY), "anybody")
+    named = SitePolicy.model_validate({**POLICY, "approvers": ["Dr Ono", "Dr Sato"]})
+    check_decider(named, "Dr Sato")
+    with pytest.raises(PolicyRefusal, match="not among the approvers"):
+        check_decider(named, "root")
 
 
 def test_no_privacy_needs_both_a_permission_and_a_budget_without_limit() -> None:

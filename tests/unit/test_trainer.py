@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import trainer
 from consilium_client.training.clipping import PrivateOptimizer
@@ -84,10 +86,16 @@ def plan(**changes: Any) -> PrivacyPlan:
 
 
 def run(
-    given: Study, data: Records, how: PrivacyPlan | None = None, round: int = 1, site: str = "north"
+    given: Study,
+    data: Records,
+    how: PrivacyPlan | None = None,
+    round: int = 1,
+    site: str = "north",
+    seed: bytes | None = None,
 ) -> TrainResult:
-    start = pack(to_vector(build(given)), given)
-    return train(start, given, data, how, round=round, site=site, device=CPU)
+    start, spec = pack(to_vector(build(given)), given), given.training
+    plan = NonPrivatePlan(steps_per_round=spec.steps_per_round, rounds=spec.rounds) if how is None else how
+    return train(start, given, data, plan, round=round, site=site, device=CPU, seed=seed)
 
 
 def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 512):
@@ -101,7 +109,9 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
         noise=Noise(secrets.token_bytes(32)),
     )
     before, wrapped = to_vector(model), per_sample(model)
-    batch = trainer._Batch(given, data, np.array(chosen, dtype=np.int64), CPU, np.random.default_rng(0))
+    indices = np.array(chosen, dtype=np.int64)
+    owners = np.cumsum(np.diff(data.patients[indices], prepend=-1) != 0) - 1
+    batch = trainer._Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
     private_step(wrapped, optimizer, per_record(given, CPU), batch.pieces(size))
     return before.astype(np.float64) - to_vector(model)
 
@@ -123,7 +133,7 @@ def test_removing_one_patient_changes_the_sum_by_at_most_the_bound(model: str) -
 @pytest.mark.parametrize("model", KINDS)
 def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     given, data = study(model), records(model)
-    found = private_sum(given, data, list(range(6)), bound=1e6)
+    found = private_sum(given, data, list(range(6)), bound=100.0)
     plain = build(given)
     per_record(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
     expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
@@ -155,6 +165,77 @@ def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None
     spoilt = data.inputs.copy()
     spoilt[4] = np.nan
     assert np.isfinite(run(given, dataclasses.replace(data, inputs=spoilt)).update).all()
+
+
+# Patients with many records
+
+
+def with_owners(data: Records, counts: list[int]) -> Records:
+    """The same records, so many of them to each patient."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return dataclasses.replace(data, patients=owners, patient_count=len(counts), train=np.ones(len(counts), dtype=bool))
+
+
+COUNTS = [3, 1, 5, 2, 1, 4]
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_patient_gives_the_mean_gradient_of_its_records_clipped_once(model: str) -> None:
+    given, bound = study(model), 0.05
+    data = with_owners(records(model, patients=sum(COUNTS)), COUNTS)
+    loss, expected = per_record(given, CPU), 0.0
+    for patient in range(len(COUNTS)):
+        plain, own = build(given), torch.from_numpy(data.patients == patient)
+        inputs = [tensor[own] for tensor in tensors(data, len(data))]
+        loss(plain(*inputs), torch.from_numpy(data.labels)[own]).mean().backward()
+        gradient = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
+        expected = expected + gradient * min(1.0, bound / np.linalg.norm(gradient))
+    for size in (512, 4, 1):
+        found = private_sum(given, data, list(range(len(data))), bound, size=size)
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_patient_with_one_record_that_is_not_finite_is_dropped_whole() -> None:
+    data = with_owners(records(patients=sum(COUNTS)), COUNTS)
+    spoilt = data.inputs.copy()
+    spoilt[5] = np.nan  # the second of patient 2's, records 4 … 8
+    found = private_sum(study(), dataclasses.replace(data, inputs=spoilt), list(range(len(data))), 0.05)
+    others = [i for i in range(len(data)) if not 4 <= i < 9]
+    assert found == pytest.approx(private_sum(study(), data, others, 0.05), abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 100])
+def test_a_physical_batch_never_splits_a_patient(size: int) -> None:
+    given, data = study(), with_owners(records(patients=sum(COUNTS)), COUNTS)
+    draw = Draw(np.arange(len(data)), data.patients)
+    pieces = trainer._Batch(given, data, draw, CPU, np.random.default_rng(0)).pieces(size)
+    assert np.array_equal(np.concatenate([piece.labels for piece in pieces]), data.labels)
+    counts = [np.bincount(piece.owners.numpy()).tolist() for piece in pieces]
+    assert [number for part in counts for number in part] == COUNTS
+    assert all(sum(part) <= size or len(part) == 1 for part in counts)
+    assert all(sum(one) + other[0] > size for one, other in itertools.pairwise(counts))  # none too small
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_patient_seen_several_times_over_counts_as_one_seen_once(private: bool) -> None:
+    given = study(privacy=DP if private else OPEN, records_per_patient=3, expected_batch=40)
+    how = plan(sampling_rate=1.0, noise_multiplier=1e-9, records_per_patient=3) if private else None
+    data = records()
+    repeated = {"inputs": data.inputs.repeat(3, axis=0), "labels": data.labels.repeat(3)}
+    thrice = dataclasses.replace(data, **repeated, patients=data.patients.repeat(3))
+    assert run(given, thrice, how).update == pytest.approx(run(given, data, how).update, abs=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_with_and_without_privacy_the_same_seed_draws_the_same_and_means_the_same(most: int) -> None:
+    """Without noise and with a bound that nothing reaches, a private round is a plain one."""
+    data = with_owners(records(patients=80), [1, 2, 3, 2] * 10)
+    quiet = plan(noise_multiplier=1e-9, clipping_norm=100.0, records_per_patient=most)
+    seed = bytes(32)
+    private = run(study(privacy=DP), data, quiet, seed=seed).update
+    plain = run(study(records_per_patient=most), data, seed=seed).update
+    assert private == pytest.approx(plain, abs=1e-6)
+    assert np.abs(plain).max() > 1e-3
 
 
 # Noise
@@ -201,7 +282,35 @@ def test_private_rounds_never_repeat() -> None:
     assert not np.array_equal(run(given, data, plan()).update, run(given, data, plan()).update)
 
 
+def test_the_same_secret_seed_is_the_same_private_round_again_and_another_is_another() -> None:
+    given, data = study("small-cnn", DP, augment="light"), records("small-cnn")
+    one, again, other = (run(given, data, plan(), seed=bytes([n] * 32)).update.tobytes() for n in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+def test_with_privacy_no_seed_of_a_study_is_taken() -> None:
+    with pytest.raises(ValueError, match=r"training\.seed"):
+        study(privacy=DP, seed=7)
+    given = study(privacy=DP)  # nor past the contract
+    forced = given.model_copy(update={"training": given.training.model_copy(update={"seed": 7})})
+    for seed in (None, bytes(32)):
+        with pytest.raises(ConfigurationError, match=r"training\.seed"):
+            run(forced, records(), plan(), seed=seed)
+
+
 # The plan
+
+
+def test_the_plan_says_how_many_records_of_a_patient_are_used_whatever_the_study_says() -> None:
+    data = with_owners(records(patients=80), [2] * 40)
+    quiet = {"noise_multiplier": 1e-9, "sampling_rate": 1.0}
+    seed = bytes(32)
+    asked = [study(privacy=DP, records_per_patient=n) for n in (1, 2)]
+    one, two = (run(given, data, plan(**quiet, records_per_patient=2), seed=seed).update for given in asked)
+    other = run(asked[1], data, plan(**quiet, records_per_patient=1), seed=seed).update
+    assert np.array_equal(one, two)
+    assert np.abs(one - other).max() > 1e-4
 
 
 def test_exactly_the_plans_steps_are_run_and_reported() -> None:
@@ -225,9 +334,8 @@ def test_exactly_the_plans_steps_are_run_and_reported() -> None:
 
 def test_a_study_with_privacy_is_never_trained_without_a_private_plan() -> None:
     given = study(privacy=DP)
-    for how in (None, NonPrivatePlan(steps_per_round=5, rounds=2)):
-        with pytest.raises(ConfigurationError, match="privacy mode"):
-            run(given, records(), how)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="privacy mode"):
+        run(given, records())
     with pytest.raises(ConfigurationError, match="privacy mode"):
         run(study(), records(), plan())
 

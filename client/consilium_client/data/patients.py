@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from consilium_client.keystream import KeyStream
 
 
 def held_back(study: str, patient: str, fraction: float) -> bool:
@@ -31,22 +34,38 @@ def number_patients(identifiers: Sequence[str]) -> tuple[NDArray[np.int64], list
     return numbers, list(order)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The records of one step.
+
+    Attributes:
+        records: int64 ``[B]``, indices of records; those of one patient stand together.
+        owners: int64 ``[B]``, whose each is: 0 for the first patient drawn, 1 for the next …, without gaps.
+    """
+
+    records: NDArray[np.int64]
+    owners: NDArray[np.int64]
+
+
 class PatientSampler:
     """Poisson sampling over patients: the sampling that the accountant's event describes.
 
-    In every step each patient is included independently with probability ``sampling_rate``; of an included patient
-    one record is chosen uniformly, so that a patient gives one gradient a step. Iterating yields ``steps`` int64
-    arrays of record indices, some of them empty, which must be trained on (with noise alone) like any other.
+    In every step each patient is included independently with probability ``sampling_rate`` (rounded down to a multiple
+    of 2^-64); of an included patient so many records are drawn as it has, at most ``records_per_patient``, uniformly
+    and without replacement. Iterating yields ``steps`` draws, some of them empty, which must be trained on (with noise
+    alone) like any other.
 
     Args:
         patients: int64 ``[N]``, the patient number of each record.
         patient_count: number of patients; each has at least one record.
         sampling_rate: probability in (0, 1].
         steps: number of steps.
-        generator: with privacy, the caller seeds it from the operating system's entropy and keeps no copy.
+        seed: 32 bytes; with privacy secret, and used for these steps alone.
+        records_per_patient: most records of a patient in a step.
 
     Raises:
-        ValueError: a rate outside (0, 1], a patient number out of range, or a patient without a record.
+        ValueError: a rate outside (0, 1], a patient number out of range, a patient without a record, or no record
+            wanted.
     """
 
     def __init__(
@@ -55,10 +74,13 @@ class PatientSampler:
         patient_count: int,
         sampling_rate: float,
         steps: int,
-        generator: np.random.Generator,
+        seed: bytes,
+        records_per_patient: int = 1,
     ) -> None:
         if not 0 < sampling_rate <= 1:
             raise ValueError("sampling_rate must lie in (0, 1]")
+        if records_per_patient < 1:
+            raise ValueError("records_per_patient must be at least 1")
         if len(patients) and not 0 <= patients.min() <= patients.max() < patient_count:
             raise ValueError("a patient number is out of range")
         self._records = np.argsort(patients, kind="stable").astype(np.int64)
@@ -68,13 +90,27 @@ class PatientSampler:
         self._starts = np.cumsum(self._counts) - self._counts
         self._rate = sampling_rate
         self._steps = steps
-        self._generator = generator
+        self._most = records_per_patient
+        self._inclusion, self._choice = KeyStream(seed, "sampling"), KeyStream(seed, "records")
 
     def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[Draw]:
         for _ in range(self._steps):
-            chosen = np.flatnonzero(self._generator.random(len(self._counts)) < self._rate)
-            record = self._starts[chosen] + self._generator.integers(0, self._counts[chosen])
-            yield self._records[record]
+            drawn = self._drawn()
+            counts = self._counts[drawn]
+            owners = np.repeat(np.arange(len(drawn)), counts)
+            first = np.cumsum(counts) - counts
+            rank = np.arange(len(owners)) - first[owners]
+            # Each record gets a word, and those with a patient's smallest words are its draw.
+            order = np.lexsort((self._choice.words(len(owners)), owners))
+            chosen = order[rank < self._most]
+            yield Draw(self._records[self._starts[drawn][owners] + rank][chosen], owners[chosen])
+
+    def _drawn(self) -> NDArray[np.int64]:
+        """The patients of one step."""
+        words = self._inclusion.words(len(self._counts))
+        if self._rate == 1:
+            return np.arange(len(self._counts))
+        return np.flatnonzero(words < np.uint64(int(self._rate * 2**64)))

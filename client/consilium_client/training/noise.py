@@ -1,57 +1,62 @@
-"""Gaussian noise that nobody can predict.
+"""Gaussian noise in whole numbers that nobody can predict.
 
-torch's own generators take a 32-bit seed on the CPU and stop at 5.8 standard deviations in float32. Here the bits are
-a ChaCha20 key stream under a 256-bit seed from the operating system, and the normal deviates come from 64-bit uniforms
-in float64 (Box & Muller 1958), which reach 9.4 standard deviations.
-
-Not covered: the gaps between floating-point numbers (Mironov 2012) are as in any floating-point mechanism.
+torch's own generators can be predicted, and stop at 5.8 standard deviations in float32 on the CPU. Here 64-bit words of
+a key stream become normal deviates in float64 (Box & Muller 1958): they reach 9.4 standard deviations, and what they
+lack beyond has a probability of 2^-64 for each two. They are rounded to whole numbers, because what is released lies on
+a lattice (``lattice.py``).
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+import math
 
-_PIECE = 1 << 20
-"""Deviates made at a time: bounds the temporary memory at about 40 MB."""
+import numpy as np
+import torch
+
+from consilium_client.keystream import KeyStream
+
+_PIECE = 1 << 17
+"""Deviates made at a time: what is computed with stays in the processor's cache."""
 
 
 class Noise:
-    """Independent deviates under one seed. The same seed gives the same deviates in the same order of calls."""
+    """Independent noise under one seed. The same seed gives the same noise in the same order of calls and sizes."""
 
     def __init__(self, seed: bytes) -> None:
         """``seed``: 32 secret bytes, used for one round and never again (``attempts.py``)."""
-        self._seed = seed
-        self._keys = 0
+        self._stream = KeyStream(seed, "noise")
+        self._words = np.empty(_PIECE, dtype=np.uint64)
 
-    def standard_normal(self, count: int) -> npt.NDArray[np.float64]:
-        """``count`` independent standard normal deviates: float64 ``[count]``."""
-        found = np.empty(count, dtype=np.float64)
-        for start in range(0, count, _PIECE):
-            piece = found[start : start + _PIECE]
-            pairs = (len(piece) + 1) // 2
-            piece[:] = _normal(_key_stream(self._next_key(), 16 * pairs))[: len(piece)]
-        return found
+    def add_to(self, total: torch.Tensor, deviation: float) -> None:
+        """Add to each number its own deviate of N(0, ``deviation``²), rounded to a whole number; in place.
 
-    def _next_key(self) -> bytes:
-        """A key for one piece: a key stream is never continued, so its counter cannot run out (RFC 8439)."""
-        self._keys += 1
-        info = b"consilium/1/noise" + self._keys.to_bytes(8, "big")
-        return HKDFExpand(hashes.SHA256(), 32, info).derive(self._seed)
-
-
-def _normal(stream: bytes) -> npt.NDArray[np.float64]:
-    """Two deviates from each 16 bytes."""
-    words = np.frombuffer(stream, dtype="<u8").astype(np.float64)
-    pairs = len(words) // 2
-    radius = np.sqrt(-2.0 * np.log((words[:pairs] + 1.0) * 2.0**-64))
-    angle = words[pairs:] * (2.0 * np.pi * 2.0**-64)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        Args:
+            total: contiguous float64 ``[N]`` on any device.
+            deviation: standard deviation before rounding, finite and at least 0.
+        """
+        work = torch.empty((3, (min(len(total), _PIECE) + 1) // 2), dtype=torch.float64, device=total.device)
+        for start in range(0, len(total), _PIECE):
+            part = total[start : start + _PIECE]
+            pairs = (len(part) + 1) // 2
+            words = self._words[: 2 * pairs]
+            self._stream.fill(words)
+            uniform = torch.from_numpy(words.view(np.int64)).to(total.device)
+            cosine, sine = normal_pairs(uniform, deviation, work[:, :pairs])
+            part[:pairs].add_(cosine.round_())
+            part[pairs:].add_(sine.round_()[: len(part) - pairs])
 
 
-def _key_stream(key: bytes, count: int) -> bytes:
-    cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None)
-    return cipher.encryptor().update(bytes(count))
+def normal_pairs(words: torch.Tensor, deviation: float, work: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two times n independent deviates of N(0, ``deviation``²), float64 ``[n]``, from uniform int64 words ``[2 n]``.
+
+    They stand in ``work``, float64 ``[3, n]``, whose content is lost: no memory is taken anew for each piece.
+
+    The first n words give the radius: |word| · 2^-63 is uniform in (0, 1] and finest at 0, where the tail is. The
+    others give the angle in [-π, π].
+    """
+    radius, angle, cosine = work
+    pairs = len(radius)
+    radius.copy_(words[:pairs]).abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2.0 * deviation**2).sqrt_()
+    angle.copy_(words[pairs:]).mul_(math.pi * 2.0**-63)
+    torch.cos(angle, out=cosine)
+    return cosine.mul_(radius), angle.sin_().mul_(radius)

@@ -7,13 +7,15 @@ import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.data.patients import PatientSampler
+from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Records
+from consilium_client.keystream import SEED_BYTES, KeyStream
 from consilium_client.training import augmentation
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic
@@ -24,7 +26,7 @@ from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
 from consilium_shared.models.vector import load_vector, to_vector, unpack
-from consilium_shared.privacy.plan import NonPrivatePlan, PrivacyPlan
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
 PER_SAMPLE_NUMBERS = 2**27
@@ -37,6 +39,16 @@ PHYSICAL_BATCH = 512
 """Most samples of one physical batch; beyond, nothing gets faster."""
 
 Progress = Callable[[int, int], None]
+
+
+class Probe(Protocol):
+    """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
+
+    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+        """Change rows of ``grad_sample`` before they are clipped; ``records`` int64 ``[B]`` says whose they are."""
+
+    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
+        """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
 
 
 @dataclass(frozen=True)
@@ -58,37 +70,41 @@ def train(
     model_bytes: bytes,
     study: Study,
     records: Records,
-    plan: PrivacyPlan | NonPrivatePlan | None,
+    plan: Plan,
     *,
     round: int,
     site: str,
     device: torch.device,
     seed: bytes | None = None,
     on_progress: Progress | None = None,
+    probe: Probe | None = None,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
-    Each step draws patients by Poisson sampling and one record of each. With a plan, the gradient of every record is
-    clipped and Gaussian noise is added to their sum: the event that the accountant charges. Without privacy the same
-    steps run plainly. A record whose loss or gradient is not finite adds nothing to its step.
+    Each step draws patients by Poisson sampling, and of each at most so many records as the plan says. With privacy,
+    the mean gradient of a patient's records is clipped and Gaussian noise is added to the sum: the event that the
+    accountant charges. Without, the same steps run plainly. What is not finite adds nothing to its step: with privacy a
+    patient with one such record, without privacy a record with such a loss.
 
     Args:
         model_bytes: the global model, as ``vector.pack`` wrote it.
         study: the study; ``training`` says how, ``privacy`` only through ``plan``.
         records: the asset's records; patients held back are left out.
-        plan: sampling rate, clipping norm, noise and steps. None, or a plan without privacy, is taken only for a study
-            that says ``mode: none``.
+        plan: sampling rate, records, clipping norm, noise and steps. One without privacy is taken only for a study that
+            says ``mode: none``; there the study says the rest.
         round: number of the round; with ``training.seed`` and ``site`` it fixes all randomness, without privacy.
         site: this site's name.
         device: where to compute.
-        seed: 32 secret bytes from which sampling, augmentation and noise follow, kept until the round is answered so
-            that a round which a crash interrupted is the same round again; None for fresh ones.
+        seed: 32 secret bytes of the site's own from which sampling, augmentation and noise follow, kept until the round
+            is answered so that a round which a crash interrupted is the same round again; None for fresh ones. A study
+            can give a seed (``training.seed``) without privacy alone; that then takes this one's place.
         on_progress: told (steps done, steps of the round).
+        probe: an audit's, on records that no patient has; only with privacy.
 
     Raises:
         PeerError: the model's bytes are not of this study.
-        ConfigurationError: the study asks for privacy and the plan gives none, or its model cannot be trained with
-            privacy (``independence``).
+        ConfigurationError: the study asks for privacy and the plan gives none, or it gives a seed with privacy, or its
+            model cannot be trained with privacy (``independence``, ``lattice``).
         DataError: no patient for training, or a weight moved farther than ``limits.UPDATE_COORDINATE``.
     """
     private = plan if isinstance(plan, PrivacyPlan) else None
@@ -104,22 +120,19 @@ def train(
     loss = per_record(study, device)
     if private is not None:
         check_independence(study)
-    steps = plan.steps_per_round if plan is not None else study.training.steps_per_round
-    expected = min(1.0, study.training.expected_batch / records.patient_count)
-    rate = private.sampling_rate if private is not None else expected
-    seed = secrets.token_bytes(32) if seed is None else seed
-    generator = _generator(study, round, site, seed)
-    sampler = PatientSampler(records.patients, records.patient_count, rate, steps, generator)
+    secret = _seed(study, round, site, seed)
+    sampler = _sampler(study, records, plan, secret)
+    drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
     with exact_arithmetic(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        stepper = _stepper(model, study, private, loss, Noise(seed))
-        for chosen in sampler:
-            batch = _Batch(study, records, chosen, device, generator)
+        stepper = _stepper(model, study, private, loss, Noise(secret), probe)
+        for draw in sampler:
+            batch = _Batch(study, records, draw, device, drift)
             stepper(batch.pieces(physical_batch(model, records)))
             done += 1
             if on_progress is not None:
-                on_progress(done, steps)
+                on_progress(done, plan.steps_per_round)
     update = to_vector(model) - start
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
@@ -145,22 +158,44 @@ def check_independence(study: Study) -> None:
 
 
 def physical_batch(model: torch.nn.Module, records: Records) -> int:
-    """Samples that are computed at a time; a step of more is made of several, with the same result."""
+    """Records that are computed at a time; a step of more is made of several, with the same result.
+
+    A patient with more records than that is computed at once all the same: its gradients take so much more memory.
+    """
     parameters = sum(p.numel() for p in model.parameters())
     inputs = int(np.prod(records.inputs.shape[1:]))
     return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
 
 
-def _generator(study: Study, round: int, site: str, seed: bytes) -> np.random.Generator:
-    """Of sampling and augmentation. Repeatable only without privacy and where the study says so."""
-    if study.privacy.mode == "none" and study.training.seed is not None:
-        text = f"consilium training\0{study.training.seed}\0{round}\0{site}"
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(b"consilium sampling" + seed).digest(), "big"))
+def _seed(study: Study, round: int, site: str, secret: bytes | None) -> bytes:
+    """What all randomness of the round follows from: the site's secret, or without privacy what the study says."""
+    public = study.training.seed
+    if public is None:
+        return secrets.token_bytes(SEED_BYTES) if secret is None else secret
+    if study.privacy.mode != "none":
+        raise ConfigurationError(f"study {study.study}: training.seed is for studies without privacy")
+    text = f"consilium training\0{public}\0{study.study}\0{round}\0{site}"
+    return hashlib.sha256(text.encode()).digest()
 
 
-Piece = tuple[tuple[torch.Tensor, ...], torch.Tensor]
-"""The model's inputs and the classes of a physical batch."""
+def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> PatientSampler:
+    """The round's draws: with privacy exactly the plan's."""
+    if isinstance(plan, PrivacyPlan):
+        rate, most = plan.sampling_rate, plan.records_per_patient
+    else:
+        rate = min(1.0, study.training.expected_batch / records.patient_count)
+        most = study.training.records_per_patient
+    return PatientSampler(records.patients, records.patient_count, rate, plan.steps_per_round, seed, most)
+
+
+class Piece(NamedTuple):
+    """A physical batch: the model's inputs, the classes, whose each record is (``PrivateOptimizer.accumulate``), and
+    which it is of all."""
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    owners: torch.Tensor
+    records: npt.NDArray[np.int64]
 
 
 class _Batch:
@@ -170,30 +205,46 @@ class _Batch:
         self,
         study: Study,
         records: Records,
-        chosen: npt.NDArray[np.int64],
+        draw: Draw,
         device: torch.device,
         generator: np.random.Generator,
     ) -> None:
-        self._inputs = torch.from_numpy(records.inputs[chosen])
+        self._inputs = torch.from_numpy(records.inputs[draw.records])
         if study.training.augment == "light":
             self._inputs = augmentation.light(self._inputs, generator)
-        self._statics = None if records.statics is None else torch.from_numpy(records.statics[chosen])
-        self._labels = torch.from_numpy(records.labels[chosen])
+        self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
+        self._labels = torch.from_numpy(records.labels[draw.records])
+        self._owners, self._records = draw.owners, draw.records
         self._device = device
 
     def pieces(self, size: int) -> list[Piece]:
+        """At most ``size`` records in each, but every patient whole: a piece has at least one patient."""
         found: list[Piece] = []
-        for start in range(0, len(self._labels), size):
-            part = slice(start, start + size)
+        start, ends = 0, np.append(np.flatnonzero(np.diff(self._owners)) + 1, len(self._owners))
+        while start < len(self._owners):
+            fits = ends[(ends > start) & (ends <= start + size)]
+            end = int(fits[-1] if len(fits) else ends[ends > start][0])
+            part = slice(start, end)
             inputs = [self._inputs[part], *([] if self._statics is None else [self._statics[part]])]
-            found.append((tuple(t.to(self._device) for t in inputs), self._labels[part].to(self._device)))
+            owners = torch.from_numpy(self._owners[part] - self._owners[start])
+            found.append(
+                Piece(
+                    tuple(t.to(self._device) for t in inputs),
+                    self._labels[part].to(self._device),
+                    owners.to(self._device),
+                    self._records[part],
+                )
+            )
+            start = end
         return found
 
 
 Stepper = Callable[[list[Piece]], None]
 
 
-def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise) -> Stepper:
+def _stepper(
+    model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise, probe: Probe | None
+) -> Stepper:
     """The function that runs one step on its pieces."""
     spec, parameters = study.training.optimizer, list(model.parameters())
     optimizer: torch.optim.Optimizer
@@ -203,8 +254,10 @@ def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, los
         optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
     anchors = [p.detach().clone() for p in parameters]
 
-    def pull() -> None:
+    def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
+        if probe is not None:
+            probe.observe(parameters)
         if study.training.proximal > 0:
             for parameter, anchor in zip(parameters, anchors, strict=True):
                 assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
@@ -212,24 +265,33 @@ def _stepper(model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, los
 
     batch = study.training.expected_batch
     if plan is None:
-        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, pull)
+        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
     private = PrivateOptimizer(
         optimizer,
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
-        after=pull,
+        after=after,
     )
     wrapped = per_sample(model)
-    return lambda pieces: private_step(wrapped, private, loss, pieces)
+    plant = None if probe is None else lambda records: probe.plant(parameters, records)
+    return lambda pieces: private_step(wrapped, private, loss, pieces, plant)
 
 
-def private_step(model: torch.nn.Module, optimizer: PrivateOptimizer, loss: Loss, pieces: list[Piece]) -> None:
-    """One private step, on no records too: then it is noise alone."""
-    for inputs, labels in pieces:
-        loss(model(*inputs), labels).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.accumulate()
+def private_step(
+    model: torch.nn.Module,
+    optimizer: PrivateOptimizer,
+    loss: Loss,
+    pieces: list[Piece],
+    plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
+) -> None:
+    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``."""
+    for piece in pieces:
+        loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
+        if plant is not None:
+            plant(piece.records)
+        optimizer.accumulate(piece.owners)
     optimizer.finish()
 
 
@@ -241,14 +303,15 @@ def _plain_step(
     expected_batch: int,
     after: Callable[[], None],
 ) -> None:
-    """One step on the sum of the losses over the expected (not the drawn) number of records."""
+    """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
-    for inputs, labels in pieces:
+    for inputs, labels, owners, _ in pieces:
+        weights = 1.0 / torch.bincount(owners)[owners]
         losses = loss(model(*inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN
-            losses = loss(model(*(t[finite] for t in inputs)), labels[finite])
-        (losses.sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
+            losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
+        ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -19,9 +19,9 @@ class StudySpending:
     Attributes:
         study: its digest.
         name: its name.
-        rounds: the rounds that were charged, ascending, each once.
+        rounds: the rounds whose training was charged, ascending, each once.
         events: what ran, and in full what was charged and not settled.
-        unsettled: how many charges were never settled.
+        unsettled: how many rounds' charges were never settled. (The one for the number of patients always counts.)
     """
 
     study: str
@@ -62,8 +62,8 @@ def asset_spending(books: Books, asset: str) -> AssetSpending:
         studies[body.study] = StudySpending(
             body.study,
             body.name,
-            tuple(sorted({*so_far.rounds, body.round})),
+            tuple(sorted({*so_far.rounds, *([body.round] if body.purpose == "training" else [])})),
             so_far.events if event is None else (*so_far.events, event),
-            so_far.unsettled + (charged.settled is None),
+            so_far.unsettled + (charged.settled is None and body.purpose != "count"),
         )
     return AssetSpending(asset, tuple(studies.values()))

@@ -4,11 +4,12 @@ Guarantee computed: for any two sets of patients that differ by adding or removi
 events released is (ε, δ)-indistinguishable. Every approximation here errs towards a larger ε:
 
 * q is rounded up and σ down to a grid (``on_grid``), so that rounds of almost equal plans share one distribution;
-* distributions are discretised by "connect the dots", which dominates the true one (Doroshenko et al. 2022,
-  theorem 3.1; ``dp_accounting.pld``, pessimistic estimate, truncated mass counted as lost);
-* where the Rényi bound (Mironov et al. 2019, section 3.3; Canonne et al. 2020, proposition 12) is beyond every sensible
-  budget it is answered as it is: a distribution would fill the memory, and the Rényi bound is the larger of the two.
-  Elsewhere it is not used: for almost no loss its sums cancel, and it may come out too small.
+* a step's losses are rounded to a lattice so that the result dominates the true distribution (``loss.py``);
+* the sum over all steps is computed with bounds of every error, added to δ (``composition.py``).
+
+Measured (``tests/bench/accountant.py``, ``tests/properties/test_accountant.py``): mostly a 1e-5th above the exact ε and
+seldom a 1e-3rd; milliseconds for one study, a fifth of a second for 10,000 charges of 200 studies, about a second for
+10,000 charges that are all different.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import math
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from consilium_shared.errors import BudgetRefused, ConfigurationError
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
-
-if TYPE_CHECKING:  # dp_accounting takes a second to import: only who asks for an ε waits for it
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 NOISE_QUANTUM = Decimal("0.001")
 """Noise multipliers are calibrated to, and accounted on, multiples of this (finer below 1)."""
@@ -31,19 +30,14 @@ NOISE_QUANTUM = Decimal("0.001")
 MOST_NOISE = 10_000.0
 """No calibration beyond this σ: the model would be noise alone."""
 
-MANY_STEPS = 10_000
-"""Up to here an interval of 1e-3 costs under 0.01 in ε; beyond, 1e-4 is needed (and per-step losses are small)."""
-
-LARGE_EPSILON = 100.0
-"""Beyond this the Rényi bound is answered as it is."""
-
 SMALL_NOISE = 0.1
 """Below this σ a history counts as not private: one step that draws a patient may already cost ε = 50 and more."""
 
 LEAST_DELTA = 1e-12
-"""Below this δ the floating-point error of composing (about 1e-15) would no longer be negligible."""
+"""Below this δ nothing is computed: it would promise what random generators and software cannot keep."""
 
-_RENYI_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024, 2048, 4096)
+ROUNDING = 1e-5
+"""Of a history and a part of it, the part may come out dearer by this share, never by more: costs are rounded up."""
 
 Group = tuple[float, float, int]
 """(q, σ, steps), q and σ on the grid."""
@@ -86,7 +80,8 @@ def calibrate_noise(
         spent: what the same patients' data was used for before.
 
     Returns:
-        σ, a multiple of 0.001, such that ``epsilon([*spent, DpSgdEvent(q, σ, steps)], delta) <= epsilon``.
+        σ, a multiple of 0.001, such that ``epsilon([*spent, DpSgdEvent(q, σ, steps)], delta) <= epsilon``, by at least
+        a 1e-5th: no part of what is planned then costs more than ``epsilon``, whatever the rounding of its cost.
 
     Raises:
         ConfigurationError: a number outside its range, or a target so large that it asks for less than σ = 0.1.
@@ -95,33 +90,52 @@ def calibrate_noise(
     if not 0 < epsilon < math.inf:
         raise ConfigurationError(f"epsilon must be positive and finite, got {epsilon}")
 
-    def fits(thousandths: int) -> bool:
-        event = DpSgdEvent(sampling_rate, thousandths / 1000, steps)
-        return _cost([*spent, event], delta) <= epsilon
+    spent = tuple(spent)
+    refusal = BudgetRefused(
+        f"no noise is enough: {steps} steps at sampling rate {sampling_rate:.4g}, beside what is spent "
+        f"already, stay above ε = {epsilon:g} at δ = {delta:g}; run fewer steps or allow a larger ε"
+    )
+    if _cost(spent, delta) > epsilon:
+        raise refusal
 
-    enough = 1000
-    while not fits(enough):
-        if enough >= MOST_NOISE * 1000 or _cost(spent, delta) > epsilon:
-            raise BudgetRefused(
-                f"no noise is enough: {steps} steps at sampling rate {sampling_rate:.4g}, beside what is spent "
-                f"already, stay above ε = {epsilon:g} at δ = {delta:g}; run fewer steps or allow a larger ε"
-            )
-        enough *= 2
-    too_little = enough // 2
-    while fits(too_little):
-        enough, too_little = too_little, too_little // 2
-        if too_little < SMALL_NOISE * 1000:
-            raise ConfigurationError(
-                f"ε = {epsilon:g} asks for almost no noise (σ below {SMALL_NOISE}), which is no privacy; "
-                f"choose a smaller ε"
-            )
+    def excess(thousandths: int) -> float:
+        cost = _cost([*spent, DpSgdEvent(sampling_rate, thousandths / 1000, steps)], delta)
+        return math.log(max(cost, 1e-300) / (epsilon * (1 - ROUNDING)))
+
+    least, most = round(SMALL_NOISE * 1000), round(MOST_NOISE * 1000)
+    too_little, enough = least - 1, most + 1  # what is least enough lies above the one and is at most the other
+    guess, seen = 1000, list[tuple[float, float]]()
     while enough - too_little > 1:
-        middle = (enough + too_little) // 2
-        if fits(middle):
-            enough = middle
+        over = excess(guess)
+        if over > 0:
+            too_little = guess
         else:
-            too_little = middle
+            enough = guess
+        seen.append((math.log(guess), over))
+        guess = min(max(_next_guess(seen, too_little, enough), too_little + 1), enough - 1)
+    if enough > most:
+        raise refusal
+    if enough == least:
+        raise ConfigurationError(
+            f"ε = {epsilon:g} asks for almost no noise (σ below {SMALL_NOISE}), which is no privacy; choose a smaller ε"
+        )
     return enough / 1000
+
+
+def _next_guess(seen: list[tuple[float, float]], too_little: int, enough: int) -> int:
+    """Where the line through the last two points of (log σ, log of cost / target) reaches 0, in thousandths.
+
+    Cost falls about as 1/σ, which serves for the first step. Every fourth halves the interval: bent lines may creep.
+    """
+    if len(seen) % 4 == 0:
+        return math.isqrt(too_little * enough)
+    x, y = seen[-1]
+    slope = -1.0
+    if len(seen) > 1 and seen[-2][0] != x:
+        slope = (y - seen[-2][1]) / (x - seen[-2][0])
+    if not slope < 0:
+        return math.isqrt(too_little * enough)
+    return math.ceil(math.exp(min(x - y / slope, 40.0)))
 
 
 def check_delta(delta: float, patients: int | None = None) -> None:
@@ -155,62 +169,23 @@ def _fourth_digit(number: Decimal) -> Decimal:
 
 
 def _grouped(events: Iterable[DpSgdEvent | GaussianEvent]) -> tuple[Group, ...]:
-    """Equal events added up, in the order of their first appearance (so that a growing history keeps its prefix)."""
+    """Equal events added up and sorted: order does not matter."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         rate, count = (1.0, 1) if isinstance(event, GaussianEvent) else (event.sampling_rate, event.steps)
-        pair = on_grid(rate, event.noise_multiplier)
+        pair = _pair(rate, event.noise_multiplier)
         steps[pair] = steps.get(pair, 0) + count
-    return tuple((q, sigma, count) for (q, sigma), count in steps.items())
+    return tuple((q, sigma, count) for (q, sigma), count in sorted(steps.items()))
+
+
+_pair = lru_cache(maxsize=16384)(on_grid)
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(groups: tuple[Group, ...], delta: float) -> float:
     if min(sigma for _, sigma, _ in groups) < SMALL_NOISE:
         return math.inf
-    renyi = _renyi_epsilon(groups, delta)
-    if renyi > LARGE_EPSILON:
-        return renyi
-    interval = 1e-3 if sum(steps for _, _, steps in groups) <= MANY_STEPS else 1e-4
-    history = _repeated(*groups[-1], interval)
-    if len(groups) > 1:
-        history = _composed(groups[:-1], interval).compose(history)
-    return max(0.0, float(history.get_epsilon_for_delta(delta)))
+    from consilium_shared.privacy.composition import composed_epsilon  # scipy: only who asks for an ε waits for it
 
-
-@lru_cache(maxsize=8)
-def _composed(groups: tuple[Group, ...], interval: float) -> PrivacyLossDistribution:
-    history = _repeated(*groups[0], interval)
-    for group in groups[1:]:
-        history = history.compose(_repeated(*group, interval))
-    return history
-
-
-@lru_cache(maxsize=64)
-def _repeated(q: float, sigma: float, steps: int, interval: float) -> PrivacyLossDistribution:
-    return _one_step(q, sigma, interval).self_compose(steps)
-
-
-@lru_cache(maxsize=128)
-def _one_step(q: float, sigma: float, interval: float) -> PrivacyLossDistribution:
-    from dp_accounting import NeighboringRelation
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=sigma,
-        sampling_prob=q,
-        pessimistic_estimate=True,
-        value_discretization_interval=interval,
-        use_connect_dots=True,
-        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-    )
-
-
-def _renyi_epsilon(groups: tuple[Group, ...], delta: float) -> float:
-    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(_RENYI_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for q, sigma, steps in groups:
-        accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps)
-    return float(accountant.get_epsilon(delta))
+    q, sigma, steps = np.array(groups, dtype=np.float64).T
+    return composed_epsilon(q, sigma, steps, delta)

@@ -1,0 +1,221 @@
+"""What a one-run audit with canaries proves: a lower bound of ε with a confidence, from a count of right guesses.
+
+Canaries are invented patients. Each is put among the patients of one run by a fair coin, or left out; the auditor then
+guesses the coins from what the run released, and may abstain. Who guesses more of them rightly than (ε, δ) allows has
+shown that the run was not (ε, δ)-differentially private. All canaries share one run, since their coins are independent:
+Steinke, Nasr & Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023, algorithm 1 and theorem 5.2; the
+neighbouring relation is that of the plan, one patient added or removed.
+
+What such a bound is not: proof of privacy. A low one says that this attack failed. Even complete leaks show no more
+than about ln(guesses / 4) at the number of guesses, and ln(1 / (120 δ)) at δ, which is why ``compare`` looks at smaller
+δ too: the plan's bound holds at each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.privacy.accountant import LEAST_DELTA, epsilon
+from consilium_shared.privacy.event import Event
+
+MOST_CANARIES = 100_000
+"""Most canaries of one audit; bounds the time to recompute what somebody claims."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an audit guesses: the canaries with the highest scores are in, those with the lowest are out.
+
+    Attributes:
+        score: by which score of a run.
+        inside: fraction of all canaries that are guessed to be in.
+        outside: fraction that are guessed to be out.
+    """
+
+    score: Literal["likelihood", "sum"]
+    inside: float
+    outside: float
+
+
+WAYS = (Way("likelihood", 0.1, 0.1), Way("likelihood", 0.03, 0.0), Way("sum", 0.5, 0.5))
+"""What an audit tries on the same run, reporting one: guess the clear cases, guess only those that are surely in (what
+shows when few patients are drawn), guess all (what proves most when everything leaks). Fixed by the method, so that an
+outcome alone is enough to recompute the bound: each way has its share of the error probability (Bonferroni)."""
+
+CONFIDENCE = 0.95
+"""Of every reported bound: a private run exceeds it in at most 1 audit of 20."""
+
+_PRECISION = 1e-4
+_LARGEST = 50.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an audit; the fields of ``messages.CanaryAudit`` and of the ledger's ``audit``.
+
+    Attributes:
+        canaries: m, each put in or left out by its own fair coin.
+        guesses: r <= m, a number fixed before the run; for the other canaries the auditor abstained.
+        correct: v <= r, guesses that were right.
+
+    Raises:
+        ConfigurationError: not 1 <= m <= ``MOST_CANARIES``, or not 0 <= v <= r <= m.
+    """
+
+    canaries: int
+    guesses: int
+    correct: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.canaries <= MOST_CANARIES:
+            raise ConfigurationError(f"an audit has 1 … {MOST_CANARIES} canaries, got {self.canaries}")
+        if not 0 <= self.correct <= self.guesses <= self.canaries:
+            raise ConfigurationError(
+                f"{self.correct} right of {self.guesses} guesses about {self.canaries} canaries cannot be"
+            )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Measured beside proven, at one δ: ``measured`` is a lower bound of ε, ``proven`` an upper one."""
+
+    delta: float
+    measured: float
+    proven: float
+
+
+def guess(scores: Mapping[str, npt.NDArray[np.float64]], coins: npt.NDArray[np.bool_]) -> list[Outcome]:
+    """The outcome of each of ``WAYS``.
+
+    Args:
+        scores: for every ``Way.score`` a number for each canary, float64 ``[m]``: the higher, the more likely it is in.
+        coins: bool ``[m]``, whether it was.
+    """
+    outcomes = []
+    for way in WAYS:
+        order = np.argsort(scores[way.score], kind="stable")
+        inside, outside = int(way.inside * len(coins)), int(way.outside * len(coins))
+        correct = coins[order[len(coins) - inside :]].sum() + (~coins[order[:outside]]).sum()
+        outcomes.append(Outcome(len(coins), inside + outside, int(correct)))
+    return outcomes
+
+
+def p_value(outcome: Outcome, epsilon: float, delta: float) -> float:
+    """Largest probability with which an (ε, δ)-private run lets anybody guess so well or better, by one way.
+
+    Theorem 5.2 of the paper for r guesses without weights: with W ~ Binomial(r, e^ε / (1 + e^ε)),
+    P[W >= v] + 2 m δ · max over i in 1 … m of P[v > W >= v - i] / i.
+    """
+    m, r, v = outcome.canaries, outcome.guesses, outcome.correct
+    if v == 0:
+        return 1.0
+    right = 1.0 / (1.0 + math.exp(-epsilon))
+    log_probability = _log_binomial(r, right)
+    reached = float(np.exp(log_probability[v:]).sum())
+    below = np.exp(log_probability[v - 1 :: -1])  # W = v - 1, v - 2, …, 0: beyond, the sum grows no more and i does
+    worst = float((np.cumsum(below) / np.arange(1, v + 1)).max())
+    return min(1.0, reached + 2.0 * m * delta * worst)
+
+
+def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE) -> float:
+    """ε that the audited run had at least, at ``delta``, unless what has probability 1 - ``confidence`` happened.
+
+    The bounds of one outcome at several δ hold together with that one confidence: each exceeds the truth exactly when
+    ``correct`` reaches some number, and the lowest of these numbers decides for all.
+
+    Args:
+        outcome: of the way of guessing that was reported, of all ``WAYS`` tried.
+        delta: δ in [0, 1).
+        confidence: in (0, 1).
+
+    Returns:
+        The largest ε whose ``p_value`` is below one way's share of 1 - confidence, rounded down; 0 when there is none.
+    """
+    error = (1.0 - confidence) / len(WAYS)
+    if p_value(outcome, 0.0, delta) >= error:
+        return 0.0
+    refuted, open_ = 0.0, _LARGEST
+    while open_ - refuted > _PRECISION:
+        middle = (refuted + open_) / 2
+        if p_value(outcome, middle, delta) < error:
+            refuted = middle
+        else:
+            open_ = middle
+    return refuted
+
+
+def compare(
+    outcome: Outcome, events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
+) -> tuple[Bounds, ...]:
+    """Measured beside proven at δ, δ / 10, δ / 100 … down to ``accountant.LEAST_DELTA``.
+
+    Args:
+        outcome: of the audit.
+        events: what the audited run did: the training of a whole plan.
+        delta: the plan's δ.
+
+    Raises:
+        ConfigurationError: as ``accountant.epsilon``.
+    """
+    done = list(events)
+    return tuple(Bounds(d, lower_bound(outcome, d, confidence), epsilon(done, d)) for d in _deltas(delta))
+
+
+def most(canaries: int, events: Iterable[Event], delta: float) -> tuple[Bounds, ...]:
+    """What ``compare`` would say of a run that gave every coin away: how much an audit with so many canaries can show.
+
+    Where even this contradicts nothing, the audit says nothing about whether the plan holds; more canaries say more.
+    """
+    everything = [int(way.inside * canaries) + int(way.outside * canaries) for way in WAYS]
+    outcomes = [Outcome(canaries, guesses, guesses) for guesses in everything]
+    done = list(events)
+    return compare(strongest(outcomes, done, delta), done, delta)
+
+
+def strongest(
+    outcomes: Sequence[Outcome], events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
+) -> Outcome:
+    """The one to report: that comes nearest to contradicting what was proven, or contradicts it the most."""
+    done = list(events)
+
+    def margin(outcome: Outcome) -> float:
+        bound = nearest(compare(outcome, done, delta, confidence))
+        return bound.measured - bound.proven
+
+    return max(outcomes, key=margin)
+
+
+def contradiction(bounds: Sequence[Bounds]) -> Bounds | None:
+    """Where the measured bound exceeds the proven one the most: a defect, with the confidence of the bounds. Or None.
+
+    The proven curve holds at every δ and the measured bounds hold together, so one δ is enough.
+    """
+    worst = nearest(bounds)
+    return worst if worst.measured > worst.proven else None
+
+
+def nearest(bounds: Sequence[Bounds]) -> Bounds:
+    """Where the measured bound comes nearest to the proven one, or exceeds it the most."""
+    return max(bounds, key=lambda b: b.measured - b.proven)
+
+
+def _deltas(delta: float) -> list[float]:
+    found = [delta * 10.0**-k for k in range(13)]
+    return [d for d in found if d >= LEAST_DELTA]
+
+
+def _log_binomial(trials: int, probability: float) -> npt.NDArray[np.float64]:
+    """Logarithm of P[Binomial(trials, probability) = w] for w = 0 … trials: float64 ``[trials + 1]``."""
+    from scipy.special import gammaln, xlog1py, xlogy  # comes with dp-accounting; a large import
+
+    w = np.arange(trials + 1, dtype=np.float64)
+    ways = gammaln(trials + 1) - gammaln(w + 1) - gammaln(trials - w + 1)
+    found: npt.NDArray[np.float64] = ways + xlogy(w, probability) + xlog1py(trials - w, -probability)
+    return found

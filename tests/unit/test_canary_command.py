@@ -1,0 +1,126 @@
+"""The command that audits a study: which plan it runs, what it says, what it enters, when it raises the alarm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from consilium_client import cli
+from consilium_client.administration import Administration
+from consilium_client.training import canaries
+from consilium_client.training.noise import Noise
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.console import INTERNAL
+from consilium_shared.errors import ConfigurationError
+from consilium_shared.ledger.entry import Audit
+from consilium_shared.study import Study
+
+NAME = "synthetic-study"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """``asked(site)``: the site's commands reach its agent without a socket, and it always draws the same canaries."""
+
+    def connect(site: Any) -> Any:
+        desk = Administration(site.desk)
+
+        def ask(_: Path, command: str, **arguments: Any) -> Any:
+            answer = json.loads(desk.handle(json.dumps({"command": command, **arguments}).encode()))
+            if "value" not in answer:
+                raise ConfigurationError(answer["error"])
+            return answer["value"]
+
+        monkeypatch.setattr(cli, "ask", ask)
+        return site
+
+    whole = canaries.audit
+    monkeypatch.setattr(canaries, "audit", lambda *args, **kept: whole(*args, **kept, seed=bytes(32)))
+    return connect
+
+
+@pytest.fixture
+def running(site: Any, asked: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A site with a proposal."""
+    site.ask(site.coordinator.propose())
+    monkeypatch.setenv("CONSILIUM_SITE_HOME", str(site.coordinator.site.root))
+    return asked(site)
+
+
+def audit(running: Any, canaries: int = 30, **options: Any) -> None:
+    cli.audit_canaries(NAME, home=running.coordinator.site.root, by="Dr Synthetic", canaries=canaries, **options)
+
+
+def test_an_audit_of_the_approved_plan_stands_in_the_ledger_and_charges_nothing(
+    running: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running.approve()
+    audit(running, as_json=True)
+    entry = running.desk.ledger.entries[-1]
+    told = json.loads(capsys.readouterr().out)
+    plan = running.desk.spending.approval(running.coordinator.study.digest).plan
+    assert isinstance(entry.body, Audit)
+    assert (entry.seq, entry.body.by) == (told["entry"], "Dr Synthetic")
+    assert entry.body.plan == canonical_digest(plan.to_dict())
+    assert (entry.body.canaries, entry.body.guesses, entry.body.correct) == (30, told["guesses"], told["correct"])
+    assert told["contradiction"] is None
+    assert running.charges() == 0
+
+
+def test_the_plan_of_a_study_that_nobody_decided_on_can_be_audited_before(running: Any) -> None:
+    audit(running)
+    assert running.desk.ledger.entries[-1].kind == "audit"
+    assert running.desk.spending.approval(running.coordinator.study.digest) is None
+
+
+def test_what_is_said_names_both_bounds_the_power_and_that_nobody_was_needed(
+    running: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit(running)
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("proven", "measured", "95% confidence", "no patient's data, no budget", "not a proof"):
+        assert part in said
+    assert "too few to contradict" in said
+
+
+def test_the_audit_reads_no_patients_file(running: Any) -> None:
+    running.approve()
+    (running.coordinator.site.root / "synthetic.csv").unlink()
+    audit(running)
+    assert running.desk.ledger.entries[-1].kind == "audit"
+
+
+def test_more_than_the_plan_allows_raises_the_alarm_and_is_entered_all_the_same(
+    running: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Noise, "add_to", lambda self, total, deviation: None)
+    monkeypatch.setattr("consilium_shared.privacy.canaries.epsilon", lambda events, delta: 0.5)
+    with pytest.raises(typer.Exit) as stopped:
+        audit(running, canaries=100)
+    assert stopped.value.exit_code == INTERNAL
+    assert "DEFECT" in capsys.readouterr().err
+    assert running.desk.ledger.entries[-1].kind == "audit"
+
+
+def test_a_plan_that_is_not_the_one_audited_is_not_entered(running: Any) -> None:
+    told = Administration(running.desk).plan(NAME)
+    other = {**told["plan"], "noise_multiplier": told["plan"]["noise_multiplier"] + 1}
+    with pytest.raises(ConfigurationError, match="another plan"):
+        Administration(running.desk).audit(NAME, other, 10, 2, 1, "Dr Synthetic")
+
+
+def test_a_study_without_privacy_has_nothing_to_audit(
+    new_coordinator: Callable[..., Any], new_site: Callable[[Any], Any], asked: Callable[[Any], Any]
+) -> None:
+    coordinator = new_coordinator(epsilon="unlimited", policy="allow_without_privacy: true")
+    contract = {**coordinator.study.contract, "privacy": {"mode": "none"}}
+    coordinator.study = Study.model_validate({**contract, "evaluation": {"epsilon": None}})
+    site = asked(new_site(coordinator))
+    site.ask(coordinator.propose())
+    with pytest.raises(ConfigurationError, match="promises no bound"):
+        audit(site)
