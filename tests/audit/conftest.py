@@ -31,6 +31,7 @@ from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import decode_entry, decode_json, line_digest, make_body, sign_entry
 from consilium_shared.messages import Closing, Head, Recorded, countersign, decode_answer, encode
 from consilium_shared.privacy.budget import Budget
+from consilium_shared.privacy.event import Event, event_to_dict
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.records import RECORD_DOMAIN
 from consilium_shared.study import Study
@@ -47,7 +48,7 @@ Change = Callable[[str, dict[str, Any]], None]
 """Changes the fields of an entry of that kind."""
 
 
-def a_study(privacy: dict[str, Any], rounds: int = ROUNDS) -> Study:
+def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, evaluation: dict[str, Any] | None = None) -> Study:
     return Study.model_validate(
         {
             "study": "sepsis",
@@ -66,6 +67,7 @@ def a_study(privacy: dict[str, Any], rounds: int = ROUNDS) -> Study:
             },
             "privacy": privacy,
             "aggregation": {"min_sites": 2},
+            "evaluation": evaluation or {},
         }
     )
 
@@ -231,6 +233,17 @@ class Hospital:
             study=study.digest, name="sepsis", asset="icu", plan=plan, budget=self.budget, epsilon=limit, by="Dr Ono"
         )
 
+        count = plan.count_event()
+        if count is not None:
+            self.release_charge("count", 0, count)
+
+    def release_charge(self, purpose: str, number: int, event: Event) -> None:
+        """Of one noised release, settled at once."""
+        fields = {"study": self.study.digest, "name": "sepsis", "asset": "icu", "round": number, "attempt": 1}
+        more = {"event": event_to_dict(event), "delta": self.budget.delta, "epsilon_after": None, "purpose": purpose}
+        charge = self.ledger.append("charge", {**fields, **more})
+        self.ledger.append("settle", {"charge_seq": charge.seq, "steps": 1})
+
     def other_study(self) -> None:
         """A small one that touched the same patients before."""
         plan = PrivacyPlan(0.05, 1.0, 2.0, 2, 1, 1e-4, 3.0)
@@ -258,7 +271,11 @@ class Hospital:
         reservation = self.charge(number)
         head = self.head
         reservation.settle(5)
-        update, counts = (self._release(number, message) for message in ("update", "counts"))
+        update = self._release(number, "update")
+        evaluation = self.plan.evaluation_event()
+        if self.private and evaluation is not None:
+            self.release_charge("evaluation", number, evaluation)
+        counts = self._release(number, "counts")
         spent = reservation.study_epsilon_after
         return Answer(math.ceil(spent * 1000) / 1000 if self.private else None, head, update, counts, signature)
 
@@ -375,3 +392,30 @@ def without_privacy(tmp_path: Path) -> Evidence:
     """A federation that said openly that it does without."""
     study = a_study({"mode": "none"})
     return a_federation(tmp_path / "open", study, NonPrivatePlan(steps_per_round=5, rounds=ROUNDS))
+
+
+@pytest.fixture(scope="session")
+def charged_for_everything(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    study = a_study(PRIVATE, evaluation={"epsilon": 1.0})
+    plan = replace(PLAN, patients=1000, count_noise=10.0, evaluations=ROUNDS, evaluation_noise=20.0)
+    return a_federation(tmp_path_factory.mktemp("audit") / "noised", study, plan)
+
+
+@pytest.fixture
+def noised(charged_for_everything: Evidence, tmp_path: Path) -> Evidence:
+    """A federation that noises and charges evaluation counts and the number of patients too."""
+    return charged_for_everything.copy(tmp_path / "noised")
+
+
+FOUR = ("east", "north", "south", "west")
+
+
+@pytest.fixture(scope="session")
+def of_four(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Evidence]:
+    """``of_four(rounds)``: the evidence of a federation of four in which nothing went wrong."""
+
+    def made(rounds: int) -> Evidence:
+        plan = replace(PLAN, rounds=rounds)
+        return a_federation(tmp_path_factory.mktemp("four") / "f", a_study(PRIVATE, rounds), plan, FOUR, eventful=False)
+
+    return made

@@ -238,7 +238,9 @@ KINDS: dict[str, type[Body]] = {
 """The closed registry of kinds."""
 
 
-class _Envelope(Body):
+class Envelope(Body):
+    """An entry as a line has it, whatever its kind; ``Entry`` is the decoded one."""
+
     seq: Annotated[int, Field(ge=1, le=LARGEST)]
     time: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z$")]
     kind: Literal[tuple(KINDS)]  # type: ignore[valid-type]
@@ -247,7 +249,7 @@ class _Envelope(Body):
     sig: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 
-_envelope = TypeAdapter(_Envelope)
+_envelope = TypeAdapter(Envelope)
 
 
 @dataclass(frozen=True)
