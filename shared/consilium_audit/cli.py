@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
 from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
@@ -47,7 +45,7 @@ def verify(
             console.console.print(step.says, markup=False, soft_wrap=True)
 
     bar = Bar(console.errors)
-    work = Verification(folder, coordinator, tell, bar.update)
+    work = Verification(folder, coordinator, tell, lambda step, done, of: bar.update(STEPS[step], done, of))
     try:
         with bar:
             verdict = work.run()
@@ -127,13 +125,12 @@ def report(
     from consilium_audit import page  # jinja2 is needed for this alone
     from consilium_audit.report import make_report
 
-    with _progress() as on_work:
-        made = make_report(folder, coordinator, on_work)
-        on_work("writing the page", 1, 1)
-        try:
-            write_atomically(output, page.render(made))
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {output}: {error.strerror}") from error
+    with Bar(console.errors) as bar:
+        made = make_report(folder, coordinator, bar.update)
+    try:
+        write_atomically(output, page.render(made))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {output}: {error.strerror}") from error
     if as_json:
         print(page.as_json(made))
     else:
@@ -143,21 +140,6 @@ def report(
         raise VerificationFailed(failed.step, folder / failed.file, failed.line, failed.why)
     if made.unchecked and not partial:
         raise _missing(made.unchecked)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr while the work lasts, where that is a terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console.errors,
-        transient=True,
-        disable=not console.errors.is_terminal,
-    ) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda what, done, parts: progress.update(task, description=what, completed=done, total=parts)
 
 
 @app.command()
@@ -180,7 +162,7 @@ def budget(
         )
     purposes = [row for each in accounts for row in _purpose_rows(each)]
     if purposes:
-        title = "what each purpose would cost alone: ε (charges); together they cost what stands above"
+        title = "each purpose alone: ε (charges)"
         console.table(title, ["site", "study", *PURPOSES], purposes)
     refused = [
         (each.site, _name_of(each, study), reason, count)

@@ -1,4 +1,4 @@
-"""A bar for the steps of a verification that take long: on the error stream, and only where that is a terminal."""
+"""A bar for work that takes long: on the error stream, and only where that is a terminal."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from consilium_audit.evidence import STEPS
-
 PATIENCE_SECONDS = 1.0
 """What is done sooner shows no bar."""
 REFRESH_SECONDS = 0.1
 
 
 class Bar:
-    """``update`` takes what ``Verification`` tells as ``on_work``; the bar disappears at the end."""
+    """``update`` takes what is being done; the bar disappears at the end."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
-        self._step = 0
+        self._what = ""
         self._began = self._drawn = time.monotonic()
 
     def __enter__(self) -> Bar:
@@ -32,22 +30,22 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def update(self, step: int, done: int, total: int) -> None:
-        """So much of a step is done."""
+    def update(self, what: str, done: int, total: int) -> None:
+        """So much of something is done."""
         now = time.monotonic()
-        if step != self._step:
-            self._end_step()
-            self._step, self._began = step, now
+        if what != self._what:
+            self._end()
+            self._what, self._began = what, now
         if done >= total:
-            self._end_step()
+            self._end()
         elif now - self._began >= PATIENCE_SECONDS and now - self._drawn >= REFRESH_SECONDS:
             if self._task is None:
                 self._progress.start()
-                self._task = self._progress.add_task(STEPS[step], total=total)
+                self._task = self._progress.add_task(what, total=total)
             self._progress.update(self._task, completed=done)
             self._drawn = now
 
-    def _end_step(self) -> None:
+    def _end(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from consilium_audit.evidence import (
     CARD,
+    CLOSING,
     CONTRACT,
     COORDINATOR,
     MODEL,
@@ -128,10 +129,7 @@ def make_report(
     Raises:
         ConfigurationError: the folder holds no evidence, or ``fingerprint`` is none.
     """
-    steps = len(STEPS)
-    work = Verification(
-        folder, fingerprint, lambda passed: on_work(f"step {passed.number}: {passed.name}", passed.number, steps * 2)
-    )
+    work = Verification(folder, fingerprint, on_work=lambda step, done, of: on_work(STEPS[step], done, of))
     failure: VerificationFailed | None = None
     try:
         work.run()
@@ -143,7 +141,7 @@ def make_report(
     sites = []
     ledgers = list(_ledgers(work, left_out)) if known else []
     for done, (file, ledger) in enumerate(ledgers):
-        on_work(f"{ledger.site}: what its ledger tells", steps + done, steps + len(ledgers))
+        on_work(f"what the ledger of {ledger.site} tells", done, len(ledgers))
         try:
             with checking(7, file):
                 sites.append(site_report(ledger, work.study))
@@ -243,7 +241,7 @@ def _files(folder: Path, ledgers: list[Path]) -> Iterator[File]:
     single = [folder / name for name in (COORDINATOR, ROSTER, CONTRACT, CARD, MODEL)]
     for file in [*(file for file in single if file.is_file()), *ledgers]:
         yield File(_name(folder, file), file.stat().st_size, _sha256(file))
-    for part in (ROUNDS, "closing"):
+    for part in (ROUNDS, CLOSING):
         many = sorted(file for file in (folder / part).glob("*.json") if file.is_file())
         if many:
             listing = "".join(f"{_sha256(file)}  {_name(folder, file)}\n" for file in many)

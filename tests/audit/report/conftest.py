@@ -26,6 +26,7 @@ from consilium_server.studies import folder
 from consilium_shared.canonical import canonical_digest, digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import Purpose
+from consilium_shared.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
@@ -67,7 +68,7 @@ class Busy:
         return self.root / f"{site}.jsonl"
 
 
-def a_study(name: str, rounds: int, epsilon: float) -> Study:
+def a_study(name: str, rounds: int, epsilon: float, evaluation: dict[str, Any] | None = None) -> Study:
     return Study.model_validate(
         {
             "study": name,
@@ -86,8 +87,20 @@ def a_study(name: str, rounds: int, epsilon: float) -> Study:
             },
             "privacy": {"mode": "dp", "epsilon": epsilon, "delta": DELTA, "clipping_norm": 1.0},
             "aggregation": {"min_sites": 2},
+            "evaluation": evaluation or {},
         }
     )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site's update says, and the digests of its two answers."""
+
+    epsilon: float
+    head: dict[str, Any]
+    update: str
+    counts: str
+    countersignature: str | None
 
 
 class Site:
@@ -99,6 +112,7 @@ class Site:
         self.ledger = LedgerFile(home.root / "ledger.jsonl", site, self.identity, clock)
         self.spending = Spending(self.ledger)
         self.budget = Budget(4.0, DELTA)
+        self.audit: CanaryAudit | None = None
         self.spending.open_asset("icu", self.budget, "1" * 64)
 
     def approve(self, study: Study, plan: PrivacyPlan, by: str) -> None:
@@ -113,10 +127,15 @@ class Site:
         )
         self.release(study, None, "standing", 800)
 
-    def release(self, study: Study, number: int | None, message: str, size: int) -> None:
-        sha256 = digest(f"{self.site} {study.study} {number} {message}".encode())
+    def release(self, study: Study, number: int | None, message: str, size: int, header: bytes = b"") -> str:
+        sha256 = digest(header or f"{self.site} {study.study} {number} {message}".encode())
         fields = {"study": study.digest, "round": number, "message": message, "sha256": sha256, "bytes": size}
         self.ledger.append("release", fields)
+        return sha256
+
+    def witness(self, study: Study, recorded: Recorded) -> str:
+        self.ledger.append("witness", {"study": study.digest, **recorded.model_dump(mode="json")})
+        return countersign(recorded.record, self.identity)
 
     def refuse(self, study: str | None, number: int | None, reason: str, detail: str) -> None:
         self.ledger.append("refuse", {"study": study, "round": number, "reason": reason, "detail": detail})
@@ -124,16 +143,36 @@ class Site:
     def charge(self, study: Study, plan: PrivacyPlan, number: int, purpose: Purpose = "training") -> Any:
         return self.spending.reserve(study.digest, study.study, "icu", number, plan, self.budget, purpose)
 
-    def answer(self, study: Study, plan: PrivacyPlan, number: int) -> tuple[float, dict[str, Any]]:
+    def answer(self, study: Study, plan: PrivacyPlan, number: int, recorded: Recorded | None = None) -> Answer:
+        signature = None if recorded is None else self.witness(study, recorded)
         reservation = self.charge(study, plan, number)
         head = {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
         self.clock.pass_(seconds=40)
         reservation.settle(10)
-        self.release(study, number, "update", 48_213)
+        update = self.release(study, number, "update", 48_213)
         if plan.evaluation_noise is not None:
-            self.charge(study, plan, number, "evaluation").settle(1)
-        self.release(study, number, "counts", 4_400)
-        return math.ceil(reservation.study_epsilon_after * 1000) / 1000, head
+            reservation = self.charge(study, plan, number, "evaluation")
+            reservation.settle(1)
+        counts = self.release(study, number, "counts", 4_400)
+        return Answer(math.ceil(reservation.study_epsilon_after * 1000) / 1000, head, update, counts, signature)
+
+    def close(self, study: Study, recorded: Recorded, federation: str) -> bytes:
+        signature = self.witness(study, recorded)
+        head = Head(seq=self.ledger.head.seq, sha256=self.ledger.head.sha256)
+        closing = Closing(
+            federation=federation,
+            study=study.digest,
+            site=self.site,
+            request=digest(b"the request to close"),
+            head=head,
+            round=recorded.round,
+            epsilon=math.ceil(self.spending.study_epsilon(study.digest) * 1000) / 1000,
+            countersignature=signature,
+            audit=self.audit,
+        )
+        header = encode(closing, self.identity)
+        self.release(study, None, "closing", len(header), header)
+        return header
 
 
 def a_plan(rate: float, sigma: float, rounds: int, epsilon: float, *, charged: bool) -> PrivacyPlan:
@@ -144,19 +183,19 @@ def a_plan(rate: float, sigma: float, rounds: int, epsilon: float, *, charged: b
     return PrivacyPlan(rate, 1.0, sigma, 10, rounds, DELTA, epsilon, **beside)
 
 
-def a_busy_federation(root: Path, *, charged: bool) -> Busy:
+def a_busy_federation(root: Path, rounds: int, *, charged: bool) -> Busy:
     (root / "federation.yaml").write_text(f"federation: nordic\naddress: 127.0.0.1\nsites: [{', '.join(SITES)}]\n")
     server, clock = ServerHome(root / "server"), Clock()
     provision(server, root / "federation.yaml")
     sites: dict[str, Site] = {}
-    falls, sepsis = a_study("falls", 6, 2.0), a_study("sepsis", ROUNDS, 4.0)
+    falls, sepsis = a_study("falls", 6, 2.0), a_study("sepsis", rounds, 4.0, {"epsilon": 1.0} if charged else None)
     plans = {}
     for site in SITES:
         home = SiteHome(root / site)
         enroll(home, server.invitations / f"{site}.json")
         admit(server, (home.root / "join-request.json").read_bytes())
         sites[site] = Site(home, site, clock)
-        plans[site] = a_plan(RATES[site], NOISE[site], ROUNDS, 4.0, charged=charged)
+        plans[site] = a_plan(RATES[site], NOISE[site], rounds, 4.0, charged=charged)
     before = a_plan(0.05, 1.6, 6, 2.0, charged=False)
     for name, site in sites.items():
         if name != "turku":
@@ -175,23 +214,24 @@ def a_busy_federation(root: Path, *, charged: bool) -> Busy:
     sites["aarhus"].spending.reject(study="d" * 64, name="billing", by="Prof. Berg", reason=f"no: {HOSTILE}")
     for attempt in range(3):
         sites["lund"].refuse(sepsis.digest, 25 + attempt, "policy", "round 25 of a study approved for 24 rounds")
-    fields = {"study": sepsis.digest, "name": "sepsis", "canaries": 1000, "guesses": 100, "correct": 71}
-    plan = canonical_digest(plans["aarhus"].to_dict())
-    sites["aarhus"].ledger.append("audit", {**fields, "plan": plan, "by": "IT, night shift"})
+    audit = sites["aarhus"].audit = CanaryAudit(canaries=1000, guesses=100, correct=71)
+    fields = {"study": sepsis.digest, "name": "sepsis", **audit.model_dump(), "by": "IT, night shift"}
+    sites["aarhus"].ledger.append("audit", {**fields, "plan": canonical_digest(plans["aarhus"].to_dict())})
     place, roster, coordinator = folder(server, "sepsis"), server.roster(), server.coordinator()
     place.create(sepsis, server.roster_file.read_bytes())
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, rounds + 1):
         clock.pass_(hours=7)
         here = [site for site in SITES if (number, site) not in AWAY and (number, site) not in REFUSED]
+        recorded = place.recorded(number - 1, coordinator) if number > 1 else None
         answers = {}
         for site in SITES:
             if (number, site) in REFUSED:
                 sites[site].refuse(sepsis.digest, number, "data", f"column {HOSTILE} is missing in 3 files")
                 sites[site].release(sepsis, number, "refusal", 900)
-        if number == 11:
-            sites["bergen"].charge(sepsis, plans["bergen"], 11)  # a crash
+        if number == 5:
+            sites["bergen"].charge(sepsis, plans["bergen"], 5)  # a crash
         for site in here:
-            answers[site] = sites[site].answer(sepsis, plans[site], number)
+            answers[site] = sites[site].answer(sepsis, plans[site], number, recorded)
         place.write_record(
             {
                 "study": sepsis.digest,
@@ -199,18 +239,25 @@ def a_busy_federation(root: Path, *, charged: bool) -> Busy:
                 "roster": roster.digest,
                 "round": number,
                 "model_before": digest(f"model {number - 1}".encode()),
-                "model_after": digest(LAST_MODEL if number == ROUNDS else f"model {number}".encode()),
+                "model_after": digest(LAST_MODEL if number == rounds else f"model {number}".encode()),
                 "participants": here,
                 "away": {site: AWAY[number, site] for site in SITES if (number, site) in AWAY},
                 "refused": {site: list(REFUSED[number, site]) for site in SITES if (number, site) in REFUSED},
-                "epsilon": {site: said for site, (said, _) in answers.items()},
-                "heads": {site: head for site, (_, head) in answers.items()},
+                "epsilon": {site: answer.epsilon for site, answer in answers.items()},
+                "heads": {site: answer.head for site, answer in answers.items()},
                 "seconds": 41.5,
                 "metrics": {"auroc": 0.5 + number / 80, "sites": len(here)},
+                "previous": recorded.record if recorded is not None else None,
+                "answers": {site: answer.update for site, answer in answers.items()},
+                "counts": {site: answer.counts for site, answer in answers.items()},
+                "countersigned": {site: a.countersignature for site, a in answers.items() if a.countersignature},
             },
             coordinator,
         )
-    registry.publish(server, sepsis, roster, LAST_MODEL, place.records(coordinator))
+    for name, site in sites.items():
+        place.keep_closing(name, site.close(sepsis, place.recorded(rounds, coordinator), roster.federation))
+    closings = {name: closing for name, (_, closing) in place.closings(roster).items()}
+    registry.publish(server, sepsis, roster, LAST_MODEL, place.records(coordinator), closings)
     target = root / "evidence"
     collect(server, "sepsis", target)
     for name, site in sites.items():
@@ -222,13 +269,13 @@ def a_busy_federation(root: Path, *, charged: bool) -> Busy:
 @pytest.fixture(scope="session")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Busy:
     """Evaluation counts and the number of patients are not charged."""
-    return a_busy_federation(tmp_path_factory.mktemp("busy"), charged=False)
+    return a_busy_federation(tmp_path_factory.mktemp("busy"), ROUNDS, charged=False)
 
 
 @pytest.fixture(scope="session")
 def charged(tmp_path_factory: pytest.TempPathFactory) -> Busy:
     """Evaluation counts and the number of patients carry noise and are charged."""
-    return a_busy_federation(tmp_path_factory.mktemp("charged"), charged=True)
+    return a_busy_federation(tmp_path_factory.mktemp("charged"), 6, charged=True)
 
 
 @pytest.fixture(scope="session")

@@ -199,6 +199,7 @@ def test_what_left_says_for_everything_whether_it_was_charged(busy_report: Repor
     without = {"model updates": "charged", "evaluation counts": "not charged", "number of patients": "not charged"}
     assert paid(busy_report, "lund") == {**without, "short answers": "nothing to charge"}
     made = make_report(charged.root)
+    assert made.state == "verified"
     everything = dict.fromkeys(without, "charged")
     assert paid(made, "lund") == {**everything, "short answers": "nothing to charge"}
     (lund,) = [site for site in made.sites if site.site == "lund"]
