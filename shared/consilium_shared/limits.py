@@ -29,6 +29,9 @@ RECORDS_PER_PATIENT = 256
 STEPS = 1_000_000
 """Most private steps in a study, rounds times steps of a round: some weeks of one accelerator."""
 
+CANARIES = 100_000
+"""Most canaries of one audit; bounds the time to recompute what somebody claims."""
+
 INPUT_BYTES = 16 * 1024**3
 """Largest prepared asset in memory (float32 inputs); refused before it is allocated."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
@@ -138,9 +138,15 @@ class Close(_Request):
 class CanaryAudit(Strict):
     """Outcome of a site's one-run audit (``privacy/canaries.py``): what it measured is recomputed from it."""
 
-    canaries: Annotated[int, Field(ge=1, le=2**53 - 1)]
-    guesses: Annotated[int, Field(ge=0, le=2**53 - 1)]
-    correct: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    canaries: Annotated[int, Field(ge=1, le=limits.CANARIES)]
+    guesses: Annotated[int, Field(ge=0, le=limits.CANARIES)]
+    correct: Annotated[int, Field(ge=0, le=limits.CANARIES)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CanaryAudit:
+        if not self.correct <= self.guesses <= self.canaries:
+            raise ValueError("of the canaries some were guessed, and of the guesses some were correct")
+        return self
 
 
 class _Answer(Strict):

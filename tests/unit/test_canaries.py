@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.limits import CANARIES
 from consilium_shared.privacy.canaries import (
-    MOST_CANARIES,
     WAYS,
     Bounds,
     Outcome,
@@ -146,7 +146,7 @@ def test_every_tenth_of_delta_is_looked_at_as_far_as_the_accountant_goes() -> No
     assert all(a.proven <= b.proven and a.measured <= b.measured for a, b in pairwise(bounds))
 
 
-@pytest.mark.parametrize(("m", "r", "v"), [(0, 0, 0), (MOST_CANARIES + 1, 1, 1), (5, 6, 1), (5, 4, 5), (5, 4, -1)])
+@pytest.mark.parametrize(("m", "r", "v"), [(0, 0, 0), (CANARIES + 1, 1, 1), (5, 6, 1), (5, 4, 5), (5, 4, -1)])
 def test_an_outcome_that_cannot_be_is_refused(m: int, r: int, v: int) -> None:
     with pytest.raises(ConfigurationError):
         Outcome(m, r, v)

@@ -32,10 +32,11 @@ import torch
 
 from consilium_client.data.records import Records
 from consilium_client.training.trainer import train
+from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build, shape
 from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.privacy.canaries import MOST_CANARIES, Outcome, guess, strongest
+from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
@@ -80,11 +81,11 @@ def audit(
         The outcome of that way of guessing which comes nearest to contradicting the plan (``WAYS``).
 
     Raises:
-        ConfigurationError: a number of canaries outside 10 … ``MOST_CANARIES``, or as ``trainer.train``.
+        ConfigurationError: a number of canaries outside 10 … ``limits.CANARIES``, or as ``trainer.train``.
         DataError: as ``trainer.train``, where training diverged.
     """
-    if not 10 <= canaries <= MOST_CANARIES:
-        raise ConfigurationError(f"an audit takes 10 … {MOST_CANARIES} canaries, got {canaries}")
+    if not 10 <= canaries <= limits.CANARIES:
+        raise ConfigurationError(f"an audit takes 10 … {limits.CANARIES} canaries, got {canaries}")
     seed = secrets.token_bytes(32) if seed is None else seed
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(b"consilium canaries\0" + seed).digest(), "big"))
     start = to_vector(build(study))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
@@ -214,12 +214,18 @@ class Audit(Body):
 
     study: Sha256
     name: Name
-    canaries: Annotated[int, Field(ge=1, le=LARGEST)]
-    guesses: Annotated[int, Field(ge=0, le=LARGEST)]
-    correct: Annotated[int, Field(ge=0, le=LARGEST)]
+    canaries: Annotated[int, Field(ge=1, le=limits.CANARIES)]
+    guesses: Annotated[int, Field(ge=0, le=limits.CANARIES)]
+    correct: Annotated[int, Field(ge=0, le=limits.CANARIES)]
     plan: Sha256
     """SHA-256 of the canonical plan that ran."""
     by: Person
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Audit:
+        if not self.correct <= self.guesses <= self.canaries:
+            raise ValueError("of the canaries some were guessed, and of the guesses some were correct")
+        return self
 
 
 KINDS: dict[str, type[Body]] = {

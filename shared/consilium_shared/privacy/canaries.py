@@ -21,12 +21,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.accountant import LEAST_DELTA, epsilon
 from consilium_shared.privacy.event import Event
-
-MOST_CANARIES = 100_000
-"""Most canaries of one audit; bounds the time to recompute what somebody claims."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Outcome:
         correct: v <= r, guesses that were right.
 
     Raises:
-        ConfigurationError: not 1 <= m <= ``MOST_CANARIES``, or not 0 <= v <= r <= m.
+        ConfigurationError: not 1 <= m <= ``limits.CANARIES``, or not 0 <= v <= r <= m.
     """
 
     canaries: int
@@ -74,8 +72,8 @@ class Outcome:
     correct: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.canaries <= MOST_CANARIES:
-            raise ConfigurationError(f"an audit has 1 … {MOST_CANARIES} canaries, got {self.canaries}")
+        if not 1 <= self.canaries <= limits.CANARIES:
+            raise ConfigurationError(f"an audit has 1 … {limits.CANARIES} canaries, got {self.canaries}")
         if not 0 <= self.correct <= self.guesses <= self.canaries:
             raise ConfigurationError(
                 f"{self.correct} right of {self.guesses} guesses about {self.canaries} canaries cannot be"

@@ -52,6 +52,15 @@ CHARGED = {
 }  # fmt: skip
 COUNTED = {**CHARGED, "round": 0, "event": {"kind": "gaussian", "noise_multiplier": 10.0}, "purpose": "count"}
 EVALUATED = {**CHARGED, "event": {"kind": "gaussian", "noise_multiplier": 20.5}, "purpose": "evaluation"}
+AUDIT = {
+    "study": STUDY,
+    "name": "sepsis",
+    "canaries": 100,
+    "guesses": 40,
+    "correct": 27,
+    "plan": hex_of("plan"),
+    "by": "Dr Ono",
+}
 RELEASED = {"study": STUDY, "round": 1, "message": "update", "sha256": hex_of("an update"), "bytes": 4096}
 REFUSED = {"study": STUDY, "round": 2, "reason": "budget", "detail": "ε 3.2 of 3"}
 
@@ -139,8 +148,7 @@ def good() -> Iterator[Vector]:
     pen.line("charge", {**CHARGED, "round": 2}).line("charge", {**CHARGED, "round": 2, "attempt": 2})
     pen.line("settle", {"charge_seq": pen.seq, "steps": 0}).line("recover", {"sha256": hex_of("torn"), "bytes": 17})
     pen.line("refuse", REFUSED).line("refuse", {"study": None, "round": None, "reason": "malformed", "detail": ""})
-    audit = {"study": STUDY, "name": "sepsis", "canaries": 100, "guesses": 40, "correct": 27, "plan": hex_of("plan")}
-    pen.line("audit", {**audit, "by": "Dr Ono"})
+    pen.line("audit", AUDIT)
     no_privacy = {"kind": "non-private", "steps_per_round": 5, "rounds": 2}
     pen.line("approve", {**APPROVED, "study": OPEN_STUDY, "asset": "ward", "epsilon": None, "plan": no_privacy})
     not_private = {**CHARGED, "study": OPEN_STUDY, "asset": "ward", "event": {"kind": "non-private"}}
@@ -212,6 +220,10 @@ def bad() -> Iterator[Vector]:
         "boolean-for-integer": (body("settle", {"charge_seq": True, "steps": 1}), "true is not 1"),
         "fraction-for-integer": (body("settle", {"charge_seq": 1.5, "steps": 1}), "an integer is needed"),
         "negative": (body(epsilon=-1), "ε is not negative"),
+        "audit-of-more-right-than-guessed": (
+            body("audit", {**AUDIT, "correct": 41}),
+            "no more guesses are right than were made",
+        ),
         "delta-of-one": (body(delta=1), "δ is below 1"),
         "upper-case-digest": (body(policy=hex_of("policy").upper()), "digests are lower-case hexadecimal"),
         "long-name": (body(asset="a" * 65), "a name has at most 64 characters"),
