@@ -16,7 +16,7 @@ from consilium_shared.privacy.accountant import ROUNDING, SMALL_NOISE, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent
 from consilium_shared.privacy.loss import discretised
 
-RENYI_ORDERS = (*tuple(range(2, 129)), 160, 256, 512, 1024)
+RENYI_ORDERS = (*range(2, 33), 40, 48, 64, 96, 128, 256)
 
 rates = st.one_of(st.just(1.0), st.floats(math.log(1e-4), 0.0).map(math.exp))
 noises = st.floats(math.log(0.3), math.log(50)).map(math.exp)
@@ -53,13 +53,14 @@ def renyi(history: list[DpSgdEvent], delta: float) -> float:
 
 
 def one_step_delta(q: float, sigma: float, eps: float, *, reverse: bool = False) -> float:
-    """δ of one step in closed form; in the reverse direction by H_{Q‖P}(e^ε) = 1 − e^ε·(1 − H_{P‖Q}(e^−ε))."""
-    if reverse:
-        return 1 - math.exp(eps) * (1 - one_step_delta(q, sigma, -eps))
-    odds = 1 + math.expm1(eps) / q
+    """δ of one step in closed form: of removing a patient, or in ``reverse`` of adding one."""
+    odds = 1 + math.expm1(-eps if reverse else eps) / q
     if odds <= 0:
-        return -math.expm1(eps)
-    x = 0.5 + sigma**2 * math.log(odds)
+        return 0.0 if reverse else -math.expm1(eps)
+    x = 0.5 + sigma**2 * (eps * (-1 if reverse else 1) if q == 1 else math.log(odds))
+    if reverse:
+        free, drawn = ndtr(x / sigma), ndtr((x - 1) / sigma)
+        return float(free - math.exp(eps) * ((1 - q) * free + q * drawn))
     return float(q * (ndtr((1 - x) / sigma) - odds * ndtr(-x / sigma)))
 
 
@@ -67,7 +68,7 @@ def test_never_exceeds_the_renyi_bound() -> None:
     draw = np.random.default_rng(1)
     for _ in range(300):
         history, delta = random_history(draw)
-        assert epsilon(history, delta) <= renyi(history, delta) + 1e-6, (history, delta)
+        assert epsilon(history, delta) <= max(0.0, renyi(history, delta)) + 1e-6, (history, delta)
 
 
 def test_agrees_with_prv_within_its_stated_errors() -> None:
@@ -77,7 +78,7 @@ def test_agrees_with_prv_within_its_stated_errors() -> None:
     while compared < 60:
         history, delta = random_history(draw)
         ours = epsilon(history, delta)
-        if not 0.05 < ours < 8 or sum(event.steps for event in history) > 3000:
+        if not 0.05 < ours < 8 or sum(event.steps for event in history) > 1500:
             continue
         prv = PRVAccountant()
         prv.history = [(event.noise_multiplier, event.sampling_rate, event.steps) for event in history]
@@ -89,7 +90,7 @@ def test_agrees_with_prv_within_its_stated_errors() -> None:
 
 def test_lies_between_the_optimistic_and_the_pessimistic_estimate_of_dp_accounting() -> None:
     draw, compared = np.random.default_rng(3), 0
-    while compared < 50:
+    while compared < 40:
         history, delta = random_history(draw)
         ours = epsilon(history, delta)
         if not 0.05 < ours < 12:
@@ -135,11 +136,11 @@ def test_is_a_thousandth_above_the_exact_gaussian_and_never_below(sigma: float, 
 def test_one_step_is_not_below_its_closed_form(q: float, sigma: float, delta: float) -> None:
     ours = epsilon([DpSgdEvent(q, sigma, 1)], delta)
     assert one_step_delta(q, sigma, ours) <= delta
-    assert one_step_delta(q, sigma, ours, reverse=True) <= delta + 1e-15
+    assert one_step_delta(q, sigma, ours, reverse=True) <= delta
 
 
 @settings(max_examples=100, deadline=None)
-@given(q=rates, sigma=noises, points=st.integers(3, 3000))
+@given(q=rates, sigma=noises, points=st.integers(30, 3000))
 def test_the_lattice_dominates_the_true_losses_in_both_directions(q: float, sigma: float, points: int) -> None:
     h = (2 / sigma**2 + 10 / sigma) / points
     (losses,) = discretised(np.array([q]), np.array([sigma]), h, 1e-12)
@@ -153,7 +154,7 @@ def test_the_lattice_dominates_the_true_losses_in_both_directions(q: float, sigm
             true = one_step_delta(q, sigma, eps, reverse=reverse)
             assert true - 1e-14 <= ours
             if abs(eps / h - round(eps / h)) < 1e-9 and round(eps / h) < losses.mass.shape[1] + losses.first[0]:
-                assert ours <= true + 1e-9 + 1e-8 / h**2 * 1e-6, "on the lattice both are the same"
+                assert ours <= true + 1e-9, "on the lattice both are the same"
 
 
 @settings(max_examples=100, deadline=None)

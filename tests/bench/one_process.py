@@ -1,0 +1,97 @@
+"""A sample study's rounds in one process: what sites and server compute, without their programs, keys and network.
+
+All randomness follows from a seed, so that a figure can be had again; these sets are public, and no site works so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import TypeAdapter
+
+from consilium_client.baseline import test as metrics_of
+from consilium_client.data import AssetSpec, Records, load
+from consilium_client.desk import make_plan
+from consilium_client.training.trainer import train
+from consilium_deploy.real_data import POOLED, main
+from consilium_server.aggregation import UpdateSum
+from consilium_server.optimizer import ServerOptimizer
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.privacy.plan import Plan
+from consilium_shared.study import Study
+
+STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
+CPU = torch.device("cpu")
+
+
+def contract(name: str, file: str, seed: int = 0, **privacy: Any) -> Study:
+    """The study with another seed, and with these fields of ``privacy`` changed; ``mode="none"`` takes the rest out."""
+    content = yaml.safe_load((STUDIES / name / file).read_text())
+    content["model"]["seed"] = seed
+    content["privacy"] = privacy if privacy.get("mode") == "none" else {**content["privacy"], **privacy}
+    if content["privacy"].get("mode") == "none":
+        content["training"]["seed"] = seed
+    return Study.model_validate(content)
+
+
+def site_settings(name: str) -> dict[str, Any]:
+    """The sample study's ``site.yaml``."""
+    settings: dict[str, Any] = yaml.safe_load((STUDIES / name / "site.yaml").read_text())
+    return settings
+
+
+def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Records]:
+    """Each site's records, and ``pooled``: those of all. ``folder`` keeps the prepared files."""
+    if not any(folder.iterdir()) and main([name, "--source", str(source), "--out", str(folder)]) != 0:
+        raise SystemExit(f"the set {name} cannot be prepared from {source}")
+    template = site_settings(name)["assets"][study.data.asset]
+    asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(template)
+    return {path.name: load(asset.at(path), study) for path in sorted(folder.iterdir())}
+
+
+def hospitals(data: Mapping[str, Records]) -> dict[str, Records]:
+    """The sites alone, without ``pooled``."""
+    return {site: part for site, part in data.items() if site != POOLED}
+
+
+def plans(name: str, study: Study, sites: Mapping[str, Records], seed: int = 0) -> dict[str, Plan]:
+    """Each site's frozen plan: with privacy for its noised number of patients, as ``consilium_client.cohort`` draws it.
+
+    Raises as ``desk.make_plan``.
+    """
+    least, draw = site_settings(name)["policy"]["minimum_patients"], random.Random(seed)
+    found = {}
+    for site, part in sites.items():
+        patients = int(part.train.sum())
+        if study.privacy.mode == "dp":
+            patients = max(patients + round(draw.gauss(0.0, study.privacy.count_noise)), least, 1)
+        found[site] = make_plan(study, patients)
+    return found
+
+
+def federated(study: Study, sites: Mapping[str, Records], plans: Mapping[str, Plan], seed: int = 0) -> bytes:
+    """The model (safetensors) after the study's rounds, as sites and server compute them."""
+    vector = to_vector(build(study))
+    server = ServerOptimizer.from_study(study.aggregation.optimizer)
+    for number in range(1, study.training.rounds + 1):
+        model, total = pack(vector, study), UpdateSum(vector.size)
+        for site, data in sites.items():
+            drawn = hashlib.sha256(f"{study.digest} {seed} {number} {site}".encode()).digest()
+            result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn)
+            weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
+            total.fold(site, np.append(result.update.astype(np.float64) * weight, weight).astype("<f4").tobytes())
+        vector = server.step(vector, total.mean())
+    return pack(vector, study)
+
+
+def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:
+    """The metric on each site's held-back patients."""
+    return {site: metrics_of(study, model, part, "cpu")[metric] for site, part in data.items()}
