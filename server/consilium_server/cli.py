@@ -189,12 +189,13 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         as_json,
         [{"folder": str(m.folder), "card": m.card} for m in found],
         "models",
-        ["study", "model", "rounds", "metrics", "folder"],
+        ["study", "model", "rounds", "ε proven", "ε measured", "metrics", "folder"],
         lambda: [
             (
                 m.card["study"],
                 m.card["model"]["sha256"][:12],
                 len(m.card["rounds"]),
+                *progress.format_epsilon(m.card),
                 progress.format_metrics(m.card["metrics"]),
                 m.folder,
             )

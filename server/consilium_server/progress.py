@@ -169,3 +169,12 @@ def render(progress: Progress) -> Group:
     if progress.model:
         parts.append(Text(f"model: {progress.model}"))
     return Group(*parts)
+
+
+def format_epsilon(card: dict[str, Any]) -> tuple[str, str]:
+    """Of a model card: the largest ε that a site proved, at the study's δ; the largest that one measured at least."""
+    if card["delta"] is None:
+        return "none", "–"
+    proven = max(card["epsilon"].values())
+    measured = [each["epsilon_at_least"] for each in card.get("measured", {}).values()]
+    return f"{proven:.3f} at δ {card['delta']:g}", f"≥ {max(measured):.2f} (95 %)" if measured else "–"

@@ -22,7 +22,7 @@ from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES
 from consilium_shared.messages import Closing
-from consilium_shared.records import CARD_DOMAIN, ModelCard
+from consilium_shared.records import CARD_DOMAIN, Measured, ModelCard
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
 
@@ -76,7 +76,11 @@ def publish(
         "epsilon": epsilon,
         "delta": study.privacy.delta,
         "metrics": evaluated[-1]["metrics"] if evaluated else None,
-        "audits": {site: each.audit.model_dump() for site, each in closings.items() if each.audit is not None},
+        "measured": {
+            site: Measured.of(each.audit, study.privacy.delta).model_dump()
+            for site, each in closings.items()
+            if each.audit is not None and study.privacy.delta is not None
+        },
         "privacy": _privacy_words(study),
         "limits": READABLE,
         "software": {name: version for name in SOFTWARE if (version := _version(name))}

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from consilium_audit.records import Closed
 from consilium_shared.canonical import canonical_digest
-from consilium_shared.records import CardRound, ModelCard, RoundRecord
+from consilium_shared.records import CardRound, Measured, ModelCard, RoundRecord
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
+
+TOLERANCE = 1e-3
+"""In ε: a bisection on another machine may end one step beside."""
 
 
 def unfounded(
@@ -27,7 +30,6 @@ def _claims(
         epsilon.update(record.epsilon)
         metrics = metrics if record.metrics is None else record.metrics
     epsilon.update({site: closed.closing.epsilon for site, closed in closings.items()})
-    audits = {site: closed.closing.audit for site, closed in closings.items() if closed.closing.audit is not None}
     sites = tuple(member.site for member in roster.members)
     yield "study", (card.study, card.version, card.study_digest) == (study.study, study.version, study.digest)
     yield "contract", canonical_digest(card.contract) == study.digest
@@ -43,4 +45,18 @@ def _claims(
     yield "architecture", card.model.architecture == study.model.name
     yield "privacy (ε and δ)", card.epsilon == epsilon and card.delta == study.privacy.delta
     yield "list of metrics", card.metrics == metrics
-    yield "list of audits", card.audits == audits
+    yield "list of what was measured", _measured(card) == _audits(closings, study)
+    for site, claim in card.measured.items():
+        recomputed = Measured.of(claim, study.privacy.delta or 0.0)
+        close = abs(claim.epsilon_at_least - recomputed.epsilon_at_least) <= TOLERANCE
+        yield f"measured ε of {site}", close and claim.confidence == recomputed.confidence
+
+
+def _measured(card: ModelCard) -> dict[str, tuple[int, int, int]]:
+    return {site: (each.canaries, each.guesses, each.correct) for site, each in card.measured.items()}
+
+
+def _audits(closings: Mapping[str, Closed], study: Study) -> dict[str, tuple[int, int, int]]:
+    """What the sites said at the end; without privacy there is nothing to hold it against."""
+    said = {site: closed.closing.audit for site, closed in closings.items() if study.privacy.delta is not None}
+    return {site: (each.canaries, each.guesses, each.correct) for site, each in said.items() if each is not None}

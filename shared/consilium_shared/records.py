@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -97,6 +98,22 @@ class CardRound(Strict):
         return cls.model_validate({name: getattr(record, name) for name in cls.model_fields})
 
 
+class Measured(CanaryAudit):
+    """What a site measured with canaries, and what that proves: beside ``epsilon``, which is proven."""
+
+    epsilon_at_least: Annotated[float, Field(ge=0)]
+    """Lower bound of ε at the study's δ."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+    @classmethod
+    def of(cls, audit: CanaryAudit, delta: float) -> Measured:
+        """Computed from the outcome (``privacy/canaries.py``)."""
+        from consilium_shared.privacy.canaries import CONFIDENCE, Outcome, lower_bound
+
+        outcome = Outcome(audit.canaries, audit.guesses, audit.correct)
+        return cls(**asdict(outcome), epsilon_at_least=lower_bound(outcome, delta), confidence=CONFIDENCE)
+
+
 class ModelCard(Strict):
     """How a finished model came to be, and what it cost."""
 
@@ -113,8 +130,8 @@ class ModelCard(Strict):
     delta: float | None
     metrics: dict[str, Any] | None
     """Of the last evaluated round."""
-    audits: Annotated[dict[Name, CanaryAudit], Field(default_factory=dict)]
-    """What sites measured with canaries, beside the proven ``epsilon``."""
+    measured: Annotated[dict[Name, Measured], Field(default_factory=dict)]
+    """By the sites that audited their training with canaries, beside the proven ``epsilon``."""
     privacy: str
     limits: str
     software: dict[str, str]

@@ -9,7 +9,7 @@ import pytest
 
 from consilium_shared.canonical import digest
 from consilium_shared.messages import CanaryAudit, countersign, decode_answer, encode
-from consilium_shared.records import CARD_DOMAIN, RECORD_DOMAIN
+from consilium_shared.records import CARD_DOMAIN, RECORD_DOMAIN, Measured
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""
@@ -161,7 +161,7 @@ def test_a_closing_that_is_left_out_is_said_and_the_ledger_still_witnesses(evide
 
 
 def test_an_outcome_of_an_audit_is_what_the_ledger_says_in_closing_and_card(evidence: Evidence) -> None:
-    outcome = {"canaries": 200, "guesses": 50, "correct": 31}
+    outcome = {"canaries": 200, "guesses": 50, "correct": 40}
 
     def audited(lines: list[Line]) -> list[Line]:
         at = max(index for index, line in enumerate(lines) if line[2] == "witness")
@@ -190,10 +190,17 @@ def test_an_outcome_of_an_audit_is_what_the_ledger_says_in_closing_and_card(evid
     told({**outcome, "correct": 25})
     assert "audit" in evidence.fails(8, evidence.closing("north"))
     told(outcome)
-    assert "list of audits" in evidence.fails(10)
-    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, audits={"north": {**outcome, "correct": 25}})
-    assert "list of audits" in evidence.fails(10)
-    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, audits={"north": outcome})
+    assert "list of what was measured" in evidence.fails(10)
+    measured = Measured.of(CanaryAudit(**outcome), 1e-4).model_dump()
+    assert 0 < measured["epsilon_at_least"] < 1
+    for claim, why in (
+        ({**measured, "correct": 25}, "list of what was measured"),
+        ({**measured, "epsilon_at_least": 0.0}, "measured ε of north"),
+        ({**measured, "confidence": 0.99}, "measured ε of north"),
+    ):
+        evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, measured={"north": claim})
+        assert why in evidence.fails(10)
+    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, measured={"north": measured})
     evidence.verified()
 
 
