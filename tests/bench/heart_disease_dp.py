@@ -154,7 +154,7 @@ def _line(row: dict[str, Any], centres: list[str]) -> str:
     true = row.get("flamby_true_epsilon", dict.fromkeys(centres))
     cells = [f"{row['setting']:<20}", _number(row["flamby"]), *(_epsilon(true[site]) for site in centres)]
     cells += [_result(row["ours"]), _epsilon(row.get("largest_true_epsilon")), _result(row.get("ours_at_largest"))]
-    return "  ".join(cells)
+    return "  ".join(cells).rstrip()
 
 
 def _number(found: list[float]) -> str:
