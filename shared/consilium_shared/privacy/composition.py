@@ -12,12 +12,13 @@ where K is the logarithm of the moment generating function at θ and the probabi
 steps' characteristic functions, periodic over a window of S. Errors, each added to δ:
 
 * what lies above the window: Chernoff's bound at further orders. What lies below it is folded in, which only adds;
-* frequencies left out, as the product is negligible there: bounded by ``_Decay``;
+* frequencies left out, as the product is negligible there: bounded from the steps that decay most;
 * rounding: of each characteristic function, raised to its power, and of the sum;
 * what the lattice of each step does not hold (``loss.py``).
 
-The lattice makes ε larger by about a 1e-5th of it, and its fineness varies smoothly with the history, so that more
-steps are not cheaper. Only where that would need too many points (``tuning.py``, ``_FREQUENCIES``) is it coarser.
+The lattice makes ε larger by less than a 1e-5th of it, and its fineness varies smoothly with the history, so that more
+steps are not cheaper by more than the change of that. Only where that would need too many points (``tuning.py``,
+``_FREQUENCIES``) is it coarser.
 """
 
 from __future__ import annotations
@@ -35,11 +36,17 @@ from consilium_shared.privacy.tuning import tuned
 
 Complexes = npt.NDArray[np.complex128]
 
-_FREQUENCIES = 4e4
+_FREQUENCIES = 6e4
 """Frequencies that matter, beyond which the lattice gets coarser: where few steps in many draw a patient at all."""
 
-_LOST = 1e-4
+_LOST = 1e-5
 """Share of δ that the truncation of all steps' losses may cost."""
+
+_FOLDED = 1e-12
+"""Tilted probability outside the window; it is folded in, and so costs a little."""
+
+_CHANGES = np.array([-7.0, 1.5, 3.0, 7.0])
+"""Orders at which Chernoff's bound is tried, from the tilt, times the tilted sum's standard deviation."""
 
 _AUTOCORRELATED = 1 << 17
 """Points of the steps from which the decay of the product is bounded."""
@@ -47,8 +54,8 @@ _AUTOCORRELATED = 1 << 17
 _DIFFERENCES = 8
 """Most differences taken to see how smooth a step's distribution is."""
 
-_NEGLIGIBLE = 1e-9
-"""Share that frequencies left out may have."""
+_NEGLIGIBLE = 1e-14
+"""What frequencies left out may add to the sum over the tilted distribution, about."""
 
 _TINY = 1e-200
 _UNIT = 2.0**-53
@@ -123,13 +130,18 @@ class History:
         """Upper bound of ε in one direction: of removing a patient, or ``reverse``, of adding one."""
         tilted = self._tilted(theta, reverse)
         spread = math.sqrt(tilted.variance)
-        tail = _LOST * delta / 10
-        top = min(
-            (self._tilted(order, reverse).k - math.log(tail)) / order
-            for order in (theta + change / spread for change in (1.5, 3.0, 6.0))
+        tail = _LOST * delta
+        further = [(change, self._tilted(theta + change, reverse).k) for change in _CHANGES / spread]
+        above = [(change, k) for change, k in further if change > 0]
+        top = max(
+            min((k - math.log(tail)) / (theta + change) for change, k in above),
+            min((k - tilted.k - math.log(_FOLDED)) / change for change, k in above),
         )
-        top = max(top, tilted.mean + 3 * spread)
-        bottom = tilted.mean - 7 * spread
+        bottom = max(
+            *((k - tilted.k - math.log(_FOLDED)) / change for change, k in further if change < 0),
+            (tilted.k + math.log(_FOLDED)) / (1 + theta),  # at order −1 the moment generating function is 1
+        )
+        top, bottom = max(top, tilted.mean + 3 * spread), min(bottom, tilted.mean - 3 * spread)
         while True:
             series = Series(self, theta, tilted, bottom, top, reverse)
             found = series.epsilon(delta - tail - self._lost(reverse))
@@ -190,17 +202,21 @@ class Series:
             raise _TooFine(1.02 * count / _FREQUENCIES)
         self.t = np.arange(count) * (2 * math.pi / (self.points * self.h))
         logarithm, relative = np.zeros(count, dtype=np.complex128), np.zeros(count)
-        for batch in history.batches:
+        share = history.steps * tilted.variances
+        for batch in sorted(history.batches, key=lambda b: -share[b.index].max()):
             weight, _ = history.weights(batch, theta, reverse)
-            for rows, f in self._characteristic(weight, batch.first):
-                index = batch.index[rows]
-                if reverse:
-                    f = f.conj()
-                error = _UNIT * (256 + weight.shape[1] / _BLOCK + self._reach(batch) * self.t)
-                f = f * np.exp(-1j * self.t * tilted.means[index, None])
-                f[np.abs(f) < _TINY] = _TINY
-                logarithm += history.steps[index] @ np.log(f)
-                relative += history.steps[index] @ np.log1p(error / np.abs(f))
+            order, done, size = np.argsort(-share[batch.index]), 0, 1
+            while done < len(order):  # what decays most comes first, and shortens the rest
+                rows = order[done : done + size]
+                done, size = done + size, 2 * size
+                for index, f in self._characteristic(weight[rows], batch.first[rows], batch.index[rows]):
+                    error = _UNIT * (256 + weight.shape[1] / _BLOCK + self._reach(batch) * self.t)
+                    f = (f.conj() if reverse else f) * np.exp(-1j * self.t * tilted.means[index, None])
+                    f[np.abs(f) < _TINY] = _TINY
+                    logarithm += history.steps[index] @ np.log(f)
+                    relative += history.steps[index] @ np.log1p(error / np.abs(f))
+                logarithm, relative = self._shortened(logarithm, relative)
+        count = len(self.t)
         self.terms = np.exp(logarithm) * (2 / self.points)
         self.terms[0] /= 2
         if self.points % 2 == 0 and count == self.points // 2 + 1:
@@ -252,6 +268,17 @@ class Series:
             error += float(self.errors @ np.abs(kernel))
         return math.exp(min(self.k - self.theta * index * self.h, 700.0)), sums[0], sums[1], error
 
+    def _shortened(self, logarithm: Complexes, relative: Floats) -> tuple[Complexes, Floats]:
+        """Leave out the highest frequencies where the product so far is negligible: other steps make it no larger."""
+        size = np.exp(np.minimum(logarithm.real + relative, 0)) * (2 / self.points)
+        size *= 4 / np.abs(np.expm1(-(self.theta + 1j * self.t) * self.h))
+        after = np.cumsum(size[::-1])[::-1]
+        count = max(1, int(np.searchsorted(-after, -_NEGLIGIBLE / (1 + self.theta))))
+        if count < len(self.t):
+            self.left_out += float(after[count])
+            self.t = self.t[:count]
+        return logarithm[:count], relative[:count]
+
     def _frequencies(self, history: History, tilted: Tilted, reverse: bool) -> tuple[int, float]:
         """How many frequencies to compute, and a bound of what the others add to the two sums of ``_sums``.
 
@@ -295,8 +322,10 @@ class Series:
             out += 1
         return min(self.points // 2 ** (out + 1) + 1, everything), float(terms[:out].sum())
 
-    def _characteristic(self, weight: Floats, first: Integers) -> Iterator[tuple[slice, Complexes]]:
-        """Σ weight · e^(it·loss) at all frequencies, some rows at a time; complex128 [rows, frequencies]."""
+    def _characteristic(
+        self, weight: Floats, first: Integers, index: Integers
+    ) -> Iterator[tuple[Integers, Complexes]]:
+        """Σ weight · e^(it·loss) at all frequencies, for some steps at a time; complex128 [steps, frequencies]."""
         rows, size = weight.shape
         count = len(self.t)
         if size * count * 4 > 15 * self.points * math.log2(self.points):
@@ -305,7 +334,7 @@ class Series:
                 wrapped = np.zeros(-(-(offset + size) // self.points) * self.points)
                 wrapped[offset : offset + size] = weight[row]
                 f = np.fft.rfft(wrapped.reshape(-1, self.points).sum(axis=0))[:count].conj()
-                yield slice(row, row + 1), f[None]
+                yield index[row : row + 1], f[None]
             return
         blocks = -(-size // _BLOCK)
         inner = np.exp(1j * np.outer(np.arange(_BLOCK) * self.h, self.t))
@@ -319,7 +348,7 @@ class Series:
             part = part.reshape(-1, blocks, 2 * count)
             f = ((part[..., :count] + 1j * part[..., count:]) * outer).sum(axis=1)
             origin = np.exp(1j * np.outer(first[start : start + some] * self.h, self.t))
-            yield slice(start, start + some), f * origin
+            yield index[start : start + some], f * origin
 
     def _reach(self, batch: Losses) -> float:
         return self.h * float(np.abs(batch.first).max() + batch.mass.shape[1])
