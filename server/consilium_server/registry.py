@@ -26,7 +26,7 @@ from consilium_shared.records import CARD_DOMAIN, Measured, ModelCard
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
 
-SOFTWARE = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
+SOFTWARE = ("consilium", "flwr", "torch", "opacus", "scipy", "numpy", "cryptography")
 
 
 @dataclass(frozen=True)

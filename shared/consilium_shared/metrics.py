@@ -162,12 +162,13 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy``,
     ``loss`` (mean cross entropy, nats) and ``n`` (records; with noise, an estimate) are over all records. ``f1``,
     ``sensitivity`` and ``specificity``: of class index 1 for two classes, else the mean over classes. Those that were
-    not asked for are left out. Where noise made a count negative it is taken as 0.
+    not asked for are left out. Noise makes single counts negative; they are taken as they are, since setting them to 0
+    would pull every metric one way, and each ratio is held to [0, 1]. It is None where noise left nothing to divide by.
 
     Raises:
         ValueError: a counts vector of another length.
     """
-    parts = {part: np.maximum(numbers, 0).astype(np.float64) for part, numbers in layout.parts(counts).items()}
+    parts = {part: numbers.astype(np.float64) for part, numbers in layout.parts(counts).items()}
     found: Values = {}
     if "scores" in parts:
         histograms = parts["scores"].reshape(-1, 2, layout.bins)
@@ -180,8 +181,8 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     if "records" in parts:
         records = parts["records"][0]
     if "loss" in parts:
-        found["loss"] = _ratio(parts["loss"][0] / LOSS_SCALE, records)
-    return {**{name: value for name, value in found.items() if name in layout.asked}, "n": int(records)}
+        found["loss"] = _ratio(parts["loss"][0] / LOSS_SCALE, records, most=layout.loss_limit)
+    return {**{name: value for name, value in found.items() if name in layout.asked}, "n": max(int(records), 0)}
 
 
 def _of_confusion(confusion: npt.NDArray[np.float64]) -> Values:
@@ -211,11 +212,12 @@ def _bins(scores: npt.NDArray[np.float64], layout: Layout) -> npt.NDArray[np.int
 def _auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float | None:
     """Mann–Whitney: the share of (positive, negative) pairs in the right order; pairs within one bin count half."""
     below = np.cumsum(negative) - negative
-    return _ratio(float((positive * (below + negative / 2)).sum()), float(positive.sum() * negative.sum()))
+    pairs = max(float(positive.sum()), 0.0) * max(float(negative.sum()), 0.0)
+    return _ratio(float((positive * (below + negative / 2)).sum()), pairs)
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part) / float(whole) if whole else None
+def _ratio(part: float, whole: float, most: float = 1.0) -> float | None:
+    return min(max(float(part) / float(whole), 0.0), most) if whole > 0 else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from consilium_shared.metrics import METRICS, Layout, count, metrics
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(2, 5),
     st.integers(0, 60),
@@ -31,7 +31,7 @@ def test_counts_add_up(classes: int, first: int, second: int, asked: set[str], n
     assert metrics(whole, layout)["n"] == first + second
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_the_order_of_records_does_not_matter(records: int, seed: int) -> None:
     draw = np.random.default_rng(seed)

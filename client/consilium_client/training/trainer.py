@@ -174,7 +174,7 @@ def _seed(study: Study, round: int, site: str, secret: bytes | None) -> bytes:
         return secrets.token_bytes(SEED_BYTES) if secret is None else secret
     if study.privacy.mode != "none":
         raise ConfigurationError(f"study {study.study}: training.seed is for studies without privacy")
-    text = f"consilium training\0{public}\0{study.study}\0{round}\0{site}"
+    text = f"consilium training\0{public}\0{round}\0{site}"
     return hashlib.sha256(text.encode()).digest()
 
 
