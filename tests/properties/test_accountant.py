@@ -128,7 +128,7 @@ def test_is_a_thousandth_above_the_exact_gaussian_and_never_below(sigma: float, 
 
     exact = brentq(excess, 0, 0.5 / s**2 + 40 / s, xtol=1e-13) if excess(0) > 0 else 0.0
     ours = epsilon([DpSgdEvent(1.0, sigma, steps)], delta)
-    assert exact * (1 - 1e-9) - 1e-12 <= ours <= exact + 1e-3 * max(exact, 1 / s / 30)
+    assert exact * (1 - 1e-9) - 1e-12 <= ours <= exact + 1e-3 * max(exact, 1 / s)  # 1 / s: the loss's standard deviation
 
 
 @settings(max_examples=100, deadline=None)
