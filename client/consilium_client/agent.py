@@ -82,7 +82,7 @@ def _warm() -> None:
     """Import what training needs before the first round asks for it: some seconds for torch and opacus."""
     importlib.import_module("consilium_client.training.trainer")
     importlib.import_module("consilium_client.data.table")
-    importlib.import_module("consilium_shared.privacy.accountant")
+    importlib.import_module("consilium_shared.privacy.composition")
     log.info("warm")
 
 
