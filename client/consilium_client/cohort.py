@@ -1,8 +1,8 @@
 """The noised number of a study's patients at this site, drawn once: the only form in which that number is used outside.
 
 The sampling rate of the plan and the weight of the updates follow from it. It is drawn when the study is first looked
-at and kept, so that asking again does not average the noise away; it is charged with the study's first round, before
-anything that depends on it leaves.
+at and kept, so that asking again does not average the noise away; it is charged when the study is approved, since the
+approval in the ledger shows it. Where the file is lost a new one is drawn, and charged with the next approval.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class CohortSizes:
             try:
                 return int(parse_canonical(file.read_bytes())["patients"])
             except (PeerError, KeyError, TypeError, ValueError) as error:
-                raise IntegrityError(f"{file} is damaged; restore it from the backup, or reject the study") from error
+                raise IntegrityError(
+                    f"{file} is damaged; restore it from the backup, or remove it: a new number is then charged"
+                ) from error
         noise = round(secrets.SystemRandom().gauss(0.0, study.privacy.count_noise))
         size = max(patients + noise, least, 1)
         write_atomically(file, canonical_bytes({"patients": size}))

@@ -96,6 +96,7 @@ class Desk:
         for asset, entry in policy.budgets.items():
             self.spending.open_asset(asset, entry.budget, policy.digest, entry.reason)
         self.spending.note_policy(policy.digest)
+        self.spending.charge_counts()
 
     def close(self) -> None:
         """Free the ledger."""
@@ -153,7 +154,7 @@ class Desk:
         size = self.cohorts.size(study, patients.train, policy.minimum_patients)
         plan = self._plans.get((study.digest, size)) or make_plan(study, size)
         _remember(self._plans, (study.digest, size), plan)
-        quote = self.spending.approve_cost(study.data.asset, plan, policy.budget(study.data.asset))
+        quote = self.spending.approve_cost(study.digest, study.data.asset, plan, policy.budget(study.data.asset))
         return Estimate(patients.train, patients.held_back, plan, quote, study.evaluated_rounds)
 
     def check_new(self, proposal: Proposal) -> bool:

@@ -54,3 +54,12 @@ def outgoing(reason: str, detail: str) -> str:
 def sentence(text: str) -> str:
     """At most ``limits.DETAIL_CHARACTERS`` printable characters of a text that may quote a peer."""
     return printable(text)[: limits.DETAIL_CHARACTERS]
+
+
+def place_of(error: BaseException) -> str:
+    """Type and place of a defect; its text may quote data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
+    return f"{type(error).__name__} at {line}"

@@ -17,13 +17,14 @@ import numpy as np
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
-from consilium_client.refusals import outgoing, reason_of, sentence
+from consilium_client.refusals import outgoing, place_of, reason_of, sentence
 from consilium_client.spending import told
 from consilium_client.witness import last_audit, witness
 from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import (
     ConsiliumError,
+    IntegrityError,
     PeerError,
     PolicyRefusal,
     SignatureError,
@@ -77,7 +78,7 @@ class Requests:
         except PeerError as error:
             return self._unread(header, "malformed", str(error))
         except Exception as error:
-            log.error("defect while reading a message: %s", _place(error))
+            log.error("defect while reading a message: %s", place_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
         number = getattr(request, "round", None)
         try:
@@ -88,7 +89,7 @@ class Requests:
             answer, body = self._refuse(request, header, *reason_of(error)), b""
         except Exception as error:
             # The text of a foreign exception may quote data: only its type and place are logged.
-            log.error("defect while answering %s: %s", request.kind, _place(error))
+            log.error("defect while answering %s: %s", request.kind, place_of(error))
             answer, body = self._refuse(request, header, "internal", "the site failed; its log says where"), b""
         finally:
             self.desk.activity = {"doing": "waiting"}
@@ -172,6 +173,11 @@ class Requests:
             settle()
         elif kind != "closing":
             purpose: Purpose = "training" if kind == "update" else "evaluation"
+            if not self.desk.spending.attempts(request.study, number, purpose):
+                raise IntegrityError(
+                    f"the ledger has no charge for the stored answer to round {number}: an older ledger was put back. "
+                    f"Move {self.desk.answers.folder} away; the round is then trained and charged anew"
+                )
             self.desk.settle_answered(proposal.study, number, digest(header), plan, purpose)
         self._release(*stored, request.study, number, kind)
         return stored
@@ -407,11 +413,3 @@ def _check_model(payload: bytes, study: Study) -> None:
         check(payload, study)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
-    return f"{type(error).__name__} at {line}"

@@ -114,9 +114,32 @@ class Spending:
         with self._ledger.exclusive():
             return asset_spending(self._ledger.books, asset)
 
-    def approve_cost(self, asset: str, plan: Plan, budget: Budget) -> Quote:
-        """What the whole study would cost on top of everything that ever touched the asset."""
-        return affords(budget, self.state(asset).events, plan.events())
+    def approve_cost(self, study: str, asset: str, plan: Plan, budget: Budget) -> Quote:
+        """What the whole study, or what is left of it, would cost on top of everything that ever touched the asset and
+        of what studies under way may still take."""
+        with self._ledger.exclusive():
+            return affords(budget, [*self.state(asset).events, *self._promised(asset, study)], self._left(study, plan))
+
+    def _left(self, study: str, plan: Plan) -> list[Event]:
+        """What a study has not been charged for yet, of all that its plan does."""
+        books = self._ledger.books
+        charged = [each.body for each in books.charges.values() if each.body.study == study]
+        rounds, evaluations = ({c.round for c in charged if c.purpose == p} for p in ("training", "evaluation"))
+        if not isinstance(plan, PrivacyPlan):
+            return [plan.event()] if len(rounds) < plan.rounds else []
+        left: list[Event] = [plan.event()] * (plan.rounds - len(rounds))
+        evaluation, count = plan.evaluation_event(), plan.count_event()
+        if evaluation is not None:
+            left += [evaluation] * (plan.evaluations - len(evaluations))
+        if count is not None and plan.patients not in books.counted.get(study, ()):
+            left.append(count)
+        return left
+
+    def _promised(self, asset: str, study: str) -> list[Event]:
+        """What other approved studies that have begun to train on the asset may still take."""
+        begun = [each.study for each in self.state(asset).studies if each.rounds and each.study != study]
+        approvals = [approval for other in begun if (approval := self.approval(other)) is not None]
+        return [event for approval in approvals for event in self._left(approval.study, approval.plan)]
 
     def approve(
         self, *, study: str, name: str, asset: str, plan: Plan, budget: Budget, epsilon: float, by: str
@@ -130,9 +153,9 @@ class Spending:
             BudgetRefused: the asset's budget does not cover all of its rounds.
         """
         with self._ledger.exclusive():
-            quote = self.approve_cost(asset, plan, budget)
+            quote = self.approve_cost(study, asset, plan, budget)
             if not quote.fits:
-                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {quote}")
+                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {self._in_words(quote, asset, study)}")
             self._ledger.append(
                 "approve",
                 {
@@ -144,7 +167,37 @@ class Spending:
                     "plan": plan.to_dict(),
                 },
             )
+            self._charge_count(study)
             return quote
+
+    def charge_counts(self) -> None:
+        """Charge what a crash left between an approval and the charge for its number of patients; on every start."""
+        with self._ledger.exclusive():
+            for study in list(self._ledger.books.decisions):
+                self._charge_count(study)
+
+    def _charge_count(self, study: str) -> None:
+        """The noised number of patients stands in the approval, for whoever reads the ledger: it is charged at once.
+
+        Another approval of the study with another draw is charged again.
+        """
+        books = self._ledger.books
+        approval = books.decisions.get(study)
+        if not isinstance(approval, Approve) or books.has_counted(study, approval.plan):
+            return
+        event = plan_from_dict(approval.plan.model_dump()).count_event()
+        assert event is not None  # noqa: S101 - a plan with a number of patients has its noise
+        delta = books.assets[approval.asset].delta
+        after = affords(Budget(math.inf, delta), self.state(approval.asset).events, [event]).total
+        about = {"study": study, "name": approval.name, "asset": approval.asset, "delta": delta, "purpose": "count"}
+        number = {"round": 0, "attempt": self.attempts(study, 0, "count") + 1}
+        charged = {"event": event_to_dict(event), "epsilon_after": _finite(after)}
+        self._ledger.append("charge", {**about, **number, **charged})
+
+    def _in_words(self, quote: Quote, asset: str, study: str) -> str:
+        return f"{quote}" + (
+            " (what studies under way may still take counts as spent)" if self._promised(asset, study) else ""
+        )
 
     def reject(self, *, study: str, name: str, by: str, reason: str) -> None:
         """Enter that a study was refused, or an approval withdrawn; the next ``reserve`` fails."""
@@ -172,7 +225,8 @@ class Spending:
     ) -> Reservation:
         """Charge a round's training, or its evaluation; when this returns the charge is on the disk and it may run.
 
-        With the first charge of a study its noised number of patients is charged, from which the plan was made.
+        Before a study's first round all of it must be affordable, beside what studies under way may still take: what
+        cannot be finished is not begun.
 
         Args:
             study: the study's digest.
@@ -195,22 +249,21 @@ class Spending:
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
             event, state = _event(plan, purpose), self.state(asset)
-            count = plan.count_event() if self.attempts(study, 0, "count") == 0 else None
-            proposed = [event] if count is None else [count, event]
-            of_asset = affords(budget, state.events, proposed)
+            if not any(each.study == study and each.rounds for each in state.studies):
+                whole = self.approve_cost(study, asset, plan, budget)
+                if not whole.fits:
+                    words = self._in_words(whole, asset, study)
+                    raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {words}")
+            of_asset = affords(budget, state.events, [event])
             if not of_asset.fits:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
             study_epsilon_after = math.inf
             if isinstance(plan, PrivacyPlan):
-                of_study = affords(Budget(limit, plan.delta), state.study(study), proposed)
+                of_study = affords(Budget(limit, plan.delta), state.study(study), [event])
                 if not of_study.fits:
                     raise BudgetRefused(f"study {name!r} at this site: {of_study}")
                 study_epsilon_after = of_study.total
             about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
-            if count is not None:
-                alone = affords(budget, state.events, [count]).total
-                charged = {"event": event_to_dict(count), "epsilon_after": _finite(alone), "purpose": "count"}
-                self._ledger.append("charge", {**about, **charged, "round": 0, "attempt": 1})
             attempt = self.attempts(study, round_number, purpose) + 1
             charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
             entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})

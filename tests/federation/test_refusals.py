@@ -19,6 +19,7 @@ from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import event_from_dict
+from consilium_shared.privacy.plan import plan_from_dict
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
 
@@ -198,7 +199,7 @@ def test_an_approval_that_is_withdrawn_stops_the_site_at_the_next_round(
     assert hospitals.records("withdrawn")[-1]["participants"] == ["north", "south"]
 
 
-def test_a_budget_that_runs_out_in_mid_study_stops_that_site_alone(
+def test_a_budget_that_another_study_used_up_keeps_that_site_alone_from_beginning(
     hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
     names = ("costly-first", "costly-second")
@@ -211,22 +212,24 @@ def test_a_budget_that_runs_out_in_mid_study_stops_that_site_alone(
     assert hospitals.ended("costly-second") == "finished"
 
     assert [record["participants"] for record in hospitals.records(first.study)] == [SITES] * 3
-    assert [record["participants"] for record in hospitals.records(second.study)] == [SITES] + [["north", "west"]] * 2
+    assert [record["participants"] for record in hospitals.records(second.study)] == [["north", "west"]] * 3
     assert told(hospitals, second.study)["sites"]["south"] == "stopped: budget"
     (refusal,) = (event for event in hospitals.events(second.study) if event["event"] == "refusal")
-    assert (refusal["round"], refusal["site"], refusal["reason"]) == (2, "south", "budget")
+    assert (refusal["round"], refusal["site"], refusal["reason"]) == (1, "south", "budget")
     assert not any(character.isdigit() for character in refusal["detail"]), "what other studies spent stays at the site"
 
     ledger = hospitals.ledger("south")
     refused = [e.body for e in ledger.entries if e.kind == "refuse" and e.body.study == second.digest]
-    assert [(body.round, body.reason) for body in refused] == [(2, "budget")]
+    assert [(body.round, body.reason) for body in refused] == [(1, "budget")]
+    assert "cannot afford the study any more" in refused[0].detail
     charges = [each.body for each in ledger.books.charges.values() if each.body.asset == "tight"]
     trained = [(body.study, body.round) for body in charges if body.purpose == "training"]
-    assert trained == [*((first.digest, number) for number in (1, 2, 3)), (second.digest, 1)]
+    assert trained == [(first.digest, number) for number in (1, 2, 3)]
     events = [event_from_dict(body.event.model_dump()) for body in charges]
     opened = ledger.books.assets["tight"]
-    refused_round = next(event_from_dict(b.event.model_dump()) for b in charges if b.study == second.digest and b.round)
-    assert epsilon(events, opened.delta) <= opened.epsilon < epsilon([*events, refused_round], opened.delta)
+    plan = next(e.body.plan for e in ledger.entries if e.kind == "approve" and e.body.study == second.digest)
+    whole = [*events, *plan_from_dict(plan.model_dump()).events()[1:]]  # its number of patients is charged already
+    assert epsilon(events, opened.delta) <= opened.epsilon < epsilon(whole, opened.delta)
 
 
 def told(hospitals: Hospitals, study: str) -> dict[str, Any]:

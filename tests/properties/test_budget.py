@@ -26,6 +26,7 @@ from consilium_client import evaluation
 from consilium_client.store import read_ledger
 from consilium_client.training import trainer
 from consilium_shared.errors import BudgetRefused, PolicyRefusal
+from consilium_shared.ledger.entry import Approve
 from consilium_shared.messages import Counts, Update
 from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import pack
@@ -122,8 +123,21 @@ class Asked(RuleBasedStateMachine):
         for each in STUDIES:
             self.site.ask(self.coordinator.propose(each))
 
-    @rule(which=st.sampled_from(STUDIES), yes=st.booleans())
-    def decide(self, which: Study, yes: bool) -> None:
+    @rule()
+    def lose_the_drawn_numbers(self) -> None:
+        """An older backup was restored, without them."""
+        shutil.rmtree(self.coordinator.site.store / "cohorts", ignore_errors=True)
+        self.site.restart()
+
+    @rule(which=st.sampled_from(STUDIES), yes=st.booleans(), dies=st.none() | st.integers(0, 12))
+    def decide(self, which: Study, yes: bool, dies: int | None) -> None:
+        try:
+            with killed_at(dies):
+                self._decide(which, yes)
+        except Killed:
+            self.site.restart()
+
+    def _decide(self, which: Study, yes: bool) -> None:
         desk = self.site.desk
         try:
             proposal = desk.proposals.find(which.digest)
@@ -180,8 +194,8 @@ class Asked(RuleBasedStateMachine):
         assert verified.head == ledger.head
         state = self.site.desk.spending.state(ASSET)
         written = epsilon(state.events, DELTA)
-        counted = [each.body for each in verified.books.charges.values() if each.body.purpose == "count"]
-        truth = [*self.ran.values(), *(GaussianEvent(body.event.noise_multiplier) for body in counted)]  # type: ignore[union-attr]
+        shown = {(e.body.study, e.body.plan.patients) for e in verified.entries if isinstance(e.body, Approve)}  # type: ignore[union-attr]
+        truth = [*self.ran.values(), *(GaussianEvent(10.0) for _ in shown)]
         assert epsilon(truth, DELTA) <= written + ROUNDOFF
         assert written <= BUDGET + ROUNDOFF
         for each in STUDIES:

@@ -56,7 +56,7 @@ def test_a_round_is_charged_before_and_settled_and_released_after(site: Any) -> 
     site.approve()
     before = len(site.kinds())
     site.ask(c.train(), c.model)
-    assert site.kinds()[before:] == ["charge", "charge", "settle", "release"]  # first the number of patients
+    assert site.kinds()[before:] == ["charge", "settle", "release"]
     assert site.charges("count") == 1
     before = len(site.kinds())
     answer = site.requests.handle(c.train(2), c.model)

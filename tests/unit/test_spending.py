@@ -123,16 +123,38 @@ def test_studies_share_the_budget_of_the_asset(ledger: LedgerFile) -> None:
     assert spending.approval(C) is None
 
 
-def test_an_approval_that_the_others_have_used_up_stops_in_mid_study(ledger: LedgerFile) -> None:
+def test_a_study_that_the_others_leave_too_little_for_does_not_begin(ledger: LedgerFile) -> None:
     spending = _approved(ledger, A, B, C)  # each alone is affordable, all together are not
     ran = {A: 0, B: 0, C: 0}
-    with pytest.raises(BudgetRefused, match="asset 'icu': spent"):
+    with pytest.raises(BudgetRefused, match="cannot afford the study any more: spent"):
         for study in (A, B, C):
             for number in (1, 2, 3, 4):
                 _reserve(spending, study, number)
                 ran[study] += 1
-    assert ran[A] == ran[B] == 4 and 0 <= ran[C] < 4
+    assert ran == {A: 4, B: 4, C: 0}
     assert epsilon(spending.state("icu").events, 1e-5) <= BUDGET.epsilon
+
+
+def test_what_has_begun_keeps_what_it_needs_to_end(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B, C)
+    _reserve(spending, A, 1)
+    _reserve(spending, B, 1)
+    with pytest.raises(BudgetRefused, match="what studies under way may still take counts as spent"):
+        _reserve(spending, C, 1)
+    for study in (A, B):
+        for number in (2, 3, 4):
+            _reserve(spending, study, number)
+    spending.reject(study=B, name=spending.approval(B).name, by="IT", reason="ended")  # type: ignore[union-attr]
+
+
+def test_a_crash_while_running_can_leave_the_last_round_unaffordable_and_then_it_is_refused(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A)
+    charged = 0
+    with pytest.raises(BudgetRefused):
+        for _ in range(1000):
+            _reserve(spending, A, 1)
+            charged += 1
+    assert charged >= 4
 
 
 def test_another_asset_has_its_own_budget(ledger: LedgerFile) -> None:

@@ -78,6 +78,7 @@ class Books:
         assets: the ``open`` entry in force for each asset.
         decisions: the last decision on each study's digest.
         charges: every charge by its entry's number, in order.
+        counted: of each study's digest the noised numbers of patients whose release was charged.
         witnessed: of each study's digest the rounds, ascending, whose records were witnessed.
     """
 
@@ -85,6 +86,7 @@ class Books:
     assets: dict[str, Open] = field(default_factory=dict)
     decisions: dict[str, Approve | Reject] = field(default_factory=dict)
     charges: dict[int, Charged] = field(default_factory=dict)
+    counted: dict[str, set[int]] = field(default_factory=dict)
     witnessed: dict[str, dict[int, Witness]] = field(default_factory=dict)
     _charged: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
     """Study, purpose and round to the numbers of the charges."""
@@ -119,7 +121,9 @@ class Books:
         elif isinstance(body, Reject):
             self.decisions[body.study] = body
         elif isinstance(body, Charge):
-            self._check_charge(body)
+            plan = self._check_charge(body)
+            if body.purpose == "count" and isinstance(plan, DpSgdPlan) and plan.patients is not None:
+                self.counted.setdefault(body.study, set()).add(plan.patients)
             self._charged.setdefault((body.study, body.purpose, body.round), []).append(entry.seq)
             self.charges[entry.seq] = Charged(entry.seq, entry.time, body)
         elif isinstance(body, Settle):
@@ -142,7 +146,8 @@ class Books:
         if body.asset in self.assets and not body.reason:
             raise LedgerError(f"the budget of asset {body.asset!r} is changed without a reason")
 
-    def _check_charge(self, body: Charge) -> None:
+    def _check_charge(self, body: Charge) -> DpSgdPlan | NonPrivatePlan:
+        """The approved plan that the charge is for."""
         approval = self.decisions.get(body.study)
         if not isinstance(approval, Approve):
             raise LedgerError(f"study {body.name!r} is charged without an approval")
@@ -159,6 +164,15 @@ class Books:
             raise LedgerError(f"round {body.round} is charged although its record, or a later one, was witnessed")
         if not _within_plan(body.event, body.purpose, approval.plan):
             raise LedgerError("the charged event is not the approved plan's")
+        if body.purpose != "count" and not self.has_counted(body.study, approval.plan):
+            raise LedgerError(f"round {body.round} is charged before the number of patients of its plan")
+        return approval.plan
+
+    def has_counted(self, study: str, plan: DpSgdPlan | NonPrivatePlan) -> bool:
+        """Whether the release of the plan's noised number of patients was charged, or there is none."""
+        if isinstance(plan, NonPrivatePlan) or plan.patients is None:
+            return True
+        return plan.patients in self.counted.get(study, ())
 
     def _check_settle(self, body: Settle) -> None:
         charged = self.charges.get(body.charge_seq)

@@ -115,12 +115,13 @@ class Vector:
 
 
 def begun(plan: dict[str, Any] = DP_PLAN) -> Pen:
-    """Opened and approved: two lines."""
-    return Pen().line("open", OPENED).line("approve", {**APPROVED, "plan": plan})
+    """Opened and approved, and, where the plan has it, the number of patients charged: two lines or three."""
+    pen = Pen().line("open", OPENED).line("approve", {**APPROVED, "plan": plan})
+    return pen.line("charge", COUNTED) if "patients" in plan else pen
 
 
 def charged() -> Pen:
-    """And round 1 charged: three lines."""
+    """And round 1 charged: four lines."""
     return begun().line("charge", CHARGED)
 
 
@@ -289,15 +290,18 @@ def contradictions() -> Iterator[Vector]:
         "count-in-a-round": (begun().line("charge", {**COUNTED, "round": 1}), "patients are counted in round 0"),
         "attempt-left-out": (begun().line("charge", {**CHARGED, "attempt": 2}), "attempt 2 without attempt 1"),
         "attempt-repeated": (charged().line("charge", CHARGED), "attempt 1 a second time"),
+        "charged-uncounted": (
+            Pen().line("open", OPENED).line("approve", APPROVED).line("charge", CHARGED), "patients not yet charged"
+        ),
         "not-private": (begun().line("charge", {**CHARGED, "event": {"kind": "non-private"}}), "not the plan's event"),
         "unplanned-evaluation": (
             begun(OLD_PLAN).line("charge", {**EVALUATED, "event": gaussian}), "the plan has no evaluation"
         ),
         "settled-nothing": (begun().line("settle", {"charge_seq": 2, "steps": 1}), "entry 2 is no charge"),
-        "settled-later": (begun().line("settle", {"charge_seq": 3, "steps": 1}), "it settles itself"),
-        "settled-too-much": (charged().line("settle", {"charge_seq": 3, "steps": 6}), "6 steps of 5"),
+        "settled-later": (begun().line("settle", {"charge_seq": 4, "steps": 1}), "it settles itself"),
+        "settled-too-much": (charged().line("settle", {"charge_seq": 4, "steps": 6}), "6 steps of 5"),
         "settled-twice": (
-            charged().line("settle", {"charge_seq": 3, "steps": 5}).line("settle", {"charge_seq": 3, "steps": 0}),
+            charged().line("settle", {"charge_seq": 4, "steps": 5}).line("settle", {"charge_seq": 4, "steps": 0}),
             "settled a second time",
         ),
         "witnessed-twice": (once.line("witness", witness(1, south)), "the record of a round is witnessed once"),
@@ -320,7 +324,7 @@ def contradictions() -> Iterator[Vector]:
             charged().line("witness", witness(1, {SITE: {**told, "sha256": hex_of("another")}})),
             "a head of this ledger that is no entry of it",
         ),
-        "own-head-future": (charged().line("witness", witness(1, {SITE: head(4, "itself")})), "an entry not yet there"),
+        "own-head-future": (charged().line("witness", witness(1, {SITE: head(5, "itself")})), "an entry not yet there"),
         "own-head-uncharged": (
             charged().line("witness", witness(1, {SITE: begun().head()})), "a head before the charge for that round"
         ),
