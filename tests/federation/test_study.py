@@ -52,7 +52,8 @@ def test_run_shows_every_round_and_status_says_finished(hospitals: Hospitals, fi
         assert f"round {number} done in" in finished.printed
     status = hospitals.status()["studies"]["whole"]
     assert (status["state"], status["rounds_done"], status["why"]) == ("finished", 3, "")
-    assert 0 <= status["metrics"]["auroc"] <= 1
+    auroc = status["metrics"]["auroc"]
+    assert auroc is None or 0 <= auroc <= 1  # so few patients, so much noise: it may leave nothing to divide by
 
 
 def test_every_program_says_at_start_that_updates_are_readable(hospitals: Hospitals, finished: Finished) -> None:
