@@ -1,8 +1,9 @@
 """The seed of a round under way, so that a round which a crash interrupted is the same round again, on the same charge.
 
 One charge pays for one answer. The seed fixes which patients are drawn and the noise; it is on the disk before the
-charge, and it is deleted once the answer is stored. As long as it is there, nothing that depends on it has left this
-site, so running it again reveals nothing more: the coordinator gets one answer, from one draw.
+charge, and it is deleted once the answer is stored, at the latest at the next start. As long as it is there, nothing
+that depends on it has left this site, so running it again reveals nothing more: the coordinator gets one answer, from
+one draw.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from consilium_client.store import AnswerStore, LedgerFile
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import remove_leftovers, write_atomically
-from consilium_shared.ledger.entry import Purpose
+from consilium_shared.ledger.chain import Charged
+from consilium_shared.ledger.entry import Approve, DpSgd, NonPrivate, Purpose
 
 
 @dataclass(frozen=True)
@@ -61,5 +64,51 @@ class Attempts:
         """Delete the seed."""
         self._file(study, purpose).unlink(missing_ok=True)
 
+    def end_answered(self, answers: AnswerStore, ledger: LedgerFile) -> None:
+        """At a start: what a crash left of rounds that were answered ends here, whether anybody asks again or not.
+
+        All of it ran, so its charge is settled in full where that was not done; then the seed goes. So does a file
+        that cannot be read.
+        """
+        for file in self.folder.glob("*.json"):
+            study, purpose, _ = file.name.split(".")
+            try:
+                content = parse_canonical(file.read_bytes())
+                number, attempt = int(content["round"]), int(content["number"])
+            except (PeerError, KeyError, TypeError, ValueError):
+                file.unlink()
+                continue
+            answered = answers.latest(study, _ANSWER[purpose])
+            if answered is None or answered < number:
+                continue
+            if answered == number:
+                _settle_in_full(ledger, study, purpose, number, attempt)
+            file.unlink()
+
     def _file(self, study: str, purpose: Purpose) -> Path:
         return self.folder / f"{study}.{purpose}.json"
+
+
+_ANSWER = {"training": "update", "evaluation": "counts"}
+
+
+def _settle_in_full(ledger: LedgerFile, study: str, purpose: str, number: int, attempt: int) -> None:
+    with ledger.exclusive():
+        for charged in ledger.books.charges.values():
+            body = charged.body
+            if (body.study, body.purpose, body.round, body.attempt) == (study, purpose, number, attempt):
+                steps = _steps(charged, ledger)
+                if charged.settled is None and steps is not None:
+                    ledger.append("settle", {"charge_seq": charged.seq, "steps": steps})
+                return
+
+
+def _steps(charged: Charged, ledger: LedgerFile) -> int | None:
+    """All that the charge paid for; None where a charge without privacy belongs to a study that is withdrawn."""
+    body = charged.body
+    if isinstance(body.event, DpSgd):
+        return body.event.steps
+    if isinstance(body.event, NonPrivate) and body.purpose == "training":
+        decision = ledger.books.decisions.get(body.study)
+        return decision.plan.steps_per_round if isinstance(decision, Approve) else None
+    return 1

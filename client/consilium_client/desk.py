@@ -85,6 +85,7 @@ class Desk:
         self.spending = Spending(self.ledger)
         self.answers = AnswerStore(home.store / "answers")
         self.attempts = Attempts(home.store / "attempts")
+        self.attempts.end_answered(self.answers, self.ledger)
         self.cohorts = CohortSizes(home.store / "cohorts")
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}

@@ -12,7 +12,8 @@ from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.ledger.entry import Person
-from consilium_shared.privacy.accountant import LEAST_DELTA, check_delta
+from consilium_shared.limits import LEAST_DELTA
+from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.study import Name, Positive, Study, Task
 

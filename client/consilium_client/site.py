@@ -84,7 +84,20 @@ class Home:
             raise ConfigurationError(
                 f"{self.config_file}: site is {config.site!r}, but the invitation is for {self.invitation().site!r}"
             )
+        self._check_distinct(config)
         return config
+
+    def _check_distinct(self, config: SiteConfig) -> None:
+        """No file serves two assets: the same patients would have two budgets, each of which knows half of it."""
+        owners: dict[Path, str] = {}
+        for name, asset in config.assets.items():
+            for path in {p.resolve() for p in vars(asset.at(self.root)).values() if isinstance(p, Path)}:
+                other = owners.setdefault(path, name)
+                if other != name:
+                    raise ConfigurationError(
+                        f"{self.config_file}: the assets {other!r} and {name!r} both use {path}; the same patients "
+                        "would have two budgets. Keep one asset of these files, with one budget for all its studies"
+                    )
 
     def invitation(self) -> Invitation:
         """The accepted invitation; raises ConfigurationError when there is none or it was edited."""

@@ -29,6 +29,21 @@ RECORDS_PER_PATIENT = 256
 STEPS = 1_000_000
 """Most private steps in a study, rounds times steps of a round: some weeks of one accelerator."""
 
+MOST_NOISE = 10_000.0
+"""Largest noise multiplier that is calibrated to, asked for or credited: the model would be noise alone."""
+
+SMALL_NOISE = 0.1
+"""Below this noise multiplier a use counts as not private: one step that draws a patient may cost ε = 50 and more."""
+
+LEAST_DELTA = 1e-12
+"""Below this δ nothing is computed: it would promise what random generators and software cannot keep."""
+
+LEAST_CLIPPING_NORM = 1e-6
+"""Smallest bound of a patient's gradient; below it float32 weights would hardly move."""
+
+MOST_CLIPPING_NORM = 1e6
+"""Largest bound of a patient's gradient; beyond it nothing is clipped and the noise alone overflows an update."""
+
 CANARIES = 100_000
 """Most canaries of one audit; bounds the time to recompute what somebody claims."""
 

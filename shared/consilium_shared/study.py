@@ -178,6 +178,27 @@ class Privacy(Strict):
             raise ValueError("mode: none has no epsilon, delta, clipping_norm or noise_multiplier")
         return self
 
+    @model_validator(mode="after")
+    def _within_reason(self) -> Privacy:
+        little, much = "less noise is no privacy", "more noise leaves nothing else"
+        noise = (limits.SMALL_NOISE, limits.MOST_NOISE)
+        for name, (least, most), too_little, too_much in (
+            ("delta", (limits.LEAST_DELTA, 1.0), "no generator of random numbers keeps such a promise", ""),
+            ("noise_multiplier", noise, little, much),
+            ("count_noise", noise, little, much),
+            (
+                "clipping_norm",
+                (limits.LEAST_CLIPPING_NORM, limits.MOST_CLIPPING_NORM),
+                "nothing is left of a gradient",
+                "no gradient is clipped and the noise is beyond all measure",
+            ),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, float) and not least <= value <= most:
+                why = too_little if value < least else too_much
+                raise ValueError(f"{name} is between {least:g} and {most:g}, not {value:g}: {why}")
+        return self
+
 
 class ServerOptimizer(Strict):
     """The coordinator's step on the averaged update (Reddi et al. 2021, algorithm 2; Hsu et al. 2019 for momentum)."""

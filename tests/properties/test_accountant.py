@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
-from consilium_shared.privacy.accountant import ROUNDING, SMALL_NOISE, epsilon
+from consilium_shared.limits import SMALL_NOISE
+from consilium_shared.privacy.accountant import ROUNDING, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent
 from consilium_shared.privacy.loss import discretised
 
@@ -114,6 +115,32 @@ def _dp_accounting(history: list[DpSgdEvent], delta: float, *, pessimistic: bool
         ).self_compose(event.steps)
         composed = one if composed is None else composed.compose(one)
     return float(composed.get_epsilon_for_delta(delta))
+
+
+wild_numbers = st.one_of(
+    st.floats(-323, 308).map(lambda exponent: 10.0**exponent),
+    st.sampled_from([5e-324, 2.2e-308, 0.1, 1.0, 1e4, 1e100, 1.7e308]),
+).filter(lambda number: number > 0)
+wild_events = st.one_of(
+    st.builds(GaussianEvent, wild_numbers),
+    st.builds(
+        DpSgdEvent,
+        wild_numbers.map(lambda number: min(number, 1.0)),
+        st.one_of(wild_numbers, st.floats(0.1, 1e5)),
+        st.integers(1, 100_000),
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(wild_events, min_size=1, max_size=4), st.floats(-12, -0.01).map(lambda e: max(1e-12, 10.0**e)))
+def test_wild_numbers_of_an_old_ledger_have_a_cost_that_is_not_flattered(history: list[Event], delta: float) -> None:
+    cost = epsilon(history, delta)
+    assert cost >= 0  # not NaN
+    for event in history:
+        if event.noise_multiplier < SMALL_NOISE:  # type: ignore[union-attr]
+            assert math.isinf(cost)
+    assert cost >= epsilon(history[:1], delta) * (1 - 1e-4)
 
 
 @settings(max_examples=300, deadline=None)

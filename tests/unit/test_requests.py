@@ -237,6 +237,27 @@ def test_a_crash_between_any_two_writes_repeats_the_round_on_the_same_charge(
         assert isinstance(site.ask(coordinator.train(number), coordinator.model), Update)
 
 
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_the_seed_of_an_answered_round_goes_at_the_next_start_even_if_nobody_asks_again(
+    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    site = new_site(coordinator)
+    site.approve()
+    asked = coordinator.train()
+    if purpose == "evaluation":
+        site.ask(asked, coordinator.model)
+        asked = coordinator.evaluate()
+    with monkeypatch.context() as dying:
+        crash_at(dying, "settle")
+        with pytest.raises(Crash):
+            site.requests.handle(asked, coordinator.model)
+    assert list((coordinator.site.store / "attempts").glob("*.json"))
+    site.restart()
+    assert not list((coordinator.site.store / "attempts").glob("*.json"))
+    charges = site.desk.ledger.books.charges.values()
+    assert [each.settled for each in charges if each.body.purpose == purpose] == [2 if purpose == "training" else 1]
+
+
 def test_a_repeated_round_is_the_very_same_draw(
     coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

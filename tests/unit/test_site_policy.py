@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from consilium_client.policy import SitePolicy, check_contract, check_decider, check_patients
-from consilium_shared.errors import PolicyRefusal
+from consilium_client.site import Home
+from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.study import Study
 
 POLICY: dict[str, Any] = {"budgets": {"heart": {"epsilon": 10.0, "delta": 1e-4}}}
@@ -115,6 +117,53 @@ def test_no_privacy_needs_both_a_permission_and_a_budget_without_limit() -> None
 def test_a_wrong_policy_is_refused(policy: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SitePolicy.model_validate(policy)
+
+
+@pytest.mark.parametrize("value", [1e-13, 1e-300])
+def test_a_delta_that_nothing_can_keep_is_refused_with_the_contract(value: float) -> None:
+    with pytest.raises(ValidationError, match="delta is between"):
+        Study.model_validate({**STUDY, "privacy": {**STUDY["privacy"], "delta": value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "fine"),
+    [
+        ("noise_multiplier", (0.0999, 10_001.0, 1e100, 5e-324), (0.1, 2, 10_000.0, "auto")),
+        ("count_noise", (0.0999, 10_001.0, 1e60), (0.1, 10, 10_000.0)),
+        ("clipping_norm", (9e-7, 2e6, 1e-300, 1e300), (1e-6, 1, 1e6)),
+    ],
+)
+def test_absurd_noise_and_clipping_are_refused_with_the_contract(
+    name: str, values: tuple[float, ...], fine: tuple[Any, ...]
+) -> None:
+    for value in values:
+        with pytest.raises(ValidationError, match=rf"{name} is between .*, not .*: \w+"):
+            Study.model_validate({**STUDY, "privacy": {**STUDY["privacy"], name: value}})
+    for value in fine:
+        Study.model_validate({**STUDY, "privacy": {**STUDY["privacy"], name: value}})
+
+
+SHARED = {
+    "the same table": ("{kind: table, path: a.csv}", "{kind: table, path: a.csv}"),
+    "written in another way": ("{kind: table, path: a.csv}", "{kind: table, path: sub/../a.csv}"),
+    "a link": ("{kind: table, path: a.csv}", "{kind: table, path: link.csv}"),
+    "the same labels": ("{kind: table, path: a.csv}", "{kind: dicom, path: images, table: a.csv}"),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_two_assets_over_the_same_files_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "link.csv").symlink_to("a.csv")
+    policy = "policy: {{budgets: {{heart: {{epsilon: 1.0, delta: 1.0e-4}}}}}}"
+    text = f"site: north\nassets:\n  heart: {{}}\n  lungs: {{}}\n{policy}\n"
+    home = Home(tmp_path)
+    home.config_file.write_text(text.format("{kind: table, path: a.csv}", "{kind: table, path: b.csv}"))
+    assert set(home.config().assets) == {"heart", "lungs"}
+    home.config_file.write_text(text.format(*SHARED[name]))
+    with pytest.raises(ConfigurationError, match=r"assets 'heart' and 'lungs' both use .*a.csv.* two budgets"):
+        home.config()
 
 
 def test_the_digest_names_the_policy_with_its_defaults() -> None:

@@ -3,7 +3,8 @@
     {"body": {…}, "kind": "charge", "prev": "<sha-256 of the line before>", "seq": 7, "sig": "<Ed25519>", "time": "…Z"}
 
 in canonical JSON (RFC 8785), one entry a line. Kinds and their fields only ever grow: an old ledger must verify
-under every later program. Nothing in a body comes from a patient's record.
+under every later program. Nothing in a body comes from a patient's record, except
+the noised number of patients in the plan of an ``approve``.
 """
 
 from __future__ import annotations

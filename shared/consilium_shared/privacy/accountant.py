@@ -3,7 +3,8 @@
 Guarantee computed: for any two sets of patients that differ by adding or removing one patient, everything that the
 events released is (ε, δ)-indistinguishable. Every approximation here errs towards a larger ε:
 
-* q is rounded up and σ down to a grid (``on_grid``), so that rounds of almost equal plans share one distribution;
+* q is rounded up and σ down to a grid (``on_grid``), so that rounds of almost equal plans share one distribution, and
+  to a range: q counts as at least ``LEAST_RATE``, σ as at most ``MOST_NOISE``, whatever a ledger says;
 * a step's losses are rounded to a lattice so that the result dominates the true distribution (``loss.py``);
 * the sum over all steps is computed with bounds of every error, added to δ (``composition.py``).
 
@@ -21,19 +22,14 @@ from functools import lru_cache
 import numpy as np
 
 from consilium_shared.errors import BudgetRefused, ConfigurationError
+from consilium_shared.limits import LEAST_DELTA, MOST_NOISE, SMALL_NOISE
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
 NOISE_QUANTUM = Decimal("0.001")
 """Noise multipliers are calibrated to, and accounted on, multiples of this (finer below 1)."""
 
-MOST_NOISE = 10_000.0
-"""No calibration beyond this σ: the model would be noise alone."""
-
-SMALL_NOISE = 0.1
-"""Below this σ a history counts as not private: one step that draws a patient may already cost ε = 50 and more."""
-
-LEAST_DELTA = 1e-12
-"""Below this δ nothing is computed: it would promise what random generators and software cannot keep."""
+LEAST_RATE = 1e-12
+"""Smallest sampling rate that is credited: not one of a million million steps is expected to draw the patient."""
 
 ROUNDING = 1e-5
 """A part of a history may come out dearer than the whole, as both are rounded up; measured: by less than this share."""
@@ -155,9 +151,10 @@ def check_delta(delta: float, patients: int | None = None) -> None:
 def on_grid(sampling_rate: float, noise_multiplier: float) -> tuple[float, float]:
     """The (q, σ) that is accounted in place of the true one: q up, σ down, so never cheaper.
 
-    q to 4 significant digits; σ to thousandths, and to 4 significant digits where that is finer.
+    q to 4 significant digits, at least ``LEAST_RATE``; σ to thousandths, and to 4 significant digits where that is
+    finer, at most ``MOST_NOISE``.
     """
-    q, sigma = Decimal(repr(sampling_rate)), Decimal(repr(noise_multiplier))
+    q, sigma = Decimal(repr(max(sampling_rate, LEAST_RATE))), Decimal(repr(min(noise_multiplier, MOST_NOISE)))
     q = q.quantize(_fourth_digit(q), rounding=ROUND_CEILING)
     sigma = sigma.quantize(min(NOISE_QUANTUM, _fourth_digit(sigma)), rounding=ROUND_FLOOR)
     return min(1.0, float(q)), float(sigma)
@@ -184,6 +181,8 @@ _pair = lru_cache(maxsize=16384)(on_grid)
 def _epsilon(groups: tuple[Group, ...], delta: float) -> float:
     if min(sigma for _, sigma, _ in groups) < SMALL_NOISE:
         return math.inf
+    if sum(q * steps for q, _, steps in groups) <= delta * (1 - ROUNDING):
+        return 0.0  # that any step draws the patient at all is no likelier than δ
     from consilium_shared.privacy.composition import composed_epsilon  # scipy: only who asks for an ε waits for it
 
     q, sigma, steps = np.array(groups, dtype=np.float64).T

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.limits import MOST_NOISE
+from consilium_shared.privacy.accountant import LEAST_RATE, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
 OURS = "Consilium (privacy loss distributions)"
@@ -21,7 +22,8 @@ _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 def side_by_side(events: Iterable[Event], delta: float) -> dict[str, float]:
     """ε at ``delta`` by each accountant, all as upper bounds for adding or removing one patient.
 
-    dp-accounting shares no code with ours and sees the events' own numbers, not our grid. Its distributions are on an
+    dp-accounting shares no code with ours and sees the events' own numbers, not our grid, within the
+    accountant's range of q and σ. Its distributions are on an
     interval of at least 1e-3 (1e-4 beyond 10,000 steps), so for very little loss it may answer more than ours. It takes
     about a tenth of a second for each different sampling rate and noise multiplier.
 
@@ -70,5 +72,6 @@ def _counted(events: list[DpSgdEvent | GaussianEvent]) -> dict[tuple[float, floa
     counted: dict[tuple[float, float], int] = {}
     for event in events:
         q, count = (1.0, 1) if isinstance(event, GaussianEvent) else (event.sampling_rate, event.steps)
-        counted[q, event.noise_multiplier] = counted.get((q, event.noise_multiplier), 0) + count
+        pair = max(q, LEAST_RATE), min(event.noise_multiplier, MOST_NOISE)
+        counted[pair] = counted.get(pair, 0) + count
     return counted

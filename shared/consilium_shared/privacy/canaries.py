@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.privacy.accountant import LEAST_DELTA, epsilon
+from consilium_shared.limits import LEAST_DELTA
+from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import Event
 
 
@@ -152,7 +153,7 @@ def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE) 
 def compare(
     outcome: Outcome, events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
 ) -> tuple[Bounds, ...]:
-    """Measured beside proven at δ, δ / 10, δ / 100 … down to ``accountant.LEAST_DELTA``.
+    """Measured beside proven at δ, δ / 10, δ / 100 … down to ``limits.LEAST_DELTA``.
 
     Args:
         outcome: of the audit.
