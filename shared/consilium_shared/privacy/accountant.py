@@ -28,8 +28,8 @@ from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, Non
 NOISE_QUANTUM = Decimal("0.001")
 """Noise multipliers are calibrated to, and accounted on, multiples of this (finer below 1)."""
 
-LEAST_RATE = 1e-12
-"""Smallest sampling rate that is credited: not one of a million million steps is expected to draw the patient."""
+LEAST_RATE = 1e-9
+"""Smallest sampling rate that is credited: a step that draws one of a thousand million patients."""
 
 ROUNDING = 1e-5
 """A part of a history may come out dearer than the whole, as both are rounded up; measured: by less than this share."""
@@ -46,7 +46,8 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
         delta: in (0, 1).
 
     Returns:
-        ε >= 0; 0 for no events; infinity when one was not private or had a noise multiplier below ``SMALL_NOISE``.
+        ε >= 0; 0 for no events; infinity when one was not private or had a noise multiplier below ``SMALL_NOISE``, or
+        where the numbers are beyond float64.
 
     Raises:
         ConfigurationError: ``delta`` outside [``LEAST_DELTA``, 1).
@@ -186,4 +187,8 @@ def _epsilon(groups: tuple[Group, ...], delta: float) -> float:
     from consilium_shared.privacy.composition import composed_epsilon  # scipy: only who asks for an ε waits for it
 
     q, sigma, steps = np.array(groups, dtype=np.float64).T
-    return composed_epsilon(q, sigma, steps, delta)
+    try:
+        cost = composed_epsilon(q, sigma, steps, delta)
+    except (ArithmeticError, ValueError):  # beyond what float64 can tell apart: no bound is known
+        return math.inf
+    return math.inf if math.isnan(cost) else cost
