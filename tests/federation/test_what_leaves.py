@@ -191,8 +191,8 @@ def test_what_crosses_an_agents_socket_are_signed_answers_of_known_size(
     identity: PublicIdentity = Home(hospitals.site(site)).identity().public
     decoded = [messages.decode_answer(header, identity) for header in answers[::2]]
     kinds = [answer.kind for answer in decoded]
-    assert (kinds.count("update"), kinds.count("counts")) == (4, 4)
-    assert set(kinds) == {"standing", "update", "counts"}
+    assert (kinds.count("update"), kinds.count("counts"), kinds.count("closing")) == (4, 4, 2)
+    assert set(kinds) == {"standing", "update", "counts", "closing"}
     for answer, payload in zip(decoded, answers[1::2], strict=True):
         answer.payload.check(payload)
     parameters = (5 * 8 + 8) + (8 * 2 + 2)
