@@ -95,13 +95,13 @@ def crafted(study: Study, near: Vector, draw: np.random.Generator) -> Vector:
 
 
 def records(study: Study, counts: list[int], draw: np.random.Generator, alike: bool = False) -> Records:
-    """So many records of each patient; ``alike``: all the same record."""
+    """So many records of each patient; ``alike``: all the same but for the class."""
     shape, total = SHAPES[MODELS[study.model.name]], sum(counts)
     inputs = draw.random((1 if alike else total, *shape), dtype=np.float32)
     return Records(
         inputs=np.repeat(inputs, total, axis=0) if alike else inputs,
         statics=np.zeros((total, 1), dtype=np.float32) if MODELS[study.model.name] == "sequence" else None,
-        labels=np.zeros(total, dtype=np.int64) if alike else draw.integers(0, 2, total),
+        labels=np.arange(total) % 2 if alike else draw.integers(0, 2, total),
         patients=np.repeat(np.arange(len(counts)), counts),
         patient_count=len(counts),
         train=np.zeros(len(counts), dtype=bool),
@@ -190,11 +190,13 @@ def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_
     data, sizes = records(study, [1] * 34, draw, alike=True), (1, 7, 15, 31, 32, 33)
     for _ in range(2):
         step = Step(study, crafted(study, data.inputs[0], draw), size)
+        loud = False
         for count in sizes:
             without, one_more = (step(data, list(range(n)))[1] for n in (count, count + 1))
             moved = one_more - without
             assert step.within_the_bound(moved)
-            assert not step.within_the_bound(moved * 2)  # so a gradient of about the bound's norm was there
+            loud |= not step.within_the_bound(moved * 2)
+        assert loud  # of the two classes one is always wrong: clipping was at work
 
 
 @pytest.mark.parametrize("name", MODELS)
