@@ -18,8 +18,6 @@ from consilium_shared.study import Study
 if TYPE_CHECKING:
     import torch
 
-BATCH = 256
-
 
 def evaluate(
     model_bytes: bytes, study: Study, records: Records, device: torch.device, layout: metrics.Layout
@@ -98,20 +96,24 @@ def _one_each(records: Records, seed: bytes) -> Records:
 
 
 def _probabilities(model_bytes: bytes, study: Study, records: Records, device: torch.device) -> NDArray[np.float64]:
-    """Predicted distributions ``[N, C]``; not finite where the model overflows."""
+    """Predicted distributions ``[N, C]``; not finite where the model overflows.
+
+    A record's does not depend on the other records, to the last bit (``training/rows.py``).
+    """
     import torch
 
     from consilium_client.training.device import exact_arithmetic
+    from consilium_client.training.rows import ROWS, filled, one_thread
     from consilium_shared.models.vector import load_vector, unpack
 
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
     model.to(device).eval()
     found = [np.zeros((0, shape.classes(study)))]
-    with exact_arithmetic(), torch.inference_mode():
-        for start in range(0, len(records), BATCH):
-            part = slice(start, start + BATCH)
+    with exact_arithmetic(), one_thread(), torch.inference_mode():
+        for start in range(0, len(records), ROWS):
+            part = slice(start, start + ROWS)
             inputs = [records.inputs[part], *([] if records.statics is None else [records.statics[part]])]
-            logits = model(*(torch.from_numpy(array).to(device) for array in inputs))
-            found.append(torch.softmax(logits.double().cpu(), dim=1).numpy())
+            logits = model(*(filled(torch.from_numpy(array), ROWS).to(device) for array in inputs))
+            found.append(torch.softmax(logits.double().cpu(), dim=1).numpy()[: len(inputs[0])])
     return np.concatenate(found)

@@ -282,9 +282,7 @@ class AnswerStore:
                 raise PeerError(f"round {round_number} was answered to another request")
             return header, payload
 
-    def put(
-        self, study: str, round_number: int, kind: str, request_sha256: str, header: bytes, payload: bytes
-    ) -> None:
+    def put(self, study: str, round_number: int, kind: str, request_sha256: str, header: bytes, payload: bytes) -> None:
         """Keep an answer durably, then forget those to earlier rounds; arguments as for ``get``.
 
         Raises:

@@ -65,8 +65,8 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     wrapped, ordinary = per_sample(private), torch.optim.SGD(plain.parameters(), 0.1)
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
-    pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).pieces(
-        trainer.physical_batch(private, data)
+    pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).fixed_pieces(
+        trainer.private_rows(private, data)
     )
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
     total = torch.zeros(count, dtype=torch.float64, device=where)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from consilium_client.data.records import Records
-from consilium_client.evaluation import BATCH, evaluate, noised_counts
+from consilium_client.evaluation import evaluate, noised_counts
+from consilium_client.training.rows import ROWS
 from consilium_shared.errors import DataError
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
@@ -32,7 +33,7 @@ STUDY = Study.model_validate(
 )
 CPU = torch.device("cpu")
 ALL = Layout.local(2)
-COUNT = 2 * BATCH + 6
+COUNT = 16 * ROWS + 6
 
 
 PRIVATE = Study.model_validate(

@@ -25,9 +25,8 @@ the deviates have size 1.
 and products (10^-6 is above d · 2^-52 for any d < 2^32).
 **Not covered:** (1) the probabilities are those of Box & Muller in float64, whose logarithm, cosine and sine err in the
 last bits: that moves the probability of one step by about 2^-20 of itself, and nobody has proved how such errors add up
-over d. (2) Forward and backward pass in float32: a library's kernel may round one record's gradient differently when
-there are more records beside it, about 10^-7 of it; physical batches of one patient would close this. (3) How long a
-step takes.
+over d. (2) That a patient's gradient, before it is clipped, is the same whoever else is drawn: ``rows`` makes it so on
+the CPUs where that was tested; GPU kernels were not. (3) How long a step takes.
 """
 
 from __future__ import annotations

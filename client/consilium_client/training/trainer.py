@@ -22,6 +22,7 @@ from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.independence import check_once, per_sample
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
+from consilium_client.training.rows import ROWS, filled, one_thread
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -129,7 +130,10 @@ def train(
         stepper = _stepper(model, study, private, loss, Noise(secret), probe)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
-            stepper(batch.pieces(physical_batch(model, records)))
+            if private is None:
+                stepper(batch.pieces(physical_batch(model, records)))
+            else:
+                stepper(batch.fixed_pieces(private_rows(model, records)))
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
@@ -167,6 +171,14 @@ def physical_batch(model: torch.nn.Module, records: Records) -> int:
     return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
 
 
+def private_rows(model: torch.nn.Module, records: Records) -> int:
+    """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
+
+    Anything between would let kernels tell one row from another (``rows``).
+    """
+    return ROWS if physical_batch(model, records) >= ROWS else 1
+
+
 def _seed(study: Study, round: int, site: str, secret: bytes | None) -> bytes:
     """What all randomness of the round follows from: the site's secret, or without privacy what the study says."""
     public = study.training.seed
@@ -190,7 +202,7 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 class Piece(NamedTuple):
     """A physical batch: the model's inputs, the classes, whose each record is (``PrivateOptimizer.accumulate``), and
-    which it is of all."""
+    which it is of all. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -210,8 +222,7 @@ class _Batch:
         generator: np.random.Generator,
     ) -> None:
         self._inputs = torch.from_numpy(records.inputs[draw.records])
-        if study.training.augment == "light":
-            self._inputs = augmentation.light(self._inputs, generator)
+        self._augmentation = generator if study.training.augment == "light" else None
         self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
         self._labels = torch.from_numpy(records.labels[draw.records])
         self._owners, self._records = draw.owners, draw.records
@@ -219,24 +230,38 @@ class _Batch:
 
     def pieces(self, size: int) -> list[Piece]:
         """At most ``size`` records in each, but every patient whole: a piece has at least one patient."""
-        found: list[Piece] = []
+        return [self._piece(start, end, end - start) for start, end in self._cuts(size)]
+
+    def fixed_pieces(self, size: int) -> list[Piece]:
+        """``pieces``, each filled up to ``size`` rows, a power of two. A patient with more records has a piece of its
+        own, of the next power of two: so nothing about a piece's shape comes from other patients."""
+        cuts = self._cuts(size)
+        return [self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts]
+
+    def _cuts(self, size: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
         start, ends = 0, np.append(np.flatnonzero(np.diff(self._owners)) + 1, len(self._owners))
         while start < len(self._owners):
             fits = ends[(ends > start) & (ends <= start + size)]
             end = int(fits[-1] if len(fits) else ends[ends > start][0])
-            part = slice(start, end)
-            inputs = [self._inputs[part], *([] if self._statics is None else [self._statics[part]])]
-            owners = torch.from_numpy(self._owners[part] - self._owners[start])
-            found.append(
-                Piece(
-                    tuple(t.to(self._device) for t in inputs),
-                    self._labels[part].to(self._device),
-                    owners.to(self._device),
-                    self._records[part],
-                )
-            )
+            found.append((start, end))
             start = end
         return found
+
+    def _piece(self, start: int, end: int, rows: int) -> Piece:
+        part = slice(start, end)
+        inputs = [filled(self._inputs[part], rows)]
+        if self._augmentation is not None:  # of rows that are filled up too: it rounds as a model's kernels do
+            with one_thread():
+                inputs = [augmentation.light(inputs[0], self._augmentation)]
+        if self._statics is not None:
+            inputs.append(filled(self._statics[part], rows))
+        return Piece(
+            tuple(each.to(self._device) for each in inputs),
+            filled(self._labels[part], rows).to(self._device),
+            torch.from_numpy(self._owners[part] - self._owners[start]).to(self._device),
+            self._records[part],
+        )
 
 
 Stepper = Callable[[list[Piece]], None]
@@ -286,9 +311,16 @@ def private_step(
     pieces: list[Piece],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> None:
-    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``."""
+    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``.
+
+    Args:
+        pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+    """
     for piece in pieces:
-        loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
+        with one_thread():
+            loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
+        for parameter in optimizer.params:
+            parameter.grad_sample = parameter.grad_sample[: len(piece.owners)]
         if plant is not None:
             plant(piece.records)
         optimizer.accumulate(piece.owners)

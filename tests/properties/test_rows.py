@@ -1,0 +1,296 @@
+"""What is computed of one patient is the same to the last bit wherever it stands and whoever is beside it.
+
+Also for models made to show it: weights of a million that cancel, so that what is left of a logit is rounding alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from consilium_client import evaluation
+from consilium_client.data.patients import Draw
+from consilium_client.data.records import Records
+from consilium_client.evaluation import noised_counts
+from consilium_client.training import trainer
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.independence import per_sample
+from consilium_client.training.loss import per_record
+from consilium_client.training.noise import Noise
+from consilium_client.training.rows import ROWS
+from consilium_shared.metrics import Layout
+from consilium_shared.models import build
+from consilium_shared.models.vector import load_vector, pack, to_vector
+from consilium_shared.study import Study
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+CPU = torch.device("cpu")
+BOUND = 1.0
+Vector = npt.NDArray[np.floating[Any]]
+VARIABLES = [{"name": f"v{i}"} for i in range(3)]
+DATA: dict[str, dict[str, Any]] = {
+    "tabular": {"features": [{"name": f"f{i}"} for i in range(30)]},
+    "image": {"image": {"size": 21}},
+    "sequence": {"series": {"variables": VARIABLES, "bins": 12, "step_minutes": 60, "statics": [{"name": "age"}]}},
+}
+SHAPES = {"tabular": (30,), "image": (1, 21, 21), "sequence": (12, 9)}
+MODELS = {"logistic": "tabular", "mlp": "tabular", "gru": "sequence", "lstm": "sequence", "small-cnn": "image"}
+WIDTHS = (13, 64)  # of one no vector loop ends evenly but for the rows; the other is the usual
+
+
+def a_study(name: str, width: int = 64, **training: Any) -> Study:
+    plain = {"rounds": 1, "steps_per_round": 1, "expected_batch": 16, "optimizer": {"lr": 1.0}}
+    return Study.model_validate(
+        {
+            "study": "test",
+            "task": f"{MODELS[name]}-classification",
+            "model": {"name": name, "hidden": width},
+            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[MODELS[name]]},
+            "training": {**plain, **training},
+            "privacy": {"epsilon": 2.0, "delta": 1e-4, "clipping_norm": BOUND},
+            "evaluation": {"epsilon": 1.0, "metrics": ["auroc", "accuracy", "loss"]},
+        }
+    )
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def crafted(study: Study, near: Vector, draw: np.random.Generator) -> Vector:
+    """Weights with which the logits of records close to ``near`` are rounding alone.
+
+    The last layer is a million times what it was, and its bias takes away what ``near`` gives.
+    """
+    model = build(study)
+    head = model.head
+    assert isinstance(head, torch.nn.Linear)
+    scale = 1e6 if study.model.name == "logistic" else 1e7
+    vector = to_vector(model)
+    if study.model.name == "mlp":
+        vector = vector * 1e3
+    load_vector(model, vector)
+    found: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(draw.standard_normal(tuple(head.weight.shape)) * scale))
+        inputs = [torch.from_numpy(near[None])]
+        if MODELS[study.model.name] == "sequence":
+            inputs.append(torch.zeros(1, 1))
+        model(*inputs)
+        head.bias.copy_(-(found[0].double() @ head.weight.double().t())[0])
+    hook.remove()
+    return to_vector(model)
+
+
+def records(study: Study, counts: list[int], draw: np.random.Generator, alike: bool = False) -> Records:
+    """So many records of each patient; ``alike``: all the same but for the class."""
+    shape, total = SHAPES[MODELS[study.model.name]], sum(counts)
+    inputs = draw.random((1 if alike else total, *shape), dtype=np.float32)
+    return Records(
+        inputs=np.repeat(inputs, total, axis=0) if alike else inputs,
+        statics=np.zeros((total, 1), dtype=np.float32) if MODELS[study.model.name] == "sequence" else None,
+        labels=np.arange(total) % 2 if alike else draw.integers(0, 2, total),
+        patients=np.repeat(np.arange(len(counts)), counts),
+        patient_count=len(counts),
+        train=np.zeros(len(counts), dtype=bool),
+    )
+
+
+def chosen(data: Records, patients: list[int]) -> Draw:
+    parts = [np.flatnonzero(data.patients == patient) for patient in patients]
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Draw(np.concatenate([np.zeros(0, dtype=np.int64), *parts]), owners)
+
+
+class Kept(PrivateOptimizer):
+    """Keeps the sum before noise, in steps of the lattice."""
+
+    def finish(self) -> None:
+        self.kept = self._sum.clone().numpy()
+        super().finish()
+
+
+class Step:
+    """A private step of a model, again and again from the same weights."""
+
+    def __init__(self, study: Study, weights: Vector, size: int = ROWS) -> None:
+        self.study, self.size, self.model = study, size, build(study)
+        load_vector(self.model, weights)
+        self.parameters, self.wrapped = list(self.model.parameters()), per_sample(self.model)
+        self.optimizer = Kept(
+            torch.optim.SGD(self.parameters, 0.0),
+            clipping_norm=BOUND,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            noise=Noise(bytes(32)),
+        )
+
+    def __call__(self, data: Records, patients: list[int]) -> tuple[dict[int, bytes], Vector]:
+        """By record, the gradient that was clipped; and the sum before noise."""
+        gradients: dict[int, bytes] = {}
+
+        def see(indices: npt.NDArray[np.int64]) -> None:
+            flat = torch.cat([p.grad_sample.flatten(1) for p in self.parameters], dim=1)
+            gradients.update({int(i): row.numpy().tobytes() for i, row in zip(indices, flat, strict=True)})
+
+        batch = trainer._Batch(self.study, data, chosen(data, patients), CPU, np.random.default_rng(0))
+        loss, pieces = per_record(self.study, CPU), batch.fixed_pieces(self.size)
+        with exact_arithmetic():
+            trainer.private_step(self.wrapped, self.optimizer, loss, pieces, see)
+        return gradients, self.optimizer.kept
+
+    def within_the_bound(self, moved: Vector) -> bool:
+        """Of whole numbers, so exactly."""
+        return sum(int(number) ** 2 for number in moved) <= int(BOUND / self.optimizer.lattice.step) ** 2
+
+
+CASES = [(name, width) for name in MODELS for width in WIDTHS if name != "logistic" or width == 64]
+
+
+@pytest.mark.parametrize(("name", "width"), CASES)
+def test_a_records_gradient_depends_on_neither_its_place_nor_its_neighbours(
+    name: str, width: int, three_threads: None
+) -> None:
+    draw = np.random.default_rng(0)
+    study = a_study(name, width)
+    data = records(study, [1, 2, 40, 3, 1] + [1] * 35, draw)
+    data.inputs[7] = np.nan
+    data.inputs[50] *= np.float32(1e30)
+    for weights in (to_vector(build(study)), crafted(study, data.inputs[0], draw)):
+        step, everyone = Step(study, weights), list(range(data.patient_count))
+        seen, total = step(data, everyone)
+        assert len(seen) == len(data)
+        for size in (1, 16, data.patient_count - 1):
+            some = draw.permutation(data.patient_count)[:size].tolist()
+            found, part = step(data, some)
+            assert all(seen[record] == gradient for record, gradient in found.items())
+            others, rest = step(data, [p for p in draw.permutation(everyone).tolist() if p not in some])
+            assert all(seen[record] == gradient for record, gradient in others.items())
+            assert np.array_equal(part + rest, total)
+
+
+@pytest.mark.parametrize("size", [1, ROWS])
+@pytest.mark.parametrize("name", MODELS)
+def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_at_most_the_bound(
+    name: str, size: int
+) -> None:
+    draw, study = np.random.default_rng(1), a_study(name)
+    data, sizes = records(study, [1] * 34, draw, alike=True), (1, 7, 15, 31, 32, 33)
+    for _ in range(2):
+        step = Step(study, crafted(study, data.inputs[0], draw), size)
+        loud = False
+        for count in sizes:
+            without, one_more = (step(data, list(range(n)))[1] for n in (count, count + 1))
+            moved = one_more - without
+            assert step.within_the_bound(moved)
+            loud |= not step.within_the_bound(moved * 2)
+        assert loud  # of the two classes one is always wrong: clipping was at work
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_counts_by_at_most_one_unit(name: str) -> None:
+    draw, study = np.random.default_rng(2), a_study(name)
+    layout, data = Layout.of(study), records(study, [1] * 65, draw, alike=True)
+    units = np.concatenate([np.full(layout.sizes[part], unit) for part, unit in layout.deviations(1.0).items()])
+    for _ in range(3):
+        model = pack(crafted(study, data.inputs[0], draw), study)
+        counts = {}
+        for count in (1, 7, 15, 31, 32, 64):
+            for number in (count, count + 1):
+                some = dataclasses.replace(data, train=np.arange(65) >= number)
+                counts[number] = noised_counts(model, study, some, CPU, noise_multiplier=1e-9, seed=bytes(32))
+            moved = (counts[count + 1] - counts[count]) / units
+            assert 0 < np.sum(moved**2) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(("name", "width"), CASES)
+def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(
+    name: str, width: int, three_threads: None
+) -> None:
+    draw, study = np.random.default_rng(3), a_study(name, width)
+    data = records(study, [1] * 70, draw)
+    model = pack(crafted(study, data.inputs[0], draw), study)
+    whole = evaluation._probabilities(model, study, data, CPU)
+    for size in (1, 3, 15, 16, 33, 69, 70):
+        some = draw.permutation(70)[:size]
+        part = dataclasses.replace(
+            data, inputs=data.inputs[some], statics=None if data.statics is None else data.statics[some]
+        )
+        part = dataclasses.replace(part, labels=data.labels[some], patients=data.patients[some])
+        assert np.array_equal(evaluation._probabilities(model, study, part, CPU), whole[some])
+
+
+def test_a_kernel_that_goes_by_the_number_of_rows_is_seen_unless_pieces_are_of_one_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = a_study("logistic")
+    draw = np.random.default_rng(4)
+    data = records(study, [1] * 16, draw, alike=True)
+    step = Step(study, crafted(study, data.inputs[0], draw))
+
+    def another_path(_: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (given[0] * (1 + 2**-20 if len(given[0]) >= 16 else 1 - 2**-20),)
+
+    step.model.register_forward_pre_hook(another_path)
+
+    def moved() -> Vector:
+        return step(data, list(range(16)))[1] - step(data, list(range(15)))[1]
+
+    assert step.within_the_bound(moved())
+    monkeypatch.setattr(trainer._Batch, "fixed_pieces", trainer._Batch.pieces)
+    assert not step.within_the_bound(moved())
+
+
+class Always:
+    """The same turn and shift for every image."""
+
+    def uniform(self, low: float, high: float, size: Any) -> Any:
+        return np.full(size, low + 0.3 * (high - low))
+
+
+@pytest.mark.parametrize("edge", [12, 21, 64])
+def test_an_image_is_turned_the_same_whoever_is_beside_it(edge: int) -> None:
+    study, draw = a_study("small-cnn", augment="light"), np.random.default_rng(5)
+    images = draw.random((40, 1, edge, edge), dtype=np.float32)
+    data = dataclasses.replace(records(study, [1] * 40, draw), inputs=images)
+
+    def turned(patients: list[int]) -> npt.NDArray[np.float32]:
+        batch = trainer._Batch(study, data, chosen(data, patients), CPU, Always())  # type: ignore[arg-type]
+        return np.concatenate([p.inputs[0][: len(p.owners)].numpy() for p in batch.fixed_pieces(ROWS)])
+
+    whole = turned(list(range(40)))
+    assert not np.array_equal(whole, images)
+    for size in (1, 15, 16, 39):
+        some = draw.permutation(40)[:size].tolist()
+        assert np.array_equal(turned(some), whole[some])
+
+
+def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
+    study, draw = a_study("mlp"), np.random.default_rng(6)
+    counts = [1, 33, 5, 32, 64, 65, 1, 1]
+    data = records(study, counts, draw)
+    for size, expected in ((ROWS, [32, 64, 32, 32, 64, 128, 32]), (1, [1, 64, 8, 32, 64, 128, 1, 1])):
+        batch = trainer._Batch(study, data, chosen(data, list(range(8))), CPU, draw)
+        pieces = batch.fixed_pieces(size)
+        assert [len(p.labels) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
+        assert sum(len(p.owners) for p in pieces) == sum(counts)
+        assert all(not p.inputs[0][len(p.owners) :].any() for p in pieces)
+
+
+def test_a_model_too_large_for_a_piece_of_several_patients_takes_each_alone() -> None:
+    study, data = a_study("mlp"), records(a_study("mlp"), [1], np.random.default_rng(7))
+    assert trainer.private_rows(build(study), data) == ROWS
+    wide = study.model_copy(update={"model": study.model.model_copy(update={"hidden": 4096, "layers": 2})})
+    assert trainer.private_rows(build(wide), data) == 1
