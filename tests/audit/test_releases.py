@@ -143,25 +143,27 @@ def test_another_number_of_patients_is_charged_again(evidence: Evidence) -> None
         return evidence.moved([*lines[:at], [lines[at - 1][0], lines[at][1], "approve", more], *lines[at:]])  # type: ignore[no-any-return]
 
     evidence.rewrite("west", again)
-    why = evidence.fails(8, evidence.ledger("west"), evidence.charge_of("west", 3) + 2)
-    assert "before the number of patients was charged" in why
+    why = evidence.fails(5, evidence.ledger("west"), evidence.seq_of("west", "approve", 1) + 1)
+    assert "before the number of patients of its plan" in why
 
 
 # -- what pays
 
 
 @pytest.mark.parametrize(
-    ("purpose", "why"),
-    [("count", "before the number of patients was charged"), ("evaluation", "without a charge of their own")],
+    ("purpose", "step", "why"),
+    [("count", 5, "before the number of patients of its plan"), ("evaluation", 8, "without a charge of their own")],
 )
-def test_what_is_noised_by_the_plan_and_not_charged_is_found(evidence: Evidence, purpose: str, why: str) -> None:
+def test_what_is_noised_by_the_plan_and_not_charged_is_found(
+    evidence: Evidence, purpose: str, step: int, why: str
+) -> None:
     def free_of_charge(lines: list[Line]) -> list[Line]:
         gone = next(line[0] for line in lines if line[2] == "charge" and line[3].get("purpose") == purpose)
         kept = [line for line in lines if line[0] != gone and line[3].get("charge_seq") != gone]
         return evidence.moved(kept)  # type: ignore[no-any-return]
 
     evidence.rewrite("west", free_of_charge)
-    assert why in evidence.fails(8, evidence.ledger("west"))
+    assert why in evidence.fails(step, evidence.ledger("west"))
 
 
 @pytest.mark.parametrize("purpose", ["count", "evaluation"])

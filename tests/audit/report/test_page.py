@@ -213,7 +213,7 @@ def test_what_left_says_for_everything_what_paid_for_it(busy: Busy, busy_report:
 
 def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: Evidence) -> None:
     def free_of_charge(lines: list[Line]) -> list[Line]:
-        gone = {line[0] for line in lines if line[2] == "charge" and line[3]["purpose"] in ("count", "evaluation")}
+        gone = {line[0] for line in lines if line[2] == "charge" and line[3]["purpose"] == "evaluation"}
         kept = [line for line in lines if line[0] not in gone and line[3].get("charge_seq") not in gone]
         return evidence.moved(kept)  # type: ignore[no-any-return]
 
@@ -221,7 +221,7 @@ def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: E
     made = make_report(evidence.root)
     assert made.failure is not None and made.failure.step == 8
     marked = {what for what, by in paid(made, "west").items() if by == "not charged"}
-    assert marked == {"evaluation counts", "number of patients"}
+    assert marked == {"evaluation counts"}
     assert "✗ not charged" in Parsed(render(made)).text
 
 
