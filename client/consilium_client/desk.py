@@ -28,7 +28,7 @@ from consilium_shared.ledger.entry import Purpose, Reject
 from consilium_shared.privacy.accountant import calibrate_noise
 from consilium_shared.privacy.budget import Quote, affords
 from consilium_shared.privacy.event import Event, GaussianEvent, NonPrivateEvent
-from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+from consilium_shared.privacy.plan import Plan, plan_of
 from consilium_shared.study import Study
 
 Key = TypeVar("Key")
@@ -303,29 +303,11 @@ def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:
 def make_plan(study: Study, patients: int) -> Plan:
     """The frozen plan of a study for so many patients: with privacy, the noised number (``cohort.py``).
 
-    The noise follows from the steps that will really run.
-
     Raises:
         BudgetRefused: no noise is enough.
         PolicyRefusal: δ is not below 1 / patients, or the study's own noise multiplier costs more than its ε.
     """
-    training, privacy = study.training, study.privacy
-    if privacy.epsilon is None or privacy.delta is None or privacy.clipping_norm is None:
-        return NonPrivatePlan(steps_per_round=training.steps_per_round, rounds=training.rounds)
     try:
-        return PrivacyPlan.for_study(
-            patients=patients,
-            expected_batch=training.expected_batch,
-            steps_per_round=training.steps_per_round,
-            rounds=training.rounds,
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            clipping_norm=privacy.clipping_norm,
-            noise_multiplier=None if privacy.noise_multiplier == "auto" else privacy.noise_multiplier,
-            records_per_patient=training.records_per_patient,
-            count_noise=privacy.count_noise,
-            evaluations=len(study.evaluated_rounds),
-            evaluation_epsilon=study.evaluation.epsilon,
-        )
+        return plan_of(study, patients)
     except ConfigurationError as error:
         raise PolicyRefusal("policy", "the study's privacy parameters do not hold for this site's patients") from error

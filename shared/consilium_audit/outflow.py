@@ -50,7 +50,7 @@ def outflow(ledger: VerifiedLedger, study: Study, spent: StudyAccount | None) ->
     found = [
         _updates(updates, spent),
         _counts(counts, spent, plan),
-        _patients(updates, spent, plan, weighted=study.aggregation.weighting == "patients"),
+        _patients(updates, spent, plan),
         Outflow("short answers", len(short), _size(short), "nothing to charge", _SHORT),
     ]
     for kind, messages in sorted(left.items()):
@@ -86,7 +86,7 @@ def _counts(counts: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPl
         return row("no guarantee", "the study is without privacy: sent without noise")
     evaluation = spent.purposes.get("evaluation") if spent is not None else None
     if evaluation is None or plan is None or plan.evaluation_noise is None:
-        return row("not charged", "sent without noise; they tell of held-back patients, for whom ε says nothing")
+        return row("not charged", "no charge for evaluation is in the ledger, or the approved plan has no noise for it")
     by = f"{evaluation.charges} charges for evaluation, noise multiplier {plan.evaluation_noise:g}"
     rounds = len({each.round for each in counts})
     if evaluation.charges < rounds:
@@ -94,9 +94,7 @@ def _counts(counts: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPl
     return row("charged", by, evaluation.epsilon)
 
 
-def _patients(
-    updates: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None, *, weighted: bool
-) -> Outflow:
+def _patients(updates: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None) -> Outflow:
     def row(paid: Paid, by: str, epsilon: float | None = None) -> Outflow:
         return Outflow("number of patients", len(updates), 0, paid, by, epsilon)
 
@@ -109,8 +107,7 @@ def _patients(
         return row(
             "charged", f"one number with noise of standard deviation {plan.count_noise:g} patients", count.epsilon
         )
-    how = "it is the weight in each update" if weighted else "the sampling rate and the stated ε narrow it down"
-    return row("not charged", f"sent without noise: {how}")
+    return row("not charged", "no charge for it is in the ledger, or the approved plan has no noise for it")
 
 
 def _plan(ledger: VerifiedLedger, study: str) -> DpSgdPlan | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from consilium_shared.errors import LedgerError
+from consilium_shared.errors import BudgetRefused, ConfigurationError, LedgerError
 from consilium_shared.ledger.entry import Approve, Audit, Charge, DpSgd, NonPrivate, Purpose, Release, Settle
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.event import Event, event_from_dict
-from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict, plan_of
 from consilium_shared.study import Study
+
+TOLERANCE = 0.002
+"""In noise multipliers, which are calibrated in thousandths: on another machine that may end a step beside."""
 
 
 @dataclass
@@ -37,9 +40,13 @@ class _Charges:
     """The charges of a study while its ledger is followed."""
 
     unused: dict[tuple[Purpose, int], list[tuple[int, Charge]]] = field(default_factory=dict)
-    """Those for which nothing left yet, by purpose and round."""
+    """Those for which nothing left yet, by purpose and by round; of a count, by the number of patients."""
     used: dict[int, Charge] = field(default_factory=dict)
     """By line: those for which something left, so that they cannot be given back."""
+    counted: set[int] = field(default_factory=set)
+    """The noised numbers of patients that were paid for and have left in an update."""
+    evaluated: set[int] = field(default_factory=set)
+    """The rounds whose counts have left."""
 
     def use(self, purpose: Purpose, number: int) -> bool:
         """Take the last unused charge; False when there is none."""
@@ -50,17 +57,15 @@ class _Charges:
         self.used[line] = charge
         return True
 
-    def has_used(self, purpose: Purpose) -> bool:
-        return any(charge.purpose == purpose for charge in self.used.values())
-
 
 def trace(ledger: VerifiedLedger, study: Study) -> Trace:
     """Follow one study through a verified ledger.
 
     Raises:
-        LedgerError: with the line: the approval is not of this contract; the charge is not of the approved plan; an
-            update, evaluation counts or the number of patients left without a charge of their own before; or what left
-            was settled as if it had not run.
+        LedgerError: with the line: the approved plan is not the one that the contract asks for; the charge is not of
+            the approved plan; an update, evaluation counts or the number of patients left without a charge of their own
+            before; counts left of a round that is not evaluated, or twice; or what left was settled as if it had not
+            run.
     """
     found, charges = Trace(), _Charges()
     plan: Plan | None = None
@@ -76,12 +81,18 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
         elif isinstance(body, Charge):
             if plan is None or event_from_dict(body.event.model_dump()) != _planned(plan, body.purpose):
                 raise LedgerError("the charged event is not that of the approved plan", line=line)
-            charges.unused.setdefault((body.purpose, body.round), []).append((line, body))
+            number = body.round
+            if body.purpose == "count" and isinstance(plan, PrivacyPlan):
+                number = plan.patients or 0
+            charges.unused.setdefault((body.purpose, number), []).append((line, body))
             if body.purpose == "training":
                 found.charges.setdefault(body.round, []).append(line)
         elif isinstance(body, Release):
             found.released[body.message, body.sha256] = line
-            _check_paid(body, plan, charges, line)
+            if body.message == "update":
+                _check_update(body, plan, charges, line)
+            elif body.message == "counts":
+                _check_counts(body, study, charges, line)
         elif isinstance(body, Audit):
             found.audits[line] = body
     for number, charge in charges.used.items():
@@ -103,43 +114,49 @@ def _planned(plan: Plan, purpose: Purpose) -> Event | None:
     return plan.count_event() if purpose == "count" else plan.evaluation_event()
 
 
-def _check_paid(body: Release, plan: Plan | None, charges: _Charges, line: int) -> None:
-    """Raises LedgerError when an update or evaluation counts are about to leave without what pays for them."""
-    private = plan if isinstance(plan, PrivacyPlan) else None
-    noised = private is not None and private.evaluation_noise is not None
+def _check_update(body: Release, plan: Plan | None, charges: _Charges, line: int) -> None:
+    """Raises LedgerError when an update is about to leave without what pays for it."""
     number = body.round or 0
-    if body.message == "update":
-        if not charges.use("training", number):
-            raise LedgerError(f"the update of round {number} left without a charge of its own before it", line=line)
-        counted = private is None or private.count_noise is None or charges.has_used("count")
-        if not counted and not charges.use("count", 0):
+    if not charges.use("training", number):
+        raise LedgerError(f"the update of round {number} left without a charge of its own before it", line=line)
+    if isinstance(plan, PrivacyPlan) and plan.patients is not None and plan.patients not in charges.counted:
+        if not charges.use("count", plan.patients):
             raise LedgerError(f"the update of round {number} left before the number of patients was charged", line=line)
-    elif body.message == "counts" and noised and not charges.use("evaluation", number):
+        charges.counted.add(plan.patients)
+
+
+def _check_counts(body: Release, study: Study, charges: _Charges, line: int) -> None:
+    """Raises LedgerError when counts are about to leave that the contract has not, again, or without a charge."""
+    number = body.round or 0
+    if number not in study.evaluated_rounds:
+        raise LedgerError(f"counts of round {number} left, after which the study does not evaluate", line=line)
+    if number in charges.evaluated:
+        raise LedgerError(f"counts of round {number} left a second time", line=line)
+    charges.evaluated.add(number)
+    if study.privacy.mode == "dp" and not charges.use("evaluation", number):
         raise LedgerError(f"the counts of round {number} left without a charge of their own before them", line=line)
 
 
 def _approved_plan(body: Approve, study: Study, line: int) -> Plan:
-    """The plan of an approval; raises LedgerError when it is not one for this contract."""
-    plan, training, privacy = plan_from_dict(body.plan.model_dump()), study.training, study.privacy
-    same = [
-        (body.name, study.study),
-        (body.asset, study.data.asset),
-        (plan.rounds, training.rounds),
-        (plan.steps_per_round, training.steps_per_round),
-        (isinstance(plan, PrivacyPlan), privacy.mode == "dp"),
-        (body.epsilon, privacy.epsilon),
-    ]
-    if isinstance(plan, PrivacyPlan):
-        same += [
-            (plan.epsilon, privacy.epsilon),
-            (plan.delta, privacy.delta),
-            (plan.clipping_norm, privacy.clipping_norm),
-            (plan.records_per_patient, training.records_per_patient),
-            (plan.count_noise or privacy.count_noise, privacy.count_noise),
-            (max(plan.evaluations, len(study.evaluated_rounds)), len(study.evaluated_rounds)),
-        ]
-        if privacy.noise_multiplier != "auto":
-            same.append((plan.noise_multiplier, privacy.noise_multiplier))
-    if any(mine != theirs for mine, theirs in same):
+    """The plan of an approval; raises LedgerError when it is not the one that this contract asks for.
+
+    Of everything in it only the noised number of patients is the site's own word; the rest follows from that.
+    """
+    plan = plan_from_dict(body.plan.model_dump())
+    private = isinstance(plan, PrivacyPlan)
+    patients = plan.patients if isinstance(plan, PrivacyPlan) else None
+    named = (body.name, body.asset, body.epsilon) == (study.study, study.data.asset, study.privacy.epsilon)
+    if not named or private != (study.privacy.mode == "dp") or private != (patients is not None):
         raise LedgerError("what was approved is not what the study's contract says", line=line)
+    try:
+        asked = plan_of(study, patients or 0).to_dict()
+    except (ConfigurationError, BudgetRefused) as error:
+        why = f"the contract allows no plan for the approved number of patients: {error}"
+        raise LedgerError(why, line=line) from error
+    calibrated = {"evaluation_noise", *({"noise_multiplier"} if study.privacy.noise_multiplier == "auto" else ())}
+    for name, mine in plan.to_dict().items():
+        enough = name in calibrated and None not in (mine, asked[name]) and mine >= asked[name] - TOLERANCE
+        if mine != asked[name] and not enough:
+            why = f"the approved plan's {name} is {mine}, and the study's contract asks for {asked[name]}"
+            raise LedgerError(f"what was approved is not what the study's contract says: {why}", line=line)
     return plan

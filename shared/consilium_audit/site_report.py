@@ -17,7 +17,7 @@ from consilium_shared.ledger.entry import Approve, Audit, DpSgdPlan, Open, Recov
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.accountants import side_by_side
 from consilium_shared.privacy.canaries import CONFIDENCE, Bounds, Outcome, compare, contradiction
-from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 from consilium_shared.study import Study
 
 
@@ -80,16 +80,22 @@ class Released:
 
 @dataclass(frozen=True)
 class Measured:
-    """The last canary audit of the study here: lower bounds of ε, beside what the plan's training is proven to keep.
+    """A canary audit of the study here: lower bounds of ε, beside what the plan's training is proven to keep.
+
+    Of several audits it is the one that contradicts what is proven the most, or else the last.
 
     Attributes:
+        audits: how many there are of this study in the ledger.
+        last: whether this is the last of them, which closing and card name.
         of_plan: whether the audited plan is the one that was approved last.
         bounds: recomputed from the outcome, at the study's δ first and then at smaller ones, where as much is proven;
             empty when the outcome is none that there can be, or nothing private was approved.
         contradiction: where a measured bound exceeds the proven one, which only a defect explains; or None.
-        confidence: of all these bounds together.
+        confidence: of the bounds of all these audits together, so that running many proves no defect by chance.
     """
 
+    audits: int
+    last: bool
     time: str
     line: int
     by: str
@@ -240,20 +246,26 @@ def _releases(ledger: VerifiedLedger) -> Iterable[Released]:
 
 
 def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
-    entries = [entry for entry in ledger.entries if isinstance(entry.body, Audit) and entry.body.study == study]
+    found = [(e, e.body) for e in ledger.entries if isinstance(e.body, Audit) and e.body.study == study]
     approvals = [e.body for e in ledger.entries if isinstance(e.body, Approve) and e.body.study == study]
-    if not entries:
+    if not found:
         return None
-    entry, body = entries[-1], entries[-1].body
-    assert isinstance(body, Audit)  # noqa: S101 - selected above
     plan = plan_from_dict(approvals[-1].plan.model_dump()) if approvals else None
-    bounds: tuple[Bounds, ...] = ()
-    if isinstance(plan, PrivacyPlan):
-        with suppress(ConfigurationError):
-            bounds = compare(
-                Outcome(body.canaries, body.guesses, body.correct), [plan.event(plan.rounds)], plan.delta, CONFIDENCE
-            )
+    outcomes = {(body.canaries, body.guesses, body.correct) for _, body in found}
+    bounds = {outcome: _bounds(outcome, plan, len(found)) for outcome in outcomes}
+
+    def excess(place: int) -> tuple[float, int]:
+        """How far the audit contradicts what is proven; of equal ones the later."""
+        _, body = found[place]
+        over = [b.measured - b.proven for b in bounds[body.canaries, body.guesses, body.correct]]
+        return max([0.0, *over]), place
+
+    shown = max(range(len(found)), key=excess)
+    entry, body = found[shown]
+    own = bounds[body.canaries, body.guesses, body.correct]
     return Measured(
+        audits=len(found),
+        last=shown == len(found) - 1,
         time=entry.time,
         line=entry.seq,
         by=body.by,
@@ -261,10 +273,19 @@ def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
         guesses=body.guesses,
         correct=body.correct,
         of_plan=plan is not None and canonical_digest(plan.to_dict()) == body.plan,
-        bounds=bounds,
-        contradiction=contradiction(bounds) if bounds else None,
+        bounds=own,
+        contradiction=contradiction(own) if own else None,
         confidence=CONFIDENCE,
     )
+
+
+def _bounds(outcome: tuple[int, int, int], plan: Plan | None, audits: int) -> tuple[Bounds, ...]:
+    """Of one of so many audits, each with its share of the error that all may have together (Bonferroni)."""
+    if isinstance(plan, PrivacyPlan):
+        with suppress(ConfigurationError):
+            confidence = 1 - (1 - CONFIDENCE) / audits
+            return compare(Outcome(*outcome), [plan.event(plan.rounds)], plan.delta, confidence)
+    return ()
 
 
 def _compared(ledger: VerifiedLedger, summed: SiteAccount) -> Iterable[Compared]:

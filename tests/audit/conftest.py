@@ -32,7 +32,7 @@ from consilium_shared.ledger.entry import decode_entry, decode_json, line_digest
 from consilium_shared.messages import Closing, Head, Recorded, countersign, decode_answer, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.event import Event, event_to_dict
-from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_of
 from consilium_shared.records import RECORD_DOMAIN
 from consilium_shared.study import Study
 
@@ -40,7 +40,8 @@ SITES = ("north", "south", "west")
 ROUNDS = 3
 BUDGET = Budget(6.0, 1e-4)
 LAST_MODEL = b"the last model"
-PRIVATE = {"mode": "dp", "epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0}
+PATIENTS = 1000
+PRIVATE = {"mode": "dp", "epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0, "noise_multiplier": 1.5}
 AWAY = {(2, "west")}
 Line = list[Any]
 """[number in the faithful ledger, time, kind, fields]"""
@@ -48,7 +49,7 @@ Change = Callable[[str, dict[str, Any]], None]
 """Changes the fields of an entry of that kind."""
 
 
-def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, evaluation: dict[str, Any] | None = None) -> Study:
+def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, *, every: int = 1) -> Study:
     return Study.model_validate(
         {
             "study": "sepsis",
@@ -67,7 +68,7 @@ def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, evaluation: dict[str,
             },
             "privacy": privacy,
             "aggregation": {"min_sites": 2},
-            "evaluation": evaluation or {},
+            "evaluation": {"every": every, "epsilon": 1.0 if privacy["mode"] == "dp" else None},
         }
     )
 
@@ -134,6 +135,26 @@ class Evidence:
         assert file is None or failure.file == file, str(failure)
         assert line is None or failure.line == line, str(failure)
         return str(failure)
+
+    @staticmethod
+    def moved(kept: list[Line]) -> list[Line]:
+        """Settlements name their charges by number: where those lines stand now, each with its faithful number."""
+        numbers = [line[0] for line in kept]
+        for line in kept:
+            if line[2] == "settle":
+                line[3]["charge_seq"] = numbers.index(line[3]["charge_seq"]) + 1
+        return kept
+
+    def charge_of(self, site: str, number: int, purpose: str = "training", which: int = 0) -> int:
+        """The line of a charge."""
+        bodies = [(line[0], line[3]) for line in self.lines(site) if line[2] == "charge"]
+        wanted = (self.study, purpose, number)
+        return int([seq for seq, b in bodies if (b["study"], b["purpose"], b["round"]) == wanted][which])
+
+    @property
+    def study(self) -> str:
+        """Its digest."""
+        return str(self.body(self.record(1))["study"])
 
     def seq_of(self, site: str, kind: str, which: int = 0) -> int:
         lines = [json.loads(line) for line in self.ledger(site).read_bytes().splitlines()]
@@ -213,7 +234,7 @@ class Answer:
     epsilon: float | None
     head: dict[str, Any]
     update: str
-    counts: str
+    counts: str | None
     countersignature: str | None
 
 
@@ -232,10 +253,6 @@ class Hospital:
         self.spending.approve(
             study=study.digest, name="sepsis", asset="icu", plan=plan, budget=self.budget, epsilon=limit, by="Dr Ono"
         )
-
-        count = plan.count_event()
-        if count is not None:
-            self.release_charge("count", 0, count)
 
     def release_charge(self, purpose: str, number: int, event: Event) -> None:
         """Of one noised release, settled at once."""
@@ -272,12 +289,15 @@ class Hospital:
         head = self.head
         reservation.settle(5)
         update = self._release(number, "update")
+        counts = self.count(number) if number in self.study.evaluated_rounds else None
+        spent = reservation.study_epsilon_after
+        return Answer(math.ceil(spent * 1000) / 1000 if self.private else None, head, update, counts, signature)
+
+    def count(self, number: int) -> str:
         evaluation = self.plan.evaluation_event()
         if self.private and evaluation is not None:
             self.release_charge("evaluation", number, evaluation)
-        counts = self._release(number, "counts")
-        spent = reservation.study_epsilon_after
-        return Answer(math.ceil(spent * 1000) / 1000 if self.private else None, head, update, counts, signature)
+        return self._release(number, "counts")
 
     def close(self, recorded: Recorded, federation: str) -> bytes:
         signature = self.witness(recorded)
@@ -303,11 +323,10 @@ class Hospital:
         return sha256
 
 
-def a_federation(
-    root: Path, study: Study, plan: Plan, sites: tuple[str, ...] = SITES, *, eventful: bool = True
-) -> Evidence:
+def a_federation(root: Path, study: Study, sites: tuple[str, ...] = SITES, *, eventful: bool = True) -> Evidence:
     """The evidence of a finished study; ``eventful``: with an absence, another study, a crash, and a refusal."""
     root.mkdir()
+    plan = plan_of(study, PATIENTS)
     (root / "federation.yaml").write_text(f"federation: trial\naddress: 127.0.0.1\nsites: [{', '.join(sites)}]\n")
     server = ServerHome(root / "server")
     provision(server, root / "federation.yaml")
@@ -365,21 +384,18 @@ def _round(
         "epsilon": {site: answer.epsilon for site, answer in answers.items()},
         "heads": {site: answer.head for site, answer in answers.items()},
         "seconds": 1.5,
-        "metrics": {"auroc": 0.8, "sites": len(here)},
+        "metrics": {"auroc": 0.8, "sites": len(here)} if number in study.evaluated_rounds else None,
         "previous": recorded.record if recorded is not None else None,
         "answers": {site: answer.update for site, answer in answers.items()},
-        "counts": {site: answer.counts for site, answer in answers.items()},
+        "counts": {site: answer.counts for site, answer in answers.items() if answer.counts},
         "countersigned": {site: each.countersignature for site, each in answers.items() if each.countersignature},
     }
     place.write_record(record, coordinator)
 
 
-PLAN = PrivacyPlan(0.05, 1.0, 1.5, 5, ROUNDS, 1e-4, 3.0)
-
-
 @pytest.fixture(scope="module")
 def faithful(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    return a_federation(tmp_path_factory.mktemp("audit") / "private", a_study(PRIVATE), PLAN)
+    return a_federation(tmp_path_factory.mktemp("audit") / "private", a_study(PRIVATE))
 
 
 @pytest.fixture
@@ -391,20 +407,19 @@ def evidence(faithful: Evidence, tmp_path: Path) -> Evidence:
 def without_privacy(tmp_path: Path) -> Evidence:
     """A federation that said openly that it does without."""
     study = a_study({"mode": "none"})
-    return a_federation(tmp_path / "open", study, NonPrivatePlan(steps_per_round=5, rounds=ROUNDS))
-
-
-@pytest.fixture(scope="session")
-def charged_for_everything(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    study = a_study(PRIVATE, evaluation={"epsilon": 1.0})
-    plan = replace(PLAN, patients=1000, count_noise=10.0, evaluations=ROUNDS, evaluation_noise=20.0)
-    return a_federation(tmp_path_factory.mktemp("audit") / "noised", study, plan)
+    return a_federation(tmp_path / "open", study)
 
 
 @pytest.fixture
-def noised(charged_for_everything: Evidence, tmp_path: Path) -> Evidence:
-    """A federation that noises and charges evaluation counts and the number of patients too."""
-    return charged_for_everything.copy(tmp_path / "noised")
+def every_other(tmp_path: Path) -> Evidence:
+    """A federation that evaluates after its second and its third round."""
+    return a_federation(tmp_path / "every-other", a_study(PRIVATE, every=2))
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Evidence:
+    """A federation whose contract leaves the noise to calibration."""
+    return a_federation(tmp_path / "calibrated", a_study({**PRIVATE, "noise_multiplier": "auto"}), eventful=False)
 
 
 FOUR = ("east", "north", "south", "west")
@@ -415,7 +430,6 @@ def of_four(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Evidenc
     """``of_four(rounds)``: the evidence of a federation of four in which nothing went wrong."""
 
     def made(rounds: int) -> Evidence:
-        plan = replace(PLAN, rounds=rounds)
-        return a_federation(tmp_path_factory.mktemp("four") / "f", a_study(PRIVATE, rounds), plan, FOUR, eventful=False)
+        return a_federation(tmp_path_factory.mktemp("four") / "f", a_study(PRIVATE, rounds), FOUR, eventful=False)
 
     return made

@@ -16,8 +16,8 @@ from consilium_shared import roster as rosters
 from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.identity import Identity
-from consilium_shared.privacy.accountant import epsilon
-from consilium_shared.privacy.event import DpSgdEvent
+from consilium_shared.privacy.accountant import calibrate_noise, epsilon
+from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent
 from consilium_shared.records import CARD_DOMAIN, RECORD_DOMAIN
 
 Evidence = Any
@@ -163,7 +163,7 @@ def test_a_history_that_is_rewritten_afterwards_is_found_by_the_heads(evidence: 
 
 
 def test_a_participant_without_a_charge_is_found(evidence: Evidence) -> None:
-    first = evidence.seq_of("west", "charge")
+    first = evidence.charge_of("west", 1)
 
     def uncharged(lines: list[Line]) -> list[Line]:
         kept = [line for line in lines if line[0] not in (first, first + 1)]
@@ -174,32 +174,32 @@ def test_a_participant_without_a_charge_is_found(evidence: Evidence) -> None:
 
 
 def test_a_participant_whose_ledger_has_neither_charge_nor_release_is_found(evidence: Evidence) -> None:
-    first = evidence.seq_of("west", "charge")
+    first = evidence.charge_of("west", 1)
 
     def absent(lines: list[Line]) -> list[Line]:
-        return _settles_moved([line for line in lines if not first <= line[0] < first + 4], first, -4)
+        return _settles_moved([line for line in lines if not first <= line[0] < first + 6], first, -6)
 
     evidence.rewrite("west", absent)
     assert "no charge for round 1" in evidence.fails(8, evidence.ledger("west"))
 
 
 def test_a_charge_after_the_release_is_found(evidence: Evidence) -> None:
-    first = evidence.seq_of("west", "charge")
+    first = evidence.charge_of("west", 1)
 
     def late(lines: list[Line]) -> list[Line]:
         at = first - 1
-        charge, settle, update, counts = lines[at : at + 4]
-        settle[3]["charge_seq"] = first + 2
-        for line in (charge, settle, update, counts):
+        charge, settle, update = lines[at : at + 3]
+        settle[3]["charge_seq"] = first + 1
+        for line in (charge, settle, update):
             line[1] = charge[1]
-        return [*lines[:at], update, counts, charge, settle, *lines[at + 4 :]]
+        return [*lines[:at], update, charge, settle, *lines[at + 3 :]]
 
     evidence.rewrite("west", late)
     evidence.fails(8, evidence.ledger("west"), first)
 
 
 def test_a_charge_given_back_although_its_update_left_is_found(evidence: Evidence) -> None:
-    settled = evidence.seq_of("west", "settle")
+    settled = evidence.charge_of("west", 1) + 1
 
     def given_back(lines: list[Line]) -> list[Line]:
         lines[settled - 1][3]["steps"] = 0
@@ -213,7 +213,7 @@ def test_a_charge_given_back_although_its_update_left_is_found(evidence: Evidenc
     ("field", "value"), [("noise_multiplier", 9.0), ("sampling_rate", 0.001), ("steps", 1)]
 )
 def test_a_charge_that_is_not_the_approved_plans_is_found(evidence: Evidence, field: str, value: float) -> None:
-    charged = evidence.seq_of("west", "charge")
+    charged = evidence.charge_of("west", 1)
 
     def cheaper(lines: list[Line]) -> list[Line]:
         lines[charged - 1][3]["event"][field] = value
@@ -235,10 +235,10 @@ def test_an_approval_of_something_else_than_the_contract_is_found(evidence: Evid
     def other(lines: list[Line]) -> list[Line]:
         lines[approved - 1][3]["plan"][field] = value
         for line in lines:
-            if field == "steps_per_round" and line[2] == "charge":
+            if field == "steps_per_round" and line[2] == "charge" and line[3]["purpose"] == "training":
                 line[3]["event"]["steps"] = value
             elif field == "steps_per_round" and line[2] == "settle":
-                line[3]["steps"] = value
+                line[3]["steps"] = min(value, line[3]["steps"])
         return lines
 
     evidence.rewrite("west", other)
@@ -256,19 +256,21 @@ def test_an_epsilon_understated_by_the_coordinator_is_found(evidence: Evidence) 
 
 
 def test_a_charge_beyond_the_budget_is_found_where_it_happened(evidence: Evidence) -> None:
-    one, two = (epsilon([DpSgdEvent(0.05, 1.5, steps)], 1e-4) for steps in (5, 10))
+    beside = [GaussianEvent(10.0), GaussianEvent(calibrate_noise(1.0, ROUNDS, 1.0, 1e-4))]
+    one, two = (epsilon([*beside, DpSgdEvent(0.05, 1.5, steps)], 1e-4) for steps in (5, 10))
 
     def poorer(lines: list[Line]) -> list[Line]:
         lines[0][3]["epsilon"] = (one + two) / 2
         return lines
 
     evidence.rewrite("south", poorer)
-    why = evidence.fails(9, evidence.ledger("south"), evidence.seq_of("south", "charge", 1))
+    why = evidence.fails(9, evidence.ledger("south"), evidence.charge_of("south", 2))
     assert "beyond the budget" in why
 
 
 def test_what_was_spent_before_on_the_same_patients_counts_against_the_budget(evidence: Evidence) -> None:
-    alone = epsilon([DpSgdEvent(0.05, 1.5, 5 * ROUNDS)], 1e-4)
+    evaluations = [GaussianEvent(calibrate_noise(1.0, ROUNDS, 1.0, 1e-4))] * ROUNDS
+    alone = epsilon([GaussianEvent(10.0), *evaluations, DpSgdEvent(0.05, 1.5, 5 * ROUNDS)], 1e-4)
 
     def poorer(lines: list[Line]) -> list[Line]:
         lines[0][3]["epsilon"] = alone + 0.001  # enough for the study, not for it and the other one

@@ -15,8 +15,8 @@ from consilium_audit import cli
 from consilium_server.evidence import collect
 from consilium_server.federation import Home as ServerHome
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.privacy.accountant import epsilon
-from consilium_shared.privacy.event import DpSgdEvent
+from consilium_shared.privacy.accountant import calibrate_noise, epsilon
+from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""
@@ -132,10 +132,12 @@ def test_the_budget_is_recomputed_from_events_whatever_the_file_says(
     assert run(monkeypatch, "budget", evidence.root, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     (south,) = told["south"]["assets"]["icu"]["studies"]
-    assert south["epsilon"] == epsilon([DpSgdEvent(0.05, 1.5, 5 * (ROUNDS + 1))], 1e-4), "the crashed attempt counts"
+    beside = [GaussianEvent(10.0), *[GaussianEvent(calibrate_noise(1.0, ROUNDS, 1.0, 1e-4))] * ROUNDS]
+    crashed = epsilon([*beside, DpSgdEvent(0.05, 1.5, 5 * (ROUNDS + 1))], 1e-4)
+    assert south["epsilon"] == crashed, "the crashed attempt counts"
     assert (south["rounds"], south["unsettled"], south["delta"], south["approved"]) == (ROUNDS, 1, 1e-4, 3.0)
     north = told["north"]["assets"]["icu"]
-    both = epsilon([DpSgdEvent(0.05, 2.0, 2), DpSgdEvent(0.05, 1.5, 5 * ROUNDS)], 1e-4)
+    both = epsilon([*beside, DpSgdEvent(0.05, 2.0, 2), DpSgdEvent(0.05, 1.5, 5 * ROUNDS)], 1e-4)
     assert north["epsilon"] == pytest.approx(both, abs=1e-9) and north["left"] == pytest.approx(6.0 - both, abs=1e-9)
     assert told["north"]["refusals"] == [{"study": "b" * 64, "reason": "policy", "count": 1}]
 

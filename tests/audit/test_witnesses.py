@@ -23,6 +23,14 @@ def without_closings(evidence: Evidence) -> None:
     shutil.rmtree(evidence.root / "closing")
 
 
+def never_closed(evidence: Evidence, site: str) -> None:
+    """The card then has what the site said in its last update."""
+    evidence.closing(site).unlink()
+    said = evidence.body(evidence.root / "card.json")["epsilon"]
+    last = evidence.body(evidence.record(3))["epsilon"][site]
+    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, epsilon={**said, site: last})
+
+
 def witnessed_otherwise(site: str, evidence: Evidence, **changes: Any) -> None:
     """What the site was shown of round 1 was another record than the one that is handed over."""
 
@@ -42,7 +50,7 @@ def test_two_sites_that_were_shown_different_records_are_found_by_the_ledger_of_
     why = evidence.fails(7, evidence.ledger("south"), evidence.seq_of("south", "witness"))
     assert "two histories" in why
     evidence.ledger("south").unlink()
-    evidence.closing("south").unlink()
+    never_closed(evidence, "south")
     assert evidence.verified().unchecked == ("south",), "without that ledger south could as well have signed the other"
 
 
@@ -152,10 +160,7 @@ def test_a_closing_that_its_site_signed_anew_is_found_by_its_own_ledger(evidence
 
 def test_a_closing_that_is_left_out_is_said_and_the_ledger_still_witnesses(evidence: Evidence) -> None:
     closing = decode_answer(evidence.closing("west").read_bytes(), evidence.sites["west"].public)
-    evidence.closing("west").unlink()
-    body = evidence.body(evidence.root / "card.json")
-    last = evidence.body(evidence.record(3))["epsilon"]["west"]
-    evidence.reseal(evidence.root / "card.json", CARD_DOMAIN, epsilon={**body["epsilon"], "west": last})
+    never_closed(evidence, "west")
     assert closing.site == "west"
     assert any("not countersigned by west" in note for note in evidence.verified().notes)
 
@@ -212,7 +217,7 @@ def test_a_ledger_that_is_taken_back_with_the_coordinators_help_is_found_by_a_ne
     without_closings(evidence)
     (evidence.root / "card.json").unlink()
     evidence.record(3).unlink()
-    charged = evidence.seq_of("north", "charge", -1)
+    charged = evidence.charge_of("north", 3)
     lines = evidence.ledger("north").read_bytes().splitlines(keepends=True)
     evidence.ledger("north").write_bytes(b"".join(lines[: charged - 2]))
     evidence.ledger("west").unlink()
@@ -236,7 +241,7 @@ def test_what_a_neighbour_saw_in_another_study_counts_too(evidence: Evidence) ->
 
 def test_a_participant_that_did_not_witness_what_it_signed_is_found(evidence: Evidence) -> None:
     def careless(lines: list[Line]) -> list[Line]:
-        return moved([line for line in lines if line[2] != "witness"], lines)
+        return evidence.moved([line for line in lines if line[2] != "witness"])
 
     evidence.rewrite("south", careless)
     assert "was not witnessed" in evidence.fails(7, evidence.ledger("south"))
@@ -247,45 +252,3 @@ def test_each_head_in_a_record_is_counted_as_held_by_others(evidence: Evidence) 
     (evidence.root / "card.json").unlink()
     for site, (seen, _) in evidence.verified().witnessed.items():
         assert seen == evidence.body(evidence.record(3))["heads"][site]["seq"]
-
-
-def moved(kept: list[Line], all_lines: list[Line]) -> list[Line]:
-    """Settlements name their charges by number: as many lower as lines are gone before."""
-    numbers = [line[0] for line in kept]
-    for line in kept:
-        if line[2] == "settle":
-            line[3]["charge_seq"] = numbers.index(line[3]["charge_seq"]) + 1
-    assert len(all_lines) > len(kept)
-    return kept
-
-
-# -- purposes
-
-
-def test_a_study_that_charges_for_counts_and_numbers_of_patients_verifies(noised: Evidence) -> None:
-    assert len(noised.verified().steps) == 10
-
-
-@pytest.mark.parametrize(
-    ("purpose", "why"),
-    [("count", "before the number of patients was charged"), ("evaluation", "without a charge of their own")],
-)
-def test_what_is_noised_by_the_plan_and_not_charged_is_found(noised: Evidence, purpose: str, why: str) -> None:
-    def free_of_charge(lines: list[Line]) -> list[Line]:
-        gone = next(line[0] for line in lines if line[2] == "charge" and line[3].get("purpose") == purpose)
-        kept = [line for line in lines if line[0] != gone and line[3].get("charge_seq") != gone]
-        return moved(kept, lines)
-
-    noised.rewrite("west", free_of_charge)
-    assert why in noised.fails(8, noised.ledger("west"))
-
-
-@pytest.mark.parametrize("purpose", ["count", "evaluation"])
-def test_a_charge_for_a_noised_release_that_is_given_back_is_found(noised: Evidence, purpose: str) -> None:
-    def given_back(lines: list[Line]) -> list[Line]:
-        charged = next(line[0] for line in lines if line[2] == "charge" and line[3].get("purpose") == purpose)
-        next(line for line in lines if line[3].get("charge_seq") == charged)[3]["steps"] = 0
-        return lines
-
-    noised.rewrite("west", given_back)
-    assert "0 of 1 steps" in noised.fails(8, noised.ledger("west"))

@@ -14,6 +14,7 @@ from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.limits import RECORDS_PER_PATIENT, ROUNDS, STEPS_PER_ROUND
 from consilium_shared.privacy.accountant import calibrate_noise, check_delta, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
+from consilium_shared.study import Study
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,33 @@ _KINDS: dict[str, type[PrivacyPlan] | type[NonPrivatePlan]] = {
     "dp-sgd": PrivacyPlan,
     "non-private": NonPrivatePlan,
 }
+
+
+def plan_of(study: Study, patients: int) -> Plan:
+    """What a contract asks of a site: with privacy, at ``patients`` patients, the noised number.
+
+    A site approves this plan, and an auditor makes it again. The noise follows from the steps that will really run.
+
+    Raises:
+        ConfigurationError, BudgetRefused: as ``PrivacyPlan.for_study``.
+    """
+    training, privacy = study.training, study.privacy
+    if privacy.epsilon is None or privacy.delta is None or privacy.clipping_norm is None:
+        return NonPrivatePlan(steps_per_round=training.steps_per_round, rounds=training.rounds)
+    return PrivacyPlan.for_study(
+        patients=patients,
+        expected_batch=training.expected_batch,
+        steps_per_round=training.steps_per_round,
+        rounds=training.rounds,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        clipping_norm=privacy.clipping_norm,
+        noise_multiplier=None if privacy.noise_multiplier == "auto" else privacy.noise_multiplier,
+        records_per_patient=training.records_per_patient,
+        count_noise=privacy.count_noise,
+        evaluations=len(study.evaluated_rounds),
+        evaluation_epsilon=study.evaluation.epsilon,
+    )
 
 
 def plan_from_dict(record: dict[str, Any]) -> Plan:

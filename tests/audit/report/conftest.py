@@ -28,7 +28,7 @@ from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.privacy.budget import Budget
-from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.privacy.plan import PrivacyPlan, plan_of
 from consilium_shared.study import Study
 
 SITES = ("aarhus", "bergen", "lund", "turku")
@@ -37,8 +37,7 @@ DELTA = 1e-4
 AWAY = {(number, "turku"): "offline" for number in range(9, 15)} | {(20, "bergen"): "no answer in time"}
 REFUSED = {(17, "lund"): ("data", "the site's data does not fit the study")}
 HOSTILE = "<script>alert(1)</script> & <img src=https://example.org/x.png>"
-RATES = {"aarhus": 0.05, "bergen": 0.04, "lund": 0.06, "turku": 0.05}
-NOISE = {"aarhus": 1.2, "bergen": 1.1, "lund": 1.35, "turku": 1.0}
+PATIENTS = {"aarhus": 1280, "bergen": 1600, "lund": 1070, "turku": 1300}
 LAST_MODEL = b"the last model"
 
 
@@ -99,7 +98,7 @@ class Answer:
     epsilon: float
     head: dict[str, Any]
     update: str
-    counts: str
+    counts: str | None
     countersignature: str | None
 
 
@@ -150,10 +149,11 @@ class Site:
         self.clock.pass_(seconds=40)
         reservation.settle(10)
         update = self.release(study, number, "update", 48_213)
-        if plan.evaluation_noise is not None:
+        counts = None
+        if number in study.evaluated_rounds:
             reservation = self.charge(study, plan, number, "evaluation")
             reservation.settle(1)
-        counts = self.release(study, number, "counts", 4_400)
+            counts = self.release(study, number, "counts", 4_400)
         return Answer(math.ceil(reservation.study_epsilon_after * 1000) / 1000, head, update, counts, signature)
 
     def close(self, study: Study, recorded: Recorded, federation: str) -> bytes:
@@ -175,28 +175,26 @@ class Site:
         return header
 
 
-def a_plan(rate: float, sigma: float, rounds: int, epsilon: float, *, charged: bool) -> PrivacyPlan:
-    """With ``charged`` also counts and the number of patients carry noise and are charged."""
-    beside: dict[str, Any] = {}
-    if charged:
-        beside = {"patients": 1250, "count_noise": 10.0, "evaluations": rounds, "evaluation_noise": 30.0}
-    return PrivacyPlan(rate, 1.0, sigma, 10, rounds, DELTA, epsilon, **beside)
+def a_plan(study: Study, patients: int) -> PrivacyPlan:
+    plan = plan_of(study, patients)
+    assert isinstance(plan, PrivacyPlan)
+    return plan
 
 
-def a_busy_federation(root: Path, rounds: int, *, charged: bool) -> Busy:
+def a_busy_federation(root: Path, rounds: int) -> Busy:
     (root / "federation.yaml").write_text(f"federation: nordic\naddress: 127.0.0.1\nsites: [{', '.join(SITES)}]\n")
     server, clock = ServerHome(root / "server"), Clock()
     provision(server, root / "federation.yaml")
     sites: dict[str, Site] = {}
-    falls, sepsis = a_study("falls", 6, 2.0), a_study("sepsis", rounds, 4.0, {"epsilon": 1.0} if charged else None)
-    plans = {}
+    falls, sepsis = a_study("falls", 6, 2.0), a_study("sepsis", rounds, 4.0, {"epsilon": 1.0})
+    plans: dict[str, PrivacyPlan] = {}
     for site in SITES:
         home = SiteHome(root / site)
         enroll(home, server.invitations / f"{site}.json")
         admit(server, (home.root / "join-request.json").read_bytes())
         sites[site] = Site(home, site, clock)
-        plans[site] = a_plan(RATES[site], NOISE[site], rounds, 4.0, charged=charged)
-    before = a_plan(0.05, 1.6, 6, 2.0, charged=False)
+        plans[site] = a_plan(sepsis, PATIENTS[site])
+    before = a_plan(falls, 1300)
     for name, site in sites.items():
         if name != "turku":
             site.approve(falls, before, "Dr Nyström")
@@ -268,14 +266,7 @@ def a_busy_federation(root: Path, rounds: int, *, charged: bool) -> Busy:
 
 @pytest.fixture(scope="session")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Busy:
-    """Evaluation counts and the number of patients are not charged."""
-    return a_busy_federation(tmp_path_factory.mktemp("busy"), ROUNDS, charged=False)
-
-
-@pytest.fixture(scope="session")
-def charged(tmp_path_factory: pytest.TempPathFactory) -> Busy:
-    """Evaluation counts and the number of patients carry noise and are charged."""
-    return a_busy_federation(tmp_path_factory.mktemp("charged"), 6, charged=True)
+    return a_busy_federation(tmp_path_factory.mktemp("busy"), ROUNDS)
 
 
 @pytest.fixture(scope="session")

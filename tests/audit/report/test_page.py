@@ -18,9 +18,10 @@ import pytest
 from consilium_audit import cli
 from consilium_audit.page import as_json, render
 from consilium_audit.report import Report, make_report
-from consilium_shared.privacy.accountant import epsilon
+from consilium_audit.site_report import Measured
+from consilium_shared.privacy.accountant import calibrate_noise, epsilon
 from consilium_shared.privacy.budget import in_words
-from consilium_shared.privacy.event import DpSgdEvent
+from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent
 
 Busy = Any
 """``conftest.Busy``"""
@@ -148,7 +149,8 @@ def test_no_number_in_a_file_is_believed(evidence: Evidence) -> None:
     for site in ("north", "south", "west"):
         evidence.rewrite(site, flattering)
     text = Parsed(render(make_report(evidence.root))).text
-    true = in_words(epsilon([DpSgdEvent(0.05, 1.5, 5 * 4)], 1e-4))
+    evaluations = [GaussianEvent(calibrate_noise(1.0, 3, 1.0, 1e-4))] * 3
+    true = in_words(epsilon([GaussianEvent(10.0), *evaluations, DpSgdEvent(0.05, 1.5, 5 * 4)], 1e-4))
     assert f"south 3 of 3 {true} 3.000 icu {true} 6.000" in text
     assert "0.123" not in text
 
@@ -192,23 +194,35 @@ def test_without_privacy_there_is_no_number(without_privacy: Evidence) -> None:
     assert json.loads(as_json(made))["sites"][0]["account"]["assets"][0]["epsilon"] is None
 
 
-def test_what_left_says_for_everything_whether_it_was_charged(busy_report: Report, charged: Busy) -> None:
-    def paid(made: Report, site: str) -> dict[str, str]:
-        return {row.what: row.paid for each in made.sites if each.site == site for row in each.outflow}
+def paid(made: Report, site: str) -> dict[str, str]:
+    return {row.what: row.paid for each in made.sites if each.site == site for row in each.outflow}
 
-    without = {"model updates": "charged", "evaluation counts": "not charged", "number of patients": "not charged"}
-    assert paid(busy_report, "lund") == {**without, "short answers": "nothing to charge"}
-    made = make_report(charged.root)
-    assert made.state == "verified"
-    everything = dict.fromkeys(without, "charged")
-    assert paid(made, "lund") == {**everything, "short answers": "nothing to charge"}
-    (lund,) = [site for site in made.sites if site.site == "lund"]
-    found = lund.account.of_study(charged.study.digest)
+
+def test_what_left_says_for_everything_what_paid_for_it(busy: Busy, busy_report: Report, busy_page: bytes) -> None:
+    everything = dict.fromkeys(("model updates", "evaluation counts", "number of patients"), "charged")
+    assert paid(busy_report, "lund") == {**everything, "short answers": "nothing to charge"}
+    (lund,) = [site for site in busy_report.sites if site.site == "lund"]
+    found = lund.account.of_study(busy.study.digest)
     assert found is not None
     alone = {purpose: account.epsilon for purpose, account in found[1].purposes.items()}
     assert set(alone) == {"training", "evaluation", "count"}
     assert max(alone.values()) < found[1].epsilon < sum(alone.values()), "costs compose"
-    assert "one number with noise of standard deviation 10 patients" in Parsed(render(made)).text
+    assert "one number with noise of standard deviation 10 patients" in Parsed(busy_page).text
+    assert "✗ not charged" not in Parsed(busy_page).text
+
+
+def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: Evidence) -> None:
+    def free_of_charge(lines: list[Line]) -> list[Line]:
+        gone = {line[0] for line in lines if line[2] == "charge" and line[3]["purpose"] == "evaluation"}
+        kept = [line for line in lines if line[0] not in gone and line[3].get("charge_seq") not in gone]
+        return evidence.moved(kept)  # type: ignore[no-any-return]
+
+    evidence.rewrite("west", free_of_charge)
+    made = make_report(evidence.root)
+    assert made.failure is not None and made.failure.step == 8
+    marked = {what for what, by in paid(made, "west").items() if by == "not charged"}
+    assert marked == {"evaluation counts"}
+    assert "✗ not charged" in Parsed(render(made)).text
 
 
 def test_a_measured_bound_above_the_proven_one_is_a_defect_in_red(busy_report: Report) -> None:
@@ -222,6 +236,39 @@ def test_a_measured_bound_above_the_proven_one_is_a_defect_in_red(busy_report: R
     text = Parsed(render(dataclasses.replace(busy_report, sites=sites))).text
     assert "the program leaks more than its plan allows" in text and "✗ above the proven" in text
     assert "of another plan than the approved one" in text
+
+
+def audited(evidence: Evidence, *correct: int) -> Measured:
+    """What the report shows of so many audits in North's ledger, each with 100 of 1000 canaries guessed."""
+
+    def more(lines: list[Line]) -> list[Line]:
+        number, time = lines[-1][:2]
+        about = {"study": evidence.study, "name": "sepsis", "plan": "3" * 64, "by": "Dr Ono"}
+        each = [{**about, "canaries": 1000, "guesses": 100, "correct": right} for right in correct]
+        return [*lines, *([number, time, "audit", body] for body in each)]
+
+    evidence.rewrite("north", more)
+    (north,) = [site for site in make_report(evidence.root).sites if site.site == "north"]
+    assert north.measured is not None
+    return north.measured
+
+
+def test_an_audit_that_contradicts_what_is_proven_is_not_hidden_by_later_ones(evidence: Evidence) -> None:
+    shown = audited(evidence, 60, 100, 99, 55)
+    assert (shown.audits, shown.correct, shown.last) == (4, 100, False) and shown.contradiction is not None
+    text = Parsed(render(make_report(evidence.root))).text
+    assert "4 audits of the study here, shown: the one furthest above what is proven, which is not the last" in text
+
+
+def test_of_audits_without_a_contradiction_the_last_is_shown(evidence: Evidence) -> None:
+    shown = audited(evidence, 60, 55)
+    assert (shown.audits, shown.correct, shown.last, shown.contradiction) == (2, 55, True, None)
+    assert "2 audits of the study here, shown: the last" in Parsed(render(make_report(evidence.root))).text
+
+
+def test_running_many_audits_proves_no_defect_by_chance(evidence: Evidence, tmp_path: Path) -> None:
+    alone = audited(evidence.copy(tmp_path / "alone"), 80).bounds[0]
+    assert audited(evidence, *[80] * 20).bounds[0].measured < alone.measured
 
 
 # -- the command
