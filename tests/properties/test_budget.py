@@ -25,7 +25,7 @@ from tests.unit.conftest import CONTRACT, Coordinator, Site
 from consilium_client import evaluation
 from consilium_client.store import read_ledger
 from consilium_client.training import trainer
-from consilium_shared.errors import BudgetRefused, PolicyRefusal
+from consilium_shared.errors import BudgetRefused, LedgerError, PolicyRefusal
 from consilium_shared.ledger.entry import Approve
 from consilium_shared.messages import Counts, Update
 from consilium_shared.metrics import Layout
@@ -180,7 +180,7 @@ class Asked(RuleBasedStateMachine):
         def charge(which: Study, number: int) -> None:
             approval = spending.approval(which.digest)
             if approval is not None:
-                with suppress(BudgetRefused, PolicyRefusal):
+                with suppress(BudgetRefused, PolicyRefusal, LedgerError):  # a witnessed round: LedgerError
                     spending.reserve(which.digest, which.study, ASSET, number, approval.plan, budget)
 
         with ThreadPoolExecutor(len(choices)) as threads:
