@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consilium_client import cli
+from consilium_client.administration import Administration
 from consilium_client.desk import Desk
 from consilium_client.enroll import enroll
 from consilium_client.requests import Requests
@@ -19,6 +21,7 @@ from consilium_server.federation import Home as ServerHome
 from consilium_server.provision import provision
 from consilium_shared import messages
 from consilium_shared.canonical import digest
+from consilium_shared.errors import ConfigurationError
 from consilium_shared.messages import Close, Evaluate, Payload, Propose, Recorded, Standing, Train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -159,6 +162,25 @@ def site(coordinator: Coordinator) -> Iterator[Site]:
     made = Site(coordinator)
     yield made
     made.desk.close()
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], Site]:
+    """``connect(site)``: the site's commands reach its agent without a socket."""
+
+    def connected(site: Site) -> Site:
+        desk = Administration(site.desk)
+
+        def ask(_: Path, command: str, **arguments: Any) -> Any:
+            answer = json.loads(desk.handle(json.dumps({"command": command, **arguments}).encode()))
+            if "value" not in answer:
+                raise ConfigurationError(answer["error"])
+            return answer["value"]
+
+        monkeypatch.setattr(cli, "ask", ask)
+        return site
+
+    return connected
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,20 +23,8 @@ NAME = "synthetic-study"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+def asked(monkeypatch: pytest.MonkeyPatch, connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``asked(site)``: the site's commands reach its agent without a socket, and it always draws the same canaries."""
-
-    def connect(site: Any) -> Any:
-        desk = Administration(site.desk)
-
-        def ask(_: Path, command: str, **arguments: Any) -> Any:
-            answer = json.loads(desk.handle(json.dumps({"command": command, **arguments}).encode()))
-            if "value" not in answer:
-                raise ConfigurationError(answer["error"])
-            return answer["value"]
-
-        monkeypatch.setattr(cli, "ask", ask)
-        return site
 
     whole = canaries.audit
     monkeypatch.setattr(canaries, "audit", lambda *args, **kept: whole(*args, **kept, seed=bytes(32)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +15,10 @@ from consilium_shared.errors import ConfigurationError
 
 
 @pytest.fixture
-def running(site: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def running(site: Any, connect: Callable[[Any], Any]) -> Any:
     """A site with a proposal, whose commands reach its agent without a socket."""
     site.ask(site.coordinator.propose())
-    desk = Administration(site.desk)
-
-    def ask(_: Path, command: str, **arguments: Any) -> Any:
-        answer = json.loads(desk.handle(json.dumps({"command": command, **arguments}).encode()))
-        if "value" not in answer:
-            raise ConfigurationError(answer["error"])
-        return answer["value"]
-
-    monkeypatch.setattr(cli, "ask", ask)
-    return site
+    return connect(site)
 
 
 def test_showing_says_that_counts_will_leave_of_how_many_and_how_often(

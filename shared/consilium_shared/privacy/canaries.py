@@ -212,7 +212,7 @@ def _deltas(delta: float) -> list[float]:
 
 def _log_binomial(trials: int, probability: float) -> npt.NDArray[np.float64]:
     """Logarithm of P[Binomial(trials, probability) = w] for w = 0 … trials: float64 ``[trials + 1]``."""
-    from scipy.special import gammaln, xlog1py, xlogy  # comes with dp-accounting; a large import
+    from scipy.special import gammaln, xlog1py, xlogy  # a large import
 
     w = np.arange(trials + 1, dtype=np.float64)
     ways = gammaln(trials + 1) - gammaln(w + 1) - gammaln(trials - w + 1)
