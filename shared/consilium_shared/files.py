@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -15,11 +16,17 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``data`` durably: temporary file beside it, fsync, rename, fsync of the folder."""
+    write_pieces_atomically(path, (data,), mode)
+
+
+def write_pieces_atomically(path: Path, pieces: Iterable[bytes | memoryview], mode: int = 0o600) -> None:
+    """As ``write_atomically``, of something that is not in memory as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

@@ -177,6 +177,10 @@ class Release(Body):
     message: Code
     sha256: Sha256
     bytes: Count
+    counts: bool = False
+    """An update that carries evaluation counts of the round before; they have a charge of their own."""
+    again: bool = False
+    """The same update, or counts, as left before, under other masks: the attempt before was abandoned unopened."""
 
 
 class Recover(Body):

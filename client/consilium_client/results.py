@@ -1,0 +1,149 @@
+"""What a round's training, or an evaluation, gave: kept from before its charge is settled until its sum is over.
+
+So that an attempt which was abandoned unopened can be repeated with the very same update, on the same charge. The file
+is the one place where an update lies readable: in this site's own store, mode 0600.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.config import Strict
+from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.files import remove_leftovers, write_atomically, write_pieces_atomically
+from consilium_shared.roster import Hex32
+from consilium_shared.secagg.terms import Purpose
+
+PIECE_BYTES = 1 << 20
+DIGEST_BYTES = 32
+
+
+class About(Strict):
+    """What a result is of.
+
+    ``attempt`` is the first that it was made for; ``counted`` whether the counts are this site's, or zeros since
+    it lets none leave; ``epsilon`` what the coordinator is told (``messages.Update``).
+    """
+
+    purpose: Purpose
+    round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+    attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
+    model: Hex32
+    weight: Annotated[int, Field(ge=0, le=limits.WEIGHT)]
+    counted: bool
+    epsilon: float | None
+    parameters: Annotated[int, Field(ge=0, le=limits.PARAMETERS)]
+    counts: Annotated[int, Field(ge=0)]
+    """Length of the counts; 0 where none were asked for."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result on the disk."""
+
+    about: About
+    _file: Path
+    _start: int
+
+    def update(self, start: int, length: int) -> npt.NDArray[np.float32]:
+        """Coordinates of the bounded update, float32 [length]."""
+        return np.fromfile(self._file, dtype="<f4", count=length, offset=self._start + 4 * start)
+
+    def counts(self) -> npt.NDArray[np.int64] | None:
+        """The counts, int64; None where none were asked for."""
+        if not self.about.counts:
+            return None
+        return np.fromfile(
+            self._file, dtype="<i8", count=self.about.counts, offset=self._start + 4 * self.about.parameters
+        )
+
+
+class Results:
+    """At most one result a study and purpose: that of the round that was worked on last."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_leftovers(folder)
+
+    def put(
+        self, study: str, about: About, update: npt.NDArray[np.float32], counts: npt.NDArray[np.int64] | None
+    ) -> Result:
+        """Keep a result durably; whatever was kept before for the purpose is gone."""
+        line = canonical_bytes(about.model_dump(mode="json")) + b"\n"
+        body = (update.astype("<f4", copy=False), np.zeros(0) if counts is None else counts.astype("<i8"))
+        pieces = (line, *(memoryview(part).cast("B") for part in body if part.size))
+        write_pieces_atomically(self._file(study, about.purpose), _with_digest(pieces))
+        return Result(about, self._file(study, about.purpose), len(line))
+
+    def get(self, study: str, purpose: Purpose) -> Result | None:
+        """The result, its file verified; None where there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        file = self._file(study, purpose)
+        try:
+            with file.open("rb") as stream:
+                line = stream.readline(PIECE_BYTES)
+            about = About.model_validate(parse_canonical(line.rstrip(b"\n")))
+            size = len(line) + 4 * about.parameters + 8 * about.counts
+            if file.stat().st_size != size + DIGEST_BYTES or not _whole(file, size):
+                raise PeerError("digest")
+        except FileNotFoundError:
+            return None
+        except (PeerError, ValidationError) as error:
+            raise IntegrityError(
+                f"the stored result {file} is damaged; move it away, and the round is run and charged once more"
+            ) from error
+        return Result(about, file, len(line))
+
+    def about(self, study: str, purpose: Purpose) -> About | None:
+        """What is kept, if anything that can be used is."""
+        try:
+            found = self.get(study, purpose)
+        except IntegrityError:
+            return None
+        return None if found is None else found.about
+
+    def forget(self, study: str) -> None:
+        """Delete what is kept of a study."""
+        for file in self.folder.glob(f"{study}.*"):
+            file.unlink()
+
+    def drop(self, study: str, purpose: Purpose) -> None:
+        """Delete a result that must not be used any more."""
+        self._file(study, purpose).unlink(missing_ok=True)
+
+    def _file(self, study: str, purpose: Purpose) -> Path:
+        return self.folder / f"{study}.{purpose}"
+
+
+def _with_digest(pieces: tuple[bytes | memoryview, ...]) -> Iterator[bytes | memoryview]:
+    hashing = hashlib.sha256()
+    for piece in pieces:
+        hashing.update(piece)
+        yield piece
+    yield hashing.digest()
+
+
+def _whole(file: Path, size: int) -> bool:
+    hashing = hashlib.sha256()
+    with file.open("rb") as stream:
+        left = size
+        while left:
+            piece = stream.read(min(PIECE_BYTES, left))
+            hashing.update(piece)
+            left -= len(piece)
+        return stream.read() == hashing.digest()

@@ -1,0 +1,139 @@
+"""Once a study every two sites agree on a secret that a quantum computer will not find from what was recorded.
+
+X25519 and ML-KEM-768 (FIPS 203) together: the secret holds as long as one of them does. It goes into every seed that
+the two share, so whoever records a study's messages today cannot unmask them when X25519 is broken one day. The
+signatures are Ed25519: they need to hold only while the study runs.
+
+    both      publish signed keys (``Bundle``)
+    lower     (of the two names) encapsulates to the higher one's key, signs that (``Encapsulated``)
+    higher    opens it
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from pydantic import AfterValidator, Field
+
+from consilium_shared.canonical import canonical_bytes, canonical_digest
+from consilium_shared.config import Strict
+from consilium_shared.documents import signature_bytes
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.roster import Hex32
+from consilium_shared.secagg import keys
+from consilium_shared.secagg.terms import Hex64
+
+BUNDLE_DOMAIN = "secagg-bundle"
+ENCAPSULATION_DOMAIN = "secagg-encapsulation"
+PUBLIC_BYTES = 1184
+CIPHERTEXT_BYTES = 1088
+SEED_BYTES = 32
+
+
+def _base64_of(length: int) -> AfterValidator:
+    def check(text: str) -> str:
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError("not base64") from error
+        if len(data) != length or base64.b64encode(data).decode() != text:
+            raise ValueError(f"not {length} bytes in base64")
+        return text
+
+    return AfterValidator(check)
+
+
+class Bundle(Strict):
+    """A site's public keys for one study."""
+
+    agreement: Hex32
+    """X25519."""
+    encapsulation: Annotated[str, Field(max_length=2 * PUBLIC_BYTES), _base64_of(PUBLIC_BYTES)]
+    """ML-KEM-768 encapsulation key, base64."""
+    signature: Hex64
+
+    def verify(self, study: str, roster: str, site: str, public: PublicIdentity) -> None:
+        """Raises SignatureError unless ``site``, with this identity, made the bundle for this study and roster."""
+        signed = _bundled(study, roster, site, self.agreement, self.encapsulation)
+        public.verify(BUNDLE_DOMAIN, signed, signature_bytes(self.signature))
+
+
+class Encapsulated(Strict):
+    """From the lower to the higher of two sites."""
+
+    ciphertext: Annotated[str, Field(max_length=2 * CIPHERTEXT_BYTES), _base64_of(CIPHERTEXT_BYTES)]
+    """ML-KEM-768, base64."""
+    signature: Hex64
+
+
+class SessionKeys:
+    """One site's private keys for one study; both follow from a secret seed."""
+
+    def __init__(self, seed: bytes, study: str, roster: str, site: str, identity: Identity) -> None:
+        """``seed``: 32 secret bytes, for this study alone. ``study``, ``roster``: their digests."""
+        if len(seed) != SEED_BYTES:
+            raise ValueError(f"a seed has {SEED_BYTES} bytes")
+        self._study, self._roster, self._site, self._identity = study, roster, site, identity
+        self._agreement = keys.private_key(seed, "session-agreement")
+        self._encapsulation = MLKEM768PrivateKey.from_seed_bytes(keys.stream(seed, 64, "session-encapsulation"))
+        agreement = self._agreement.public_key().public_bytes_raw().hex()
+        encapsulation = base64.b64encode(self._encapsulation.public_key().public_bytes_raw()).decode()
+        signed = _bundled(study, roster, site, agreement, encapsulation)
+        self.bundle = Bundle(
+            agreement=agreement,
+            encapsulation=encapsulation,
+            signature=identity.sign(BUNDLE_DOMAIN, signed).hex(),
+        )
+        """The public half, always the same bytes."""
+
+    def encapsulate(self, peer: str, bundle: Bundle, public: PublicIdentity) -> tuple[Encapsulated, bytes]:
+        """What to send to a peer of a higher name, and the 32-byte secret shared with it: fresh at every call.
+
+        Raises:
+            PeerError: the peer's name is not the higher one, or its key is of no use.
+            SignatureError: the bundle is not the peer's.
+        """
+        if not self._site < peer:
+            raise PeerError(f"the lower of two sites encapsulates, and {peer} is not above {self._site}")
+        bundle.verify(self._study, self._roster, peer, public)
+        try:
+            key = MLKEM768PublicKey.from_public_bytes(base64.b64decode(bundle.encapsulation))
+        except ValueError as error:
+            raise PeerError(f"{peer}'s ML-KEM key is of no use") from error
+        shared, ciphertext = key.encapsulate()
+        text = base64.b64encode(ciphertext).decode()
+        transcript = _transcript(self._study, self._roster, (self._site, self.bundle), (peer, bundle), text)
+        signature = self._identity.sign(ENCAPSULATION_DOMAIN, transcript.encode()).hex()
+        return Encapsulated(ciphertext=text, signature=signature), self._secret(bundle, shared, transcript)
+
+    def decapsulate(self, peer: str, bundle: Bundle, sent: Encapsulated, public: PublicIdentity) -> bytes:
+        """The secret shared with a peer of a lower name, from what it sent.
+
+        Raises:
+            PeerError: the peer's name is not the lower one.
+            SignatureError: the bundle or the encapsulation is not the peer's, or was made for other keys.
+        """
+        if not peer < self._site:
+            raise PeerError(f"the lower of two sites encapsulates, and {peer} is not below {self._site}")
+        bundle.verify(self._study, self._roster, peer, public)
+        transcript = _transcript(self._study, self._roster, (peer, bundle), (self._site, self.bundle), sent.ciphertext)
+        public.verify(ENCAPSULATION_DOMAIN, transcript.encode(), signature_bytes(sent.signature))
+        return self._secret(bundle, self._encapsulation.decapsulate(base64.b64decode(sent.ciphertext)), transcript)
+
+    def _secret(self, bundle: Bundle, shared: bytes, transcript: str) -> bytes:
+        agreed = keys.agree(self._agreement, bytes.fromhex(bundle.agreement))
+        return keys.derive(agreed + shared, "session-secret", transcript)
+
+
+def _bundled(study: str, roster: str, site: str, agreement: str, encapsulation: str) -> bytes:
+    about = {"study": study, "roster": roster, "site": site}
+    return canonical_bytes({**about, "agreement": agreement, "encapsulation": encapsulation})
+
+
+def _transcript(study: str, roster: str, low: tuple[str, Bundle], high: tuple[str, Bundle], ciphertext: str) -> str:
+    ends = [[site, bundle.agreement, bundle.encapsulation] for site, bundle in (low, high)]
+    return canonical_digest({"study": study, "roster": roster, "ends": ends, "ciphertext": ciphertext})
