@@ -101,23 +101,26 @@ class Requests:
         if isinstance(request, Propose):
             return self._propose(request, header), ()
         proposal, plan = self._approved(request)
+        common, body = self._common(request, header), b""
+        answer: messages.Answer
         match request:
             case Train() | Evaluate():
                 return self._contribute(proposal, plan, request, header, payload)
             case Close():
                 return self._close(proposal, request, header)
             case Handshake():
-                answer, body = self.sums.handshake(proposal, request, payload, self._common(request, header))
+                answer, body = self.sums.handshake(proposal, request, payload, common)
             case Advertise():
                 self._check_open(request, request.round, proposal.study)
-                answer, body = self.sums.advertise(proposal, request, self._common(request, header)), b""
+                answer = self.sums.advertise(proposal, request, common)
             case Survivors():
                 self._check_open(request, request.round, proposal.study)
-                answer, body = self.sums.sign(proposal, request, payload, self._common(request, header)), b""
+                answer = self.sums.sign(proposal, request, payload, common)
             case Open():
                 self._check_open(request, request.round, proposal.study)
-                answer, body = self.sums.release(proposal, request, payload, self._common(request, header))
-        said = self._say(header, answer.kind, request, getattr(request, "round", None), lambda _: answer, answer.kind, body)
+                answer, body = self.sums.release(proposal, request, payload, common)
+        number = getattr(request, "round", None)
+        said = self._say(header, answer.kind, request, number, lambda _: answer, answer.kind, body)
         return said, (body,) if body else ()
 
     def _propose(self, request: Propose, header: bytes) -> bytes:
@@ -146,7 +149,8 @@ class Requests:
     ) -> tuple[bytes, Iterable[bytes]]:
         """The stored answer, or the work's. Result kept, settled, answer stored, released: a crash repeats no more."""
         study, kind = request.study, "update" if isinstance(request, Train) else "counts"
-        where, asked, said = place(request.round, request.attempt), digest(header), {}
+        where, asked = place(request.round, request.attempt), digest(header)
+        said: dict[str, bool] = {}
         stored = self._stored(study, where, kind, asked)
         if stored is None:
             self._check_open(request, request.round, proposal.study)

@@ -7,8 +7,7 @@ is the one place where an update lies readable: in this site's own store, mode 0
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,7 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
-from consilium_shared.files import remove_leftovers, write_atomically, write_pieces_atomically
+from consilium_shared.files import remove_leftovers, write_pieces_atomically
 from consilium_shared.roster import Hex32
 from consilium_shared.secagg.terms import Purpose
 
@@ -82,8 +81,9 @@ class Results:
     ) -> Result:
         """Keep a result durably; whatever was kept before for the purpose is gone."""
         line = canonical_bytes(about.model_dump(mode="json")) + b"\n"
-        body = (update.astype("<f4", copy=False), np.zeros(0) if counts is None else counts.astype("<i8"))
-        pieces = (line, *(memoryview(part).cast("B") for part in body if part.size))
+        pieces = [line, update.astype("<f4", copy=False).data]
+        if counts is not None:
+            pieces.append(counts.astype("<i8").data)
         write_pieces_atomically(self._file(study, about.purpose), _with_digest(pieces))
         return Result(about, self._file(study, about.purpose), len(line))
 
@@ -130,7 +130,7 @@ class Results:
         return self.folder / f"{study}.{purpose}"
 
 
-def _with_digest(pieces: tuple[bytes | memoryview, ...]) -> Iterator[bytes | memoryview]:
+def _with_digest(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     hashing = hashlib.sha256()
     for piece in pieces:
         hashing.update(piece)

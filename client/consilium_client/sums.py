@@ -70,10 +70,11 @@ class Sums:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")
         session, keys = self._session(proposal)
         known = {site: _digest(peer.bundle) for site, peer in session.peers.items() if peer.secret is not None}
-        about = {"round": request.round, "attempt": request.attempt, "of": request.of}
-        return Advertised(**common, **about, advert=advert, bundle=keys.bundle, known=known)
+        return Advertised(**common, **_of(request), advert=advert, bundle=keys.bundle, known=known)
 
-    def handshake(self, proposal: Proposal, request: Handshake, payload: bytes, common: Common) -> tuple[Handshaken, bytes]:
+    def handshake(
+        self, proposal: Proposal, request: Handshake, payload: bytes, common: Common
+    ) -> tuple[Handshaken, bytes]:
         """Agree with each named site whose name is the higher one; remember the keys of the others."""
         session, keys = self._session(proposal)
         peers = dict(session.peers)
@@ -152,8 +153,7 @@ class Sums:
             state, signature = self._part(proposal).sign(state, request.survivors, sealed)
         self.store.put(state)
         self.desk.results.drop(proposal.study.digest, request.of)
-        about = {"round": request.round, "attempt": request.attempt, "of": request.of}
-        return Signed(**common, **about, signature=signature.hex())
+        return Signed(**common, **_of(request), signature=signature.hex())
 
     def release(self, proposal: Proposal, request: Open, sealed: bytes, common: Common) -> tuple[Shares, bytes]:
         """The shares that open the sum, and the key for the next one."""
@@ -164,8 +164,7 @@ class Sums:
         self.store.put(state)
         following = self._following(proposal.study, request.slot)
         advert = None if following is None else self._advert(proposal, following)
-        about = {"round": request.round, "attempt": request.attempt, "of": request.of}
-        return Shares(**common, **about, payload=Payload.of(shares), next=advert), shares
+        return Shares(**common, **_of(request), payload=Payload.of(shares), next=advert), shares
 
     def forget(self, study: Study) -> None:
         """The study is over: its secrets and results are deleted."""
@@ -248,10 +247,11 @@ class Sums:
         if kept.about.model != request.payload.sha256:
             raise PolicyRefusal("stale-round", f"round {request.round} was worked on from another model")
         for earlier in self.store.attempts(request.slot):
-            used = kept.about.attempt <= earlier.slot.attempt < request.attempt and earlier.terms is not None
-            if used and (earlier.stage != "abandoned" or not earlier.terms.dead(terms.adverts)):
-                log.warning("round %d is worked on and charged anew: attempt %d may still be opened", request.round,
-                            earlier.slot.attempt)
+            number, before = earlier.slot.attempt, earlier.terms
+            if not kept.about.attempt <= number < request.attempt or before is None:
+                continue
+            if earlier.stage != "abandoned" or not before.dead(terms.adverts):
+                log.warning("round %d is worked on anew: attempt %d may still be opened", request.round, number)
                 self.desk.results.drop(study.digest, request.purpose)
                 return None
         return kept
@@ -277,6 +277,10 @@ class Sums:
         last = self.desk.answers.latest(study.digest, "update")
         if last is None or round_of(last) != number:
             raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
+
+
+def _of(request: Advertise | Survivors | Open) -> dict[str, Any]:
+    return {"round": request.round, "attempt": request.attempt, "of": request.of}
 
 
 def place(number: int, attempt: int) -> int:

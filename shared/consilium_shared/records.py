@@ -67,6 +67,8 @@ class RoundRecord(Strict):
     """Of ``model_before``, from the counts that rode on this round's updates."""
     opened: OpenedSum | None = None
     """The sum of this round's updates; None in records of versions that had no secure sums."""
+    implausible: str | None = None
+    """Why the sum is none that honest sites could have given; no step was taken then."""
     opened_counts: OpenedSum | None = None
     """The sum of the counts behind ``metrics``."""
     previous: Hex32 | None = None

@@ -62,8 +62,8 @@ def bound(update: npt.NDArray[np.float32], study: Study) -> float:
     """
     total = 0.0
     for start in range(0, update.size, PIECE):
-        piece = update[start : start + PIECE].astype(np.float64)
-        total += float(piece @ piece)
+        exact = update[start : start + PIECE].astype(np.float64)
+        total += float(exact @ exact)
     if not math.isfinite(total):
         raise DataError("the update has coordinates that are not finite")
     factor = min(1.0, study.aggregation.norm_bound / math.sqrt(total)) if total > 0 else 1.0

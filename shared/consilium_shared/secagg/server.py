@@ -154,7 +154,8 @@ class ServerSum:
         self._opened = True
         gone = self._gone()
         for segment in self.terms.segments:
-            added, subtracted = [], []
+            added: list[bytes] = []
+            subtracted: list[bytes] = []
             for site in self.survivors:
                 own, *paired = (keys.derive(seed, "mask", self.terms.digest, segment.name) for seed in seeds[site])
                 added.append(own)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
@@ -183,7 +184,7 @@ class SitePart:
         least = max(terms.threshold, self._minimum)
         if len(survivors) < least:
             raise PeerError(f"{len(survivors)} survivors, and at least {least} are needed")
-        self._opened(state, terms, survivors, sealed)
+        self._unsealed(state, terms, survivors, sealed, self._agreed(state, terms))
         signature = self._identity.sign(SURVIVORS_DOMAIN, terms.survivors_signed(survivors))
         if state.stage != "masked":
             return state, signature
@@ -211,7 +212,10 @@ class SitePart:
             if site not in survivors:
                 raise PeerError(f"{site} signed a set of survivors that it is not in")
             self._identities[site].verify(SURVIVORS_DOMAIN, signed, signature)
-        shares = self._opened(state, terms, survivors, sealed)
+        agreed = self._agreed(state, terms)
+        shares = self._unsealed(state, terms, survivors, sealed, agreed)
+        own = self._shares(state, terms, self._seeds(state, terms, agreed))
+        shares[state.site] = own[terms.point(state.site)]
         gone = [terms.cohort.index(site) for site in terms.cohort if site not in survivors]
         wanted = {site: [terms.cohort.index(site), *gone] for site in survivors}
         answer = b"".join(
@@ -227,19 +231,22 @@ class SitePart:
 
     # -- what follows from a seed and the terms
 
-    def _agreed(self, state: SiteState, terms: Terms, peer: str) -> bytes:
-        public = bytes.fromhex(terms.adverts[peer].key)
-        return keys.agree(_private(state), public) + self._secrets[peer]
+    def _agreed(self, state: SiteState, terms: Terms) -> dict[str, bytes]:
+        """Other site of the cohort to what only the two know: this slot's agreement and the study's secret."""
+        private = _private(state)
+        return {
+            peer: keys.agree(private, bytes.fromhex(advert.key)) + self._secrets[peer]
+            for peer, advert in terms.adverts.items()
+            if peer != state.site
+        }
 
-    def _seeds(self, state: SiteState, terms: Terms) -> dict[str, bytes]:
+    def _seeds(self, state: SiteState, terms: Terms, agreed: Mapping[str, bytes]) -> dict[str, bytes]:
         """Site of the cohort to the seed that is shared with it; for this site, of the self mask."""
-        own = keys.derive(bytes.fromhex(state.seed), "self", terms.digest)
+        own, about = keys.derive(bytes.fromhex(state.seed), "self", terms.digest), ("pair", terms.digest)
         return {
             peer: own
             if peer == state.site
-            else keys.derive(
-                self._agreed(state, terms, peer), "pair", terms.digest, min(peer, state.site), max(peer, state.site)
-            )
+            else keys.derive(agreed[peer], *about, min(peer, state.site), max(peer, state.site))
             for peer in terms.cohort
         }
 
@@ -251,13 +258,13 @@ class SitePart:
         return shamir.split(secret, terms.threshold, range(1, len(terms.cohort) + 1), randomness)
 
     def _contribution(self, state: SiteState, terms: Terms) -> Contribution:
-        seeds = self._seeds(state, terms)
+        agreed = self._agreed(state, terms)
+        seeds = self._seeds(state, terms, agreed)
         shares = self._shares(state, terms, seeds)
         sealed = b""
-        for peer in terms.cohort:
-            if peer != state.site:
-                key = keys.derive(self._agreed(state, terms, peer), "share", terms.digest, state.site, peer)
-                sealed += keys.seal(key, shares[terms.point(peer)], _about(terms, state.site, peer))
+        for peer, secret in agreed.items():
+            key = keys.derive(secret, "share", terms.digest, state.site, peer)
+            sealed += keys.seal(key, shares[terms.point(peer)], _about(terms, state.site, peer))
         commitments = b"".join(commitment(terms, state.site, peer, seeds[peer]) for peer in terms.cohort)
         return Contribution(
             terms=terms,
@@ -266,20 +273,22 @@ class SitePart:
             _minus=tuple(seeds[peer] for peer in terms.cohort if peer < state.site),
         )
 
-    def _opened(self, state: SiteState, terms: Terms, survivors: tuple[str, ...], sealed: bytes) -> dict[str, bytes]:
-        """Survivor to its share for this site, unsealed; this site's own share of its own seeds included."""
+    def _unsealed(
+        self, state: SiteState, terms: Terms, survivors: tuple[str, ...], sealed: bytes, agreed: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Other survivor to its share for this site."""
         others, size = [site for site in survivors if site != state.site], sealed_bytes(terms)
         if len(sealed) != size * len(others):
             raise PeerError("not exactly the sealed shares of the other survivors")
-        found = {state.site: self._shares(state, terms, self._seeds(state, terms))[terms.point(state.site)]}
+        found = {}
         for number, peer in enumerate(others):
-            key = keys.derive(self._agreed(state, terms, peer), "share", terms.digest, peer, state.site)
+            key = keys.derive(agreed[peer], "share", terms.digest, peer, state.site)
             text = sealed[number * size : (number + 1) * size]
             found[peer] = keys.unseal(key, text, _about(terms, peer, state.site))
         return found
 
 
-def _private(state: SiteState) -> keys.X25519PrivateKey:
+def _private(state: SiteState) -> X25519PrivateKey:
     return keys.private_key(bytes.fromhex(state.seed), "agreement")
 
 
