@@ -12,14 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from consilium_client.answers import StoredPayload
 from consilium_client.desk import Desk
 from consilium_client.proposals import Proposal
 from consilium_client.refusals import outgoing, place_of, reason_of, sentence
 from consilium_client.spending import told
-from consilium_client.store import StoredPayload
 from consilium_client.sums import Sums, place
 from consilium_client.witness import last_audit, witness
-from consilium_shared import documents, limits, messages, roster
+from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConsiliumError, IntegrityError, PeerError, PolicyRefusal, SignatureError
 from consilium_shared.identity import PublicIdentity
@@ -62,7 +62,10 @@ class Requests:
         self._released = {entry.body.sha256 for entry in desk.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
-        """The signed answer to a message, whatever it is. Raises nothing that the message can cause."""
+        """The signed answer to a message, whatever it is, and its payload in pieces of ``limits.CHUNK_BYTES``.
+
+        Raises nothing that the message can cause.
+        """
         started = time.monotonic()
         try:
             request = messages.decode_request(header, self.desk.coordinator)
@@ -150,24 +153,23 @@ class Requests:
         """The stored answer, or the work's. Result kept, settled, answer stored, released: a crash repeats no more."""
         study, kind = request.study, "update" if isinstance(request, Train) else "counts"
         where, asked = place(request.round, request.attempt), digest(header)
-        said: dict[str, bool] = {}
         stored = self._stored(study, where, kind, asked)
         if stored is None:
             self._check_open(request, request.round, proposal.study)
             with self.desk.answers.stage(study) as staged:
-                make, said = self.sums.contribute(
+                make = self.sums.contribute(
                     proposal, plan, request, payload, staged, lambda: self._witnessed(proposal, request)
                 )
                 body = Payload(sha256=staged.sha256, size=staged.size)
-                answer = make({**self._common(request, header), "payload": body})
-                staged.commit(where, kind, asked, messages.encode(answer, self.desk.identity))
-            stored = self._stored(study, where, kind, asked)
-            assert stored is not None  # noqa: S101 - it was stored in the line before
+                answer = messages.encode(
+                    make({**self._common(request, header), "payload": body}), self.desk.identity
+                )
+                stored = answer, staged.commit(where, kind, asked, answer)
         else:
             self._check_charged(request)
-        answer_header, body_stored = stored
-        self._release(answer_header, body_stored.size, study, request.round, kind, **said)
-        return answer_header, body_stored.pieces(limits.CHUNK_BYTES)
+        said = self.sums.said_of(proposal.study, request)
+        self._release(stored[0], stored[1].size, study, request.round, kind, **said)
+        return stored[0], stored[1].pieces()
 
     def _close(self, proposal: Proposal, request: Close, header: bytes) -> tuple[bytes, Iterable[bytes]]:
         """Witness the last record, and say what the study came to here; its secrets are deleted."""
@@ -177,15 +179,17 @@ class Requests:
             self._check_open(request, recorded.round, study)
             if recorded.round != study.training.rounds:
                 raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
-            about = {"round": recorded.round, "countersignature": witness(self.desk, proposal, recorded)}
-            epsilon = told(self.desk.spending.study_epsilon(study.digest))
             closing = Closing(
-                **self._common(request, header), **about, epsilon=epsilon, audit=last_audit(self.desk, study)
+                round=recorded.round,
+                countersignature=witness(self.desk, proposal, recorded),
+                epsilon=told(self.desk.spending.study_epsilon(study.digest)),
+                audit=last_audit(self.desk, study),
+                **self._common(request, header),
             )
             said = messages.encode(closing, self.desk.identity)
             self.desk.answers.put(request.study, recorded.round, "closing", digest(header), said, b"")
         else:
-            said, _ = stored
+            said = stored[0]
         self.sums.forget(study)
         self._release(said, 0, request.study, recorded.round, "closing")
         return said, ()

@@ -81,7 +81,7 @@ class Results:
     ) -> Result:
         """Keep a result durably; whatever was kept before for the purpose is gone."""
         line = canonical_bytes(about.model_dump(mode="json")) + b"\n"
-        pieces = [line, update.astype("<f4", copy=False).data]
+        pieces: list[bytes | memoryview] = [line, update.astype("<f4", copy=False).data]
         if counts is not None:
             pieces.append(counts.astype("<i8").data)
         write_pieces_atomically(self._file(study, about.purpose), _with_digest(pieces))

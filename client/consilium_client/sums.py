@@ -17,11 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from consilium_client import work
+from consilium_client.answers import Staged
 from consilium_client.desk import Desk
 from consilium_client.masking import Masks, masked
 from consilium_client.proposals import Proposal
 from consilium_client.results import Result
-from consilium_client.store import Staged
 from consilium_client.sum_store import Peer, Session
 from consilium_shared import limits, messages
 from consilium_shared.canonical import canonical_digest
@@ -106,7 +106,7 @@ class Sums:
         model: bytes,
         staged: Staged,
         prepare: Callable[[], dict[str, Any]],
-    ) -> tuple[Callable[[Common], messages.Answer], dict[str, bool]]:
+    ) -> Callable[[Common], messages.Answer]:
         """Agree to the terms, work or take the result that is kept, and write it masked.
 
         Args:
@@ -114,7 +114,7 @@ class Sums:
             prepare: called once all that can be refused was; gives further fields of the answer.
 
         Returns:
-            What makes the answer, and what the ledger says of its release.
+            What makes the answer.
         """
         study = proposal.study
         if isinstance(request, Evaluate):
@@ -130,7 +130,6 @@ class Sums:
         work.check(self.desk, study, plan, model)
         more = prepare()
         self.store.put(state)
-        again = kept is not None and kept.about.attempt != request.attempt
         with Masks(contribution, self.store.folder / study.digest) as masks:
             if kept is None:
                 run: Callable[..., Result] = work.train if isinstance(request, Train) else work.evaluate
@@ -142,9 +141,16 @@ class Sums:
         self.store.forget_rounds_before(study.digest, request.round)
         about = {"round": request.round, "attempt": request.attempt, "epsilon": kept.about.epsilon, **more}
         kind = Update if isinstance(request, Train) else Counts
-        rides = isinstance(request, Train) and bool(kept.about.counts) and kept.about.counted
-        said = {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
-        return lambda common: kind(**common, **about), said
+        return lambda common: kind(**common, **about)
+
+    def said_of(self, study: Study, request: Train | Evaluate) -> dict[str, bool]:
+        """What the ledger says of the release of an answer, besides its digest: with counts, or not the first time."""
+        kept = self.desk.results.about(study.digest, request.purpose)
+        if kept is None or kept.round != request.round:  # it was released and signed for; the entry is there
+            return {}
+        rides = request.purpose == "training" and kept.counts > 0 and kept.counted
+        again = kept.attempt != request.attempt
+        return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
         """Sign a set of survivors, once. From here on the result serves no other attempt."""

@@ -111,7 +111,8 @@ class StudyRun:
         after = pack(stepped, self.study)
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
         away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}
-        away |= dict.fromkeys(set(self.recruitment.sites("approved")) - set(updates) - set(away), "gave no keys in time")
+        silent = set(self.recruitment.sites("approved")) - set(updates) - set(away)
+        away |= dict.fromkeys(silent, "gave no keys in time")
         record = {
             "study": self.study.digest,
             "federation": self.talk.roster.federation,
