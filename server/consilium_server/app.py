@@ -89,7 +89,7 @@ class StudyRun:
         recorded = self.folder.recorded(number - 1, self.talk.coordinator) if number > 1 else None
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
-            keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            keys: dict[str, Any] = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
             return Train(**self.talk.common, **keys, round=number, payload=Payload.of(model), recorded=recorded)
 
         def check(answer: Contribution) -> None:
@@ -172,7 +172,7 @@ class StudyRun:
         model, number = self.packed, point.round
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
-            keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            keys: dict[str, Any] = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
             return Evaluate(**self.talk.common, **keys, round=number, payload=Payload.of(model))
 
         try:

@@ -301,7 +301,7 @@ class Summation:
                 raise PeerError("not an answer to this question")
             total.sign(answer.site, bytes.fromhex(answer.signature))
 
-        about: dict[str, Any] = {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt, "survivors": total.survivors}
+        about: dict[str, Any] = {**_about(slot), "survivors": total.survivors}
         requests = self._sealed(total, total.survivors, lambda p: Survivors(**self._talk.common, **about, payload=p))
         self._ask_survivors("survivors", slot, total, requests, 0, accept)
 
@@ -317,7 +317,7 @@ class Summation:
                 self._keep_next(slot, answer.site, answer.next)
 
         signatures = {site: signature.hex() for site, signature in total.signatures.items()}
-        about: dict[str, Any] = {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt, "signatures": signatures}
+        about: dict[str, Any] = {**_about(slot), "signatures": signatures}
         requests = self._sealed(total, tuple(signatures), lambda p: Open(**self._talk.common, **about, payload=p))
         self._ask_survivors("opening", slot, total, requests, shares_bytes, accept)
 
@@ -359,6 +359,10 @@ class Summation:
             following = slot.model_copy(update={"purpose": "evaluation", "attempt": 1})
         advert.verify(following, site, self._identities[site])
         self._adverts.setdefault(following, {})[site] = advert
+
+
+def _about(slot: Slot) -> dict[str, Any]:
+    return {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt}
 
 
 def _place(slot: Slot) -> tuple[Purpose, int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.neighbour import Neighbour
 
 from consilium_client import cli
 from consilium_client.administration import Administration
@@ -25,7 +26,9 @@ from consilium_shared.errors import ConfigurationError
 from consilium_shared.messages import Close, Evaluate, Payload, Propose, Recorded, Standing, Train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.secagg.terms import Purpose, Slot
 from consilium_shared.study import Study
+from consilium_shared.summand import Opened
 
 PATIENTS = 80
 CONTRACT: dict[str, Any] = {
@@ -77,6 +80,10 @@ class Coordinator:
         self.model = self.pack(self.study)
         self.key = self.home.coordinator()
         self.roster = json.loads(self.home.roster_file.read_bytes())
+        self.agent: Callable[[bytes, bytes], tuple[bytes, bytes]] | None = None
+        """Asks hospital-a."""
+        self.neighbour = Neighbour(SiteHome(folder / "b").identity())
+        self.asked: dict[tuple[Any, ...], bytes] = {}
 
     def pack(self, study: Study) -> bytes:
         """The untrained model of a study."""
@@ -91,10 +98,33 @@ class Coordinator:
         proposal = Propose(**self.common(study), contract=study.contract, roster_document=self.roster)
         return messages.encode(proposal, self.key)
 
-    def train(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
-        described = Payload.of(self.model if model is None else model)
+    def train(self, number: int = 1, model: bytes | None = None, study: Study | None = None, attempt: int = 1) -> bytes:
+        """A round's request, with the keys of both hospitals; for one that gives none, with somebody else's."""
         shown = self.recorded(number - 1) if number > 1 else None
-        return messages.encode(Train(**self.common(study), round=number, payload=described, recorded=shown), self.key)
+        return self._contribute(Train, "training", number, model, study or self.study, attempt, recorded=shown)
+
+    def _contribute(
+        self,
+        kind: type[Train] | type[Evaluate],
+        purpose: Purpose,
+        number: int,
+        model: bytes | None,
+        study: Study,
+        attempt: int,
+        **more: Any,
+    ) -> bytes:
+        model = self.model if model is None else model
+        key = (study.digest, purpose, number, attempt, digest(model))
+        if key not in self.asked:
+            slot = Slot(**self.common(study), purpose=purpose, round=number, attempt=attempt)
+            adverts, given = self.neighbour.meet(self, slot, study)
+            payload = Payload.of(model)
+            about = {"round": number, "attempt": attempt, "adverts": adverts, "encapsulated": {}, "payload": payload}
+            header = messages.encode(kind(**self.common(study), **about, **more), self.key)
+            if not given:
+                return header
+            self.asked[key] = header
+        return self.asked[key]
 
     def recorded(self, number: int, **changes: Any) -> Recorded:
         """What is shown of a round in which the site took no part, by default."""
@@ -105,10 +135,13 @@ class Coordinator:
     def close(self, number: int, **changes: Any) -> bytes:
         return messages.encode(Close(**self.common(), recorded=self.recorded(number, **changes)), self.key)
 
-    def evaluate(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
-        described = Payload.of(self.model if model is None else model)
-        request = Evaluate(**self.common(study), round=number, payload=described)
-        return messages.encode(request, self.key)
+    def evaluate(self, number: int = 3, model: bytes | None = None, study: Study | None = None) -> bytes:
+        """A request for counts in a sum of their own; the rest as ``train``."""
+        return self._contribute(Evaluate, "evaluation", number, model, study or self.study, 1)
+
+    def opened(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None) -> Opened:
+        """The sum of what the site answered and of a neighbour that has nothing: both sign, and it is opened."""
+        return self.neighbour.opened(self, header, answer, study or self.study)
 
     def read(self, answer: tuple[bytes, bytes]) -> messages.Answer:
         member = self.home.roster().member("hospital-a")
@@ -144,6 +177,7 @@ class Site:
         self.coordinator = coordinator
         self.desk = Desk(coordinator.site)
         self.requests = Whole(self.desk)
+        coordinator.agent = self.requests.handle
 
     def restart(self) -> None:
         self.desk.close()
