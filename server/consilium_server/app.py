@@ -194,7 +194,8 @@ class StudyRun:
         if opened.counts is None or not opened.counted:
             return None
         values = metrics(opened.counts, Layout.of(self.study))
-        kept = {**{name: values[name] for name in self.study.evaluation.metrics}, "sites": opened.counted}
+        asked: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
+        kept = {**asked, "sites": opened.counted}
         self.folder.event("evaluated", round=number, metrics=kept)
         return kept
 

@@ -10,8 +10,18 @@ import numpy as np
 
 from consilium_shared import messages
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.messages import Advertise, Advertised, Evaluate, Handshake, Open, Payload, Shares, Signed
-from consilium_shared.messages import Survivors, Train
+from consilium_shared.messages import (
+    Advertise,
+    Advertised,
+    Evaluate,
+    Handshake,
+    Open,
+    Payload,
+    Shares,
+    Signed,
+    Survivors,
+    Train,
+)
 from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import width
 from consilium_shared.secagg import prg, ring
@@ -127,5 +137,6 @@ class Neighbour:
 
     @staticmethod
     def _ask(coordinator: Any, request: Any, payload: bytes = b"") -> messages.Answer:
-        answer: messages.Answer = coordinator.read(coordinator.agent(messages.encode(request, coordinator.key), payload))
+        header = messages.encode(request, coordinator.key)
+        answer: messages.Answer = coordinator.read(coordinator.agent(header, payload))
         return answer
