@@ -163,7 +163,7 @@ def masking_of_floor(n: int, d: int) -> float:
 def table(rows: list[Row]) -> Table:
     """Seconds and bytes, and how they compare with Flower's and with the plain sum's."""
     found = Table(title="One round. In brackets: how many times the plain sum's")
-    for name in ("n", "d", "dropped", "who", "site, ms", "server, ms", "up, MB", "of the floor", "faster than Flower's"):
+    for name in ("n", "d", "dropped", "who", "site, ms", "server, ms", "up, MB", "of floor", "faster than Flower's"):
         found.add_column(name, justify="left" if name == "who" else "right")
     by = {(row.n, row.d, row.drops, row.who): row for row in rows}
     for row in rows:
