@@ -43,7 +43,7 @@ from consilium_shared.messages import (
     Update,
 )
 from consilium_shared.privacy.plan import Plan
-from consilium_shared.secagg.handshake import Bundle, SessionKeys
+from consilium_shared.secagg.handshake import Bundle, SessionKeys, decode_bundles, encode_encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms
@@ -78,7 +78,7 @@ class Sums:
         """Agree with each named site whose name is the higher one; remember the keys of the others."""
         session, keys = self._session(proposal)
         peers = dict(session.peers)
-        for site, bundle in messages.decode_bundles(payload).items():
+        for site, bundle in decode_bundles(payload).items():
             if site == self.desk.site:
                 continue
             public = proposal.identities.get(site)
@@ -95,7 +95,7 @@ class Sums:
         if peers != session.peers:
             self.store.put_session(proposal.study.digest, session.model_copy(update={"peers": peers}))
         sent_to = {site: peer.sent for site, peer in peers.items() if peer.sent is not None}
-        body = messages.encode_encapsulated(sent_to)
+        body = encode_encapsulated(sent_to)
         return Handshaken(**common, payload=Payload.of(body)), body
 
     def contribute(

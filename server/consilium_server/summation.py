@@ -39,7 +39,7 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
-from consilium_shared.secagg.handshake import Bundle, Encapsulated
+from consilium_shared.secagg.handshake import Bundle, Encapsulated, decode_encapsulated, encode_bundles
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms
@@ -196,7 +196,7 @@ class Summation:
 
         if not any(strange(one, other) for one in cohort for other in cohort if one != other):
             return needed
-        payload = messages.encode_bundles(bundles)
+        payload = encode_bundles(bundles)
         request = Handshake(**self._talk.common, payload=Payload.of(payload))
         header = messages.encode(request, self._talk.coordinator)
         sent: dict[str, dict[str, Encapsulated]] = {}
@@ -204,7 +204,7 @@ class Summation:
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Handshaken):
                 raise PeerError("not an answer to this question")
-            found = messages.decode_encapsulated(arrival.payload.read())
+            found = decode_encapsulated(arrival.payload.read())
             if not {site for site in cohort if site > answer.site} <= set(found):
                 raise PeerError("a handshake that leaves sites out")
             sent[answer.site] = found

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.canonical import canonical_bytes
+from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.limits import FILE_BYTES
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,6 +21,22 @@ class Strict(BaseModel):
     """Base of every configuration and message model: frozen, unknown keys refused, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """What a peer sent, as the adapter's type.
+
+    Raises:
+        PeerError: a field that is unknown, missing or out of bounds, or a default that is not written out: what was
+            signed and what is read must be one thing.
+    """
+    try:
+        found = adapter.validate_python(value)
+    except (ValidationError, RecursionError) as error:
+        raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
+    if canonical_bytes(adapter.dump_python(found, mode="json")) != canonical_bytes(value):
+        raise PeerError("a message that is not written out in full")
+    return found
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,14 +7,13 @@ bytes, and a site can answer it again with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
-from consilium_shared.config import Strict
+from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
@@ -331,8 +330,6 @@ Answer = Standing | Advertised | Handshaken | Update | Counts | Signed | Shares 
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
-_bundles = TypeAdapter(Annotated[dict[Name, Bundle], Field(max_length=limits.SITES)])
-_encapsulated = TypeAdapter(Annotated[dict[Name, Encapsulated], Field(max_length=limits.SITES)])
 
 
 def encode(message: Request | Answer, signer: Identity) -> bytes:
@@ -358,37 +355,15 @@ def decode_request(header: bytes, coordinator: PublicIdentity) -> Request:
         PeerError: too large, not canonical, an unknown field or kind, a value out of bounds.
     """
     body = _verified_body(header, REQUEST_DOMAIN, coordinator)
-    request: Request = _validated(_requests, body)
+    request: Request = validated(_requests, body)
     return request
 
 
 def decode_answer(header: bytes, site: PublicIdentity) -> Answer:
     """An answer, verified; raises as ``decode_request`` does."""
     body = _verified_body(header, ANSWER_DOMAIN, site)
-    answer: Answer = _validated(_answers, body)
+    answer: Answer = validated(_answers, body)
     return answer
-
-
-def encode_bundles(bundles: Mapping[str, Bundle]) -> bytes:
-    """The payload of a ``Handshake``."""
-    return canonical_bytes({site: bundle.model_dump(mode="json") for site, bundle in bundles.items()})
-
-
-def decode_bundles(payload: bytes) -> dict[str, Bundle]:
-    """The inverse of ``encode_bundles``; raises PeerError for anything else."""
-    found: dict[str, Bundle] = _strictly(_bundles, payload)
-    return found
-
-
-def encode_encapsulated(encapsulated: Mapping[str, Encapsulated]) -> bytes:
-    """The payload of a ``Handshaken``."""
-    return canonical_bytes({site: each.model_dump(mode="json") for site, each in encapsulated.items()})
-
-
-def decode_encapsulated(payload: bytes) -> dict[str, Encapsulated]:
-    """The inverse of ``encode_encapsulated``; raises PeerError for anything else."""
-    found: dict[str, Encapsulated] = _strictly(_encapsulated, payload)
-    return found
 
 
 def countersign(record: str, site: Identity) -> str:
@@ -401,12 +376,6 @@ def verify_countersignature(signature: str, record: str, site: PublicIdentity) -
     site.verify(COUNTERSIGNATURE_DOMAIN, bytes.fromhex(record), signature_bytes(signature))
 
 
-def _strictly(adapter: TypeAdapter[Any], payload: bytes) -> Any:
-    if len(payload) > limits.HEADER_BYTES:
-        raise PeerError(f"keys of {len(payload)} bytes, more than {limits.HEADER_BYTES}")
-    return _validated(adapter, parse_canonical(payload))
-
-
 def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:
     if len(header) > limits.HEADER_BYTES:
         raise PeerError(f"a header has at most {limits.HEADER_BYTES} bytes")
@@ -415,13 +384,3 @@ def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:
         raise PeerError("a header has a body and a signature")
     signer.verify(domain, canonical_bytes(envelope["body"]), signature_bytes(envelope["signature"]))
     return envelope["body"]
-
-
-def _validated(adapter: TypeAdapter[Any], body: Any) -> Any:
-    try:
-        message = adapter.validate_python(body)
-    except (ValidationError, RecursionError) as error:
-        raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
-    if canonical_bytes(adapter.dump_python(message, mode="json")) != canonical_bytes(body):
-        raise PeerError("a message that is not written out in full")
-    return message

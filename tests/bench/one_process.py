@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from consilium_server.aggregation import UpdateSum
 from pydantic import TypeAdapter
 
 from consilium_client.baseline import test as metrics_of
@@ -21,7 +22,6 @@ from consilium_client.data import AssetSpec, Records, load
 from consilium_client.desk import make_plan
 from consilium_client.training.trainer import train
 from consilium_deploy.real_data import POOLED, main
-from consilium_server.aggregation import UpdateSum
 from consilium_server.optimizer import ServerOptimizer
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector

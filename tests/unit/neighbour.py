@@ -25,7 +25,7 @@ from consilium_shared.messages import (
 from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import width
 from consilium_shared.secagg import prg, ring
-from consilium_shared.secagg.handshake import SessionKeys
+from consilium_shared.secagg.handshake import SessionKeys, decode_encapsulated, encode_bundles
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms
@@ -114,10 +114,10 @@ class Neighbour:
 
     def _shake_hands(self, coordinator: Any, study: Study, answer: Advertised) -> None:
         keys = SessionKeys(self.seed, study.digest, coordinator.common(study)["roster"], THERE, self.identity)
-        payload = messages.encode_bundles({HERE: answer.bundle, THERE: keys.bundle})
+        payload = encode_bundles({HERE: answer.bundle, THERE: keys.bundle})
         request = Handshake(**coordinator.common(study), payload=Payload.of(payload))
         _, body = coordinator.agent(messages.encode(request, coordinator.key), payload)
-        sent = messages.decode_encapsulated(body)[THERE]
+        sent = decode_encapsulated(body)[THERE]
         public = self._identities(coordinator)[HERE]
         self.secrets[study.digest] = keys.decapsulate(HERE, answer.bundle, sent, public)
         self.bundles[study.digest] = answer.bundle.agreement

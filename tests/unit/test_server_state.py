@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from consilium_server.aggregation import CountSum, UpdateSum
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium_server.aggregation import CountSum, UpdateSum
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.rounds import Question
 from consilium_shared.errors import IntegrityError, PeerError

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
-from consilium_shared.canonical import canonical_bytes, canonical_digest
-from consilium_shared.config import Strict
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, canonical_digest, parse_canonical
+from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.roster import Hex32
 from consilium_shared.secagg import keys
 from consilium_shared.secagg.terms import Hex64
+from consilium_shared.study import Name
 
 BUNDLE_DOMAIN = "secagg-bundle"
 ENCAPSULATION_DOMAIN = "secagg-encapsulation"
@@ -127,6 +130,38 @@ class SessionKeys:
     def _secret(self, bundle: Bundle, shared: bytes, transcript: str) -> bytes:
         agreed = keys.agree(self._agreement, bytes.fromhex(bundle.agreement))
         return keys.derive(agreed + shared, "session-secret", transcript)
+
+
+_bundles = TypeAdapter(Annotated[dict[Name, Bundle], Field(max_length=limits.SITES)])
+_encapsulated = TypeAdapter(Annotated[dict[Name, Encapsulated], Field(max_length=limits.SITES)])
+
+
+def encode_bundles(bundles: Mapping[str, Bundle]) -> bytes:
+    """Site to its keys, as bytes for the wire."""
+    return canonical_bytes(_bundles.dump_python(dict(bundles), mode="json"))
+
+
+def decode_bundles(payload: bytes) -> dict[str, Bundle]:
+    """The inverse of ``encode_bundles``, nothing verified yet; raises PeerError for anything else."""
+    found: dict[str, Bundle] = _decoded(_bundles, payload)
+    return found
+
+
+def encode_encapsulated(encapsulated: Mapping[str, Encapsulated]) -> bytes:
+    """Site to what it is sent, as bytes for the wire."""
+    return canonical_bytes(_encapsulated.dump_python(dict(encapsulated), mode="json"))
+
+
+def decode_encapsulated(payload: bytes) -> dict[str, Encapsulated]:
+    """The inverse of ``encode_encapsulated``, nothing verified yet; raises PeerError for anything else."""
+    found: dict[str, Encapsulated] = _decoded(_encapsulated, payload)
+    return found
+
+
+def _decoded(adapter: TypeAdapter[Any], payload: bytes) -> Any:
+    if len(payload) > limits.HEADER_BYTES:
+        raise PeerError(f"keys of {len(payload)} bytes, more than {limits.HEADER_BYTES}")
+    return validated(adapter, parse_canonical(payload))
 
 
 def _bundled(study: str, roster: str, site: str, agreement: str, encapsulation: str) -> bytes:
