@@ -283,10 +283,19 @@ class Summation:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
             requests[site] = messages.encode(request, self._talk.coordinator), asked.model
         needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._study.aggregation.min_sites)
-        least = 0 if under_way.survivors else self._study.aggregation.min_sites
+        least = 0 if under_way.survivors else self._least_to_try_again(total.terms)
         question = self._asking.question(asked.number, asked.purpose, sites, needed, least=least)
         self._asking.ask(question, asked.number, requests, total.payload_bytes, accept)
         return question, answers
+
+    def _least_to_try_again(self, terms: Terms) -> int:
+        """With so many answers, though too few to open the sum, the attempt is given up when time is up.
+
+        With privacy fewer wait for the others instead: unless they can prove that the attempt is dead, they would have
+        to train anew, on a second charge, which a study's ε does not cover.
+        """
+        private = self._study.privacy.mode == "dp"
+        return max(self._study.aggregation.min_sites, terms.enough_to_abandon if private else 0)
 
     def _note_known(self, site: str, other: str) -> None:
         if other in self._bundles:

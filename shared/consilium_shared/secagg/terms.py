@@ -142,12 +142,21 @@ class Terms(Strict):
     def dead(self, successors: Mapping[str, Advert]) -> bool:
         """Whether this attempt can never be opened any more, as the advertisements for the next one prove.
 
-        Each site that ``abandons`` it has promised to sign no set of survivors here. Of these promises the corrupt
-        sites' are worth nothing. So at most n - (A - n_C) sites can still sign, where A sites abandon; below the
-        threshold t nobody ever learns the sum: A > n + n_C - t. Only then may the same update be masked anew.
+        Each site that ``abandons`` it has promised to sign no set of survivors here. Only then may the same update be
+        masked anew.
         """
         abandoned = sum(site in self.adverts and self.digest in each.abandons for site, each in successors.items())
-        return abandoned > len(self.adverts) + corrupt(len(self.adverts), self.threat_model) - self.threshold
+        return abandoned >= self.enough_to_abandon
+
+    @property
+    def enough_to_abandon(self) -> int:
+        """How many sites' promises make it certain that the sum is never opened: n + n_C - t + 1.
+
+        The promises of corrupt sites are worth nothing: where A sites abandon, n - (A - n_C) can still sign, and with
+        fewer than the threshold t nobody learns the sum.
+        """
+        sites = len(self.adverts)
+        return sites + corrupt(sites, self.threat_model) - self.threshold + 1
 
 
 def threshold(sites: int, threat_model: ThreatModel) -> int:
