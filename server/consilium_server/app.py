@@ -96,7 +96,7 @@ class StudyRun:
             if not isinstance(answer, Update) or answer.round != number:
                 raise PeerError("not an answer to this question")
             signature = self.talk.countersignature(answer, recorded)
-            total.fold(answer.site, arrival.payload)
+            total.fold(answer.site, arrival.payload.read())
             if signature is not None:
                 countersigned[answer.site] = signature
             answers[answer.site] = digest(arrival.header)
@@ -189,7 +189,7 @@ class StudyRun:
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Counts) or answer.round != point.round:
                 raise PeerError("not an answer to this question")
-            total.fold(answer.site, arrival.payload)
+            total.fold(answer.site, arrival.payload.read())
             counts[answer.site] = digest(arrival.header)
             spent[answer.site] = answer.epsilon
 
@@ -240,6 +240,7 @@ class StudyRun:
                 requests,
                 self.talk.nodes,
                 WEEK_SECONDS,
+                spool=self.folder.root,
                 payload_bytes=answer_bytes,
                 on_wait=look,
                 abort=abort,
@@ -281,7 +282,7 @@ class StudyRun:
                 self.recruitment.standing[site] = "pending"
             return
         question.answer(site)
-        size = len(arrival.payload)
+        size = arrival.payload.size
         self.folder.event("answer", round=number, site=site, seconds=round(took, 3), bytes=size)
 
     def _has_record(self, number: int) -> bool:

@@ -24,6 +24,7 @@ ONLY = {
     "flwr": {
         "consilium_server/app.py",
         "consilium_server/exchange.py",
+        "consilium_server/reply.py",
         "consilium_server/study_run.py",
         "consilium_server/superlink.py",
         "consilium_client/supernode.py",
