@@ -12,7 +12,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.answers import AnswerStore
+from consilium_client.store import LedgerFile
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import remove_leftovers, write_atomically

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from consilium_client import data
+from consilium_client.answers import AnswerStore
 from consilium_client.attempts import Attempt, Attempts
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
@@ -20,7 +21,7 @@ from consilium_client.policy import check_contract, check_decider, check_patient
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.site import Home, SiteConfig
 from consilium_client.spending import Approval, Reservation, Spending
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.store import LedgerFile
 from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from consilium_client.answers import StoredPayload
 from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
@@ -68,8 +69,11 @@ class Requests:
         self._said: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._released = {entry.body.sha256 for entry in desk.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
 
-    def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
-        """The signed answer to a message, whatever it is. Raises nothing that the message can cause."""
+    def handle(self, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
+        """The signed answer to a message, whatever it is, and its payload in pieces of ``limits.CHUNK_BYTES``.
+
+        Raises nothing that the message can cause.
+        """
         started = time.monotonic()
         try:
             request = messages.decode_request(header, self.desk.coordinator)
@@ -81,16 +85,17 @@ class Requests:
             log.error("defect while reading a message: %s", place_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
         number = getattr(request, "round", None)
+        body: StoredPayload | None = None
         try:
             self._check_addressed(request)
             request.payload.check(payload)
             answer, body = self._dispatch(request, header, payload)
         except ConsiliumError as error:
-            answer, body = self._refuse(request, header, *reason_of(error)), b""
+            answer = self._refuse(request, header, *reason_of(error))
         except Exception as error:
             # The text of a foreign exception may quote data: only its type and place are logged.
             log.error("defect while answering %s: %s", request.kind, place_of(error))
-            answer, body = self._refuse(request, header, "internal", "the site failed; its log says where"), b""
+            answer = self._refuse(request, header, "internal", "the site failed; its log says where")
         finally:
             self.desk.activity = {"doing": "waiting"}
         log.info(
@@ -99,16 +104,16 @@ class Requests:
             request.study[:12],
             number,
             time.monotonic() - started,
-            len(answer) + len(body),
+            len(answer) + (body.size if body else 0),
         )
-        return answer, body
+        return answer, body.pieces() if body else ()
 
     # -- the requests
 
-    def _dispatch(self, request: Request, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def _dispatch(self, request: Request, header: bytes, payload: bytes) -> tuple[bytes, StoredPayload | None]:
         match request:
             case Propose():
-                return self._propose(request, header), b""
+                return self._propose(request, header), None
             case Train():
                 return self._once(
                     request,
@@ -157,7 +162,7 @@ class Requests:
         header: bytes,
         kind: str,
         work: Callable[[Proposal, Plan], tuple[dict[str, Any], bytes, Callable[[], None]]],
-    ) -> tuple[bytes, bytes]:
+    ) -> tuple[bytes, StoredPayload]:
         """The stored answer, or the work's. Stored first, then settled, then released: a crash repeats no more."""
         proposal, plan = self._approved(request)
         try:
@@ -168,8 +173,8 @@ class Requests:
             self._check_open(request, number, proposal.study)
             fields, body, settle = work(proposal, plan)
             common = {**self._common(request, header), "payload": Payload.of(body), "round": number}
-            stored = messages.encode(ANSWERS[kind](**common, **fields), self.desk.identity), body
-            self.desk.answers.put(request.study, number, kind, digest(header), *stored)
+            answer = messages.encode(ANSWERS[kind](**common, **fields), self.desk.identity)
+            stored = answer, self.desk.answers.put(request.study, number, kind, digest(header), answer, body)
             settle()
         elif kind != "closing":
             purpose: Purpose = "training" if kind == "update" else "evaluation"
@@ -179,7 +184,7 @@ class Requests:
                     f"Move {self.desk.answers.folder} away; the round is then trained and charged anew"
                 )
             self.desk.settle_answered(proposal.study, number, digest(header), plan, purpose)
-        self._release(*stored, request.study, number, kind)
+        self._release(stored[0], stored[1].size, request.study, number, kind)
         return stored
 
     def _witness_before(self, proposal: Proposal, request: Train) -> str | None:
@@ -334,12 +339,12 @@ class Requests:
             "head": Head(seq=head.seq, sha256=head.sha256),
         }
 
-    def _release(self, header: bytes, body: bytes, study: str, number: int | None, kind: str) -> None:
+    def _release(self, header: bytes, size: int, study: str, number: int | None, kind: str) -> None:
         """Enter the message in the ledger, once; only then may it be handed out."""
         sha256 = digest(header)
         if sha256 not in self._released:
             fields = {"study": study, "round": number, "message": kind, "sha256": sha256}
-            self.desk.ledger.append("release", {**fields, "bytes": len(header) + len(body)})
+            self.desk.ledger.append("release", {**fields, "bytes": len(header) + size})
             self._released.add(sha256)
 
     def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
@@ -371,14 +376,14 @@ class Requests:
         known = self._said.get((digest(header), what))
         if known is None:
             known = messages.encode(make(self._common(request, header)), self.desk.identity)
-            self._release(known, b"", request.study, number, kind)
+            self._release(known, 0, request.study, number, kind)
             self._said[digest(header), what] = known
             if len(self._said) > REMEMBERED:
                 self._said.popitem(last=False)
         self._said.move_to_end((digest(header), what))
         return known
 
-    def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, bytes]:
+    def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, Iterable[bytes]]:
         """Answer to what was not written by the coordinator: no ledger entry, or strangers could fill the disk."""
         log.warning("a message was refused: %s", reason)
         head = self.desk.ledger.head
@@ -391,7 +396,7 @@ class Requests:
             reason=reason,
             detail=sentence(detail),
         )
-        return messages.encode(refusal, self.desk.identity), b""
+        return messages.encode(refusal, self.desk.identity), ()
 
 
 def _weight(study: Study, plan: Plan, patients: int) -> float:

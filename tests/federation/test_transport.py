@@ -55,7 +55,7 @@ from consilium_shared.errors import ConfigurationError, TransportError
 AGENT = """
 import sys, time
 from pathlib import Path
-from consilium_client.agent_socket import serve
+from consilium_client.agent_socket import cut, serve
 home = Path(sys.argv[1])
 
 def answer(header, payload):
@@ -66,7 +66,7 @@ def answer(header, payload):
     if header.startswith(b"fail"):
         raise ValueError("Erika Mustermann, born 1964")
     turn = home.name.encode()[0]
-    return b"answer to " + header, payload[turn:] + payload[:turn]
+    return b"answer to " + header, cut(payload[turn:] + payload[:turn])
 
 serve(home / "run" / "agent.sock", answer).wait_for_termination()
 """

@@ -18,7 +18,7 @@ import pydicom
 import pytest
 
 from consilium_client import data
-from consilium_client.agent_socket import AgentChannel, serve
+from consilium_client.agent_socket import AgentChannel, cut, serve
 from consilium_client.site import Home
 from consilium_shared import messages
 from consilium_shared.identity import PublicIdentity
@@ -42,11 +42,11 @@ class Recorder:
         socket.rename(self.behind)
         channel = AgentChannel(self.behind)
 
-        def pass_on(header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        def pass_on(header: bytes, payload: bytes) -> tuple[bytes, Iterator[bytes]]:
             answer = channel.exchange(header, payload)
             self.asked += [header, payload]
             self.answered += answer
-            return answer
+            return answer[0], cut(answer[1])
 
         self.service = serve(socket, pass_on)
 

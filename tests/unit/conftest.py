@@ -129,13 +129,21 @@ def coordinator(tmp_path: Path) -> Coordinator:
     return Coordinator(tmp_path)
 
 
+class Whole(Requests):
+    """The coordinator's requests, answered with the payload in one piece, to be compared."""
+
+    def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        answer, pieces = super().handle(header, payload)
+        return answer, b"".join(pieces)
+
+
 class Site:
     """The agent without its sockets; ``restart`` is a kill and a new start."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.desk = Desk(coordinator.site)
-        self.requests = Requests(self.desk)
+        self.requests = Whole(self.desk)
 
     def restart(self) -> None:
         self.desk.close()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from consilium_client import evaluation
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.answers import AnswerStore
+from consilium_client.store import LedgerFile
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
@@ -267,11 +268,11 @@ def test_a_repeated_round_is_the_very_same_draw(
     seen: list[bytes] = []
     put = AnswerStore.put
 
-    def note(store: AnswerStore, *arguments: Any) -> None:
+    def note(store: AnswerStore, *arguments: Any) -> Any:
         seen.append(arguments[-1])
         if len(seen) == 1:
             raise Crash
-        put(store, *arguments)
+        return put(store, *arguments)
 
     monkeypatch.setattr(AnswerStore, "put", note)
     with pytest.raises(Crash):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.answers import AnswerStore
+from consilium_client.store import LedgerFile
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import LedgerError, SignatureError
