@@ -77,6 +77,7 @@ class Requests:
             log.error("defect while reading a message: %s", place_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
         number = getattr(request, "round", None)
+        body: StoredPayload | None = None
         try:
             self._check_addressed(request)
             request.payload.check(payload)
@@ -96,7 +97,7 @@ class Requests:
             number,
             time.monotonic() - started,
         )
-        return answer, body
+        return answer, body.pieces() if body else ()
 
     # -- the requests
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import threading
@@ -154,6 +155,7 @@ class StudyGrid(HttpGrid):
             while True:
                 request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=incoming.wanted)
                 response = self._runtime_client.PullObject(request)
+                gc.collect(1)  # httpx's response with its 5 MiB is a cycle: two dozen of them would wait to be found
                 if not response.object_found:
                     raise ReplyUnusable("lost")
                 if not response.object_available:

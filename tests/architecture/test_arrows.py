@@ -27,6 +27,7 @@ ONLY = {
         "consilium_server/reply.py",
         "consilium_server/study_run.py",
         "consilium_server/superlink.py",
+        "consilium_server/superlink_store.py",
         "consilium_client/supernode.py",
         "consilium_client/courier.py",
     },

@@ -306,6 +306,8 @@ def test_the_store_is_empty_after_the_answers_were_pulled(federation: Federation
     with contextlib.closing(sqlite3.connect(federation.settings.database)) as database:
         tables = ("message_ins", "message_res", "objects")
         assert [database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables] == [0, 0, 0]
+    files = list(federation.settings.directory.glob("state.db*"))
+    eventually(lambda: sum(each.stat().st_size for each in files if each.exists()) < 2_000_000)
 
 
 def test_secrets_and_database_are_for_the_owner_alone(federation: Federation) -> None:
