@@ -77,17 +77,17 @@ class Requests:
             log.error("defect while reading a message: %s", place_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
         number = getattr(request, "round", None)
-        body: StoredPayload | None = None
+        body: Iterable[bytes] = ()
         try:
             self._check_addressed(request)
             request.payload.check(payload)
             answer, body = self._dispatch(request, header, payload)
         except ConsiliumError as error:
-            answer, body = self._refuse(request, header, *reason_of(error)), ()
+            answer = self._refuse(request, header, *reason_of(error))
         except Exception as error:
             # The text of a foreign exception may quote data: only its type and place are logged.
             log.error("defect while answering %s: %s", request.kind, place_of(error))
-            answer, body = self._refuse(request, header, "internal", "the site failed; its log says where"), ()
+            answer = self._refuse(request, header, "internal", "the site failed; its log says where")
         finally:
             self.desk.activity = {"doing": "waiting"}
         log.info(
@@ -97,7 +97,7 @@ class Requests:
             number,
             time.monotonic() - started,
         )
-        return answer, body.pieces() if body else ()
+        return answer, body
 
     # -- the requests
 
