@@ -294,8 +294,7 @@ class Summation:
         With privacy fewer wait for the others instead: unless they can prove that the attempt is dead, they would have
         to train anew, on a second charge, which a study's ε does not cover.
         """
-        private = self._study.privacy.mode == "dp"
-        return max(self._study.aggregation.min_sites, terms.enough_to_abandon if private else 0)
+        return terms.enough_to_abandon if self._study.privacy.mode == "dp" else 0
 
     def _note_known(self, site: str, other: str) -> None:
         if other in self._bundles:
