@@ -26,8 +26,18 @@ def reference(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dic
     return shaken.weights(study.study)
 
 
-@pytest.mark.parametrize("what", ["consilium_server.app", "consilium_client.agent", "consilium_client.courier"])
-@pytest.mark.parametrize(("number", "phase"), [(1, "survivors"), (1, "opening"), (2, "evaluation")])
+@pytest.mark.parametrize(
+    ("number", "phase", "what"),
+    [
+        (1, "survivors", "consilium_server.app"),
+        (1, "survivors", "consilium_client.agent"),
+        (1, "opening", "consilium_server.app"),
+        (1, "opening", "consilium_client.agent"),
+        (1, "opening", "consilium_client.courier"),
+        (2, "evaluation", "consilium_server.app"),
+        (2, "evaluation", "consilium_client.agent"),
+    ],
+)
 def test_a_killed_program_is_back_in_the_same_attempt_and_the_model_is_the_same(
     shaken: Hospitals,
     contract: Callable[..., dict[str, Any]],
