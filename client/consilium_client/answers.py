@@ -220,5 +220,5 @@ def _verified(path: Path) -> tuple[str, bytes, StoredPayload]:
 
 def _damaged(path: Path) -> IntegrityError:
     return IntegrityError(
-        f"the stored answer {path} is damaged; move it away, and the round will be run and charged once more"
+        f"the stored answer {path} is damaged; move it away, and the round's next attempt goes on"
     )

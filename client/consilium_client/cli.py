@@ -124,7 +124,11 @@ def _describe(study: Mapping[str, Any]) -> None:
     _say(f"{study['study']} version {study['version']}, digest {study['digest']}", "bold")
     _say(f"  trains     {contract['model']['name']} for {contract['task']}")
     _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
-    _say(f"  sites      {', '.join(study['sites'])}; at least {contract['aggregation']['min_sites']} in every sum")
+    aggregation = contract["aggregation"]
+    _say(f"  sites      at least {aggregation['min_sites']} in every sum, against a {aggregation['threat_model']}; with")
+    for site, fingerprint in study["sites"].items():
+        _say(f"             {site}: {fingerprint}")
+    _say("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)")
     _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
     if plan["kind"] == "dp-sgd":
         _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")

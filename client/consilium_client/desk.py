@@ -204,10 +204,16 @@ class Desk:
 
         Raises:
             PeerError: the same study came before with another roster.
-            PolicyRefusal: too many that nobody has decided on are kept.
+            PolicyRefusal: too many that nobody has decided on are kept, or a site has another key than in a study that
+                was approved here.
         """
         if self.proposals.has(proposal):
             return False
+        for kept in self.proposals.all():
+            changed = [s for s, key in kept.identities.items() if proposal.identities.get(s, key) != key]
+            if changed and self.spending.approval(kept.study.digest) is not None:
+                names = ", ".join(changed)
+                raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
         with self.ledger.exclusive():
             decided = set(self.ledger.books.decisions)
         undecided = [kept for kept in self.proposals.digests() if kept not in decided]
@@ -243,6 +249,8 @@ class Desk:
         if found is None:
             self._check_not_rejected(proposal.study)
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+        if found.roster != proposal.roster:
+            raise PolicyRefusal("wrong-roster", "the study was approved with another roster")
         return found
 
     def begin(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> Undertaking:
@@ -318,6 +326,7 @@ class Desk:
             budget=self.config.policy.budget(study.data.asset),
             epsilon=limit,
             by=by,
+            roster=proposal.roster,
         )
         return estimate
 

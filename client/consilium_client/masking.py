@@ -21,7 +21,7 @@ from consilium_shared.secagg import prg, ring
 from consilium_shared.secagg.site import Contribution
 from consilium_shared.secagg.terms import Segment
 from consilium_shared.study import Study
-from consilium_shared.summand import fixed_point, integers, largest_weight, no_counts
+from consilium_shared.summand import counts_segment, fixed_point, largest_weight
 
 PIECE_BYTES = 4 * prg.TILE
 
@@ -70,8 +70,10 @@ class Masks:
                 piece: Piece = np.zeros(length, dtype=ring.DTYPES[segment.bits])
                 prg.apply(piece, plus, minus, first_tile=start // prg.TILE)
                 try:
-                    os.pwrite(self._file.fileno(), piece.data, self._offset(segment) + start)
-                except OSError:  # a full disk: the rest is made when it is needed
+                    written = os.pwrite(self._file.fileno(), piece.data, self._offset(segment) + start)
+                except OSError:
+                    written = 0
+                if written != piece.nbytes:  # a full disk: the rest is made when it is needed
                     return
                 self._ready = self._offset(segment) + start + piece.nbytes
 
@@ -79,8 +81,13 @@ class Masks:
         return sum(each.bytes for each in self._segments[: self._segments.index(segment)])
 
 
-def masked(result: Result, study: Study, contribution: Contribution, masks: Masks) -> Iterator[bytes]:
+def masked(
+    result: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool
+) -> Iterator[bytes]:
     """What leaves: the masked vector and the contribution's trailer, in pieces.
+
+    Args:
+        counts: whether the result's counts leave too, where it has some; else zeros do.
 
     Raises:
         DataError: a number that cannot be encoded.
@@ -88,7 +95,7 @@ def masked(result: Result, study: Study, contribution: Contribution, masks: Mask
     for segment in contribution.terms.segments:
         for start, length in _pieces(segment):
             piece: Piece = np.empty(length, dtype=ring.DTYPES[segment.bits])
-            _encode(result, study, contribution, segment, start // piece.itemsize, piece)
+            _encode(result, study, contribution, segment, start // piece.itemsize, piece, counts=counts)
             masks.add_to(piece, segment, start)
             yield piece.tobytes()
     for start in range(0, len(contribution.trailer), PIECE_BYTES):
@@ -96,20 +103,24 @@ def masked(result: Result, study: Study, contribution: Contribution, masks: Mask
 
 
 def _encode(
-    result: Result, study: Study, contribution: Contribution, segment: Segment, start: int, out: Piece
+    result: Result,
+    study: Study,
+    contribution: Contribution,
+    segment: Segment,
+    start: int,
+    out: Piece,
+    *,
+    counts: bool,
 ) -> None:
     sites = len(contribution.terms.cohort)
     if segment.name == "update":
         scale = result.about.weight / largest_weight(study)
         fixed_point(study, sites).encode(result.update(start, out.size), out, scale)
-        return
-    counts = result.counts()
-    weight = result.about.weight if contribution.terms.slot.purpose == "training" else None
-    if counts is not None and not result.about.counted:
-        whole = no_counts(study, sites, weight or 0)
+    elif segment.name == "weight":
+        out[0] = result.about.weight
     else:
-        whole = integers(counts, sites, weight)
-    out[:] = whole[start : start + out.size].view(np.uint64)
+        numbers = counts_segment(result.counts(), sites, counted=counts and result.about.counted)
+        out[:] = numbers[start : start + out.size]
 
 
 def _pieces(segment: Segment) -> Iterator[tuple[int, int]]:

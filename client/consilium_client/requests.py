@@ -168,7 +168,7 @@ class Requests:
                 stored = answer, staged.commit(where, kind, asked, answer)
         else:
             self._check_charged(request)
-        said = self.sums.said_of(proposal.study, request)
+        said = self.sums.said_of(proposal, request)
         self._release(stored[0], stored[1].size, study, request.round, kind, **said)
         return stored[0], stored[1].pieces()
 
@@ -217,8 +217,8 @@ class Requests:
         if not self.desk.spending.attempts(request.study, request.round, request.purpose):
             raise IntegrityError(
                 f"the ledger has no charge for the stored answer to round {request.round}: an older ledger was put "
-                f"back. Move {self.desk.answers.folder} and {self.desk.results.folder} away; the round is then "
-                "worked on and charged anew"
+                f"back. Move {self.desk.answers.folder} and {self.desk.results.folder} away; the round's next attempt "
+                "is then worked on and charged anew"
             )
 
     def _check_open(self, request: SumRequest | Close, number: int, study: Study) -> None:

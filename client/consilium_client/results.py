@@ -49,9 +49,14 @@ class About(Strict):
 
 @dataclass(frozen=True)
 class Result:
-    """A result on the disk."""
+    """A result on the disk.
+
+    Attributes:
+        sha256: of the whole file but itself.
+    """
 
     about: About
+    sha256: str
     _file: Path
     _start: int
 
@@ -59,13 +64,10 @@ class Result:
         """Coordinates of the bounded update, float32 [length]."""
         return np.fromfile(self._file, dtype="<f4", count=length, offset=self._start + 4 * start)
 
-    def counts(self) -> npt.NDArray[np.int64] | None:
-        """The counts, int64; None where none were asked for."""
-        if not self.about.counts:
-            return None
-        return np.fromfile(
-            self._file, dtype="<i8", count=self.about.counts, offset=self._start + 4 * self.about.parameters
-        )
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The counts, int64; empty where none were asked for."""
+        at = self._start + 4 * self.about.parameters
+        return np.fromfile(self._file, dtype="<i8", count=self.about.counts, offset=at)
 
 
 class Results:
@@ -84,38 +86,34 @@ class Results:
         pieces: list[bytes | memoryview] = [line, update.astype("<f4", copy=False).data]
         if counts is not None:
             pieces.append(counts.astype("<i8").data)
-        write_pieces_atomically(self._file(study, about.purpose), _with_digest(pieces))
-        return Result(about, self._file(study, about.purpose), len(line))
+        hashing = hashlib.sha256()
+        write_pieces_atomically(self._file(study, about.purpose), _with_digest(pieces, hashing))
+        return Result(about, hashing.hexdigest(), self._file(study, about.purpose), len(line))
 
-    def get(self, study: str, purpose: Purpose) -> Result | None:
-        """The result, its file verified; None where there is none.
+    def get(self, study: str, purpose: Purpose, number: int) -> Result | None:
+        """The result of a round, its file verified; None where it is of another round, or there is none.
 
         Raises:
             IntegrityError: it is damaged.
         """
-        file = self._file(study, purpose)
-        try:
-            with file.open("rb") as stream:
-                line = stream.readline(PIECE_BYTES)
-            about = About.model_validate(parse_canonical(line.rstrip(b"\n")))
-            size = len(line) + 4 * about.parameters + 8 * about.counts
-            if file.stat().st_size != size + DIGEST_BYTES or not _whole(file, size):
-                raise PeerError("digest")
-        except FileNotFoundError:
+        file, about = self._file(study, purpose), self.about(study, purpose)
+        if about is None or about.round != number:
             return None
-        except (PeerError, ValidationError) as error:
+        start = file.stat().st_size - 4 * about.parameters - 8 * about.counts - DIGEST_BYTES
+        sha256 = _verified(file)
+        if sha256 is None or start < 0:
             raise IntegrityError(
-                f"the stored result {file} is damaged; move it away, and the round is run and charged once more"
-            ) from error
-        return Result(about, file, len(line))
+                f"the stored result {file} is damaged; move it away, and the round's next attempt is worked on anew"
+            )
+        return Result(about, sha256, file, start)
 
     def about(self, study: str, purpose: Purpose) -> About | None:
-        """What is kept, if anything that can be used is."""
+        """What a result says that it is of, before it is verified; None where there is none that can be read."""
         try:
-            found = self.get(study, purpose)
-        except IntegrityError:
+            with self._file(study, purpose).open("rb") as stream:
+                return About.model_validate(parse_canonical(stream.readline(PIECE_BYTES).rstrip(b"\n")))
+        except (FileNotFoundError, PeerError, ValidationError):
             return None
-        return None if found is None else found.about
 
     def forget(self, study: str) -> None:
         """Delete what is kept of a study."""
@@ -130,20 +128,20 @@ class Results:
         return self.folder / f"{study}.{purpose}"
 
 
-def _with_digest(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    hashing = hashlib.sha256()
+def _with_digest(pieces: Iterable[bytes | memoryview], hashing: hashlib._Hash) -> Iterator[bytes | memoryview]:
     for piece in pieces:
         hashing.update(piece)
         yield piece
     yield hashing.digest()
 
 
-def _whole(file: Path, size: int) -> bool:
+def _verified(file: Path) -> str | None:
+    """The digest that the file ends with, if it is that of all before it."""
     hashing = hashlib.sha256()
     with file.open("rb") as stream:
-        left = size
-        while left:
+        left = file.stat().st_size - DIGEST_BYTES
+        while left > 0:
             piece = stream.read(min(PIECE_BYTES, left))
             hashing.update(piece)
             left -= len(piece)
-        return stream.read() == hashing.digest()
+        return hashing.hexdigest() if stream.read() == hashing.digest() else None

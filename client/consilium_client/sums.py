@@ -21,11 +21,11 @@ from consilium_client.answers import Staged
 from consilium_client.desk import Desk
 from consilium_client.masking import Masks, masked
 from consilium_client.proposals import Proposal
-from consilium_client.results import Result
+from consilium_client.results import About, Result
 from consilium_client.sum_store import Peer, Session
 from consilium_shared import limits, messages
 from consilium_shared.canonical import canonical_digest
-from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.errors import IntegrityError, PeerError, PolicyRefusal
 from consilium_shared.messages import (
     Advertise,
     Advertised,
@@ -42,7 +42,7 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
-from consilium_shared.privacy.plan import Plan
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan
 from consilium_shared.secagg.handshake import Bundle, SessionKeys, decode_bundles, encode_encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import SitePart, SiteState
@@ -78,7 +78,8 @@ class Sums:
         """Agree with each named site whose name is the higher one; remember the keys of the others."""
         session, keys = self._session(proposal)
         peers = dict(session.peers)
-        for site, bundle in decode_bundles(payload).items():
+        asked = decode_bundles(payload)
+        for site, bundle in asked.items():
             if site == self.desk.site:
                 continue
             public = proposal.identities.get(site)
@@ -94,7 +95,7 @@ class Sums:
                 peers[site] = Peer(bundle=bundle)
         if peers != session.peers:
             self.store.put_session(proposal.study.digest, session.model_copy(update={"peers": peers}))
-        sent_to = {site: peer.sent for site, peer in peers.items() if peer.sent is not None}
+        sent_to = {site: peer.sent for site, peer in peers.items() if site in asked and peer.sent is not None}
         body = encode_encapsulated(sent_to)
         return Handshaken(**common, payload=Payload.of(body)), body
 
@@ -127,47 +128,55 @@ class Sums:
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
         kept = self._kept(study, request, state, terms)
+        if kept is None:
+            self._check_work(proposal, plan, request, state)
+        else:
+            self.check_charged(study, kept.about)
         work.check(self.desk, study, plan, model)
         more = prepare()
         self.store.put(state)
+        counts = self._adds_counts(part, terms)
         with Masks(contribution, self.store.folder / study.digest) as masks:
-            if kept is None:
-                run: Callable[..., Result] = work.train if isinstance(request, Train) else work.evaluate
-                kept = run(self.desk, proposal, plan, request, model)
-            else:
+            if kept is not None:
                 self._settle(study, plan, kept)
-            for piece in masked(kept, study, contribution, masks):
+            elif isinstance(request, Train):
+                kept = work.train(self.desk, proposal, plan, request, model, counts=counts)
+            else:
+                kept = work.evaluate(self.desk, proposal, plan, request, model)
+            self._bind(proposal, request, part, state, kept)
+            for piece in masked(kept, study, contribution, masks, counts=counts):
                 staged.write(piece)
         self.store.forget_rounds_before(study.digest, request.round)
         about = {"round": request.round, "attempt": request.attempt, "epsilon": kept.about.epsilon, **more}
         kind = Update if isinstance(request, Train) else Counts
         return lambda common: kind(**common, **about)
 
-    def said_of(self, study: Study, request: Train | Evaluate) -> dict[str, bool]:
+    def said_of(self, proposal: Proposal, request: Train | Evaluate) -> dict[str, bool]:
         """What the ledger says of the release of an answer, besides its digest: with counts, or not the first time."""
-        kept = self.desk.results.about(study.digest, request.purpose)
-        if kept is None or kept.round != request.round:  # it was released and signed for; the entry is there
-            return {}
+        kept, state = self.desk.results.about(request.study, request.purpose), self.store.get(request.slot)
+        if kept is None or kept.round != request.round or state is None or state.terms is None:
+            return {}  # the sum was opened: the entry is there
         rides = request.purpose == "training" and kept.counts > 0 and kept.counted
+        rides = rides and self._adds_counts(self._part(proposal), state.terms)
         again = kept.attempt != request.attempt
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
-        """Sign a set of survivors, once. From here on the result serves no other attempt."""
+        """Sign a set of survivors, once in an attempt."""
         state = self._state(request)
         with _refused_as_sum():
             state, signature = self._part(proposal).sign(state, request.survivors, sealed)
         self.store.put(state)
-        self.desk.results.drop(proposal.study.digest, request.of)
         return Signed(**common, **_of(request), signature=signature.hex())
 
     def release(self, proposal: Proposal, request: Open, sealed: bytes, common: Common) -> tuple[Shares, bytes]:
-        """The shares that open the sum, and the key for the next one."""
+        """The shares that open the sum, and the key for the next one. The result serves no other attempt."""
         state = self._state(request)
         signatures = {site: bytes.fromhex(signature) for site, signature in request.signatures.items()}
         with _refused_as_sum():
             state, shares = self._part(proposal).release(state, signatures, sealed)
         self.store.put(state)
+        self.desk.results.drop(proposal.study.digest, request.of)
         following = self._following(proposal.study, request.slot)
         advert = None if following is None else self._advert(proposal, following)
         return Shares(**common, **_of(request), payload=Payload.of(shares), next=advert), shares
@@ -215,9 +224,10 @@ class Sums:
             for each in before:
                 if each.stage in ("advertised", "masked"):
                     self.store.put(part.abandon(each))
-            abandoned = [each for each in self.store.attempts(slot) if each.stage == "abandoned"]
-            digests = tuple(each.terms.digest for each in abandoned if each.terms is not None)
-            state, _ = part.advertise(slot, self.desk.site, secrets.token_bytes(KEY_BYTES), digests)
+            signed = tuple(each.slot.attempt for each in before if each.stage in ("signed", "released"))
+            counts = self.desk.config.policy.allow_evaluation_counts
+            seed = secrets.token_bytes(KEY_BYTES)
+            state, _ = part.advertise(slot, self.desk.site, seed, signed=signed, counts=counts)
             self.store.put(state)
         return part.advert(state) if state.stage in ("advertised", "masked") else None
 
@@ -247,20 +257,67 @@ class Sums:
         Raises:
             PolicyRefusal: this round was worked on from another model.
         """
-        kept = self.desk.results.get(study.digest, request.purpose)
-        if kept is None or kept.about.round != request.round:
+        kept = self.desk.results.get(study.digest, request.purpose, request.round)
+        if kept is None:
             return None
         if kept.about.model != request.payload.sha256:
             raise PolicyRefusal("stale-round", f"round {request.round} was worked on from another model")
-        for earlier in self.store.attempts(request.slot):
-            number, before = earlier.slot.attempt, earlier.terms
-            if not kept.about.attempt <= number < request.attempt or before is None:
-                continue
-            if earlier.stage != "abandoned" or not before.dead(terms.adverts):
-                log.warning("round %d is worked on anew: attempt %d may still be opened", request.round, number)
-                self.desk.results.drop(study.digest, request.purpose)
+        if kept.about.attempt == request.attempt:
+            return kept
+        states = {each.slot.attempt: each for each in self.store.attempts(request.slot)}
+        used = [states.get(kept.about.attempt), *(states[n] for n in states if kept.about.attempt < n)]
+        for earlier in used:
+            if earlier is None:
+                return None  # its state is lost, and with it the proof
+            unlike_this = earlier.slot.attempt < request.attempt and earlier.terms is not None
+            if unlike_this and earlier.terms is not None and not earlier.terms.dead(terms.adverts):
                 return None
         return kept
+
+    def _check_work(self, proposal: Proposal, plan: Plan, request: Train | Evaluate, state: SiteState) -> None:
+        """Whether the round may be worked on, anew where it was before.
+
+        Without privacy one model is worked on once: two sums of the same numbers, over other sites, would show whose
+        are whose. With privacy each time has noise and a charge of its own.
+
+        Raises:
+            PolicyRefusal: not under these keys, or not for this model.
+        """
+        if state.result is not None:
+            raise PolicyRefusal("sum", "what these keys mask is gone")
+        where = self.store.session(proposal.study.digest).seen.get(_what(request))
+        if where in (None, place(request.round, request.attempt)):
+            return
+        if isinstance(plan, NonPrivatePlan):
+            raise PolicyRefusal("sum", "this model was worked on, and that sum may still be opened, or was")
+        log.warning("round %d is worked on anew: an earlier attempt may still be opened, or was", request.round)
+
+    def _bind(
+        self, proposal: Proposal, request: Train | Evaluate, part: SitePart, state: SiteState, kept: Result
+    ) -> None:
+        """Before the first masked byte: what is masked where."""
+        with _refused_as_sum():
+            self.store.put(part.bind(state, kept.sha256))
+        session = self.store.session(proposal.study.digest)
+        seen = {**session.seen, _what(request): place(request.round, request.attempt)}
+        self.store.put_session(proposal.study.digest, session.model_copy(update={"seen": seen}))
+
+    def _adds_counts(self, part: SitePart, terms: Terms) -> bool:
+        """Whether this site's counts leave under these terms."""
+        return self.desk.config.policy.allow_evaluation_counts and part.adds_counts(terms, terms.cohort)
+
+    def check_charged(self, study: Study, about: About) -> None:
+        """Raises IntegrityError where the ledger has no charge for a result that is kept."""
+        number, purposes = about.round, [(about.round, about.purpose)]
+        if about.purpose == "training" and about.counts and about.counted:
+            purposes.append((number - 1, "evaluation"))
+        for charged, purpose in purposes:
+            if not self.desk.spending.attempts(study.digest, charged, purpose):
+                raise IntegrityError(
+                    f"the ledger has no {purpose} charge for what was worked on in round {charged}: an older ledger "
+                    f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; the "
+                    "round's next attempt is then worked on and charged anew"
+                )
 
     def _settle(self, study: Study, plan: Plan, kept: Result) -> None:
         about = kept.about
@@ -287,6 +344,10 @@ class Sums:
 
 def _of(request: Advertise | Survivors | Open) -> dict[str, Any]:
     return {"round": request.round, "attempt": request.attempt, "of": request.of}
+
+
+def _what(request: Train | Evaluate) -> str:
+    return canonical_digest([request.purpose, request.payload.sha256])
 
 
 def place(number: int, attempt: int) -> int:

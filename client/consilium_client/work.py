@@ -48,12 +48,16 @@ def check(desk: Desk, study: Study, plan: Plan, model: bytes) -> None:
         check_independence(study)
 
 
-def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes) -> Result:
-    """Train round ``request.round``, and count on the model that it begins with where that is due."""
+def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:
+    """Train round ``request.round``, and count on the model that it begins with where that is due.
+
+    Args:
+        counts: whether this site's counts may leave with the update.
+    """
     from consilium_client.training import device, trainer
 
     study, number = proposal.study, request.round
-    counted = counts_with(study, number) and desk.config.policy.allow_evaluation_counts
+    counted = counts and counts_with(study, number)
     records, where = desk.records(study), device.choose(desk.config.device)
     with ExitStack() as undertakings:
         training = undertakings.enter_context(_begin(desk, study, request, plan, "training", number))
@@ -78,11 +82,11 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             attempt=training.number,
             on_progress=watch,
         )
-        counts = None
+        numbers = None
         if counting is not None:
-            counts = _count(desk, study, model, counting.reservation, counting.seed)
+            numbers = _count(desk, study, model, counting.reservation, counting.seed)
         elif counts_with(study, number):
-            counts = np.zeros(Layout.of(study).width, dtype=np.int64)
+            numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
         last = training.reservation if counting is None else counting.reservation
         bound(found.update, study)
         about = About(
@@ -94,9 +98,9 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             counted=counted,
             epsilon=told(last.study_epsilon_after),
             parameters=found.update.size,
-            counts=0 if counts is None else counts.size,
+            counts=0 if numbers is None else numbers.size,
         )
-        result = desk.results.put(study.digest, about, found.update, counts)
+        result = desk.results.put(study.digest, about, found.update, numbers)
         training.settle(found.steps)
         if counting is not None:
             counting.settle(1)

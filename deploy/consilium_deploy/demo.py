@@ -180,7 +180,7 @@ def _compare(out: Path, study: str) -> Outcome:
         card["epsilon"],
         card["delta"],
         closed,
-        federation.evaluated(study),
+        {event["round"]: event["metrics"] for event in map(json.loads, events) if event["event"] == "evaluated"},
         str(cards[-1].parent),
     )
 

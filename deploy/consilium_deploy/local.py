@@ -223,10 +223,6 @@ class LocalFederation:
         """The ``closed`` events so far, one for each finished round."""
         return [event for event in self.events(study) if event["event"] == "closed"]
 
-    def evaluated(self, study: str) -> dict[int, dict[str, Any]]:
-        """Round to the metrics of the model after it, as far as they are known."""
-        return {e["round"]: e["metrics"] for e in self.events(study) if e["event"] == "evaluated"}
-
     def pid(self, service: str, program: str) -> int:
         """Process id of one supervised program, by its command line.
 

@@ -80,6 +80,9 @@ class StudyRun:
             awaited = frozenset()
             self._train(self.point.round + 1)
             self._close(self.point)
+            if self.point.record["implausible"] is not None and self.study.privacy.mode == "none":
+                # Without privacy no site adds the same numbers to a second sum, and this model would be asked again.
+                raise Halted(f"round {self.point.round}: {self.point.record['implausible']}; no step was taken")
         model = registry.find(self.home, self.study, self.packed) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum"})
+PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum", "unknown-study"})
 """Reasons after which a site is asked again in the next round; any other stops the site for this study."""
 
 
@@ -79,9 +79,8 @@ class Question:
         return len(self.answered) >= self.minimum
 
     def possible(self) -> bool:
-        """Whether it is of any use to go on."""
-        needed = self.minimum if self.least is None else min(self.minimum, self.least)
-        return len(self.answered) + len(self.open()) >= needed
+        """Whether enough can still be reached."""
+        return len(self.answered) + len(self.open()) >= self.minimum
 
     def done(self, now: float) -> bool:
         """Everybody has answered; or enough have and time is up; or enough never will."""

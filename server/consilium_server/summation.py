@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from consilium_server.asking import Accept, Asking
-from consilium_server.conversation import Halted
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.open_sum import OpenSum, OpenSumFile
 from consilium_server.rounds import Question
@@ -40,7 +39,7 @@ from consilium_shared.messages import (
     Update,
 )
 from consilium_shared.secagg.handshake import Bundle, Encapsulated, decode_encapsulated, encode_bundles
-from consilium_shared.secagg.keys import KEY_BYTES
+from consilium_shared.secagg.keys import KEY_BYTES, check_public
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms
 from consilium_shared.summand import Opened, read, segments
@@ -126,7 +125,7 @@ class Summation:
 
         Raises:
             NotOpened: too few sites are left, or no attempt succeeded.
-            Halted: somebody stopped the study, or a sum was opened that no sites could have given.
+            Halted: somebody stopped the study.
         """
         under_way = self._file.read(asked.purpose, asked.number)
         attempt = 1 if under_way is None else under_way.attempt
@@ -160,7 +159,7 @@ class Summation:
             def accept(answer: messages.Answer, _: Arrival) -> None:
                 if not isinstance(answer, Advertised) or (answer.of, answer.round, answer.attempt) != _place(slot):
                     raise PeerError("not an answer to this question")
-                answer.advert.verify(slot, answer.site, self._identities[answer.site])
+                self._check_advert(slot, answer.site, answer.advert)
                 answer.bundle.verify(slot.study, slot.roster, answer.site, self._identities[answer.site])
                 adverts[answer.site], self._bundles[answer.site] = answer.advert, answer.bundle
                 self._known[answer.site] = dict(answer.known)
@@ -172,8 +171,10 @@ class Summation:
         cohort = sorted(site for site in self._asking.recruitment.sites("approved") if site in adverts)
         encapsulated = self._shake_hands(asked.number, cohort)
         cohort = [site for site in cohort if site in encapsulated]
-        if len(cohort) < minimum:
+        if len(self._asking.recruitment.sites("approved")) < minimum:
             raise NotOpened(f"{len(cohort)} sites can take part, and {minimum} are needed")
+        if len(cohort) < minimum:
+            raise _Abandoned(f"{len(cohort)} sites have given keys, and {minimum} are needed", cohort)
         under_way = OpenSum(
             purpose=asked.purpose,
             round=asked.number,
@@ -204,19 +205,22 @@ class Summation:
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Handshaken):
                 raise PeerError("not an answer to this question")
-            found = decode_encapsulated(arrival.payload.read())
-            if not {site for site in cohort if site > answer.site} <= set(found):
-                raise PeerError("a handshake that leaves sites out")
+            found, low = decode_encapsulated(arrival.payload.read()), (answer.site, bundles[answer.site])
+            for high in (site for site in cohort if site > answer.site):
+                if high not in found:
+                    raise PeerError(f"a handshake without {high}")
+                about = self._talk.common["study"], self._talk.common["roster"]
+                found[high].verify(*about, low, (high, bundles[high]), self._identities[answer.site])
             sent[answer.site] = found
 
-        question = self._asking.question(number, "handshake", tuple(cohort), len(cohort), least=0)
+        question = self._asking.question(number, "handshake", tuple(cohort), 0)
         requests = dict.fromkeys(cohort, (header, payload))
         self._asking.ask(question, number, requests, limits.HEADER_BYTES, accept)
         for low, found in sent.items():
             for high in (site for site in sent if site > low):
-                self._known[low][high] = digests[high]
-                if strange(high, low):
+                if strange(high, low) or strange(low, high):
                     needed[high][low] = found[high]
+                self._known[low][high] = digests[high]
         return {site: needed[site] for site in sent}
 
     # -- one attempt
@@ -249,10 +253,7 @@ class Summation:
             totals = total.open()
         except PeerError as error:
             raise _Abandoned(str(error), list(total.sharers)) from error
-        try:
-            opened = read(self._study, asked.purpose, len(terms.cohort), len(total.survivors), totals)
-        except PeerError as error:
-            raise Halted(f"round {number}: {error}. No step was taken") from error
+        opened = read(self._study, asked.purpose, len(terms.cohort), len(total.survivors), totals)
         record = {
             "attempt": under_way.attempt,
             "cohort": list(terms.cohort),
@@ -365,8 +366,15 @@ class Summation:
             following = slot.model_copy(update={"round": slot.round + 1, "attempt": 1})
         else:
             following = slot.model_copy(update={"purpose": "evaluation", "attempt": 1})
-        advert.verify(following, site, self._identities[site])
+        self._check_advert(following, site, advert)
         self._adverts.setdefault(following, {})[site] = advert
+
+    def _check_advert(self, slot: Slot, site: str, advert: Advert) -> None:
+        """Whoever sends a key of no use is found here, and not by all the others."""
+        advert.verify(slot, site, self._identities[site])
+        check_public(bytes.fromhex(advert.key))
+        if any(each.key == advert.key for other, each in self._adverts.get(slot, {}).items() if other != site):
+            raise PeerError("this key is another site's")
 
 
 def _about(slot: Slot) -> dict[str, Any]:

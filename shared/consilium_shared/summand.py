@@ -1,8 +1,9 @@
 """What one site adds to a round's secure sum, and what is read off the sum.
 
-    training     update      [d]      weight × update in fixed point, modulo 2^ring_bits
-                 integers    [1 + k]  the weight; where counts ride along, how many sites counted, and their counts
-    evaluation   integers    [1 + m]  how many sites counted, and their counts
+    training     update   [d]      weight × update in fixed point, modulo 2^ring_bits
+                 weight   [1]      modulo 2^64
+                 counts   [1 + k]  where they ride along: how many sites counted, and their counts, modulo 2^64
+    evaluation   counts   [1 + k]
 
 The counts that ride on a round's updates are of the model that the round began with: no exchange of its own is needed
 for them, but after the last round.
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consilium_shared.errors import DataError, PeerError
+from consilium_shared.errors import DataError
 from consilium_shared.metrics import Layout
 from consilium_shared.secagg.ring import FixedPoint, integers_limit
 from consilium_shared.secagg.terms import Purpose, Segment
@@ -34,11 +35,12 @@ def counts_with(study: Study, number: int) -> bool:
 
 def segments(study: Study, purpose: Purpose, number: int, parameters: int) -> tuple[Segment, ...]:
     """The parts of what is summed; ``parameters``: of the model."""
+    counts = Segment(name="counts", bits=64, length=1 + Layout.of(study).width)
     if purpose == "evaluation":
-        return (Segment(name="integers", bits=64, length=1 + Layout.of(study).width),)
-    counted = 1 + Layout.of(study).width if counts_with(study, number) else 0
+        return (counts,)
     update = Segment(name="update", bits=study.aggregation.ring_bits, length=parameters)
-    return update, Segment(name="integers", bits=64, length=1 + counted)
+    weight = Segment(name="weight", bits=64, length=1)
+    return (update, weight, counts) if counts_with(study, number) else (update, weight)
 
 
 def fixed_point(study: Study, sites: int) -> FixedPoint:
@@ -76,31 +78,18 @@ def bound(update: npt.NDArray[np.float32], study: Study) -> float:
     return factor
 
 
-def integers(counts: npt.NDArray[np.int64] | None, sites: int, weight: int | None = None) -> npt.NDArray[np.int64]:
-    """The segment of that name.
-
-    Args:
-        counts: what this site counted, in full length; None where none are asked for.
-        sites: of the cohort.
-        weight: of the update; None where there is none.
+def counts_segment(counts: npt.NDArray[np.int64], sites: int, *, counted: bool) -> npt.NDArray[np.uint64]:
+    """The segment of that name, for a cohort of ``sites``; zeros where this site adds none (``counted``).
 
     Raises:
-        DataError: a number so large that the sum could overflow.
+        DataError: a count so large that the sum could overflow.
     """
-    parts = [np.array([weight])] if weight is not None else []
-    if counts is not None:
-        parts += [np.array([1]), counts]
-    found = np.concatenate(parts).astype(np.int64)
+    found = np.zeros(1 + counts.size, dtype=np.int64)
+    if counted:
+        found[0], found[1:] = 1, counts
     if int(np.abs(found).max(initial=0)) > integers_limit(sites):
         raise DataError("a count is too large to be added up")
-    return found
-
-
-def no_counts(study: Study, sites: int, weight: int) -> npt.NDArray[np.int64]:
-    """As ``integers``, of a site that lets no counts leave: zeros, so that nobody can tell which site it is."""
-    found = integers(np.zeros(Layout.of(study).width, dtype=np.int64), sites, weight)
-    found[1] = 0
-    return found
+    return found.view(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class Opened:
     """What the sum tells.
 
     Attributes:
-        mean: float32 [d], Σ wᵢ·uᵢ / Σ wᵢ; empty without a segment of updates.
+        mean: float32 [d], Σ wᵢ·uᵢ / Σ wᵢ; empty without a segment of updates, and where the sum was spoilt.
         weight: Σ wᵢ; 0 without updates.
         counted: how many sites added counts.
         counts: int64, their sum; None where none were asked for.
@@ -127,25 +116,28 @@ def read(
 ) -> Opened:
     """What an opened sum over ``survivors`` of a ``cohort`` tells. Totals of updates in 32 bits are overwritten.
 
-    Raises:
-        PeerError: the summed weight or number of sites is none that sites could have: the sum was spoilt.
+    Where the weight or the number of sites that counted is none that sites could have, nothing of the sum is used.
     """
-    whole = totals["integers"].view(np.int64)
-    weight = 0
-    if purpose == "training":
-        weight, whole = int(whole[0]), whole[1:]
-        if not survivors <= weight <= survivors * largest_weight(study):
-            raise PeerError(f"the summed weight of {survivors} sites is {weight}: somebody spoilt the sum")
-    counted, counts = (int(whole[0]), whole[1:]) if whole.size else (0, None)
+    counted, counts = 0, None
+    if "counts" in totals:
+        whole = totals["counts"].view(np.int64)
+        counted, counts = int(whole[0]), whole[1:]
     if not 0 <= counted <= survivors:
-        raise PeerError(f"{counted} of {survivors} sites say that they counted: somebody spoilt the sum")
+        return _spoilt(f"{counted} of {survivors} sites say that they counted")
     if purpose == "evaluation":
         return Opened(np.zeros(0, dtype=np.float32), 0, counted, counts, None)
+    weight = int(totals["weight"].view(np.int64)[0])
+    if not survivors <= weight <= survivors * largest_weight(study):
+        return _spoilt(f"the summed weight of {survivors} sites is {weight}")
     total, encoding = totals["update"], fixed_point(study, cohort)
     mean = total.view(np.float32) if total.itemsize == 4 else np.empty(total.size, dtype=np.float32)
     encoding.decode(total, mean, divisor=weight / largest_weight(study))
     slack = survivors * encoding.error * largest_weight(study) / weight
     return Opened(mean, weight, counted, counts, _implausible(study, mean, slack))
+
+
+def _spoilt(why: str) -> Opened:
+    return Opened(np.zeros(0, dtype=np.float32), 0, 0, None, f"{why}: somebody spoilt the sum")
 
 
 def _implausible(study: Study, mean: npt.NDArray[np.float32], slack: float) -> str | None:

@@ -22,7 +22,6 @@ from consilium_shared.messages import (
     Survivors,
     Train,
 )
-from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import width
 from consilium_shared.secagg import prg, ring
 from consilium_shared.secagg.handshake import SessionKeys, decode_encapsulated, encode_bundles
@@ -30,7 +29,7 @@ from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened, counts_with, fixed_point, integers, read, segments
+from consilium_shared.summand import Opened, fixed_point, read, segments
 
 HERE, THERE = "hospital-a", "hospital-b"
 
@@ -63,7 +62,8 @@ class Neighbour:
         if isinstance(answer, Advertised) and self.bundles.get(study.digest) != answer.bundle.agreement:
             self._shake_hands(coordinator, study, answer)
         if slot not in self.states:
-            self.states[slot], _ = self._part(coordinator, study).advertise(slot, THERE, secrets.token_bytes(32), ())
+            part, seed = self._part(coordinator, study), secrets.token_bytes(32)
+            self.states[slot], _ = part.advertise(slot, THERE, seed, counts=True)
         advert = answer.advert if isinstance(answer, Advertised) else self._stand_in(slot)
         return {HERE: advert, THERE: self._part(coordinator, study).advert(self.states[slot])}, given
 
@@ -105,9 +105,8 @@ class Neighbour:
             vector = np.zeros(segment.length, dtype=ring.DTYPES[segment.bits])
             if segment.name == "update":
                 fixed_point(study, 2).encode(np.zeros(segment.length, dtype=np.float32), vector)
-            elif terms.slot.purpose == "training":
-                counts = np.zeros(Layout.of(study).width, np.int64) if counts_with(study, terms.slot.round) else None
-                vector[:] = integers(counts, 2, 1).view(np.uint64)
+            else:
+                vector[0] = 1  # the weight, or that it counted
             prg.apply(vector, *contribution.mask_keys(segment))
             found += vector.tobytes()
         return found
@@ -128,7 +127,7 @@ class Neighbour:
 
     @staticmethod
     def _stand_in(slot: Slot) -> Advert:
-        return Advert.sign(slot, HERE, secrets.token_bytes(32), (), Identity.generate())
+        return Advert.sign(slot, HERE, secrets.token_bytes(32), Identity.generate())
 
     @staticmethod
     def _identities(coordinator: Any) -> dict[str, PublicIdentity]:

@@ -125,6 +125,8 @@ class Approve(Body):
     epsilon: Epsilon
     by: Person
     plan: Annotated[DpSgdPlan | NonPrivatePlan, Field(discriminator="kind")]
+    roster: Sha256 | None = None
+    """Digest of the roster that whoever approved was shown: with whom, and with which keys."""
 
 
 class Reject(Body):

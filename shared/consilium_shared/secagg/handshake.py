@@ -60,9 +60,23 @@ class Bundle(Strict):
     signature: Hex64
 
     def verify(self, study: str, roster: str, site: str, public: PublicIdentity) -> None:
-        """Raises SignatureError unless ``site``, with this identity, made the bundle for this study and roster."""
+        """Whether ``site``, with this identity, made the bundle for this study and roster.
+
+        Raises:
+            SignatureError: it did not.
+            PeerError: a key is of no use.
+        """
         signed = _bundled(study, roster, site, self.agreement, self.encapsulation)
         public.verify(BUNDLE_DOMAIN, signed, signature_bytes(self.signature))
+        keys.check_public(bytes.fromhex(self.agreement))
+        self.encapsulation_key()
+
+    def encapsulation_key(self) -> MLKEM768PublicKey:
+        """The ML-KEM-768 key; raises PeerError for one of no use."""
+        try:
+            return MLKEM768PublicKey.from_public_bytes(base64.b64decode(self.encapsulation))
+        except ValueError as error:
+            raise PeerError("an ML-KEM key of no use") from error
 
 
 class Encapsulated(Strict):
@@ -71,6 +85,15 @@ class Encapsulated(Strict):
     ciphertext: Annotated[str, Field(max_length=2 * CIPHERTEXT_BYTES), _base64_of(CIPHERTEXT_BYTES)]
     """ML-KEM-768, base64."""
     signature: Hex64
+
+    def verify(
+        self, study: str, roster: str, low: tuple[str, Bundle], high: tuple[str, Bundle], public: PublicIdentity
+    ) -> str:
+        """The digest of all that the two have said; raises SignatureError unless the lower one, with this identity,
+        made this for the higher one, with these keys."""
+        transcript = _transcript(study, roster, low, high, self.ciphertext)
+        public.verify(ENCAPSULATION_DOMAIN, transcript.encode(), signature_bytes(self.signature))
+        return transcript
 
 
 class SessionKeys:
@@ -103,11 +126,7 @@ class SessionKeys:
         if not self._site < peer:
             raise PeerError(f"the lower of two sites encapsulates, and {peer} is not above {self._site}")
         bundle.verify(self._study, self._roster, peer, public)
-        try:
-            key = MLKEM768PublicKey.from_public_bytes(base64.b64decode(bundle.encapsulation))
-        except ValueError as error:
-            raise PeerError(f"{peer}'s ML-KEM key is of no use") from error
-        shared, ciphertext = key.encapsulate()
+        shared, ciphertext = bundle.encapsulation_key().encapsulate()
         text = base64.b64encode(ciphertext).decode()
         transcript = _transcript(self._study, self._roster, (self._site, self.bundle), (peer, bundle), text)
         signature = self._identity.sign(ENCAPSULATION_DOMAIN, transcript.encode()).hex()
@@ -123,8 +142,7 @@ class SessionKeys:
         if not peer < self._site:
             raise PeerError(f"the lower of two sites encapsulates, and {peer} is not below {self._site}")
         bundle.verify(self._study, self._roster, peer, public)
-        transcript = _transcript(self._study, self._roster, (peer, bundle), (self._site, self.bundle), sent.ciphertext)
-        public.verify(ENCAPSULATION_DOMAIN, transcript.encode(), signature_bytes(sent.signature))
+        transcript = sent.verify(self._study, self._roster, (peer, bundle), (self._site, self.bundle), public)
         return self._secret(bundle, self._encapsulation.decapsulate(base64.b64decode(sent.ciphertext)), transcript)
 
     def _secret(self, bundle: Bundle, shared: bytes, transcript: str) -> bytes:

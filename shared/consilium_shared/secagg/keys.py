@@ -50,6 +50,11 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
         raise PeerError("a public key of no use") from error
 
 
+def check_public(public: bytes) -> None:
+    """Raises PeerError for an X25519 public key with which nobody can agree on a secret."""
+    agree(X25519PrivateKey.generate(), public)
+
+
 def seal(key: bytes, text: bytes, about: bytes) -> bytes:
     """``text`` encrypted, with a tag over it and ``about``: 16 bytes longer. ``key`` seals nothing else, ever."""
     return AESGCM(key).encrypt(_NONCE, text, about)

@@ -14,7 +14,7 @@ Of one peer it gives either its share of the self mask's seed (survivor) or of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,12 +41,16 @@ class SiteState(Strict):
     site: Name
     seed: Hex32
     """Secret. Everything random in the slot follows from it."""
-    abandons: tuple[Hex32, ...]
+    signed: tuple[int, ...]
+    """Earlier attempts in which this site has signed (``Advert``)."""
+    counts: bool
     stage: Stage
     terms: Terms | None = None
     """From ``masked`` on; of an abandoned attempt, if it had come so far."""
     survivors: tuple[Name, ...] | None = None
     """From ``signed`` on: the set that was signed."""
+    result: Hex32 | None = None
+    """SHA-256 of what these masks hide: they never hide anything else, or the difference of the two would be seen."""
 
     def __repr__(self) -> str:
         return f"SiteState({self.slot.purpose} {self.slot.round}.{self.slot.attempt}, {self.stage}, seed hidden)"
@@ -127,22 +131,26 @@ class SitePart:
         """
         self._identity, self._identities, self._minimum, self._secrets = identity, identities, minimum, secrets
 
-    def advertise(self, slot: Slot, site: str, seed: bytes, abandons: tuple[str, ...]) -> tuple[SiteState, Advert]:
-        """Fresh keys for a slot.
+    def advertise(
+        self, slot: Slot, site: str, seed: bytes, *, signed: tuple[int, ...] = (), counts: bool = False
+    ) -> tuple[SiteState, Advert]:
+        """Fresh keys for a slot. It promises that this site signs in no earlier attempt but those ``signed``.
 
         Args:
             seed: 32 secret bytes that were never used before.
-            abandons: digests of the terms of the earlier attempts that this site has abandoned.
+            signed, counts: as in ``Advert``.
         """
         if len(seed) != KEY_BYTES:
             raise ValueError(f"a seed has {KEY_BYTES} bytes")
-        state = SiteState(slot=slot, site=site, seed=seed.hex(), abandons=abandons, stage="advertised")
+        state = SiteState(slot=slot, site=site, seed=seed.hex(), signed=signed, counts=counts, stage="advertised")
         return state, self.advert(state)
 
     def advert(self, state: SiteState) -> Advert:
         """What ``advertise`` sent: the same bytes."""
         public = _private(state).public_key().public_bytes_raw()
-        return Advert.sign(state.slot, state.site, public, state.abandons, self._identity)
+        return Advert.sign(
+            state.slot, state.site, public, self._identity, signed=state.signed, counts=state.counts
+        )
 
     def mask(self, state: SiteState, terms: Terms) -> tuple[SiteState, Contribution]:
         """Agree to a sum. In ``masked`` and after, the same terms again give the same contribution."""
@@ -164,6 +172,18 @@ class SitePart:
             raise PeerError(f"no handshake with {', '.join(missing)}")
         return _next(state, stage="masked", terms=terms), self._contribution(state, terms)
 
+    def bind(self, state: SiteState, result: str) -> SiteState:
+        """Before the first masked byte: what these masks hide, by its SHA-256; for the same again the same state."""
+        _terms(state, "masked", "signed", "released")
+        if state.result not in (None, result):
+            raise PeerError("these masks were used for another result")
+        return state if state.result == result else _next(state, result=result)
+
+    def adds_counts(self, terms: Terms, sites: Iterable[str]) -> bool:
+        """Whether counts ride on the sum, and enough of these sites of the cohort add some: few would show whose."""
+        asked = any(segment.name == "counts" for segment in terms.segments)
+        return asked and terms.counting(sites) >= self._minimum
+
     def sign(self, state: SiteState, survivors: tuple[str, ...], sealed: bytes) -> tuple[SiteState, bytes]:
         """Sign the set of sites whose vectors are in the sum, once every one's shares for this site are at hand.
 
@@ -184,6 +204,8 @@ class SitePart:
         least = max(terms.threshold, self._minimum)
         if len(survivors) < least:
             raise PeerError(f"{len(survivors)} survivors, and at least {least} are needed")
+        if state.counts and self.adds_counts(terms, terms.cohort) and not self.adds_counts(terms, survivors):
+            raise PeerError("too few of the survivors have added counts")
         self._unsealed(state, terms, survivors, sealed, self._agreed(state, terms))
         signature = self._identity.sign(SURVIVORS_DOMAIN, terms.survivors_signed(survivors))
         if state.stage != "masked":

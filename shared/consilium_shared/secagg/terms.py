@@ -7,7 +7,7 @@ but noise comes out (that answers model inconsistency: Pasquini et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -47,20 +47,32 @@ class Advert(Strict):
 
     key: Hex32
     """X25519 (RFC 7748), fresh for this slot."""
-    abandons: Annotated[tuple[Hex32, ...], Field(max_length=limits.ATTEMPTS)] = ()
-    """Digests of the terms of earlier attempts: the site has signed no set of survivors there, and never will."""
+    signed: Annotated[tuple[int, ...], Field(max_length=limits.ATTEMPTS)] = ()
+    """Earlier attempts at the same sum in which the site has signed a set of survivors. In all others before this one
+    it has not, and never will."""
+    counts: bool = False
+    """Whether the site adds evaluation counts where some ride on the sum, if enough others of the cohort do."""
     signature: Hex64
 
     @classmethod
-    def sign(cls, slot: Slot, site: str, key: bytes, abandons: tuple[str, ...], identity: Identity) -> Advert:
+    def sign(
+        cls,
+        slot: Slot,
+        site: str,
+        key: bytes,
+        identity: Identity,
+        *,
+        signed: tuple[int, ...] = (),
+        counts: bool = False,
+    ) -> Advert:
         """The advertisement of ``key`` (32 bytes) by ``site`` for ``slot``."""
-        signature = identity.sign(ADVERT_DOMAIN, _advertised(slot, site, key.hex(), abandons))
-        return cls(key=key.hex(), abandons=abandons, signature=signature.hex())
+        signature = identity.sign(ADVERT_DOMAIN, _advertised(slot, site, key.hex(), signed, counts))
+        return cls(key=key.hex(), signed=signed, counts=counts, signature=signature.hex())
 
     def verify(self, slot: Slot, site: str, public: PublicIdentity) -> None:
         """Raises SignatureError unless ``site``, with this identity, advertised exactly this for ``slot``."""
-        signed = _advertised(slot, site, self.key, self.abandons)
-        public.verify(ADVERT_DOMAIN, signed, signature_bytes(self.signature))
+        told = _advertised(slot, site, self.key, self.signed, self.counts)
+        public.verify(ADVERT_DOMAIN, told, signature_bytes(self.signature))
 
 
 class Segment(Strict):
@@ -142,17 +154,25 @@ class Terms(Strict):
     def dead(self, successors: Mapping[str, Advert]) -> bool:
         """Whether this attempt can never be opened any more, as the advertisements for the next one prove.
 
-        Each site that ``abandons`` it has promised to sign no set of survivors here. Only then may the same update be
-        masked anew.
+        Whoever advertises a key for a later attempt has promised to sign no set of survivors here, unless it says that
+        it has. Only then may the same update be masked anew.
+
+        Args:
+            successors: verified, of a later attempt at the same sum.
         """
-        abandoned = sum(site in self.adverts and self.digest in each.abandons for site, each in successors.items())
-        return abandoned >= self.enough_to_abandon
+        number = self.slot.attempt
+        promises = sum(site in self.adverts and number not in each.signed for site, each in successors.items())
+        return promises >= self.enough_to_abandon
+
+    def counting(self, sites: Iterable[str]) -> int:
+        """How many of these sites of the cohort add counts."""
+        return sum(self.adverts[site].counts for site in sites)
 
     @property
     def enough_to_abandon(self) -> int:
         """How many sites' promises make it certain that the sum is never opened: n + n_C - t + 1.
 
-        The promises of corrupt sites are worth nothing: where A sites abandon, n - (A - n_C) can still sign, and with
+        The promises of corrupt sites are worth nothing: where A sites promise, n - (A - n_C) can still sign, and with
         fewer than the threshold t nobody learns the sum.
         """
         sites = len(self.adverts)
@@ -174,6 +194,6 @@ def corrupt(sites: int, threat_model: ThreatModel) -> int:
     return (sites - 1) // 3 if threat_model == "malicious-server" else 0
 
 
-def _advertised(slot: Slot, site: str, key: str, abandons: tuple[str, ...]) -> bytes:
+def _advertised(slot: Slot, site: str, key: str, signed: tuple[int, ...], counts: bool) -> bytes:
     about = {"slot": slot.model_dump(mode="json"), "site": site}
-    return canonical_bytes({**about, "key": key, "abandons": list(abandons)})
+    return canonical_bytes({**about, "key": key, "signed": list(signed), "counts": counts})
