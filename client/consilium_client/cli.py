@@ -125,7 +125,7 @@ def _describe(study: Mapping[str, Any]) -> None:
     _say(f"  trains     {contract['model']['name']} for {contract['task']}")
     _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
     aggregation = contract["aggregation"]
-    _say(f"  sites      at least {aggregation['min_sites']} in every sum, against a {aggregation['threat_model']}; with")
+    _say(f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of")
     for site, fingerprint in study["sites"].items():
         _say(f"             {site}: {fingerprint}")
     _say("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)")
