@@ -88,9 +88,14 @@ def test_the_largest_honest_sum_is_plausible_and_a_larger_one_is_not(weighting: 
     weights = [1, 1, 1, 1] if weighting == "equal" else [1000, 1, 7, 333]
     whole = opened(rules, [[2.0, 0, 0, 0, 0]] * 4, weights)
     assert whole.implausible is None and whole.mean[0] == pytest.approx(2.0, rel=1e-5)
-    beyond = opened(rules, [[2.0, 0, 0, 0, 0]] * 3 + [[2.0, 1.0, 0, 0, 0]], weights)
-    assert beyond.implausible is None, "within the bounds together, as far as anybody can tell"
     assert "norm" in str(opened(rules, [[2.0, 0.2, 0, 0, 0]] * 4, weights).implausible)
+
+
+def test_a_liar_hides_behind_others_that_moved_little_but_no_farther_than_all_together_could() -> None:
+    rules = study(norm_bound=2.0, coordinate_bound=2.0, weighting="equal")
+    beyond = [2.0, 2.0, 2.0, 2.0, 2.0]
+    assert opened(rules, [[0.1, 0, 0, 0, 0]] * 3 + [beyond], [1] * 4).implausible is None
+    assert opened(rules, [[1.0, 1.0, 1.0, 0, 0]] * 3 + [beyond], [1] * 4).implausible is not None
 
 
 def test_a_coordinate_beyond_the_bound_is_reported() -> None:
@@ -202,10 +207,10 @@ def test_wrong_shares_are_survived_while_enough_others_are_right(seven: Federati
 
 def test_wrong_shares_of_the_seeds_with_a_site_that_is_gone_are_survived_too(seven: Federation) -> None:
     attempt = ready(seven, "site-04")
-    right = attempt.total._shares["site-01"]
+    right, seeds = attempt.total._shares["site-01"], attempt.total._seeds()
     for at in range(0, len(right), KEY_BYTES):  # its shares of one seed after the other
         attempt.total.share("site-01", right[:at] + bytes(KEY_BYTES) + right[at + KEY_BYTES :])
-        assert same(attempt.total._seeds(), attempt.total._seeds())
+        assert attempt.total._seeds() == seeds
     assert same(attempt.total.open(), attempt.plain(*[site for site in seven.names if site != "site-04"]))
 
 
