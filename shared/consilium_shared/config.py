@@ -27,8 +27,8 @@ def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
     """What a peer sent, as the adapter's type.
 
     Raises:
-        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a default that is not written out: what was
-            signed and what is read must be one thing.
+        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a default that is not written
+            out: what was signed and what is read must be one thing.
     """
     try:
         found = adapter.validate_python(value)
