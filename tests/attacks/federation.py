@@ -182,7 +182,8 @@ class Sum:
     def plain(self, *sites: str) -> Totals:
         """The sum of what these sites (all, if none is named) have, without any mask."""
         chosen = [self.vectors[site] for site in sites or self.cohort]
-        return {name: np.sum([each[name] for each in chosen], axis=0, dtype=chosen[0][name].dtype) for name in chosen[0]}
+        first = chosen[0]
+        return {name: np.sum([each[name] for each in chosen], axis=0, dtype=first[name].dtype) for name in first}
 
 
 def masked(contribution: Contribution, vector: Mapping[str, Any]) -> bytes:

@@ -115,9 +115,9 @@ def test_shares_of_two_owners_of_one_seed_do_not_help_each_other(seven: Federati
     attempt.close()
     found = {}
     for owner, peer in ((ONE, OTHER), (OTHER, ONE)):
-        part, state = seven.parts[owner], attempt.states[owner]
-        shares = part._shares(state, attempt.terms, part._seeds(state, attempt.terms, part._agreed(state, attempt.terms)))
-        at = KEY_BYTES * attempt.terms.cohort.index(peer)
+        part, state, terms = seven.parts[owner], attempt.states[owner], attempt.terms
+        shares = part._shares(state, terms, part._seeds(state, terms, part._agreed(state, terms)))
+        at = KEY_BYTES * terms.cohort.index(peer)
         found[owner] = [share[at : at + KEY_BYTES] for share in shares.values()]
     assert not set(found[ONE]) & set(found[OTHER])
     mixed = {point: (found[ONE] if point < 3 else found[OTHER])[point - 1] for point in range(1, 6)}

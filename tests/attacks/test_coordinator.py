@@ -413,8 +413,7 @@ def test_a_site_that_was_late_is_still_behind_its_self_mask(four: Federation) ->
     plus, minus = contribution._plus, contribution._minus
     assert set(minus) == pairs, "every mask that it has with others is known by now"
     (own,) = plus
-    shares = [shares for shares in total._shares.values()]
-    blocks = {each[at : at + KEY_BYTES] for each in shares for at in range(0, len(each), KEY_BYTES)}
+    blocks = {each[at : at + KEY_BYTES] for each in total._shares.values() for at in range(0, len(each), KEY_BYTES)}
     of_own = {own_shares(attempt, "site-03", holder)["site-03"] for holder in four.names}
     assert own not in pairs and not blocks & of_own
     assert late[: attempt.terms.masked_bytes] != b"".join(v.tobytes() for v in attempt.vectors["site-03"].values())

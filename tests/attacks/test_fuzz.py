@@ -352,9 +352,8 @@ def test_a_file_of_a_result(tmp_path: Path, value: Any, sealed: bool, cut: int) 
 
 
 def about() -> About:
-    return About(
-        purpose="training", round=1, attempt=1, model="b" * 64, weight=3, counted=True, epsilon=1.5, parameters=3, counts=2
-    )
+    slot = {"purpose": "training", "round": 1, "attempt": 1, "model": "b" * 64}
+    return About(**slot, weight=3, counted=True, epsilon=1.5, parameters=3, counts=2)
 
 
 @FUZZ

@@ -93,7 +93,8 @@ def test_a_dead_attempt_has_too_few_left_who_sign(sites: int, threat_model: str)
 def test_only_the_attempt_itself_is_given_up_and_only_by_those_who_were_in_it(four: Federation) -> None:
     first = four.sum(cohort=four.names[:3])
     second = four.sum(slot=four.slot(attempt=2))
-    told = {site: advert.model_copy(update={"abandons": (first.terms.digest,)}) for site, advert in second.adverts.items()}
+    given_up = {"abandons": (first.terms.digest,)}
+    told = {site: advert.model_copy(update=given_up) for site, advert in second.adverts.items()}
     assert first.terms.threshold == 3 and first.terms.dead({"site-00": told["site-00"]})
     assert not first.terms.dead({"site-03": told["site-03"]})
     other = {site: advert.model_copy(update={"abandons": (digest(b"other"),)}) for site, advert in told.items()}
@@ -134,7 +135,7 @@ def test_a_dead_attempt_cannot_be_opened_by_the_coordinator_the_liars_and_all_wh
     for site in seven.names[5:]:  # they have promised not to
         signature = seven.identities[site].sign(SURVIVORS_DOMAIN, first.terms.survivors_signed(survivors))
         first.total.sign(site, signature)
-    with pytest.raises(PeerError, match="3 signatures .* 5 are needed"):
+    with pytest.raises(PeerError, match=r"3 signatures .* 5 are needed"):
         first.release(seven.names[4])
     with pytest.raises(PeerError, match="not signed by enough"):
         first.total.share(seven.names[5], b"")

@@ -188,8 +188,8 @@ ALLOWED = {
 
 
 def everything(attempt: Sum) -> dict[str, Any]:
-    held = {name: value for name, value in vars(attempt.total).items() if name not in ("terms", "_identities", "_totals")}
-    return copy.deepcopy({**held, "totals": {name: each.tobytes() for name, each in attempt.total._totals.items()}})
+    held = {name: value for name, value in vars(attempt.total).items() if name not in ("terms", "_identities")}
+    return copy.deepcopy({**held, "_totals": {name: each.tobytes() for name, each in attempt.total._totals.items()}})
 
 
 @pytest.mark.parametrize("message", TOTAL_MESSAGES)
