@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -27,7 +28,7 @@ class Peer(Strict):
     """What is kept of another site, for one study."""
 
     bundle: Bundle
-    secret: Hex32 | None = None
+    secret: Annotated[Hex32 | None, Field(repr=False)] = None
     sent: Encapsulated | None = None
     """To a site of a higher name; given again when it is asked for again."""
 
@@ -42,6 +43,8 @@ class Session(Strict):
 
     def __repr__(self) -> str:
         return f"Session({', '.join(self.peers)}; secrets hidden)"
+
+    __str__ = __repr__
 
     @property
     def secrets(self) -> dict[str, bytes]:

@@ -27,14 +27,15 @@ def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
     """What a peer sent, as the adapter's type.
 
     Raises:
-        PeerError: a field that is unknown, missing or out of bounds, or a default that is not written out: what was
-            signed and what is read must be one thing.
+        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a default that is not written
+            out: what was signed and what is read must be one thing.
     """
     try:
         found = adapter.validate_python(value)
-    except (ValidationError, RecursionError) as error:
+        written = canonical_bytes(adapter.dump_python(found, mode="json"))
+    except (ValueError, RecursionError) as error:  # of pydantic's too; what is nested too deep cannot be written
         raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
-    if canonical_bytes(adapter.dump_python(found, mode="json")) != canonical_bytes(value):
+    if written != canonical_bytes(value):
         raise PeerError("a message that is not written out in full")
     return found
 

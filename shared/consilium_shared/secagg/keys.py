@@ -19,6 +19,8 @@ KEY_BYTES = 32
 TAG_BYTES = 16
 _NONCE = bytes(12)
 """Of a key that seals one message."""
+_FIELD = 2**255 - 19
+"""Of X25519; a public key has another spelling only from here on."""
 
 
 def derive(secret: bytes, purpose: str, *about: str) -> bytes:
@@ -42,9 +44,12 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     """The 32 bytes that both ends of an X25519 exchange share; to be derived from, never used as they are.
 
     Raises:
-        PeerError: a public key that is malformed or of low order (the result would not depend on our key).
+        PeerError: a public key that is malformed, not in its one canonical spelling (two sites could show the same), or
+            of low order (the result would not depend on our key).
     """
     try:
+        if int.from_bytes(public, "little") >= _FIELD:
+            raise ValueError("not canonical")
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise PeerError("a public key of no use") from error

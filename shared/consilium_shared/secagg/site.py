@@ -55,6 +55,8 @@ class SiteState(Strict):
     def __repr__(self) -> str:
         return f"SiteState({self.slot.purpose} {self.slot.round}.{self.slot.attempt}, {self.stage}, seed hidden)"
 
+    __str__ = __repr__
+
     def to_bytes(self) -> bytes:
         """The state as canonical JSON."""
         return canonical_bytes(self.model_dump(mode="json"))
