@@ -255,8 +255,8 @@ class Summation:
             raise Halted(f"round {number}: {error}. No step was taken") from error
         record = {
             "attempt": under_way.attempt,
-            "cohort": list(terms.cohort),
-            "terms": terms.digest,
+            "adverts": {site: advert.model_dump(mode="json") for site, advert in terms.adverts.items()},
+            "parameters": self._parameters,
             "signatures": {site: signature.hex() for site, signature in total.signatures.items()},
         }
         return Summed(opened, answers, collected, record)
