@@ -16,16 +16,16 @@ Paid = Literal["charged", "not charged", "nothing to charge", "no guarantee"]
 CONTENTLESS = {
     "short answers": (
         {"standing", "refusal", "closing"},
-        "approved or pending, a refusal's code with a fixed sentence, a countersignature: nothing of a patient's record",
+        "approved or pending, a refusal's code with a fixed sentence, a countersignature: nothing from a patient",
     ),
     "keys for secure sums": (
         {"advertised", "handshaken"},
-        "public keys with the site's signature, and secrets sealed to other sites: random numbers, nothing of a patient",
+        "public keys with the site's signature, secrets sealed to other sites: random numbers, nothing from a patient",
     ),
-    "signatures on who is in a sum": ({"signed"}, "names of sites, signed: nothing of a patient"),
+    "signatures on who is in a sum": ({"signed"}, "names of sites, signed: nothing from a patient"),
     "shares of masks": (
         {"shares"},
-        "parts of the random numbers that hide what was summed: together they uncover the sum and no site's own",
+        "parts of the random numbers that hide what was summed; together they uncover the sum, and no site's own",
     ),
 }
 """Messages with nothing that is computed from a patient's record, in plain words, and what is in them instead."""
@@ -80,7 +80,7 @@ def _updates(updates: Sequence[Release], spent: StudyAccount | None) -> Outflow:
 
     training = spent.purposes.get("training") if spent is not None else None
     if spent is not None and spent.delta is None:
-        return row("no guarantee", "the study is without privacy: masks hide the update, nothing bounds what the sum tells")
+        return row("no guarantee", "the study is without privacy: masks hide it, nothing bounds what the sum tells")
     if training is None:
         return row("not charged" if updates else "nothing to charge", "no charge for training is in the ledger")
     by = f"{training.charges} charges for training"
@@ -109,7 +109,8 @@ def _counts(
     by = f"{evaluation.charges} charges for evaluation, noise multiplier {plan.evaluation_noise:g}"
     again = sum(each.again for each in counts)
     if evaluation.charges < len(counts) - again:
-        return row("not charged", f"counts left {len(counts) - again} times, but there are only {by}", evaluation.epsilon)
+        why = f"counts left {len(counts) - again} times, but there are only {by}"
+        return row("not charged", why, evaluation.epsilon)
     return row("charged", by + _again(again), evaluation.epsilon)
 
 

@@ -96,20 +96,25 @@ def _check_metrics(metrics: dict[str, Any] | None, most: int, what: str) -> None
         raise PeerError(f"{what} are of {sites} sites, and at most {most} gave evaluation counts for them")
 
 
-def check_models(records: Records) -> None:
-    """Every round began with the model of the one before, and none stepped on a sum that no honest sites can give.
+def check_models(records: Records) -> list[int]:
+    """Every round began with the model of the one before, and none stepped on a sum that it calls implausible.
+
+    Returns:
+        The rounds without a step.
 
     Raises:
         VerificationFailed: step 3.
     """
-    for file, record in records:
-        if record.implausible is not None and record.model_after != record.model_before:
-            raise VerificationFailed(3, file, None, f"round {record.round} stepped on a sum that it calls implausible")
     for (_, before), (file, after) in pairwise(records):
         if after.model_before != before.model_after:
             raise VerificationFailed(
                 3, file, None, f"round {after.round} did not begin with the model of round {before.round}"
             )
+    still = [(file, record) for file, record in records if record.implausible is not None]
+    for file, record in still:
+        if record.model_after != record.model_before:
+            raise VerificationFailed(3, file, None, f"round {record.round} stepped on a sum that it calls implausible")
+    return [record.round for _, record in still]
 
 
 def check_countersignatures(records: Records, digests: list[str], roster: Roster) -> int:

@@ -121,7 +121,7 @@ def _check_contribution(body: Release, study: Study, plan: Plan | None, charges:
     if body.again:
         first = charges.left.get(place)
         if first is None:
-            raise LedgerError(f"the {body.message} of round {number} left again, but never for the first time", line=line)
+            raise LedgerError(f"the {body.message} of round {number} left again, but not before", line=line)
         if first.counts != body.counts:
             raise LedgerError(f"the update of round {number} left again with other contents than before", line=line)
         return

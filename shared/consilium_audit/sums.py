@@ -140,7 +140,8 @@ def _check(
         raise PeerError(f"{', '.join(foreign)}: signed the sum of {content}, but not in it")
     needed = max(terms.threshold, study.aggregation.min_sites)
     if len(summed) < needed:
-        raise PeerError(f"the sum of {content} is of {len(summed)} of {len(terms.cohort)} sites, and {needed} are needed")
+        of = f"{len(summed)} of {len(terms.cohort)} sites"
+        raise PeerError(f"the sum of {content} is of {of}, and {needed} are needed")
     if len(opened.signatures) < terms.threshold:
         raise PeerError(
             f"{len(opened.signatures)} of {len(terms.cohort)} sites signed who is in the sum of {content}, and "
@@ -150,4 +151,5 @@ def _check(
         try:
             identities[site].verify(SURVIVORS_DOMAIN, terms.survivors_signed(summed), signature_bytes(signature))
         except SignatureError as error:
-            raise PeerError(f"what {site} signed is not that exactly these sites are in the sum of {content}") from error
+            why = f"what {site} signed is not that exactly these sites are in the sum of {content}"
+            raise PeerError(why) from error

@@ -216,13 +216,20 @@ class Rebuilt:
 
 
 def a_federation(
-    root: Path, study: Study, sites: tuple[str, ...] = SITES, *, eventful: bool = True, attempts: int = 1
+    root: Path,
+    study: Study,
+    sites: tuple[str, ...] = SITES,
+    *,
+    eventful: bool = True,
+    attempts: int = 1,
+    late: tuple[str, ...] = (),
 ) -> Evidence:
     """The evidence of a finished study.
 
     Args:
         eventful: with an absence, another study, a crash, and a refusal.
         attempts: at every round, of which all but the last are abandoned.
+        late: sites that give a key for the last round and no update.
     """
     root.mkdir()
     plan = plan_of(study, PATIENTS)
@@ -238,7 +245,7 @@ def a_federation(
             made.hospitals["south"].witness(study, made.recorded(2))
             made.hospitals["south"].charge(study, plan, 3)  # a crash: charged, never settled, and run again
         away = {site: "offline" for each, site in AWAY if each == number and eventful}
-        made.round(number, away=away, attempts=attempts)
+        made.round(number, away=away, attempts=attempts, late=late if number == plan.rounds else ())
     target = made.finish()
     keys = {site: hospital.identity for site, hospital in made.hospitals.items()}
     return Evidence(target, made.coordinator, keys, plan.rounds)
@@ -289,6 +296,12 @@ def calibrated(tmp_path: Path) -> Evidence:
 
 
 FOUR = ("east", "north", "south", "west")
+
+
+@pytest.fixture
+def latecomer(tmp_path: Path) -> Evidence:
+    """A federation of four, of which one gave a key for the last round and no update in time."""
+    return a_federation(tmp_path / "late", a_study(PRIVATE), FOUR, eventful=False, late=("east",))
 
 
 @pytest.fixture(scope="session")
