@@ -256,8 +256,8 @@ class Summation:
         opened = read(self._study, asked.purpose, len(terms.cohort), len(total.survivors), totals)
         record = {
             "attempt": under_way.attempt,
-            "cohort": list(terms.cohort),
-            "terms": terms.digest,
+            "adverts": {site: advert.model_dump(mode="json") for site, advert in terms.adverts.items()},
+            "parameters": self._parameters,
             "signatures": {site: signature.hex() for site, signature in total.signatures.items()},
         }
         return Summed(opened, answers, collected, record)

@@ -11,10 +11,10 @@ from consilium_shared import documents
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES, ROUNDS, SITES
+from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
 from consilium_shared.messages import Attempt, CanaryAudit, Head
 from consilium_shared.roster import Hex32
-from consilium_shared.secagg.terms import Hex64
+from consilium_shared.secagg.terms import Advert, Hex64
 from consilium_shared.study import Name
 
 RECORD_DOMAIN = "round-record"
@@ -29,14 +29,14 @@ Epsilon = Annotated[float, Field(ge=0)] | None
 
 
 class OpenedSum(Strict):
-    """How a secure sum was opened: who could be in it, and who signed who is."""
+    """How a secure sum was opened: all of its terms that the record and the contract do not tell, and who signed."""
 
     attempt: Attempt
     """1 where the first attempt was opened; those before it were abandoned unopened."""
-    cohort: Sites
-    """Sites whose keys took part, sorted."""
-    terms: Hex32
-    """Digest of the terms (``secagg.terms.Terms``)."""
+    adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=SITES)]
+    """The cohort's keys for this sum, as its sites signed them, by site."""
+    parameters: Annotated[int, Field(ge=1, le=PARAMETERS)]
+    """Coordinates of the model."""
     signatures: Annotated[dict[Name, Hex64], Field(max_length=SITES)]
     """Of survivors, over the terms and the set of survivors; at least the threshold's number."""
 
