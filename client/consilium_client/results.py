@@ -96,12 +96,12 @@ class Results:
         Raises:
             IntegrityError: it is damaged.
         """
-        file, about = self._file(study, purpose), self.about(study, purpose)
+        file, (about, start) = self._file(study, purpose), self._first_line(study, purpose)
         if about is None or about.round != number:
             return None
-        start = file.stat().st_size - 4 * about.parameters - 8 * about.counts - DIGEST_BYTES
+        size = start + 4 * about.parameters + 8 * about.counts + DIGEST_BYTES
         sha256 = _verified(file)
-        if sha256 is None or start < 0:
+        if sha256 is None or file.stat().st_size != size:
             raise IntegrityError(
                 f"the stored result {file} is damaged; move it away, and the round's next attempt is worked on anew"
             )
@@ -109,11 +109,16 @@ class Results:
 
     def about(self, study: str, purpose: Purpose) -> About | None:
         """What a result says that it is of, before it is verified; None where there is none that can be read."""
+        return self._first_line(study, purpose)[0]
+
+    def _first_line(self, study: str, purpose: Purpose) -> tuple[About | None, int]:
+        """What the first line says, and its length in bytes."""
         try:
             with self._file(study, purpose).open("rb") as stream:
-                return About.model_validate(parse_canonical(stream.readline(PIECE_BYTES).rstrip(b"\n")))
+                line = stream.readline(PIECE_BYTES)
+            return About.model_validate(parse_canonical(line.rstrip(b"\n"))), len(line)
         except (FileNotFoundError, PeerError, ValidationError):
-            return None
+            return None, 0
 
     def forget(self, study: str) -> None:
         """Delete what is kept of a study."""

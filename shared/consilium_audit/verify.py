@@ -338,8 +338,8 @@ class Verification:
             with checking(9, file):
                 check_limits(ledger)
                 for seq, spent in study_epsilons(ledger, self.study.digest, stated[site]):
-                    for source, said in stated[site][seq]:
-                        _check_stated(source, site, said, spent)
+                    for source, told in stated[site][seq]:
+                        _check_stated(source, site, told, spent)
                     done += 1
                     self._on_work(9, done, total)
         sites = len(self.ledgers)

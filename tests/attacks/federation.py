@@ -17,7 +17,7 @@ from consilium_shared.secagg.site import Contribution, SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Segment, Slot, Terms, corrupt
 from consilium_shared.study import ThreatModel
 
-SEGMENTS = (Segment(name="update", bits=32, length=6), Segment(name="integers", bits=64, length=2))
+SEGMENTS = (Segment(name="update", bits=32, length=6), Segment(name="counts", bits=64, length=2))
 MODEL = digest(b"model")
 
 
@@ -114,7 +114,7 @@ class Sum:
         federation: Federation,
         slot: Slot | None = None,
         cohort: Iterable[str] | None = None,
-        abandons: Mapping[str, tuple[str, ...]] | None = None,
+        signed: Mapping[str, tuple[int, ...]] | None = None,
         vectors: Mapping[str, dict[str, Any]] | None = None,
         model: str = MODEL,
         segments: tuple[Segment, ...] = SEGMENTS,
@@ -124,9 +124,9 @@ class Sum:
         self.states: dict[str, SiteState] = {}
         self.adverts: dict[str, Advert] = {}
         for site in self.cohort:
-            given = (abandons or {}).get(site, ())
+            about = {"signed": (signed or {}).get(site, ()), "counts": True}
             secret = seed("slot", repr(self.slot), site)
-            self.states[site], self.adverts[site] = federation.parts[site].advertise(self.slot, site, secret, given)
+            self.states[site], self.adverts[site] = federation.parts[site].advertise(self.slot, site, secret, **about)
         self.terms = self.terms_with(model=model, segments=segments)
         self.vectors = vectors or {
             site: {each.name: words(each, site, self.slot.round) for each in segments} for site in self.cohort

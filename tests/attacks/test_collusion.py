@@ -140,7 +140,7 @@ def test_a_masked_vector_has_nothing_of_the_update(four: Federation) -> None:
 
 
 def test_every_word_of_a_long_vector_of_zeros_is_masked(four: Federation) -> None:
-    long = (Segment(name="update", bits=32, length=200_000), Segment(name="integers", bits=64, length=2))
+    long = (Segment(name="update", bits=32, length=200_000), Segment(name="counts", bits=64, length=2))
     zeros = {site: {each.name: np.zeros(each.length, ring.DTYPES[each.bits]) for each in long} for site in four.names}
     attempt = four.sum(segments=long, vectors=zeros)
     attempt.mask(ONE)

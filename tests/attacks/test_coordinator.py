@@ -32,7 +32,7 @@ def refused(attempt: Sum, site: str, terms: Terms, reason: str) -> None:
 def test_a_key_in_place_of_another_sites_is_refused(four: Federation) -> None:
     attempt = four.sum()
     mine = four.part("site-03").advertise(attempt.slot, "site-03", seed("mine"), ())[1]
-    forged = Advert.sign(attempt.slot, "site-01", bytes.fromhex(mine.key), (), Identity.generate())
+    forged = Advert.sign(attempt.slot, "site-01", bytes.fromhex(mine.key), Identity.generate())
     copied = attempt.adverts["site-01"].model_copy(update={"key": mine.key})
     for each in (forged, copied):
         refused(attempt, "site-00", attempt.terms_with(adverts={**attempt.adverts, "site-01": each}), "verify")
@@ -46,7 +46,7 @@ def test_another_key_in_place_of_the_sites_own_is_refused_even_with_its_own_sign
 
 def test_a_site_that_the_roster_does_not_name_is_refused(four: Federation) -> None:
     attempt, stranger = four.sum(), Identity.generate()
-    advert = Advert.sign(attempt.slot, "site-99", seed("stranger"), (), stranger)
+    advert = Advert.sign(attempt.slot, "site-99", seed("stranger"), stranger)
     refused(attempt, "site-00", attempt.terms_with(adverts={**attempt.adverts, "site-99": advert}), "not in the roster")
 
 
@@ -64,7 +64,7 @@ def test_one_key_for_two_sites_is_refused(four: Federation) -> None:
 
 def test_an_advertisement_that_is_said_to_abandon_more_than_was_signed_is_refused(four: Federation) -> None:
     attempt = four.sum()
-    more = attempt.adverts["site-01"].model_copy(update={"abandons": (digest(b"an earlier attempt"),)})
+    more = attempt.adverts["site-01"].model_copy(update={"signed": (1,)})
     refused(attempt, "site-00", attempt.terms_with(adverts={**attempt.adverts, "site-01": more}), "verify")
 
 
@@ -72,7 +72,7 @@ def test_an_advertisement_that_is_said_to_abandon_more_than_was_signed_is_refuse
 def test_a_key_that_would_make_the_agreement_known_to_everybody_is_refused(four: Federation, point: int) -> None:
     """Points of low order (RFC 7748, section 6.1; Bernstein 2006, section 3): the result is always zero."""
     attempt = four.sum()
-    advert = Advert.sign(attempt.slot, "site-03", point.to_bytes(32, "little"), (), four.identities["site-03"])
+    advert = Advert.sign(attempt.slot, "site-03", point.to_bytes(32, "little"), four.identities["site-03"])
     refused(attempt, "site-00", attempt.terms_with(adverts={**attempt.adverts, "site-03": advert}), "of no use")
 
 
@@ -130,7 +130,7 @@ def test_keys_of_one_sum_serve_no_other(four: Federation, change: dict[str, Any]
         {"model": digest(b"other")},
         {"segments": (Segment(name="update", bits=32, length=7), SEGMENTS[1])},
         {"segments": (Segment(name="update", bits=16, length=6), SEGMENTS[1])},
-        {"segments": (Segment(name="counts", bits=32, length=6), SEGMENTS[1])},
+        {"segments": (Segment(name="weight", bits=32, length=6), SEGMENTS[1])},
         {"segments": SEGMENTS[::-1]},
         {"segments": SEGMENTS[:1]},
         {"threat_model": "honest-but-curious"},
@@ -232,7 +232,7 @@ def test_there_is_no_cohort_of_one(four: Federation) -> None:
 def test_sites_that_the_coordinator_invents_cannot_stand_around_one_honest_site(four: Federation) -> None:
     attempt = four.sum()
     invented = {site: Identity.generate() for site in four.names[1:]}
-    adverts = {site: Advert.sign(attempt.slot, site, seed(site), (), key) for site, key in invented.items()}
+    adverts = {site: Advert.sign(attempt.slot, site, seed(site), key) for site, key in invented.items()}
     cohort = {"site-00": attempt.adverts["site-00"], **adverts}
     refused(attempt, "site-00", attempt.terms_with(adverts=cohort), "verify")
 
@@ -521,7 +521,7 @@ def test_the_coordinators_sum_is_the_plain_sum_of_the_survivors_and_not_of_other
     survivors = tuple(site for site in seven.names if site not in ("site-02", "site-05"))
     total = attempt.opened(*survivors)
     assert same(total, attempt.plain(*survivors)) and not same(attempt.plain(), attempt.plain(*survivors))
-    assert total["update"].dtype == np.dtype("<u4") and total["integers"].dtype == np.dtype("<u8")
+    assert total["update"].dtype == np.dtype("<u4") and total["counts"].dtype == np.dtype("<u8")
     assert attempt.terms.model == MODEL
 
 

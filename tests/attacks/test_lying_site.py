@@ -22,7 +22,7 @@ from consilium_shared.secagg import keys, ring
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import sealed_bytes
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened, bound, fixed_point, integers, read
+from consilium_shared.summand import Opened, bound, counts_segment, fixed_point, read
 
 LIAR = "site-03"
 PARAMETERS = 5
@@ -62,10 +62,10 @@ def test_an_honest_sites_update_is_within_the_bounds_whatever_training_gave() ->
 
 def test_an_honest_site_sends_no_count_that_could_overflow_the_sum() -> None:
     largest = ring.integers_limit(4)
-    integers(np.array([largest]), 4)
+    counts_segment(np.array([largest]), 4, counted=True)
     for value in (largest + 1, -largest - 1):
         with pytest.raises(DataError, match="too large"):
-            integers(np.array([value]), 4)
+            counts_segment(np.array([value]), 4, counted=True)
 
 
 def opened(rules: Study, updates: list[list[float]], weights: list[int], words: np.ndarray | None = None) -> Opened:
@@ -79,7 +79,7 @@ def opened(rules: Study, updates: list[list[float]], weights: list[int], words: 
     if words is not None:
         total += words
     summed = np.array([sum(weights)], np.int64).view(np.uint64)
-    return read(rules, "training", 4, len(weights), {"update": total, "integers": summed})
+    return read(rules, "training", 4, len(weights), {"update": total, "weight": summed})
 
 
 @pytest.mark.parametrize("weighting", ["equal", "patients"])
@@ -113,22 +113,21 @@ def test_words_from_nowhere_are_reported() -> None:
 
 
 @pytest.mark.parametrize("weight", [0, -1, 3, 4 * 1000 + 1, 2**63 - 1, -(2**63)])
-def test_a_summed_weight_that_no_honest_sites_have_is_refused(weight: int) -> None:
+def test_a_summed_weight_that_no_honest_sites_have_is_not_used(weight: int) -> None:
     rules = study(max_weight=1000, weighting="patients")
-    totals = {"update": np.zeros(PARAMETERS, np.uint32), "integers": np.array([weight], np.int64).view(np.uint64)}
-    with pytest.raises(PeerError, match="spoilt"):
-        read(rules, "training", 4, 4, totals)
+    totals = {"update": np.zeros(PARAMETERS, np.uint32), "weight": np.array([weight], np.int64).view(np.uint64)}
+    found = read(rules, "training", 4, 4, totals)
+    assert "spoilt" in str(found.implausible) and (found.mean.size, found.counts) == (0, None)
 
 
 @pytest.mark.parametrize("counted", [-1, 5, 2**62])
 @pytest.mark.parametrize("purpose", ["training", "evaluation"])
-def test_more_sites_that_counted_than_there_are_is_refused(purpose: Any, counted: int) -> None:
+def test_more_sites_that_counted_than_there_are_is_not_used(purpose: Any, counted: int) -> None:
     rules = study(weighting="equal")
-    whole = [counted, *([0] * Layout.of(rules).width)]
-    whole = [4, *whole] if purpose == "training" else whole
-    totals = {"update": np.zeros(PARAMETERS, np.uint32), "integers": np.array(whole, np.int64).view(np.uint64)}
-    with pytest.raises(PeerError, match="spoilt"):
-        read(rules, purpose, 4, 4, totals)
+    counts = np.array([counted, *([0] * Layout.of(rules).width)], np.int64).view(np.uint64)
+    rest = {"update": np.zeros(PARAMETERS, np.uint32), "weight": np.array([4], np.uint64)}
+    found = read(rules, purpose, 4, 4, {"counts": counts, **(rest if purpose == "training" else {})})
+    assert "spoilt" in str(found.implausible) and (found.mean.size, found.counts) == (0, None)
 
 
 # -- what is sent
@@ -182,7 +181,7 @@ def test_a_sites_words_spoil_the_sum_by_those_words_and_no_mask_is_lost(four: Fe
     attempt.sent[LIAR] = spoilt
     total, plain = attempt.opened(), attempt.plain()
     assert np.array_equal(total["update"], plain["update"] + np.uint32(12345))
-    assert np.array_equal(total["integers"], plain["integers"])
+    assert np.array_equal(total["counts"], plain["counts"])
 
 
 # -- what opens it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from tests.attacks.federation import Federation, Sum, Whole, same
 
-from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, corrupt, threshold
@@ -15,8 +14,8 @@ def second_attempt(first: Sum, *abandoning: str) -> Sum:
     """The next attempt, for which these sites say that they have given up the first."""
     for site in abandoning:
         first.states[site] = first.federation.parts[site].abandon(first.states[site])
-    given = dict.fromkeys(abandoning, (first.terms.digest,))
-    return first.federation.sum(slot=first.federation.slot(attempt=2), vectors=first.vectors, abandons=given)
+    others = {site: (1,) for site in first.cohort if site not in abandoning}
+    return first.federation.sum(slot=first.federation.slot(attempt=2), vectors=first.vectors, signed=others)
 
 
 def test_an_attempt_that_too_few_answered_is_repeated_with_the_same_update(four: Federation) -> None:
@@ -60,9 +59,9 @@ def test_the_masks_of_two_attempts_have_nothing_in_common(four: Federation) -> N
     second = second_attempt(first, *four.names)
     keys = []
     for attempt in (first, second):
-        attempt.states["site-01"] = four.parts["site-01"].advertise(
-            attempt.slot, "site-01", bytes.fromhex(attempt.states["site-01"].seed), attempt.states["site-01"].abandons
-        )[0]
+        kept = attempt.states["site-01"]
+        secret, told = bytes.fromhex(kept.seed), {"signed": kept.signed, "counts": kept.counts}
+        attempt.states["site-01"] = four.parts["site-01"].advertise(attempt.slot, "site-01", secret, **told)[0]
         contribution = four.parts["site-01"].mask(attempt.states["site-01"], attempt.terms)[1]
         keys.append({key for each in attempt.terms.segments for side in contribution.mask_keys(each) for key in side})
     assert len(keys[0]) == len(keys[1]) == 8 and not keys[0] & keys[1]
@@ -78,7 +77,7 @@ def test_a_dead_attempt_has_too_few_left_who_sign(sites: int, threat_model: str)
     most = 0
     for abandoning in range(sites + 1):
         given = {
-            site: advert.model_copy(update={"abandons": (attempt.terms.digest,) if number < abandoning else ()})
+            site: advert.model_copy(update={"signed": () if number < abandoning else (1,)})
             for number, (site, advert) in enumerate(attempt.adverts.items())
         }
         can_sign = sites - abandoning + min(liars, abandoning)
@@ -93,13 +92,11 @@ def test_a_dead_attempt_has_too_few_left_who_sign(sites: int, threat_model: str)
 def test_only_the_attempt_itself_is_given_up_and_only_by_those_who_were_in_it(four: Federation) -> None:
     first = four.sum(cohort=four.names[:3])
     second = four.sum(slot=four.slot(attempt=2))
-    given_up = {"abandons": (first.terms.digest,)}
-    told = {site: advert.model_copy(update=given_up) for site, advert in second.adverts.items()}
+    told = second.adverts
     assert first.terms.threshold == 3 and first.terms.dead({"site-00": told["site-00"]})
     assert not first.terms.dead({"site-03": told["site-03"]})
-    other = {site: advert.model_copy(update={"abandons": (digest(b"other"),)}) for site, advert in told.items()}
-    assert not first.terms.dead(other)
-    assert not first.terms.dead(second.adverts)
+    assert first.terms.dead({site: advert.model_copy(update={"signed": (2,)}) for site, advert in told.items()})
+    assert not first.terms.dead({site: advert.model_copy(update={"signed": (1,)}) for site, advert in told.items()})
 
 
 def test_while_enough_may_still_sign_the_first_attempt_can_be_opened_and_so_it_is_not_dead(four: Federation) -> None:
@@ -107,7 +104,7 @@ def test_while_enough_may_still_sign_the_first_attempt_can_be_opened_and_so_it_i
     first = four.sum()
     first.mask()
     second = second_attempt(first, "site-00")
-    liar = second.adverts["site-03"].model_copy(update={"abandons": (first.terms.digest,)})
+    liar = second.adverts["site-03"].model_copy(update={"signed": ()})
     claims = {**second.adverts, "site-03": liar}
     assert not first.terms.dead(claims)
     first.close()
@@ -124,7 +121,7 @@ def test_a_dead_attempt_cannot_be_opened_by_the_coordinator_the_liars_and_all_wh
     first.mask()
     second = second_attempt(first, *seven.names[:4])
     given = {
-        site: advert.model_copy(update={"abandons": (first.terms.digest,)}) if site in seven.names[5:] else advert
+        site: advert.model_copy(update={"signed": ()}) if site in seven.names[5:] else advert
         for site, advert in second.adverts.items()
     }
     assert not first.terms.dead(second.adverts) and first.terms.dead(given)

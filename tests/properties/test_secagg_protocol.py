@@ -139,8 +139,8 @@ def test_an_attempt_that_is_dead_is_never_opened_and_one_that_was_opened_is_neve
         elif does[site] == "give up":
             first.states[site] = federation.parts[site].abandon(first.states[site])
             given_up.add(site)
-    abandons = dict.fromkeys(given_up, (first.terms.digest,))
-    second = federation.sum(slot=federation.slot(attempt=2), abandons=abandons)
+    signed = {site: (1,) for site in federation.names if site not in given_up}
+    second = federation.sum(slot=federation.slot(attempt=2), signed=signed)
     second.terms.check(federation.public)
     dead = first.terms.dead(second.terms.adverts)
     assert dead == (len(given_up) > sites + federation.corrupt - first.terms.threshold)
