@@ -31,7 +31,7 @@ def refused(attempt: Sum, site: str, terms: Terms, reason: str) -> None:
 
 def test_a_key_in_place_of_another_sites_is_refused(four: Federation) -> None:
     attempt = four.sum()
-    mine = four.part("site-03").advertise(attempt.slot, "site-03", seed("mine"), ())[1]
+    mine = four.part("site-03").advertise(attempt.slot, "site-03", seed("mine"))[1]
     forged = Advert.sign(attempt.slot, "site-01", bytes.fromhex(mine.key), Identity.generate())
     copied = attempt.adverts["site-01"].model_copy(update={"key": mine.key})
     for each in (forged, copied):
@@ -40,7 +40,7 @@ def test_a_key_in_place_of_another_sites_is_refused(four: Federation) -> None:
 
 def test_another_key_in_place_of_the_sites_own_is_refused_even_with_its_own_signature(four: Federation) -> None:
     attempt = four.sum()
-    own = four.part("site-01").advertise(attempt.slot, "site-01", seed("other"), ())[1]
+    own = four.part("site-01").advertise(attempt.slot, "site-01", seed("other"))[1]
     refused(attempt, "site-01", attempt.terms_with(adverts={**attempt.adverts, "site-01": own}), "as it was sent")
 
 

@@ -192,16 +192,14 @@ class Federation:
         keyed = sorted(set(self.hospitals) - set(away) - set(refused))
         here = [site for site in keyed if site not in late]
         answers: dict[str, Answer] = {}
-        abandoned: list[Terms] = []
         for attempt in range(1, attempts + 1):
-            terms = self._terms("training", number, attempt, keyed, tuple(each.digest for each in abandoned))
+            terms = self._terms("training", number, attempt, keyed)
             for site in here:
                 mine = self.hospitals[site]
                 if site in answers:
                     answers[site] = mine.again(study, number, answers[site])
                 else:
                     answers[site] = mine.update(study, self.plans[site], number, before)
-            abandoned.append(terms)
         opened = self._open(terms, here, silent)
         counted = None
         if counts_with(study, number):
@@ -251,7 +249,7 @@ class Federation:
     def _evaluate(
         self, number: int, here: Sequence[str], epsilon: dict[str, float | None], metrics: dict[str, Any]
     ) -> dict[str, Any]:
-        terms = self._terms("evaluation", number, 1, here, ())
+        terms = self._terms("evaluation", number, 1, here)
         found = {site: self.hospitals[site].counts(self.study, self.plans[site], number) for site in here}
         return {
             "metrics": {**metrics, "sites": len(here)},
@@ -265,16 +263,14 @@ class Federation:
             number -= 1
         return digest(LAST_MODEL if number == self.study.training.rounds else f"model {number}".encode())
 
-    def _terms(
-        self, purpose: Summed, number: int, attempt: int, cohort: Sequence[str], abandons: tuple[str, ...]
-    ) -> Terms:
+    def _terms(self, purpose: Summed, number: int, attempt: int, cohort: Sequence[str]) -> Terms:
         about = {"federation": self.roster.federation, "study": self.study.digest, "roster": self.roster.digest}
         slot = Slot(**about, purpose=purpose, round=number, attempt=attempt)
         adverts = {}
         for site in cohort:
             hospital = self.hospitals[site]
             key = bytes.fromhex(digest(f"{site} {purpose} {number} {attempt}".encode()))
-            adverts[site] = Advert.sign(slot, site, key, abandons, hospital.identity)
+            adverts[site] = Advert.sign(slot, site, key, hospital.identity, counts=True)
             if site not in self._keyed:
                 hospital.release(self.study, number, "advertised", 3_100)
             if site not in self._met:
