@@ -26,6 +26,7 @@ from consilium_client.sum_store import Peer, Session
 from consilium_shared import limits, messages
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import IntegrityError, PeerError, PolicyRefusal
+from consilium_shared.ledger.entry import Charge, Release
 from consilium_shared.messages import (
     Advertise,
     Advertised,
@@ -158,8 +159,19 @@ class Sums:
             return {}  # the sum was opened: the entry is there
         rides = request.purpose == "training" and kept.counts > 0 and kept.counted
         rides = rides and self._adds_counts(self._part(proposal), state.terms)
-        again = kept.attempt != request.attempt
+        again = kept.attempt != request.attempt and self._left(request)
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
+
+    def _left(self, request: Train | Evaluate) -> bool:
+        """Whether anything left on the last charge for this round: a crash may have come between the two."""
+        place, kind = (request.study, request.round), "update" if isinstance(request, Train) else "counts"
+        for entry in reversed(self.desk.ledger.entries):
+            body = entry.body
+            if isinstance(body, Release) and (body.study, body.round, body.message) == (*place, kind):
+                return True
+            if isinstance(body, Charge) and (body.study, body.round, body.purpose) == (*place, request.purpose):
+                return False
+        return False
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
         """Sign a set of survivors, once in an attempt."""

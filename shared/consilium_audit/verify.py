@@ -328,8 +328,8 @@ class Verification:
     def _privacy(self) -> str:
         stated: dict[str, dict[int, list[tuple[Path, float | None]]]] = {site: {} for site in self.ledgers}
         for record_file, record, site, _, _ in self._participations():
-            said = self.traces[site].released.get(("counts", record.counts.get(site, "")), record.heads[site].seq)
-            stated[site].setdefault(said, []).append((record_file, record.epsilon[site]))
+            line = self.traces[site].released.get(("counts", record.counts.get(site, "")), record.heads[site].seq)
+            stated[site].setdefault(line, []).append((record_file, record.epsilon[site]))
         for site, closed in self.closings.items():
             if site in stated:
                 stated[site].setdefault(closed.closing.head.seq, []).append((closed.file, closed.closing.epsilon))

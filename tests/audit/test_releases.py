@@ -151,9 +151,26 @@ def test_what_is_the_same_once_more_was_there_before(repeated: Evidence) -> None
     assert "the update of round 1 left again, but not before" in repeated.fails(8, repeated.ledger("west"))
 
 
-def test_what_is_the_same_once_more_carries_no_counts_that_it_did_not_carry(evidence: Evidence) -> None:
-    left_too(evidence, "update", 1, again=True, counts=True)
-    assert "other contents than before" in evidence.fails(8, evidence.ledger("west"))
+def test_what_is_the_same_once_more_may_leave_without_its_counts(evidence: Evidence) -> None:
+    """Where too few of the others add theirs."""
+    left_too(evidence, "update", 3, again=True, counts=False)
+    evidence.verified()
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_counts_that_leave_only_with_the_second_attempt_are_charged(repeated: Evidence, charged: bool) -> None:
+    gone = None if charged else repeated.charge_of("west", 1, "evaluation")
+
+    def later(lines: list[Line]) -> list[Line]:
+        del next(line for line in lines if line[3].get("counts"))[3]["counts"]
+        kept = [line for line in lines if gone is None or gone not in (line[0], line[3].get("charge_seq"))]
+        return repeated.moved(kept)  # type: ignore[no-any-return]
+
+    repeated.rewrite("west", later)
+    if charged:
+        repeated.verified()
+    else:
+        assert "the counts of round 1 left without" in repeated.fails(8, repeated.ledger("west"))
 
 
 def test_counts_of_a_round_that_is_not_evaluated_are_found(every_other: Evidence) -> None:
