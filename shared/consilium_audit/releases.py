@@ -58,11 +58,11 @@ class _Charges:
         return True
 
 
-def trace(ledger: VerifiedLedger, study: Study) -> Trace:
-    """Follow one study through a verified ledger.
+def trace(ledger: VerifiedLedger, study: Study, roster: str) -> Trace:
+    """Follow one study through a verified ledger; ``roster``: digest of the one that the evidence has.
 
     Raises:
-        LedgerError: with the line: the approved plan is not the one that the contract asks for; the charge is not of
+        LedgerError: with the line: the approved plan or roster is not that of the evidence; the charge is not of
             the approved plan; an update, evaluation counts or the number of patients left without a charge of their own
             before; what is said to be the same once more was not there before; counts left of a round that is not
             evaluated, or by themselves before the last round was over; or what left was settled as if it had not run.
@@ -77,6 +77,8 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
         elif getattr(body, "study", None) != study.digest:
             continue
         elif isinstance(body, Approve):
+            if body.roster != roster:
+                raise LedgerError("what was approved is another roster: other hospitals, or other keys", line=line)
             plan = _approved_plan(body, study, line)
         elif isinstance(body, Charge):
             if plan is None or event_from_dict(body.event.model_dump()) != _planned(plan, body.purpose):

@@ -18,11 +18,11 @@ Each step must hold before the next begins:
     7. What each site entered of the records that it was shown is what the records are, and none is missing; every head
        of another site's ledger that it was shown, in any study, is an entry of that ledger. So a coordinator that shows
        two histories is found, and a ledger that was rolled back, even if the coordinator lies for it.
-    8. In every ledger the study was approved as the contract has it, every charge is the approved plan's, and nothing
-       that was to be charged left without a charge of its own before it, unless the same left once more under other
-       masks; every participant of a record was charged before; every update, every count and every closing, by digest,
-       stands in its site's ledger as released; a closing's audit is the ledger's; no later round was charged than the
-       records tell of.
+    8. In every ledger the study was approved as contract and roster have it, every charge is the approved plan's, and
+       nothing that was to be charged left without a charge of its own before it, unless the same left once more under
+       other masks; every participant of a record was charged before; every update, every count and every closing, by
+       digest, stands in its site's ledger as released; a closing's audit is the ledger's; no later round was charged
+       than the records tell of.
     9. ε, recomputed from the events: no charge, of any study, went beyond the budget of its asset or beyond what was
        approved; no record and no closing states less than what was spent when it was made.
    10. The model card, where there is one, says what records and closings say; and the model's file beside it is that
@@ -277,7 +277,7 @@ class Verification:
     def _charges(self) -> str:
         for site, (file, ledger) in self.ledgers.items():
             with checking(8, file):
-                found = trace(ledger, self.study)
+                found = trace(ledger, self.study, self.roster.digest)
                 beyond = [number for number in found.charges if number > len(self.records) + 1]
                 if beyond:
                     raise LedgerError(

@@ -236,7 +236,7 @@ def a_federation(
     private = isinstance(plan, PrivacyPlan)
     made = Federation(root, "trial", sites, BUDGET if private else Budget(math.inf, 1e-4))
     for hospital in made.hospitals.values():
-        hospital.approve(study, plan)
+        hospital.approve(study, plan, made.roster.digest)
     if eventful and private:
         another_study(made.hospitals["north"])
     made.begin(study, dict.fromkeys(sites, plan))

@@ -66,10 +66,10 @@ class Hospital:
     def head(self) -> dict[str, Any]:
         return {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
 
-    def approve(self, study: Study, plan: Plan, by: str = "Dr Ono") -> None:
+    def approve(self, study: Study, plan: Plan, roster: str, by: str = "Dr Ono") -> None:
         about = {"study": study.digest, "name": study.study, "asset": "icu", "plan": plan, "budget": self.budget}
         limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
-        self.spending.approve(**about, epsilon=limit, by=by)
+        self.spending.approve(**about, epsilon=limit, by=by, roster=roster)
 
     def release(
         self, study: Study, number: int | None, message: str, size: int = 900, header: bytes = b"", **said: bool

@@ -69,6 +69,16 @@ def test_a_plan_is_refused_that_the_contract_does_not_give(
     assert why in evidence.fails(8, evidence.ledger("west"), evidence.seq_of("west", "approve"))
 
 
+@pytest.mark.parametrize("roster", [None, "0" * 64])
+def test_an_approval_of_another_roster_or_of_none_is_found(evidence: Evidence, roster: str | None) -> None:
+    def other(lines: list[Line]) -> list[Line]:
+        lines[evidence.seq_of("west", "approve") - 1][3]["roster"] = roster
+        return lines
+
+    evidence.rewrite("west", other)
+    assert "another roster" in evidence.fails(8, evidence.ledger("west"), evidence.seq_of("west", "approve"))
+
+
 def test_calibrated_noise_may_be_more_and_a_thousandth_less(evidence: Evidence) -> None:
     asked = noise_of(evidence, "evaluation_noise")
     for noise in (asked - 0.001, asked + 1.0):

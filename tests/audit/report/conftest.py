@@ -99,7 +99,7 @@ def a_busy_federation(root: Path, rounds: int) -> Busy:
     before = a_plan(falls, 1300)
     for name, site in sites.items():
         if name != "turku":
-            site.approve(falls, before, "Dr Nyström")
+            site.approve(falls, before, made.roster.digest, "Dr Nyström")
             site.release(falls, None, "standing", 800)
             for number in range(1, 7):
                 clock.pass_(hours=3)
@@ -111,7 +111,7 @@ def a_busy_federation(root: Path, rounds: int) -> Busy:
         refusal = {"study": sepsis.digest, "round": None, "reason": "budget"}
         site.ledger.append("refuse", {**refusal, "detail": "asset 'icu' cannot afford the study: over by ε 1.31"})
         site.spending.open_asset("icu", site.budget, "2" * 64, reason)
-        site.approve(sepsis, plans[name], "Dr Ono, data protection")
+        site.approve(sepsis, plans[name], made.roster.digest, "Dr Ono, data protection")
         site.release(sepsis, None, "standing", 800)
     strange = {"study": "c" * 64, "round": None, "reason": "unknown-study"}
     sites["bergen"].ledger.append("refuse", {**strange, "detail": "no proposal with this digest was received"})
