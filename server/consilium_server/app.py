@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
@@ -108,7 +106,7 @@ class StudyRun:
         updates = {site: (answer, sha256) for site, (answer, sha256) in sorted(summed.answers.items())}
         opened, stepped = summed.opened, self.point.model
         if opened.implausible is None:
-            stepped = self.optimizer.step(self.point.model, opened.mean.astype(np.float64))
+            stepped = self.optimizer.step(self.point.model, opened.mean)
         else:
             self.folder.event("implausible", round=number, why=opened.implausible)
         after = pack(stepped, self.study)
