@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ IDLE_POLL_S = 0.5
 IDLE_AFTER_S = 120.0
 AGENT_WAIT_S = 120.0
 """How long a message waits here for an agent that is away, before the coordinator hears of it."""
+STALLED_S = 1.0
+"""After so long without the next part of a message, whether the SuperNode has given it up is asked."""
 DELIVERIES = 3
 """How often one message is given to an agent that dies over it."""
 MESSAGE_TYPE = "train"
@@ -107,17 +109,25 @@ class Courier:
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
         with contextlib.closing(self._connect(access)) as supernode:
+            def acquire() -> str:
+                acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+                return str(acquired.token)
+
             last_work = time.monotonic()
             while True:
-                acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
-                if acquired.token:
-                    self._carry(acquired.token)
+                if token := acquire():
+                    while token:
+                        token = self._carry(token, acquire)
                     last_work = time.monotonic()
                 else:
                     time.sleep(IDLE_POLL_S if time.monotonic() - last_work > IDLE_AFTER_S else POLL_S)
 
-    def _carry(self, token: str) -> None:
-        """One task: message in, answer out. The SuperNode takes no further message until a reply is there."""
+    def _carry(self, token: str, acquire: Callable[[], str]) -> str:
+        """One task: message in, answer out. The SuperNode takes no further message until a reply is there.
+
+        Returns:
+            Another task's token, for which this one was left; else empty.
+        """
         with contextlib.closing(self._connect(RuntimeTokenHttpInterceptor(token))) as supernode:
             heartbeats = HeartbeatSender(lambda: _send_heartbeat(supernode))
             heartbeats.start()
@@ -129,7 +139,10 @@ class Courier:
                 TaskIdentity.node_id = context.node_id
                 question, tree = _announced(supernode)
                 try:
-                    header, payload = _read(_fetch(supernode, tree, context))
+                    header, payload = _read(_fetch(supernode, tree, context, acquire))
+                except _Superseded as superseded:
+                    logger.warning("a message that was never whole is left for the next one")
+                    return superseded.token
                 except PeerError:
                     logger.warning("refused: not a message of ours")
                     reply = Message(NOT_OURS, reply_to=question)
@@ -137,6 +150,7 @@ class Courier:
                     reply = self._ask_agent(question, header, payload)
                 push_message(supernode, reply, context)
                 supernode.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
+                return ""
             finally:
                 if heartbeats.is_running:
                     heartbeats.stop()
@@ -194,20 +208,37 @@ def _announced(supernode: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
         time.sleep(0.02)
 
 
-def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
+class _Superseded(Exception):
+    """The SuperNode has gone on to another task."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self.token = token
+
+
+def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context, acquire: Callable[[], str]) -> Message:
     """Read the message's objects, waiting for those that the SuperNode is still downloading.
+
+    A run that ends in the middle of a message leaves a task that nobody ends. The SuperNode works on one message at a
+    time: when it has another task, this one's message will never be whole.
 
     Raises:
         PeerError: larger than our limits, or not an object of Flower's.
+        _Superseded: it will never be whole.
     """
     node = Node(node_id=context.node_id)
     size = limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES
     contents: dict[str, bytes] = {}
     for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+        waited = time.monotonic()
         while True:
             pulled = supernode.PullObject(PullObjectRequest(node=node, run_id=context.run_id, object_id=each))
             if pulled.object_available or not pulled.object_found:
                 break
+            if time.monotonic() - waited > STALLED_S:
+                if token := acquire():
+                    raise _Superseded(token)
+                waited = time.monotonic()
             time.sleep(0.02)
         contents[each] = pulled.object_content
         size -= len(pulled.object_content)

@@ -218,7 +218,7 @@ def conduct(home: Home, name: str) -> int:
         link = settings(home)
         try:
             folder.set_state("running")
-            with open_grid(link) as grid:
+            with open_grid(link, folder.root / "run") as grid:
                 StudyRun(Conversation(home, folder, grid, node_names(link))).run()
         except Halted as halt:
             folder.set_state("stopped", str(halt))

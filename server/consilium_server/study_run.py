@@ -54,6 +54,7 @@ from consilium_server.superlink import open_control
 from consilium_server.superlink_settings import SuperLinkSettings, set_flower_environment
 from consilium_server.upload import Upload
 from consilium_shared.errors import TransportError
+from consilium_shared.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -202,15 +203,19 @@ def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord]) ->
 
 
 @contextlib.contextmanager
-def open_grid(settings: SuperLinkSettings) -> Iterator[StudyGrid]:
+def open_grid(settings: SuperLinkSettings, noted: Path | None = None) -> Iterator[StudyGrid]:
     """Start a run, become its ServerApp, and end it with the block: completed, or failed on an exception.
+
+    Args:
+        noted: file that keeps the run's number. A run that stands there was left by a killed process: it is ended, so
+            that no SuperNode waits for the rest of a message that nobody will send.
 
     Raises:
         TransportError: the SuperLink does not answer or refuses.
         ConfigurationError: no SuperLink was ever started in this home.
     """
     set_flower_environment(settings)
-    token = _start_and_acquire(settings)
+    token = _start_and_acquire(settings, noted)
     client = _runtime_client(settings, RuntimeTokenHttpInterceptor(token=token))
     lost = threading.Event()
     heartbeats = HeartbeatSender(lambda: _send_heartbeat(client, lost))
@@ -236,8 +241,8 @@ def open_grid(settings: SuperLinkSettings) -> Iterator[StudyGrid]:
             control.ListRuns(ListRunsRequest())  # Flower empties the store of ended runs when it lists them
 
 
-def _start_and_acquire(settings: SuperLinkSettings) -> str:
-    """Start a run and return the token of its task."""
+def _start_and_acquire(settings: SuperLinkSettings, noted: Path | None) -> str:
+    """Start a run, after the end of the one that is noted, and return the token of its task."""
     bundle, _ = build_fab_from_files(_BUNDLE)
     secret = SuperExecAuthHttpInterceptor(
         master_secret=settings.superexec_secret(),
@@ -247,7 +252,12 @@ def _start_and_acquire(settings: SuperLinkSettings) -> str:
     lock = os.open(settings.directory / "start.lock", os.O_WRONLY | os.O_CREAT, 0o600)
     with os.fdopen(lock, "w"), open_control(settings) as control:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if noted is not None and noted.exists():
+            with contextlib.suppress(ValueError, httpx.HTTPStatusError, TransportError):  # it has ended, or is unknown
+                control.StopRun(StopRunRequest(run_id=int(noted.read_text())))
         run_id = control.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
+        if noted is not None:
+            write_atomically(noted, str(run_id).encode())
         runtime = _runtime_client(settings, secret)
         try:
             while True:

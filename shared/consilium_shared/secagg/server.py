@@ -212,6 +212,11 @@ class _Reader:
         self._rest = b""
 
     def take(self, size: int) -> bytes:
+        if not self._rest:
+            self._rest = next(self._pieces)
+        if len(self._rest) == size:  # nearly always: nothing is copied
+            taken, self._rest = self._rest, b""
+            return taken
         while len(self._rest) < size:
             self._rest += next(self._pieces)
         taken, self._rest = self._rest[:size], self._rest[size:]
