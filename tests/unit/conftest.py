@@ -166,9 +166,9 @@ class Coordinator:
         """A request for counts in a sum of their own; the rest as ``train``."""
         return self._contribute(Evaluate, "evaluation", number, model, study or self.study, attempt)
 
-    def sum(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None) -> Sum:
+    def sum(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None, **which: Any) -> Sum:
         """The closed sum of what the site answered and of its neighbours' nothing."""
-        return Sum(self, header, answer, study or self.study)
+        return Sum(self, header, answer, study or self.study, **which)
 
     def opened(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None) -> Opened:
         """That sum, signed and opened."""

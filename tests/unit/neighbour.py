@@ -181,11 +181,20 @@ class Neighbours:
 class Sum:
     """The sum of what the agent answered to a request, and of its neighbours' nothing."""
 
-    def __init__(self, coordinator: Any, header: bytes, answer: tuple[bytes, bytes], study: Study) -> None:
+    def __init__(
+        self,
+        coordinator: Any,
+        header: bytes,
+        answer: tuple[bytes, bytes],
+        study: Study,
+        without: tuple[str, ...] = (),
+    ) -> None:
+        """``without``: neighbours whose vectors are left out."""
         request = messages.decode_request(header, coordinator.key.public)
         assert isinstance(request, Train | Evaluate)
         self.coordinator, self.study, self.terms = coordinator, study, terms_of(request, study)
-        self.others = {site: coordinator.neighbours.members[site] for site in self.terms.cohort if site != HERE}
+        others = [site for site in self.terms.cohort if site not in (HERE, *without)]
+        self.others = {site: coordinator.neighbours.members[site] for site in others}
         self.total = ServerSum(self.terms, identities(coordinator))
         self.total.fold(HERE, Whole(answer[1]))
         for site, neighbour in self.others.items():
@@ -224,8 +233,8 @@ class Sum:
     def read(self, shares: bytes) -> Opened:
         """What the sum tells, with the agent's shares."""
         self.total.share(HERE, shares)
-        sites = len(self.terms.cohort)
-        return read(self.study, self.terms.slot.purpose, sites, sites, self.total.open())
+        cohort, survivors = len(self.terms.cohort), len(self.total.survivors)
+        return read(self.study, self.terms.slot.purpose, cohort, survivors, self.total.open())
 
 
 def _stand_in(slot: Slot) -> Advert:
