@@ -27,7 +27,7 @@ from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import Plan
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
-from consilium_shared.summand import bound, fixed_point, integers, largest_weight, read
+from consilium_shared.summand import bound, fixed_point, largest_weight, read
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def federated(study: Study, sites: Mapping[str, Records], plans: Mapping[str, Pl
             weight = min(result.patients, largest_weight(study))
             encoding.encode(result.update, encoded, weight / largest_weight(study))
             total, weights = total + encoded, weights + weight
-        totals = {"update": total, "integers": integers(None, len(sites), weights).view(np.uint64)}
+        totals = {"update": total, "weight": np.asarray([weights], dtype=np.uint64)}
         vector = server.step(vector, read(study, "training", len(sites), len(sites), totals).mean)
     return pack(vector, study)
 

@@ -147,17 +147,16 @@ class Asked(RuleBasedStateMachine):
         assert self.ran.setdefault(seed, event) == event, "one draw, and two kinds of noise"
         return np.random.default_rng(list(seed)).integers(-9, 9, Layout.of(study).width)
 
-    def mask(self, kept: Result, study: Study, contribution: Contribution, masks: Masks) -> Iterator[bytes]:
+    def mask(self, kept: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool) -> Any:
         """What would leave, noted before it does."""
-        counts = kept.counts()
-        result = kept.update(0, kept.about.parameters).tobytes() + (b"" if counts is None else counts.tobytes())
+        result = kept.update(0, kept.about.parameters).tobytes() + kept.counts().tobytes()
         under = contribution.terms.digest
         self.terms[under] = contribution.terms
         assert self.vectors.setdefault(under, result) == result, "one mask, and two vectors"
         places = self.masked_under.setdefault(result, [])
         if under not in places:
             places.append(under)
-        return masked(kept, study, contribution, masks)
+        return masked(kept, study, contribution, masks, counts=counts)
 
     @initialize(first=st.sampled_from(STUDIES))
     def propose(self, first: Study) -> None:

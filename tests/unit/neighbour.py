@@ -17,7 +17,6 @@ from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.messages import Advertise, Advertised, Evaluate, Handshake, Open, Payload, Survivors, Train
-from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import width
 from consilium_shared.secagg import prg, ring
 from consilium_shared.secagg.handshake import (
@@ -31,7 +30,7 @@ from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import Contribution, SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened, counts_with, fixed_point, integers, read, segments
+from consilium_shared.summand import Opened, fixed_point, read, segments
 
 HERE = "hospital-a"
 
@@ -70,9 +69,8 @@ def nothing(study: Study, terms: Terms, contribution: Contribution) -> bytes:
         vector = np.zeros(segment.length, dtype=ring.DTYPES[segment.bits])
         if segment.name == "update":
             fixed_point(study, sites).encode(np.zeros(segment.length, dtype=np.float32), vector)
-        elif terms.slot.purpose == "training":
-            counts = np.zeros(Layout.of(study).width, np.int64) if counts_with(study, terms.slot.round) else None
-            vector[:] = integers(counts, sites, 1).view(np.uint64)
+        else:
+            vector[0] = 1  # the weight, or that it counted
         prg.apply(vector, *contribution.mask_keys(segment))
         found += vector.tobytes()
     return found + contribution.trailer
@@ -98,16 +96,19 @@ class Neighbour:
         return SitePart(self.identity, identities(coordinator), 2, shared)
 
     def advert(self, coordinator: Any, slot: Slot, abandons: bool) -> Advert:
-        """Its key for a slot; where it ``abandons``, what it masked in earlier attempts is given up and named."""
+        """Its key for a slot. Unless it ``abandons`` earlier attempts it says that it signed in those it masked in."""
         part = self.part(coordinator, slot.study)
         if slot not in self.states:
-            digests = []
+            signed = []
             for earlier, state in list(self.states.items()):
-                same = earlier.model_copy(update={"attempt": slot.attempt}) == slot
-                if abandons and same and state.stage in ("masked", "abandoned") and state.terms is not None:
+                if earlier.attempt >= slot.attempt or earlier.model_copy(update={"attempt": slot.attempt}) != slot:
+                    continue
+                if state.stage in ("signed", "released") or not abandons:
+                    signed.append(earlier.attempt)
+                else:
                     self.states[earlier] = part.abandon(state)
-                    digests.append(state.terms.digest)
-            self.states[slot], _ = part.advertise(slot, self.site, secrets.token_bytes(32), tuple(digests))
+            seed = secrets.token_bytes(32)
+            self.states[slot], _ = part.advertise(slot, self.site, seed, signed=tuple(sorted(signed)), counts=True)
         return part.advert(self.states[slot])
 
     def mask(self, coordinator: Any, terms: Terms) -> Contribution:
@@ -238,4 +239,4 @@ class Sum:
 
 
 def _stand_in(slot: Slot) -> Advert:
-    return Advert.sign(slot, HERE, secrets.token_bytes(32), (), Identity.generate())
+    return Advert.sign(slot, HERE, secrets.token_bytes(32), Identity.generate())

@@ -23,7 +23,7 @@ from consilium_shared.secagg import prg, ring
 from consilium_shared.secagg.site import Contribution, SitePart
 from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms
 from consilium_shared.study import Study
-from consilium_shared.summand import fixed_point, integers, largest_weight, no_counts, segments
+from consilium_shared.summand import counts_segment, fixed_point, largest_weight, segments
 
 STUDY = Study.model_validate(CONTRACT)
 COARSE = Study.model_validate(
@@ -41,10 +41,10 @@ def contribution(study: Study, purpose: Purpose, number: int, parameters: int = 
     slot = Slot(federation="1" * 64, study="2" * 64, roster="3" * 64, purpose=purpose, round=number, attempt=1)
     secrets = {"hospital-a": bytes(32), "hospital-c": bytes(32)}
     part = SitePart(identities["hospital-b"], public, 2, secrets)
-    state, own = part.advertise(slot, "hospital-b", b"s" * 32, ())
+    state, own = part.advertise(slot, "hospital-b", b"s" * 32, counts=True)
     adverts = {"hospital-b": own}
     for key, site in ((8, "hospital-a"), (9, "hospital-c")):
-        other, _ = SitePart(identities[site], public, 2, {}).advertise(slot, site, bytes([key]) * 32, ())
+        other, _ = SitePart(identities[site], public, 2, {}).advertise(slot, site, bytes([key]) * 32)
         adverts[site] = SitePart(identities[site], public, 2, {}).advert(other)
     return part.mask(state, terms(study, slot, adverts, parameters))[1]
 
@@ -119,25 +119,30 @@ def test_what_leaves_without_its_masks_is_the_encoding(
     with Masks(made, tmp_path / "masks") as masks:
         wait_for(masks)
         assert masks._ready == ready
-        data = b"".join(masked(kept, study, made, masks))
+        data = b"".join(masked(kept, study, made, masks, counts=True))
     found = unmasked(data, made)
     if purpose == "training":
         encoded = np.empty(PARAMETERS, dtype=found["update"].dtype)
         scale = kept.about.weight / largest_weight(study)
         fixed_point(study, len(SITES)).encode(kept.update(0, PARAMETERS), encoded, scale)
         assert np.array_equal(found["update"], encoded)
-    weight = kept.about.weight if purpose == "training" else None
-    assert found["integers"].view(np.int64).tolist() == integers(kept.counts(), len(SITES), weight).tolist()
+        assert found["weight"].tolist() == [kept.about.weight]
+    assert ("counts" in found) == (purpose == "evaluation" or number > 1)
+    if "counts" in found:
+        assert found["counts"].view(np.int64).tolist() == [1, *kept.counts().tolist()]
 
 
-def test_a_site_that_lets_no_counts_leave_sends_zeros_whatever_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("counted", "counts"), [(False, True), (True, False)])
+def test_where_no_counts_leave_zeros_do_whatever_is_kept(tmp_path: Path, counted: bool, counts: bool) -> None:
+    """Since the site lets none leave; or since so few of this cohort add any that they would show whose they are."""
     made = contribution(STUDY, "training", 2)
-    kept = result(tmp_path, STUDY, "training", 2, counted=False)
-    counts = kept.counts()
-    assert counts is not None and counts.any()
+    kept = result(tmp_path, STUDY, "training", 2, counted=counted)
+    assert kept.counts().any()
     with Masks(made, tmp_path / "masks") as masks:
-        found = unmasked(b"".join(masked(kept, STUDY, made, masks)), made)
-    assert found["integers"].view(np.int64).tolist() == no_counts(STUDY, len(SITES), WEIGHT).tolist()
+        found = unmasked(b"".join(masked(kept, STUDY, made, masks, counts=counts)), made)
+    assert not found["counts"].any()
+    nothing = counts_segment(kept.counts(), len(SITES), counted=False)
+    assert found["counts"].tolist() == nothing.tolist()
 
 
 def test_an_update_that_is_not_finite_does_not_leave(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_an_update_that_is_not_finite_does_not_leave(tmp_path: Path) -> None:
     update[-1] = np.nan
     kept = Results(tmp_path / "results").put("2" * 64, kept.about, update, None)
     with Masks(made, tmp_path / "masks") as masks, pytest.raises(DataError, match="not finite"):
-        list(masked(kept, STUDY, made, masks))
+        list(masked(kept, STUDY, made, masks, counts=True))
 
 
 def test_masks_leave_no_file_and_no_thread_behind(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ parameters, file = int(sys.argv[2]), Path(sys.argv[3])
 with file.open("wb") as stream:
     stream.truncate(4 * parameters)
 fields = {"purpose": "training", "round": 1, "attempt": 1, "model": "4" * 64, "weight": 300, "counted": True}
-kept = Result(About(**fields, epsilon=None, parameters=parameters, counts=0), file, 0)
+kept = Result(About(**fields, epsilon=None, parameters=parameters, counts=0), "5" * 64, file, 0)
 made = contribution(STUDY, "training", 1, parameters)
 before, most, size = used(), 0, 0
 with Masks(made, file.parent) as masks:
@@ -180,7 +185,7 @@ with Masks(made, file.parent) as masks:
         while masks._thread.is_alive():
             masks._thread.join(0.05)
             most = max(most, used())
-    for number, piece in enumerate(masked(kept, STUDY, made, masks)):
+    for number, piece in enumerate(masked(kept, STUDY, made, masks, counts=True)):
         size += len(piece)
         if number % 20 == 0:
             most = max(most, used())

@@ -53,7 +53,7 @@ COMMON = {"federation": "a" * 64, "study": "b" * 64}
 ROSTER = "c" * 64
 SLOT = Slot(**COMMON, roster=ROSTER, purpose="training", round=3, attempt=2)
 ADVERTS = {
-    site: Advert.sign(SLOT, site, number.to_bytes(32), ("1" * 64,), SITE)
+    site: Advert.sign(SLOT, site, number.to_bytes(32), SITE, signed=(1,), counts=True)
     for number, site in enumerate(("hospital-a", "hospital-b"), 1)
 }
 RECORDED = Recorded(round=2, record="7" * 64, heads={"hospital-a": Head(seq=3, sha256="8" * 64)})

@@ -199,7 +199,7 @@ def test_evaluation_gives_noised_counts_of_the_held_back_patients_charged_before
     assert site.kinds()[before:] == ["charge", "settle", "release"]
     assert isinstance(c.read(answer), Counts)
     opened = c.opened(asked, answer)
-    assert opened.counted == 1
+    assert opened.counted == 2
     assert noised_of_held_back(site, opened.counts)
     assert site.requests.handle(asked, c.model) == answer
     assert site.charges("evaluation") == 3  # two rode on the updates of rounds 2 and 3

@@ -22,11 +22,10 @@ from consilium_shared.secagg.terms import Advert, Slot, Terms
 from consilium_shared.study import Study
 from consilium_shared.summand import (
     bound,
+    counts_segment,
     counts_with,
     fixed_point,
-    integers,
     largest_weight,
-    no_counts,
     read,
     segments,
 )
@@ -51,12 +50,17 @@ def vector(asked: Study, values: list[float], weight: int, sites: int) -> Values
     return encoded
 
 
+def whole(*numbers: int) -> Values:
+    """A segment of the ring of 64 bits."""
+    return np.asarray(numbers, dtype=np.int64).view(np.uint64)
+
+
 def totals(asked: Study, added: list[tuple[list[float], int]], counts: Values = None, counted: int = 0) -> Values:
     """The opened sum of these updates and weights."""
     weight = sum(each for _, each in added)
-    numbers = [weight] if counts is None else [weight, counted, *counts]
     vectors = [vector(asked, values, each, len(added)) for values, each in added]
-    return {"update": np.sum(vectors, axis=0, dtype=vectors[0].dtype), "integers": np.asarray(numbers).view(np.uint64)}
+    found = {"update": np.sum(vectors, axis=0, dtype=vectors[0].dtype), "weight": whole(weight)}
+    return found if counts is None else {**found, "counts": whole(counted, *counts)}
 
 
 # -- the parts
@@ -70,11 +74,11 @@ def test_counts_of_the_model_before_ride_on_updates_and_the_last_have_a_sum_of_t
     assert not any(counts_with(alone, number) for number in (1, 2, 3))
     lengths = [[(part.name, part.bits, part.length) for part in segments(PLAIN, "training", n, 6)] for n in (1, 2)]
     assert lengths == [
-        [("update", 32, 6), ("integers", 64, 1)],
-        [("update", 32, 6), ("integers", 64, 1 + 1 + WIDTH)],
+        [("update", 32, 6), ("weight", 64, 1)],
+        [("update", 32, 6), ("weight", 64, 1), ("counts", 64, 1 + WIDTH)],
     ]
     evaluation = segments(PLAIN, "evaluation", 3, 6)
-    assert [(part.name, part.bits, part.length) for part in evaluation] == [("integers", 64, 1 + WIDTH)]
+    assert [(part.name, part.bits, part.length) for part in evaluation] == [("counts", 64, 1 + WIDTH)]
 
 
 def test_half_the_bytes_with_16_bits() -> None:
@@ -123,26 +127,25 @@ def test_no_site_takes_more_weight_than_the_study_allows() -> None:
     assert largest_weight(study(weighting="equal", max_weight=500)) == 1
 
 
-def test_integers_are_weight_then_who_counted_then_counts() -> None:
+def test_counts_stand_behind_the_one_who_counted() -> None:
     counts = np.asarray([5, -2, 0], dtype=np.int64)
-    assert integers(counts, 2, 70).tolist() == [70, 1, 5, -2, 0]
-    assert integers(counts, 2).tolist() == [1, 5, -2, 0]
-    assert integers(None, 2, 70).tolist() == [70]
+    assert counts_segment(counts, 2, counted=True).view(np.int64).tolist() == [1, 5, -2, 0]
 
 
 def test_a_count_that_could_overflow_the_sum_is_refused() -> None:
     for sites in (2, 100):
         most = integers_limit(sites)
-        assert integers(np.asarray([most, -most]), sites, 1).tolist() == [1, 1, most, -most]
+        fine = counts_segment(np.asarray([most, -most]), sites, counted=True)
+        assert fine.view(np.int64).tolist() == [1, most, -most]
         for wrong in (most + 1, -most - 1):
             with pytest.raises(DataError, match="too large"):
-                integers(np.asarray([wrong]), sites, 1)
+                counts_segment(np.asarray([wrong]), sites, counted=True)
 
 
 def test_a_site_without_counts_adds_zeros_of_the_same_length() -> None:
-    nothing = no_counts(PLAIN, 3, 70)
-    assert nothing.tolist() == [70, 0, *[0] * WIDTH]
-    assert nothing.size == segments(PLAIN, "training", 2, 6)[1].length
+    nothing = counts_segment(np.full(WIDTH, 7), 3, counted=False)
+    assert nothing.tolist() == [0] * (1 + WIDTH)
+    assert nothing.size == segments(PLAIN, "training", 2, 6)[2].length
 
 
 # -- what is read off the sum
@@ -174,35 +177,36 @@ def test_counts_add_up_and_tell_how_many_sites_counted() -> None:
     opened = read(PLAIN, "training", 3, 3, totals(PLAIN, added, counts=[4, -6], counted=2))
     assert opened.counts is not None
     assert (opened.counts.tolist(), opened.counted) == ([4, -6], 2)
-    alone = {"integers": np.asarray([2, 4, -6]).view(np.uint64)}
-    opened = read(PLAIN, "evaluation", 3, 3, alone)
+    opened = read(PLAIN, "evaluation", 3, 3, {"counts": whole(2, 4, -6)})
     assert opened.counts is not None
     assert (opened.counts.tolist(), opened.counted, opened.weight, opened.mean.size) == ([4, -6], 2, 0, 0)
 
 
 @pytest.mark.parametrize("weight", [0, 1, -5, 2 * 65_536 + 1, 2**63 - 1])
 def test_a_weight_that_no_sites_could_have_means_that_the_sum_was_spoilt(weight: int) -> None:
-    found = totals(PLAIN, [([1.0], 10), ([1.0], 10)])
-    found["integers"] = np.asarray([weight]).view(np.uint64)
-    with pytest.raises(PeerError, match="summed weight of 2 sites"):
-        read(PLAIN, "training", 2, 2, found)
+    found = {**totals(PLAIN, [([1.0], 10), ([1.0], 10)], counts=[7], counted=2), "weight": whole(weight)}
+    opened = read(PLAIN, "training", 2, 2, found)
+    assert opened.implausible == f"the summed weight of 2 sites is {weight}: somebody spoilt the sum"
+    assert (opened.mean.size, opened.weight, opened.counted, opened.counts) == (0, 0, 0, None)
 
 
 @pytest.mark.parametrize("counted", [-1, 3, 2**62])
 def test_more_sites_that_counted_than_there_are_mean_that_the_sum_was_spoilt(counted: int) -> None:
-    with pytest.raises(PeerError, match="of 2 sites say"):
-        read(PLAIN, "evaluation", 2, 2, {"integers": np.asarray([counted, 7]).view(np.uint64)})
-    with pytest.raises(PeerError, match="of 2 sites say"):
-        read(PLAIN, "training", 2, 2, totals(PLAIN, [([1.0], 10), ([1.0], 10)], counts=[7], counted=counted))
+    training = totals(PLAIN, [([1.0], 10), ([1.0], 10)], counts=[7], counted=counted)
+    for opened in (
+        read(PLAIN, "evaluation", 2, 2, {"counts": whole(counted, 7)}),
+        read(PLAIN, "training", 2, 2, training),
+    ):
+        assert opened.implausible == f"{counted} of 2 sites say that they counted: somebody spoilt the sum"
+        assert (opened.mean.size, opened.weight, opened.counted, opened.counts) == (0, 0, 0, None)
 
 
 def said_of(asked: Study, mean: list[float]) -> str | None:
     """What is said of two sites of full weight whose mean is this, whatever the bounds."""
     encoding = fixed_point(asked, 2)
-    whole = np.rint(2 * np.asarray(mean) * encoding.levels / encoding.bound).astype(np.int32)
-    weights = np.asarray([2 * largest_weight(asked)])
-    totals = {"update": whole.view(np.uint32), "integers": weights.view(np.uint64)}
-    return read(asked, "training", 2, 2, totals).implausible
+    update = np.rint(2 * np.asarray(mean) * encoding.levels / encoding.bound).astype(np.int32)
+    found = {"update": update.view(np.uint32), "weight": whole(2 * largest_weight(asked))}
+    return read(asked, "training", 2, 2, found).implausible
 
 
 def test_a_mean_beyond_what_honest_sites_can_give_is_implausible() -> None:
@@ -241,7 +245,7 @@ SITES = ("a", "b", "c", "d")
 def server() -> ServerSum:
     keys = {site: Identity.generate() for site in SITES}
     slot = Slot(federation="1" * 64, study="2" * 64, roster="3" * 64, purpose="training", round=1, attempt=1)
-    adverts = {s: Advert.sign(slot, s, bytes([n]) * 32, (), keys[s]) for n, s in enumerate(SITES, 1)}
+    adverts = {s: Advert.sign(slot, s, bytes([n]) * 32, keys[s]) for n, s in enumerate(SITES, 1)}
     about = {"model": "4" * 64, "segments": segments(PLAIN, "training", 1, 3), "threat_model": "malicious-server"}
     return ServerSum(Terms(slot=slot, adverts=adverts, **about), {s: key.public for s, key in keys.items()})  # type: ignore[arg-type]
 
@@ -276,9 +280,9 @@ def test_a_vector_of_another_length_leaves_the_sum_unchanged(change: int) -> Non
     total = server()
     total.fold("a", contribution(total, 1))
     before = {name: part.tobytes() for name, part in total._totals.items()}
-    whole = contribution(total, 2).data
+    data = contribution(total, 2).data
     with pytest.raises(PeerError, match="bytes, this one"):
-        total.fold("b", Arrived(whole[:change] if change < 0 else whole + bytes(change)))
+        total.fold("b", Arrived(data[:change] if change < 0 else data + bytes(change)))
     assert {name: part.tobytes() for name, part in total._totals.items()} == before
     assert total.survivors == ("a",)
 

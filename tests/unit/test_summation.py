@@ -14,7 +14,6 @@ from tests.unit.conftest import SITE_YAML, Coordinator
 from consilium_client.desk import Desk
 from consilium_client.requests import Requests
 from consilium_client.site import Home
-from consilium_server.conversation import Halted
 from consilium_server.open_sum import OpenSumFile
 from consilium_server.rounds import Question
 from consilium_server.summation import Asked, NotOpened, Summation, Summed
@@ -23,6 +22,7 @@ from consilium_shared.errors import PeerError
 from consilium_shared.messages import Payload, Refusal, Train
 from consilium_shared.models.vector import width
 from consilium_shared.secagg.server import ServerSum
+from consilium_shared.secagg.site import SitePart
 from consilium_shared.study import Study
 
 SITES = ("clinic-c", "hospital-a", "hospital-b")
@@ -148,8 +148,9 @@ class Federation:
         """The weighted mean of what these sites keep, before they sign; None where one has signed."""
         study, total, weights = self.coordinator.study.digest, 0.0, 0
         for site in sites:
-            result = self.desks[site].results.get(study, "training")
-            if result is None:
+            about = self.desks[site].results.about(study, "training")
+            result = about and self.desks[site].results.get(study, "training", about.round)
+            if not result:
                 return None
             total = total + result.about.weight * result.update(0, result.about.parameters).astype(float)
             weights += result.about.weight
@@ -192,7 +193,7 @@ def test_a_sum_is_the_weighted_mean_and_the_next_one_needs_three_exchanges(
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
     assert together.asking.phases == ["keys", "handshake", "training", "survivors", "opening"]
-    assert tuple(summed.answers) == SITES and summed.record["cohort"] == list(SITES)
+    assert tuple(summed.answers) == SITES and list(summed.record["adverts"]) == list(SITES)
     assert set(summed.record["signatures"]) == set(SITES) and summed.record["attempt"] == 1
     together.asking.phases.clear()
     summed = together.train(2)
@@ -245,7 +246,7 @@ def test_a_site_that_gave_no_vector_is_not_in_the_sum_and_its_masks_are_taken_of
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
     assert set(summed.answers) == {"clinic-c", "hospital-b"}
-    assert summed.record["cohort"] == list(SITES) and summed.record["attempt"] == 1
+    assert list(summed.record["adverts"]) == list(SITES) and summed.record["attempt"] == 1
 
 
 @pytest.mark.parametrize("phase", ["training", "survivors", "opening"])
@@ -309,13 +310,21 @@ def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
 ) -> None:
     together = federation(min_sites=3)
     together.asking.away = {"handshake": {"hospital-b"}}
-    with pytest.raises(NotOpened, match="2 sites can take part, and 3 are needed"):
-        together.train(1)
+    with pytest.raises(NotOpened, match="after 2 attempts; in the last 2 sites have given keys, and 3 are needed"):
+        together.train(1, attempts=2)
     assert set(together.charges().values()) == {0}
     assert OpenSumFile(together.root).read("training", 1) is None
 
 
-def test_a_sum_that_no_sites_could_have_given_stops_the_study(
+def test_where_too_few_have_approved_no_attempt_is_made(federation: Callable[..., Federation]) -> None:
+    together = federation()
+    together.asking.recruitment = SimpleNamespace(sites=lambda _: SITES[:1])
+    with pytest.raises(NotOpened, match="1 sites can take part, and 2 are needed"):
+        together.train(1)
+    assert set(together.charges().values()) == {0}
+
+
+def test_a_sum_that_no_sites_could_have_given_is_told_and_nothing_of_it_is_used(
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = federation()
@@ -323,9 +332,24 @@ def test_a_sum_that_no_sites_could_have_given_stops_the_study(
 
     def spoilt(total: ServerSum) -> Any:
         totals = opening(total)
-        totals["integers"][0] += np.uint64(2**40)
+        totals["weight"][0] += np.uint64(2**40)
         return totals
 
     monkeypatch.setattr(ServerSum, "open", spoilt)
-    with pytest.raises(Halted, match=r"somebody spoilt the sum\. No step was taken"):
-        together.train(1)
+    opened = together.train(1).opened
+    assert opened.implausible is not None and "somebody spoilt the sum" in opened.implausible
+    assert opened.mean.size == 0 and opened.counts is None
+
+
+def test_a_key_that_is_another_sites_is_found_when_it_comes_and_no_other_site_suffers(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+    advertise = SitePart.advertise
+
+    def copied(part: SitePart, slot: Any, site: str, seed: bytes, **more: Any) -> Any:
+        return advertise(part, slot, site, seed if site == "hospital-b" else bytes(32), **more)
+
+    monkeypatch.setattr(SitePart, "advertise", copied)
+    summed = together.train(1)
+    assert set(summed.answers) == {"clinic-c", "hospital-b"}

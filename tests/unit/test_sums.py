@@ -27,6 +27,8 @@ from consilium_shared.messages import (
     Signed,
     Update,
 )
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.secagg.terms import Advert, Slot
 from consilium_shared.study import Study
 
@@ -66,7 +68,8 @@ def with_study(c: Any, **aggregation: Any) -> None:
 
 def kept(site: Any) -> bytes:
     """The update that the site keeps."""
-    result = site.desk.results.get(site.coordinator.study.digest, "training")
+    result = site.desk.results.about(site.coordinator.study.digest, "training")
+    result = site.desk.results.get(site.coordinator.study.digest, "training", result.round)
     return bytes(result.update(0, result.about.parameters).tobytes())
 
 
@@ -169,7 +172,7 @@ def test_a_cohort_that_is_not_the_one_that_the_keys_are_of_is_refused_without_a_
     stranger = Identity.generate()
 
     def forged(site: str, of: Slot = slot, key: int = 9) -> dict[str, Any]:
-        return Advert.sign(of, site, bytes([key]) * 32, (), stranger).model_dump(mode="json")
+        return Advert.sign(of, site, bytes([key]) * 32, stranger).model_dump(mode="json")
 
     neighbour = c.neighbours.members["hospital-b"]
     later = neighbour.advert(c, slot.model_copy(update={"round": 2}), False).model_dump(mode="json")
@@ -283,8 +286,7 @@ def test_an_attempt_stays_open_to_doubt_however_many_later_ones_are_dead(
 ) -> None:
     c, ran = three.coordinator, counting(monkeypatch)
     assert isinstance(three.ask(c.train(), c.model), Update)
-    c.neighbours.members["hospital-b"].states.clear()
-    c.neighbours.members["clinic-c"].states.clear()  # neither promises anything of the first attempt
+    c.abandoning = False
     assert isinstance(three.ask(c.train(attempt=3), c.model), Update)
     assert ran == [1, 1]
     c.abandoning = True
@@ -292,32 +294,40 @@ def test_an_attempt_stays_open_to_doubt_however_many_later_ones_are_dead(
     assert (ran, three.charges()) == ([1, 1], 2)  # the second result has left in attempt 3 alone, and that is dead
 
 
-def test_after_a_set_was_signed_the_round_is_trained_anew(approved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    c, ran = approved.coordinator, counting(monkeypatch)
-    total = c.sum(c.train(), approved.requests.handle(c.train(), c.model))
-    assert isinstance(approved.ask(*total.survivors()), Signed)
-    assert approved.desk.results.get(c.study.digest, "training") is None
-    assert isinstance(approved.ask(c.train(attempt=2), c.model), Update)
-    assert (ran, approved.charges()) == ([1, 1], 2)
-    assert released(approved) == [(False, False), (False, False)]
-
-
-def test_so_it_is_when_the_site_died_before_it_deleted_the_result(
+def test_a_set_that_this_site_alone_signed_is_dead_once_the_other_promises_not_to(
     approved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c, ran = approved.coordinator, counting(monkeypatch)
     total = c.sum(c.train(), approved.requests.handle(c.train(), c.model))
+    assert isinstance(approved.ask(*total.survivors()), Signed)
+    assert isinstance(approved.ask(c.train(attempt=2), c.model), Update)
+    assert (ran, approved.charges()) == ([1], 1)
+    assert released(approved) == [(False, False), (False, True)]
 
-    def die(*_: Any) -> None:
-        raise Crash
 
-    with monkeypatch.context() as dying:
-        dying.setattr(Results, "drop", die)
-        with pytest.raises(Crash):
-            approved.requests.handle(*total.survivors())
-    approved.restart()
+@pytest.mark.parametrize("place", ["signed by both", "released", "died while releasing"])
+def test_after_a_set_was_signed_by_enough_the_round_is_trained_anew(
+    approved: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    c, ran = approved.coordinator, counting(monkeypatch)
+    total = c.sum(c.train(), approved.requests.handle(c.train(), c.model))
+    opening = total.open(approved.ask(*total.survivors()).signature)  # the neighbour signs
+    if place == "released":
+        assert isinstance(approved.ask(*opening), Shares)
+        assert approved.desk.results.about(c.study.digest, "training") is None
+    elif place == "died while releasing":
+
+        def die(*_: Any) -> None:
+            raise Crash
+
+        with monkeypatch.context() as dying:
+            dying.setattr(Results, "drop", die)
+            with pytest.raises(Crash):
+                approved.requests.handle(*opening)
+        approved.restart()
     assert isinstance(approved.ask(c.train(attempt=2), c.model), Update)
     assert (ran, approved.charges()) == ([1, 1], 2)
+    assert released(approved) == [(False, False), (False, False)]
 
 
 def test_a_round_that_cannot_be_paid_a_second_time_is_refused(three: Any) -> None:
@@ -329,21 +339,29 @@ def test_a_round_that_cannot_be_paid_a_second_time_is_refused(three: Any) -> Non
     assert three.charges() == 3
 
 
-def test_without_privacy_a_known_seed_still_gives_another_update_on_a_second_charge(
+def test_without_privacy_a_model_is_worked_on_once_and_leaves_again_only_where_no_other_sum_can_be_opened(
     new_coordinator: NewCoordinator, new_site: NewSite
 ) -> None:
+    """Two sums with the same numbers of this site, over other sites, would show whose are whose."""
     c = new_coordinator(epsilon="unlimited", policy=f"allow_without_privacy: true\n  {CURIOUS}")
     aggregation = {"min_sites": 2, "threat_model": "honest-but-curious"}
     training = {**c.study.contract["training"], "seed": 7}
     plain = {"privacy": {"mode": "none"}, "evaluation": {}, "training": training, "aggregation": aggregation}
     c.study = Study.model_validate({**c.study.contract, **plain})
-    c.model, c.others, c.abandoning = c.pack(c.study), ("clinic-c", "hospital-b"), False
+    c.model, c.others = c.pack(c.study), ("clinic-c", "hospital-b")
     site = new_site(c)
     site.approve()
     assert isinstance(site.ask(c.train(), c.model), Update)
     first = kept(site)
-    assert isinstance(site.ask(c.train(attempt=2), c.model), Update)
-    assert kept(site) != first, "the difference of two sums with one update in both would show the others' change"
+    assert isinstance(site.ask(c.train(attempt=2), c.model), Update)  # the first is dead
+    assert kept(site) == first
+    c.abandoning = False
+    assert reason(site.ask(c.train(attempt=3), c.model)) == "sum"
+    assert site.charges() == 1
+    assert reason(site.ask(c.train(2), c.model)) == "sum"  # nor in another round
+    assert site.charges() == 1
+    stepped = pack(to_vector(build(c.study)) + 1, c.study)
+    assert isinstance(site.ask(c.train(2, stepped), stepped), Update)
     assert site.charges() == 2
 
 
@@ -385,23 +403,16 @@ def test_an_abandoned_evaluation_is_masked_again_on_the_same_charge(approved: An
 # -- signing and opening
 
 
-def test_nothing_is_signed_before_anything_was_sent(approved: Any) -> None:
-    c = approved.coordinator
-    asked = c.train()
-    total = c.sum(asked, approved.requests.handle(asked, c.model))
-    shutil.rmtree(approved.desk.answers.folder / c.study.digest)  # as if the site had died before it kept its answer
-    assert reason(approved.ask(*total.survivors())) == "sum"
-    assert isinstance(approved.ask(asked, c.model), Update)
-    assert isinstance(approved.ask(*total.survivors()), Signed)
-    assert approved.charges() == 1
-
-
-def test_once_signed_nothing_else_is_masked_with_those_keys_even_if_the_answer_is_lost(approved: Any) -> None:
+def test_keys_mask_one_result_ever_even_if_the_answer_is_lost(approved: Any) -> None:
     """Two vectors under one mask would tell their difference."""
     c = approved.coordinator
     asked = c.train()
-    total = c.sum(asked, approved.requests.handle(asked, c.model))
-    assert isinstance(approved.ask(*total.survivors()), Signed)
+    answer = approved.requests.handle(asked, c.model)
+    total = c.sum(asked, answer)
+    signed = approved.ask(*total.survivors())
+    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    assert approved.requests.handle(asked, c.model)[1] == answer[1]
+    assert isinstance(approved.ask(*total.open(signed.signature)), Shares)  # the result is deleted
     shutil.rmtree(approved.desk.answers.folder / c.study.digest)
     assert reason(approved.ask(asked, c.model)) == "sum"
     assert approved.charges() == 1
