@@ -14,10 +14,8 @@ import pytest
 from consilium_client.answers import AnswerStore
 from consilium_client.attempts import Attempts
 from consilium_client.proposals import Proposals
-from consilium_client.store import LedgerFile
 from consilium_shared import limits
 from consilium_shared.errors import IntegrityError, PeerError
-from consilium_shared.identity import Identity
 
 STUDY, ASKED, OTHER = "5" * 64, "a" * 64, "b" * 64
 LARGE = 64 * 1024**2
@@ -176,24 +174,3 @@ def test_names_from_messages_never_become_other_paths(tmp_path: Path, study: str
         store.put(study, 1, kind, ASKED, b"", b"")
     with pytest.raises(PeerError):
         store.get(study, 1, kind, ASKED)
-
-
-@pytest.mark.parametrize(("latest", "left"), [(None, True), (1, True), (2, False), (3, False)])
-def test_the_seed_of_an_answered_round_does_not_outlive_a_start(tmp_path: Path, latest: int | None, left: bool) -> None:
-    answers = AnswerStore(tmp_path / "answers")
-    attempts = Attempts(tmp_path / "attempts")
-    attempts.begin(STUDY, "evaluation", 2, ASKED, 1)
-    if latest is not None:
-        answers.put(STUDY, latest, "counts", ASKED, b"h", b"p")
-    answers.put(STUDY, 2, "update", ASKED, b"h", b"p")  # another kind of answer says nothing of this seed
-    with LedgerFile(tmp_path / "ledger.jsonl", "north", Identity.generate()) as ledger:
-        attempts.end_answered(answers, ledger)
-        assert ledger.entries == ()
-    assert (attempts.under_way(STUDY, "evaluation", 2, ASKED) is not None) == left
-
-
-def test_a_seed_that_cannot_be_read_is_swept(tmp_path: Path) -> None:
-    (tmp_path / f"{STUDY}.training.json").write_bytes(b"torn")
-    with LedgerFile(tmp_path / "ledger.jsonl", "north", Identity.generate()) as ledger:
-        Attempts(tmp_path).end_answered(AnswerStore(tmp_path / "answers"), ledger)
-    assert not list(tmp_path.glob("*.json"))
