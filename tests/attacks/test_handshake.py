@@ -74,6 +74,15 @@ def test_keys_of_another_study_or_roster_are_refused(
         opened(four, sent[0], other)
 
 
+def test_a_bundle_is_of_one_site_one_study_and_one_roster_whoever_has_the_identity(four: Federation) -> None:
+    bundle, public = four.session[HIGH].bundle, four.public[HIGH]
+    study, roster = digest(b"study"), digest(four.about.encode())
+    bundle.verify(study, roster, HIGH, public)
+    for wrong in ((roster, roster, HIGH), (study, study, HIGH), (study, roster, THIRD)):
+        with pytest.raises(SignatureError):
+            bundle.verify(*wrong, public)
+
+
 def test_an_encapsulation_for_somebody_else_or_of_somebody_else_is_refused(four: Federation) -> None:
     to_third, _ = four.session[LOW].encapsulate(THIRD, four.session[THIRD].bundle, four.public[THIRD])
     from_high, _ = four.session[HIGH].encapsulate(THIRD, four.session[THIRD].bundle, four.public[THIRD])
@@ -89,6 +98,16 @@ def test_two_encapsulations_do_not_mix(four: Federation, sent: tuple[Encapsulate
         opened(four, sent[0].model_copy(update={"ciphertext": again.ciphertext}))
     with pytest.raises(SignatureError):
         opened(four, sent[0].model_copy(update={"signature": again.signature}))
+
+
+@pytest.mark.parametrize("change", [{"study": digest(b"another study")}, {"roster": digest(b"another roster")}])
+def test_an_encapsulation_for_another_study_or_roster_is_refused_even_if_the_keys_were_the_same(
+    four: Federation, sent: tuple[Encapsulated, bytes], change: dict[str, str]
+) -> None:
+    low, high = four.session_keys(LOW, **change), four.session_keys(HIGH, **change)
+    assert high.bundle.encapsulation == four.session[HIGH].bundle.encapsulation
+    with pytest.raises(SignatureError):
+        high.decapsulate(LOW, low.bundle, sent[0], four.public[LOW])
 
 
 def test_an_encapsulation_under_a_sites_earlier_keys_is_refused(
@@ -139,7 +158,16 @@ def test_an_ml_kem_key_that_is_none_is_refused_even_with_a_right_signature(four:
         four.session[LOW].encapsulate(HIGH, bundle, four.public[HIGH])
 
 
-@pytest.mark.parametrize("change", [lambda t: t[:-4], lambda t: t + "AAAA", lambda t: "*" + t[1:], lambda t: " " + t])
+SPELLINGS: list[Callable[[str], str]] = [
+    lambda text: text[:-4],
+    lambda text: text + "AAAA",
+    lambda text: "*" + text[1:],
+    lambda text: " " + text,
+    lambda text: text[:-2] + chr(ord(text[-2]) + 1) + "=",  # only bits that are thrown away
+]
+
+
+@pytest.mark.parametrize("change", SPELLINGS)
 def test_a_key_of_another_length_or_spelling_is_refused(four: Federation, change: Callable[[str], str]) -> None:
     bundle = four.session[HIGH].bundle
     wrong = bundle.model_copy(update={"encapsulation": change(bundle.encapsulation)})
