@@ -119,12 +119,16 @@ def test_after_that_the_first_attempt_is_signed_for_by_nobody(site: Site) -> Non
         site.restart()
 
 
-def test_an_update_whose_survivors_were_signed_is_in_no_other_sum(site: Site, updates: list[Any]) -> None:
+def test_an_update_whose_shares_were_released_is_in_no_other_sum(site: Site, updates: list[Any]) -> None:
     """The next attempt is trained anew, with a charge of its own; the first update is gone."""
     c = site.coordinator
     header = c.train()
     first = total_of(c, header, site.requests.handle(header, c.model)[1])
-    assert isinstance(ask_to_sign(site, first), Signed)
+    theirs, signed = neighbours_signature(c, first), ask_to_sign(site, first)
+    assert isinstance(signed, Signed)
+    both = {HERE: bytes.fromhex(signed.signature), THERE: theirs}
+    assert isinstance(ask_to_open(site, first, both), Shares)
+    assert list(site.desk.results.folder.iterdir()) == []
     assert isinstance(site.ask(c.train(attempt=2), c.model), Update)
     assert site.charges() == 2 and len(updates) == 2 and not np.array_equal(*updates)
 
