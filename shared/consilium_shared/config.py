@@ -18,9 +18,12 @@ Location = tuple[str | int, ...]
 
 
 class Strict(BaseModel):
-    """Base of every configuration and message model: frozen, unknown keys refused, no NaN or infinity."""
+    """Base of every configuration and message model: frozen, unknown keys refused, no NaN or infinity.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    No error shows what was given: it may be a secret.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 def validated(adapter: TypeAdapter[Any], value: Any) -> Any:

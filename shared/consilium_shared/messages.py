@@ -19,7 +19,7 @@ from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.roster import Hex32
 from consilium_shared.secagg.handshake import Bundle, Encapsulated
-from consilium_shared.secagg.terms import Advert, Hex64, Purpose, Slot
+from consilium_shared.secagg.terms import Advert, Attempt, Hex64, Purpose, Slot
 from consilium_shared.study import Name
 
 REQUEST_DOMAIN = "request"
@@ -47,7 +47,6 @@ Reason = Literal[
 """Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
 
 Round = Annotated[int, Field(ge=1, le=limits.ROUNDS)]
-Attempt = Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
 
 
 def _printable(text: str) -> str:

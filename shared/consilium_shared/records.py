@@ -12,9 +12,9 @@ from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
-from consilium_shared.messages import Attempt, CanaryAudit, Head
+from consilium_shared.messages import CanaryAudit, Head
 from consilium_shared.roster import Hex32
-from consilium_shared.secagg.terms import Advert, Hex64
+from consilium_shared.secagg.terms import Advert, Attempt, Hex64
 from consilium_shared.study import Name
 
 RECORD_DOMAIN = "round-record"

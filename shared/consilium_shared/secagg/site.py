@@ -14,7 +14,8 @@ Of one peer it gives either its share of the self mask's seed (survivor) or of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -257,12 +258,12 @@ class SitePart:
 
     def _agreed(self, state: SiteState, terms: Terms) -> dict[str, bytes]:
         """Other site of the cohort to what only the two know: this slot's agreement and the study's secret."""
-        private = _private(state)
-        return {
-            peer: keys.agree(private, bytes.fromhex(advert.key)) + self._secrets[peer]
-            for peer, advert in terms.adverts.items()
-            if peer != state.site
-        }
+        private, found = _private(state), {}
+        for peer, advert in terms.adverts.items():
+            if peer != state.site:
+                with _said_of(peer):
+                    found[peer] = keys.agree(private, bytes.fromhex(advert.key)) + self._secrets[peer]
+        return found
 
     def _seeds(self, state: SiteState, terms: Terms, agreed: Mapping[str, bytes]) -> dict[str, bytes]:
         """Site of the cohort to the seed that is shared with it; for this site, of the self mask."""
@@ -308,8 +309,17 @@ class SitePart:
         for number, peer in enumerate(others):
             key = keys.derive(agreed[peer], "share", terms.digest, peer, state.site)
             text = sealed[number * size : (number + 1) * size]
-            found[peer] = keys.unseal(key, text, _about(terms, peer, state.site))
+            with _said_of(peer):
+                found[peer] = keys.unseal(key, text, _about(terms, peer, state.site))
         return found
+
+
+@contextmanager
+def _said_of(peer: str) -> Iterator[None]:
+    try:
+        yield
+    except PeerError as error:
+        raise PeerError(f"{peer}: {error}") from error
 
 
 def _private(state: SiteState) -> X25519PrivateKey:

@@ -28,6 +28,7 @@ SURVIVORS_DOMAIN = "secagg-survivors"
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Purpose = Literal["training", "evaluation"]
+Attempt = Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
 Bits = Literal[16, 32, 64]
 
 
@@ -39,7 +40,7 @@ class Slot(Strict):
     roster: Hex32
     purpose: Purpose
     round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
-    attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
+    attempt: Attempt
 
 
 class Advert(Strict):
@@ -47,7 +48,7 @@ class Advert(Strict):
 
     key: Hex32
     """X25519 (RFC 7748), fresh for this slot."""
-    signed: Annotated[tuple[int, ...], Field(max_length=limits.ATTEMPTS)] = ()
+    signed: Annotated[tuple[Attempt, ...], Field(max_length=limits.ATTEMPTS)] = ()
     """Earlier attempts at the same sum in which the site has signed a set of survivors. In all others before this one
     it has not, and never will."""
     counts: bool = False
