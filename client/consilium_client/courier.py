@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,6 @@ IDLE_POLL_S = 0.5
 IDLE_AFTER_S = 120.0
 AGENT_WAIT_S = 120.0
 """How long a message waits here for an agent that is away, before the coordinator hears of it."""
-STALLED_S = 1.0
-"""After so long without the next part of a message, whether the SuperNode has given it up is asked."""
 DELIVERIES = 3
 """How often one message is given to an agent that dies over it."""
 MESSAGE_TYPE = "train"
@@ -109,25 +107,17 @@ class Courier:
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
         with contextlib.closing(self._connect(access)) as supernode:
-            def acquire() -> str:
-                acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
-                return str(acquired.token)
-
             last_work = time.monotonic()
             while True:
-                if token := acquire():
-                    while token:
-                        token = self._carry(token, acquire)
+                acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+                if acquired.token:
+                    self._carry(acquired.token)
                     last_work = time.monotonic()
                 else:
                     time.sleep(IDLE_POLL_S if time.monotonic() - last_work > IDLE_AFTER_S else POLL_S)
 
-    def _carry(self, token: str, acquire: Callable[[], str]) -> str:
-        """One task: message in, answer out. The SuperNode takes no further message until a reply is there.
-
-        Returns:
-            Another task's token, for which this one was left; else empty.
-        """
+    def _carry(self, token: str) -> None:
+        """One task: message in, answer out. The SuperNode takes no further message until a reply is there."""
         with contextlib.closing(self._connect(RuntimeTokenHttpInterceptor(token))) as supernode:
             heartbeats = HeartbeatSender(lambda: _send_heartbeat(supernode))
             heartbeats.start()
@@ -139,10 +129,7 @@ class Courier:
                 TaskIdentity.node_id = context.node_id
                 question, tree = _announced(supernode)
                 try:
-                    header, payload = _read(_fetch(supernode, tree, context, acquire))
-                except _Superseded as superseded:
-                    logger.warning("a message that was never whole is left for the next one")
-                    return superseded.token
+                    header, payload = _read(_fetch(supernode, tree, context))
                 except PeerError:
                     logger.warning("refused: not a message of ours")
                     reply = Message(NOT_OURS, reply_to=question)
@@ -150,7 +137,6 @@ class Courier:
                     reply = self._ask_agent(question, header, payload)
                 push_message(supernode, reply, context)
                 supernode.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
-                return ""
             finally:
                 if heartbeats.is_running:
                     heartbeats.stop()
@@ -208,42 +194,28 @@ def _announced(supernode: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
         time.sleep(0.02)
 
 
-class _Superseded(Exception):
-    """The SuperNode has gone on to another task."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self.token = token
-
-
-def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context, acquire: Callable[[], str]) -> Message:
+def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
     """Read the message's objects, waiting for those that the SuperNode is still downloading.
-
-    A run that ends in the middle of a message leaves a task that nobody ends. The SuperNode works on one message at a
-    time: when it has another task, this one's message will never be whole.
 
     Raises:
         PeerError: larger than our limits, or not an object of Flower's.
-        _Superseded: it will never be whole.
+        TransportError: the SuperNode has given the message up, since its run has ended; no reply is wanted.
     """
     node = Node(node_id=context.node_id)
     size = limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES
     contents: dict[str, bytes] = {}
     for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
-        waited = time.monotonic()
         while True:
             pulled = supernode.PullObject(PullObjectRequest(node=node, run_id=context.run_id, object_id=each))
             if pulled.object_available or not pulled.object_found:
                 break
-            if time.monotonic() - waited > STALLED_S:
-                if token := acquire():
-                    raise _Superseded(token)
-                waited = time.monotonic()
             time.sleep(0.02)
+        if not pulled.object_found:
+            raise TransportError("The SuperNode gave up a message in the middle.")
         contents[each] = pulled.object_content
         size -= len(pulled.object_content)
-        if size < 0 or not pulled.object_found:
-            raise PeerError("a message is too large or incomplete")
+        if size < 0:
+            raise PeerError("a message is too large")
     supernode.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
     )
