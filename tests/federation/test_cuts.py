@@ -124,7 +124,7 @@ def test_a_round_that_loses_a_site_is_made_again_unopened_without_it_and_has_it_
 
     assert wired.ended(study.study) == "finished"
     records = wired.records(study.study)
-    assert records[1]["participants"] == records[1]["opened"]["cohort"] == ["north", "west"]
+    assert records[1]["participants"] == list(records[1]["opened"]["adverts"]) == ["north", "west"]
     assert (records[1]["opened"]["attempt"], set(records[1]["away"])) == (2, {"south"})
     assert records[-1]["participants"] == SITES
     for site in ("north", "west"):  # what they had trained left again, under other masks, on the same charge

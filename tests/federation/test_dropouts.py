@@ -102,7 +102,7 @@ def test_a_site_that_dies_for_good_is_in_the_sum_only_if_its_update_had_come(
     finally:
         shaken.up("south")
     (record,) = shaken.records(study.study)
-    assert record["opened"]["cohort"] == SITES
+    assert list(record["opened"]["adverts"]) == SITES
     if phase == "training":
         assert (record["participants"], list(record["away"])) == (["north", "west"], ["south"])
         assert close(shaken.weights(study.study), by_two)
