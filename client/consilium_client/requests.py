@@ -16,8 +16,9 @@ from consilium_client.answers import StoredPayload
 from consilium_client.desk import Desk
 from consilium_client.proposals import Proposal
 from consilium_client.refusals import outgoing, place_of, reason_of, sentence
+from consilium_client.reuse import place
 from consilium_client.spending import told
-from consilium_client.sums import Sums, place
+from consilium_client.sums import Sums
 from consilium_client.witness import last_audit, witness
 from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
@@ -113,6 +114,7 @@ class Requests:
             case Close():
                 return self._close(proposal, request, header)
             case Handshake():
+                self._check_open(request, proposal.study.training.rounds, proposal.study)
                 answer, body = self.sums.handshake(proposal, request, payload, common)
             case Advertise():
                 self._check_open(request, request.round, proposal.study)
@@ -221,7 +223,7 @@ class Requests:
                 "is then worked on and charged anew"
             )
 
-    def _check_open(self, request: SumRequest | Close, number: int, study: Study) -> None:
+    def _check_open(self, request: Handshake | SumRequest | Close, number: int, study: Study) -> None:
         """A round is one of the study's; and once its record was shown to this site, nothing more leaves of it."""
         if number > study.training.rounds:
             raise PolicyRefusal("policy", f"round {number} of a study of {study.training.rounds} rounds")
@@ -253,7 +255,7 @@ class Requests:
             "head": Head(seq=head.seq, sha256=head.sha256),
         }
 
-    def _release(self, header: bytes, size: int, study: str, number: int | None, kind: str, **more: bool) -> None:
+    def _release(self, header: bytes, size: int, study: str, number: int | None, kind: str, **more: int) -> None:
         """Enter the message in the ledger, once; only then may it be handed out. ``size``: of its payload."""
         sha256 = digest(header)
         if sha256 not in self._released:
@@ -291,7 +293,8 @@ class Requests:
         known = self._said.get((digest(header), what))
         if known is None:
             known = messages.encode(make(self._common(request, header)), self.desk.identity)
-            self._release(known, len(body), request.study, number, kind)
+            more = {"attempt": request.attempt} if isinstance(request, Survivors) and kind == "signed" else {}
+            self._release(known, len(body), request.study, number, kind, **more)
             self._said[digest(header), what] = known
             if len(self._said) > REMEMBERED:
                 self._said.popitem(last=False)

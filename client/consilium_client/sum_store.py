@@ -38,7 +38,7 @@ class Session(Strict):
 
     seed: Hex32
     peers: dict[Name, Peer] = Field(default_factory=dict)
-    seen: dict[Hex32, int] = Field(default_factory=dict)
+    seen: dict[Hex32, str] = Field(default_factory=dict)
     """What was worked on, to where it was masked last: a sum with this site's numbers may be opened there, or was."""
 
     def __repr__(self) -> str:

@@ -76,14 +76,22 @@ class StudyRun:
         while self.point.round < self.study.training.rounds:
             self.recruitment.gather(awaited)
             awaited = frozenset()
+            self._check_moved()
             self._train(self.point.round + 1)
             self._close(self.point)
-            if self.point.record["implausible"] is not None and self.study.privacy.mode == "none":
-                # Without privacy no site adds the same numbers to a second sum, and this model would be asked again.
-                raise Halted(f"round {self.point.round}: {self.point.record['implausible']}; no step was taken")
         model = registry.find(self.home, self.study, self.packed) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
+
+    def _check_moved(self) -> None:
+        """Raises Halted where the next round would begin with a model that the sites have seen, without privacy.
+
+        No site adds the same numbers to a second sum, which over other sites would show whose are whose.
+        """
+        record = self.point.record
+        if record and record["model_before"] == record["model_after"] and self.study.privacy.mode == "none":
+            why = record["implausible"] or "the sites' updates have left the model as it was"
+            raise Halted(f"round {self.point.round}: {why}; without privacy no second round begins with the same model")
 
     def _train(self, number: int) -> None:
         model = self.packed

@@ -46,6 +46,10 @@ from consilium_shared.summand import Opened, read, segments
 
 log = logging.getLogger("consilium.study")
 
+IN_VAIN = 2
+"""After so many attempts in a row in which nobody answered, a sum is given up: more of them would change nothing."""
+RETRY_SECONDS = 1.0
+
 Contribution = Update | Counts
 
 
@@ -128,17 +132,23 @@ class Summation:
             Halted: somebody stopped the study.
         """
         under_way = self._file.read(asked.purpose, asked.number)
-        attempt = 1 if under_way is None else under_way.attempt
+        attempt, earlier, in_vain = 1 if under_way is None else under_way.attempt, None, 0
         while True:
             try:
-                return self._attempt(asked, under_way or self._convene(asked, attempt, awaited))
+                if under_way is None:
+                    under_way = self._convene(asked, attempt, awaited, earlier)
+                return self._attempt(asked, under_way)
             except _Abandoned as abandoned:
                 why, awaited = str(abandoned), abandoned.present
             log.warning("round %d, attempt %d is abandoned unopened: %s", asked.number, attempt, why)
             self._asking.folder.event("abandoned", round=asked.number, attempt=attempt, why=why)
-            if attempt >= asked.attempts:
-                raise NotOpened(f"given up after {attempt} attempts; in the last {why}")
+            in_vain = 0 if awaited else in_vain + 1
+            if attempt >= asked.attempts or in_vain == IN_VAIN:
+                raise NotOpened(f"given up after attempt {attempt}: {why}")
+            if under_way is not None and asked.purpose == "training":
+                earlier = self._terms(asked, under_way)
             attempt, under_way = attempt + 1, None
+            self._talk.pause(RETRY_SECONDS)
 
     # -- who takes part
 
@@ -146,8 +156,11 @@ class Summation:
         common = self._talk.common
         return Slot(**common, purpose=asked.purpose, round=asked.number, attempt=attempt)
 
-    def _convene(self, asked: Asked, attempt: int, awaited: frozenset[str]) -> OpenSum:
-        """Keys of everybody who comes, and secrets between each two of them."""
+    def _convene(self, asked: Asked, attempt: int, awaited: frozenset[str], earlier: Terms | None) -> OpenSum:
+        """Keys of everybody who comes, and secrets between each two of them.
+
+        After an earlier attempt at least so many of its cohort must come that it is dead; else nobody could go on.
+        """
         slot, minimum = self._slot(asked, attempt), self._study.aggregation.min_sites
         adverts = self._adverts.setdefault(slot, {})
         approved = self._asking.recruitment.sites("approved")
@@ -165,9 +178,14 @@ class Summation:
                 self._known[answer.site] = dict(answer.known)
 
             header = messages.encode(request, self._talk.coordinator)
-            needed = max(minimum - have, 0)
+            needed = max(minimum - have, 0) if asked.purpose == "training" else 0
             question = self._asking.question(asked.number, "keys", missing, needed, awaited=awaited & set(missing))
             self._asking.ask(question, asked.number, dict.fromkeys(missing, (header, b"")), 0, accept)
+            if earlier is not None and not earlier.dead(adverts):
+                late = tuple(site for site in question.open() if site in earlier.cohort)
+                lacking = earlier.enough_to_abandon - earlier.promised(adverts)
+                question = self._asking.question(asked.number, "keys", late, lacking, awaited=frozenset())
+                self._asking.ask(question, asked.number, dict.fromkeys(late, (header, b"")), 0, accept)
         cohort = sorted(site for site in self._asking.recruitment.sites("approved") if site in adverts)
         encapsulated = self._shake_hands(asked.number, cohort)
         cohort = [site for site in cohort if site in encapsulated]
@@ -225,15 +243,18 @@ class Summation:
 
     # -- one attempt
 
-    def _attempt(self, asked: Asked, under_way: OpenSum) -> Summed:
-        slot, number = self._slot(asked, under_way.attempt), asked.number
-        terms = Terms(
-            slot=slot,
+    def _terms(self, asked: Asked, under_way: OpenSum) -> Terms:
+        return Terms(
+            slot=self._slot(asked, under_way.attempt),
             model=digest(asked.model),
-            segments=segments(self._study, asked.purpose, number, self._parameters),
+            segments=segments(self._study, asked.purpose, asked.number, self._parameters),
             threat_model=self._study.aggregation.threat_model,
             adverts=under_way.adverts,
         )
+
+    def _attempt(self, asked: Asked, under_way: OpenSum) -> Summed:
+        terms = self._terms(asked, under_way)
+        slot = terms.slot
         total = ServerSum(terms, self._identities, under_way.survivors)
         collected, answers = self._collect(asked, under_way, total)
         if under_way.survivors is None:
@@ -284,18 +305,12 @@ class Summation:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
             requests[site] = messages.encode(request, self._talk.coordinator), asked.model
         needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._study.aggregation.min_sites)
-        least = 0 if under_way.survivors else self._least_to_try_again(total.terms)
+        # Too few wait for the others, unless they can prove that this attempt is dead: else nobody could go on.
+        least = None if under_way.survivors else total.terms.enough_to_abandon
+        least = 0 if asked.purpose == "evaluation" else least
         question = self._asking.question(asked.number, asked.purpose, sites, needed, least=least)
         self._asking.ask(question, asked.number, requests, total.payload_bytes, accept)
         return question, answers
-
-    def _least_to_try_again(self, terms: Terms) -> int:
-        """With so many answers, though too few to open the sum, the attempt is given up when time is up.
-
-        With privacy fewer wait for the others instead: unless they can prove that the attempt is dead, they would have
-        to train anew, on a second charge, which a study's ε does not cover.
-        """
-        return terms.enough_to_abandon if self._study.privacy.mode == "dp" else 0
 
     def _note_known(self, site: str, other: str) -> None:
         if other in self._bundles:
@@ -349,9 +364,14 @@ class Summation:
         answer_bytes: int,
         accept: Accept,
     ) -> None:
-        """Enough of them suffice: whoever is away is not waited for long."""
+        """Enough of them suffice: whoever is away is not waited for long.
+
+        For enough one waits as long as it takes, since who has signed can go on with no other set of the same update;
+        but for counts on the last model, without which it can be published.
+        """
+        least = 0 if slot.purpose == "evaluation" else None
         question = self._asking.question(
-            slot.round, phase, tuple(requests), total.terms.threshold, awaited=frozenset(), least=0
+            slot.round, phase, tuple(requests), total.terms.threshold, awaited=frozenset(), least=least
         )
         self._asking.ask(question, slot.round, requests, answer_bytes, accept)
         if not question.enough():

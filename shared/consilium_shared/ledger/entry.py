@@ -181,6 +181,8 @@ class Release(Body):
     bytes: Count
     counts: bool = False
     """An update that carries evaluation counts of the round before; they have a charge of their own."""
+    attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)] | None = None
+    """Of a signature over survivors: at which attempt."""
     again: bool = False
     """The same update, or counts, as left before, under other masks: the attempt before was abandoned unopened."""
 

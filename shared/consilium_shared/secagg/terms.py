@@ -161,9 +161,12 @@ class Terms(Strict):
         Args:
             successors: verified, of a later attempt at the same sum.
         """
+        return self.promised(successors) >= self.enough_to_abandon
+
+    def promised(self, successors: Mapping[str, Advert]) -> int:
+        """How many of the cohort promise, by their advertisements for a later attempt, to sign nothing here."""
         number = self.slot.attempt
-        promises = sum(site in self.adverts and number not in each.signed for site, each in successors.items())
-        return promises >= self.enough_to_abandon
+        return sum(site in self.adverts and number not in each.signed for site, each in successors.items())
 
     def counting(self, sites: Iterable[str]) -> int:
         """How many of these sites of the cohort add counts."""
