@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 SITES = ["north", "south", "west"]
 LONG = 2500
 """Steps that take about a second."""
-CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout": "8s"}
+CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout": "30s"}
 """Two of three open a sum."""
 
 
@@ -117,7 +118,7 @@ def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_a
     shaken: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
     study = shaken.run_study(
-        contract("dead-private", private=True, rounds=1, steps_per_round=20, min_sites=2, round_timeout="8s")
+        contract("dead-private", private=True, rounds=1, steps_per_round=20, min_sites=2, round_timeout="30s")
     )
     shaken.until_phase(study.study, 1, "training")
     shaken.kill("south", None)
@@ -129,3 +130,23 @@ def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_a
     assert (record["participants"], record["opened"]["attempt"]) == (["north", "west"], 2)
     for site in ("north", "west"):
         assert [each.body.attempt for each in shaken.charges(site, study)] == [1]
+
+
+@pytest.mark.parametrize("phase", ["survivors", "opening"])
+def test_a_round_that_needs_a_site_which_went_away_after_its_update_waits_for_it_and_opens_the_same_set(
+    shaken: Hospitals, contract: Callable[..., dict[str, Any]], phase: str
+) -> None:
+    name = f"needed-{phase}"
+    study = shaken.run_study(contract(name, private=True, rounds=1, min_sites=2, round_timeout="12s"))
+    shaken.until_phase(study.study, 1, phase)
+    shaken.kill("south", None)
+    opened = time.monotonic()
+    told = "2 of at least 3 sites; waiting for south (offline)"
+    shaken.until(lambda: shaken.status()["studies"][name]["waiting"] == told, "the round waits")
+    time.sleep(max(0.0, opened + 15 - time.monotonic()))  # longer than round_timeout
+    assert shaken.state(name) == "running"
+    shaken.up("south")
+    assert shaken.ended(name) == "finished"
+    (record,) = shaken.records(name)
+    assert (record["participants"], record["opened"]["attempt"]) == (SITES, 1)
+    assert [[each.body.attempt for each in shaken.charges(site, study)] for site in SITES] == [[1]] * 3

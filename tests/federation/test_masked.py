@@ -16,7 +16,7 @@ from consilium_client import data
 from consilium_client.site import Home
 from consilium_client.training.trainer import train
 from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models.vector import pack, to_vector, unpack
 from consilium_shared.privacy.plan import NonPrivatePlan
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
@@ -83,18 +83,39 @@ def found(sought: set[bytes], places: Iterator[bytes]) -> int:
     return len(sought) - len(left)
 
 
+def test_the_model_is_that_of_plain_averaging_but_for_the_error_of_the_encoding(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    asked = contract("averaged", private=False, rounds=1, steps_per_round=200)
+    asked["aggregation"]["optimizer"] = {"name": "fedavg"}
+    study = Study.model_validate(asked)
+    trained = updates(hospitals, study).values()
+    weight = sum(patients for _, patients in trained)
+    mean = sum(update.astype(np.float64) * patients for update, patients in trained) / weight
+    plain = to_vector(build(study)).astype(np.float64) + mean
+
+    hospitals.run_study(asked)
+    assert hospitals.ended("averaged") == "finished"
+    (file,) = (hospitals.server / "models" / "averaged").glob("*/model.safetensors")
+    model = unpack(file.read_bytes(), build(study), study).astype(np.float64)
+    stated = len(SITES) * fixed_point(study, len(SITES)).error * largest_weight(study) / weight
+    rounding = 2**-24 * (np.abs(mean) + np.abs(plain))  # the sum and the model are float32
+    assert (np.abs(model - plain) <= stated + rounding).all()
+    assert np.abs(mean).max() > 100 * stated
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may read another process's memory everywhere")
 def test_no_sites_update_is_in_the_coordinators_memory_or_on_its_disk(
     hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
-    study = hospitals.run_study(contract("masked", private=False, rounds=2, steps_per_round=200))
+    asked = contract("masked", private=False, rounds=2, steps_per_round=200)
+    study = Study.model_validate(asked)
+    sought = {site: forms(study, *each) for site, each in updates(hospitals, study).items()}
+    assert all(len(each) > 20 for each in sought.values())
+    hospitals.run_study(asked)
     hospitals.until_phase(study.study, 1, "survivors")  # all vectors are in, and the sites still keep what they trained
-    running = hospitals.processes("server").items()
-    (app,) = (pid for pid, words in running if {"consilium_server.app", "masked"} <= set(words))
-    os.kill(app, signal.SIGSTOP)
+    app = _stop(hospitals)
     try:
-        sought = {site: forms(study, *each) for site, each in updates(hospitals, study).items()}
-        assert all(len(each) > 20 for each in sought.values())
         for site in SITES:
             here = found(sought[site], files(hospitals.site(site) / "store" / "results"))
             assert here > 5, "what is sought for is not what the site trained"
@@ -104,7 +125,7 @@ def test_no_sites_update_is_in_the_coordinators_memory_or_on_its_disk(
     assert closed == dict.fromkeys(SITES, 0)
 
     hospitals.until_phase(study.study, 2, "survivors")
-    os.kill(app, signal.SIGSTOP)
+    app = _stop(hospitals)
     try:
         opened = _search(hospitals, app, sought)
     finally:
@@ -114,6 +135,14 @@ def test_no_sites_update_is_in_the_coordinators_memory_or_on_its_disk(
     assert {site: found(sought[site], files(hospitals.server)) for site in SITES} == dict.fromkeys(SITES, 0)
     for site in SITES:
         assert not list((hospitals.site(site) / "store" / "results").glob("*")), "results go when the study is closed"
+
+
+def _stop(hospitals: Hospitals) -> int:
+    """The study's process, stopped."""
+    running = hospitals.processes("server").items()
+    (app,) = (pid for pid, words in running if {"consilium_server.app", "masked"} <= set(words))
+    os.kill(app, signal.SIGSTOP)
+    return app
 
 
 def _search(hospitals: Hospitals, app: int, sought: dict[str, set[bytes]]) -> dict[str, int]:
