@@ -14,11 +14,12 @@ from tests.unit.conftest import SITE_YAML, Coordinator
 from consilium_client.desk import Desk
 from consilium_client.requests import Requests
 from consilium_client.site import Home
+from consilium_client.sums import Sums
 from consilium_server.open_sum import OpenSumFile
 from consilium_server.rounds import Question
 from consilium_server.summation import Asked, NotOpened, Summation, Summed
 from consilium_shared import messages
-from consilium_shared.errors import PeerError
+from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.messages import Payload, Refusal, Train
 from consilium_shared.models.vector import width
 from consilium_shared.secagg.server import ServerSum
@@ -32,13 +33,21 @@ class Crash(BaseException):
     """Stands for kill -9 of the study's process."""
 
 
+class Waits(Exception):
+    """The question would stay open until more sites are back."""
+
+
 class Asking:
     """One exchange after the other with agents in this process. ``away``: sites that a phase does not reach."""
 
     def __init__(self, coordinator: Coordinator, root: Path, agents: Mapping[str, Requests]) -> None:
         common = coordinator.common()
         self.talk: Any = SimpleNamespace(
-            study=coordinator.study, roster=coordinator.home.roster(), common=common, coordinator=coordinator.key
+            study=coordinator.study,
+            roster=coordinator.home.roster(),
+            common=common,
+            coordinator=coordinator.key,
+            pause=lambda _: None,
         )
         self.folder: Any = SimpleNamespace(root=root, event=lambda kind, **about: self.events.append((kind, about)))
         self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES)
@@ -85,7 +94,8 @@ class Asking:
                 question.refuse(site, "malformed", str(error))
                 continue
             question.answer(site)
-        assert question.done(1e9), "it would wait for ever"
+        if not question.done(1e9):
+            raise Waits
 
 
 class Arrived:
@@ -211,10 +221,10 @@ def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_t
     together.asking.away = dict.fromkeys(("training", "survivors", "opening"), gone)
     attempt = together.sums._convene
 
-    def convene(asked: Any, number: int, awaited: Any) -> Any:
+    def convene(asked: Any, number: int, *rest: Any) -> Any:
         if number > 1:
             together.asking.away["keys"] = gone
-        return attempt(asked, number, awaited)
+        return attempt(asked, number, *rest)
 
     monkeypatch.setattr(together.sums, "_convene", convene)
     summed = together.train(1)
@@ -279,7 +289,7 @@ def test_after_the_set_was_closed_a_restarted_process_takes_exactly_those_and_wa
     assert together.charges()["hospital-a"] == 0
 
 
-def test_a_closed_set_that_does_not_come_back_whole_is_abandoned_unopened(
+def test_a_closed_set_that_does_not_come_back_whole_after_a_restart_is_waited_for(
     federation: Callable[..., Federation],
 ) -> None:
     together = federation(threat_model="honest-but-curious")
@@ -288,21 +298,42 @@ def test_a_closed_set_that_does_not_come_back_whole_is_abandoned_unopened(
         together.train(1)
     together.restart()
     together.asking.away = {"training": {"hospital-b"}}
-    with pytest.raises(NotOpened, match="after a restart hospital-b did not give again what went into the sum"):
-        together.train(1, attempts=1)
+    with pytest.raises(Waits):
+        together.train(1)
     assert together.asking.phases == ["training"]
+    together.asking.away = {}
+    summed = together.train(1)
+    assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
+    assert set(together.charges().values()) == {1}
 
 
-def test_shares_of_fewer_than_the_threshold_open_nothing_and_the_sum_is_given_up_in_the_end(
-    federation: Callable[..., Federation],
+@pytest.mark.parametrize("phase", ["survivors", "opening"])
+def test_what_fewer_than_the_threshold_sign_or_release_stays_shut_until_the_others_are_back(
+    federation: Callable[..., Federation], phase: str
 ) -> None:
     together = federation()
-    together.asking.away = {"opening": {"hospital-b"}}
-    why = r"given up after 2 attempts; in the last 2 of 3 survivors answered \(opening\)"
-    with pytest.raises(NotOpened, match=why):
-        together.train(1, attempts=2)
-    assert [about["attempt"] for kind, about in together.asking.events if kind == "abandoned"] == [1, 2]
-    assert set(together.charges().values()) == {2}, "what was signed is not masked again"
+    together.asking.away = {phase: {"hospital-b"}}
+    with pytest.raises(Waits):
+        together.train(1)
+    together.asking.away = {}
+    summed = together.train(1)
+    assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
+    assert set(together.charges().values()) == {1}, "what was signed is opened, and nothing is trained anew"
+
+
+def test_a_sum_that_every_site_refuses_is_given_up_with_attempts_left(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PolicyRefusal("sum", "a test")
+
+    monkeypatch.setattr(Sums, "contribute", refuse)
+    with pytest.raises(NotOpened, match="given up after attempt 2"):
+        together.train(1)
+    monkeypatch.undo()
+    assert together.train(1).record["attempt"] == 2, "the very attempt that was refused"
 
 
 def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
@@ -310,7 +341,7 @@ def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
 ) -> None:
     together = federation(min_sites=3)
     together.asking.away = {"handshake": {"hospital-b"}}
-    with pytest.raises(NotOpened, match="after 2 attempts; in the last 2 sites have given keys, and 3 are needed"):
+    with pytest.raises(NotOpened, match="after attempt 2: 2 sites have given keys, and 3 are needed"):
         together.train(1, attempts=2)
     assert set(together.charges().values()) == {0}
     assert OpenSumFile(together.root).read("training", 1) is None

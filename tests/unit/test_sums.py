@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consilium_client.results import Results
+from consilium_client.results import About, Results
+from consilium_client.reuse import Reuse
 from consilium_client.training import trainer
 from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes
@@ -32,7 +33,7 @@ from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.secagg.terms import Advert, Slot
 from consilium_shared.study import Study
 
-CURIOUS = "threat_models: [honest-but-curious]"
+CURIOUS = "threat_models: [malicious-server, honest-but-curious]"
 
 NewSite = Callable[[Any], Any]
 NewCoordinator = Callable[..., Any]
@@ -365,7 +366,63 @@ def test_without_privacy_a_model_is_worked_on_once_and_leaves_again_only_where_n
     assert site.charges() == 2
 
 
+@pytest.fixture
+def plain(new_coordinator: NewCoordinator, new_site: NewSite) -> Any:
+    """A site in a study without privacy, of three rounds with counts after each."""
+    c = new_coordinator(epsilon="unlimited", policy=f"allow_without_privacy: true\n  {CURIOUS}")
+    changes = {"privacy": {"mode": "none"}, "evaluation": {}, "aggregation": {"min_sites": 2}}
+    c.study = Study.model_validate({**c.study.contract, **changes})
+    c.model = c.pack(c.study)
+    site = new_site(c)
+    site.approve()
+    return site
+
+
+def other(site: Any, by: float) -> bytes:
+    """Another model of the study."""
+    study = site.coordinator.study
+    return pack(to_vector(build(study)) + by, study)
+
+
+def test_without_privacy_the_counts_of_one_model_are_in_one_sum(plain: Any) -> None:
+    c = plain.coordinator
+    for number in (1, 2):
+        model = other(plain, number)
+        assert isinstance(plain.ask(c.train(number, model), model), Update)
+    last = other(plain, 3)
+    assert isinstance(plain.ask(c.train(3, last), last), Update)  # with the counts of this very model
+    assert reason(plain.ask(c.evaluate(3, last), last)) == "sum"
+    assert isinstance(plain.ask(c.evaluate(3, c.model), c.model), Counts)
+
+
+def test_without_privacy_a_round_is_worked_on_once_whatever_the_model(plain: Any) -> None:
+    c = plain.coordinator
+    for number in (1, 2, 3):
+        model = other(plain, number)
+        answer = plain.requests.handle(c.train(number, model), model)
+        c.opened(c.train(number, model), answer)
+        again = other(plain, number + 0.5)
+        assert reason(plain.ask(c.train(number, again, attempt=2), again)) == "sum"
+    answer = plain.requests.handle(c.evaluate(3), c.model)
+    c.opened(c.evaluate(3), answer)
+    assert plain.charges() == 3
+
+
 # -- counts
+
+
+def test_counts_are_not_promised_for_a_kept_result_that_goes_without_them(approved: Any) -> None:
+    """Else the next attempt's cohort would count on them, and the counts of one other site could be the whole sum."""
+    c, desk = approved.coordinator, approved.desk
+    slot = Slot(**c.common(), purpose="training", round=2, attempt=2)
+    assert Reuse(desk).counts_given(c.study, slot)
+    about = {"purpose": "training", "round": 2, "attempt": 1, "model": "0" * 64, "weight": 1, "epsilon": 1.0}
+    without = About(**about, counted=False, parameters=1, counts=3)
+    desk.results.put(c.study.digest, without, np.zeros(1, np.float32), np.zeros(3, np.int64))
+    assert not Reuse(desk).counts_given(c.study, slot)
+    assert Reuse(desk).counts_given(c.study, slot.model_copy(update={"round": 3}))
+    given = approved.ask(advertise(c, 2, 2))
+    assert isinstance(given, Advertised) and not given.advert.counts
 
 
 def test_a_site_that_lets_no_counts_leave_adds_zeros_and_is_not_charged_for_them(
