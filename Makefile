@@ -26,7 +26,7 @@ bench: $(READY)          ## what a round costs outside training
 	$(BIN)/python tests/bench/round_cost.py
 
 bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own and a plain sum
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
 
 clean:
 	rm -rf $(VENV) demo build

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from consilium_server.rounds import PASSING
 from consilium_server.studies import StudyFolder
 from consilium_shared.errors import TransportError
 
@@ -76,8 +77,9 @@ class Progress:
         return f"round {event['round']}: {event['site']} in after {event['seconds']:.1f} s ({event['bytes']} bytes)"
 
     def _on_refusal(self, event: dict[str, Any]) -> str:
-        self._note(event["site"], f"stopped: {event['reason']}")
-        return f"round {event['round']}: {event['site']} stopped ({event['reason']}): {event['detail']}"
+        how = "refuses" if event["reason"] in PASSING else "stopped"
+        self._note(event["site"], f"{how}: {event['reason']}")
+        return f"round {event['round']}: {event['site']} {how} ({event['reason']}): {event['detail']}"
 
     def _on_problem(self, event: dict[str, Any]) -> str:
         self._note(event["site"], f"away: {event['what']}")

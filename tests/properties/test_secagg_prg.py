@@ -67,15 +67,11 @@ def test_the_mask_is_the_stream_added_to_zeros(
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    DTYPES, st.integers(0, 200_000), st.lists(KEYS, max_size=3), st.lists(KEYS, max_size=3), TILES, st.integers(1, 3)
-)
-def test_masks_cancel(
-    dtype: type, size: int, plus: list[bytes], minus: list[bytes], first: int, threads: int
-) -> None:
+@given(DTYPES, st.integers(0, 200_000), st.lists(KEYS, max_size=3), st.lists(KEYS, max_size=3), TILES)
+def test_masks_cancel(dtype: type, size: int, plus: list[bytes], minus: list[bytes], first: int) -> None:
     vector = np.arange(size, dtype=dtype) * dtype(40_503)
     hidden = masked(vector, plus, minus, first)
-    assert masked(hidden, minus, plus, first, threads).tobytes() == vector.tobytes()
+    assert masked(hidden, minus, plus, first).tobytes() == vector.tobytes()
 
 
 @given(KEYS, DTYPES)
@@ -87,14 +83,12 @@ def test_the_masks_of_a_pair_leave_the_sum_and_hide_each_vector(key: bytes, dtyp
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    DTYPES, st.integers(1, 500_000), st.integers(1, 3), st.lists(KEYS, min_size=1, max_size=3), TILES, st.integers(1, 4)
-)
+@given(DTYPES, st.integers(1, 500_000), st.integers(1, 3), st.lists(KEYS, min_size=1, max_size=3), TILES)
 def test_pieces_of_whole_tiles_are_masked_as_the_whole_is(
-    dtype: type, size: int, tiles: int, keys: list[bytes], first: int, threads: int
+    dtype: type, size: int, tiles: int, keys: list[bytes], first: int
 ) -> None:
     vector = np.zeros(size, dtype)
-    whole = masked(vector, keys[:1], keys[1:], first, threads)
+    whole = masked(vector, keys[:1], keys[1:], first)
     step = tiles * prg.TILE // vector.itemsize
     for i, start in enumerate(range(0, size, step)):
         prg.apply(vector[start : start + step], keys[:1], keys[1:], first + i * tiles)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -78,7 +77,6 @@ def apply(
     plus: Sequence[bytes],
     minus: Sequence[bytes],
     first_tile: int = 0,
-    threads: int = 1,
 ) -> None:
     """Add the streams of the keys ``plus`` to ``vector`` and subtract those of ``minus``, in place, modulo its width.
 
@@ -88,7 +86,6 @@ def apply(
         minus: keys of 32 bytes.
         first_tile: the tile at which the vector starts, so that a long vector can be masked in pieces: each but the
             last a multiple of ``TILE`` bytes.
-        threads: how many work at once; each holds one tile.
 
     Raises:
         ValueError: another kind of vector, a key of another length, a negative tile.
@@ -99,26 +96,15 @@ def apply(
         raise ValueError("a mask is added to a vector that is contiguous and writable")
     if any(len(key) != KEY_BYTES for key in (*plus, *minus)):
         raise ValueError(f"the key of a mask has {KEY_BYTES} bytes")
-    if first_tile < 0 or threads < 1:
-        raise ValueError("tiles count from 0, threads from 1")
+    if first_tile < 0:
+        raise ValueError("tiles count from 0")
     stream = fastest()
     steps = [(stream(key), np.add) for key in plus] + [(stream(key), np.subtract) for key in minus]
     width = TILE // vector.itemsize  # elements of a tile
-    tiles = -(-vector.size // width)
-
-    def work(first: int, last: int) -> None:
-        buffer = bytearray(BUFFER)
-        octets, mask = memoryview(buffer), np.frombuffer(buffer, vector.dtype, width)
-        for tile in range(first, last):
-            part = vector[tile * width : (tile + 1) * width]
-            for fill, operation in steps:
-                fill(first_tile + tile, part.nbytes, octets)
-                operation(part, mask[: part.size], out=part)
-
-    threads = max(1, min(threads, tiles))
-    if threads == 1:
-        work(0, tiles)
-        return
-    edges = [tiles * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))
+    buffer = bytearray(BUFFER)
+    octets, mask = memoryview(buffer), np.frombuffer(buffer, vector.dtype, width)
+    for tile in range(-(-vector.size // width)):
+        part = vector[tile * width : (tile + 1) * width]
+        for fill, operation in steps:
+            fill(first_tile + tile, part.nbytes, octets)
+            operation(part, mask[: part.size], out=part)
