@@ -116,7 +116,8 @@ def test_what_a_mask_cannot_be_added_to_is_refused() -> None:
         with pytest.raises(ValueError):
             prg.apply(vector, [key], [])
     vector = np.zeros(4, np.uint32)
-    for arguments in [([b"short"], [], 0, 1), ([], [bytes(33)], 0, 1), ([], [], -1, 1), ([], [], 0, 0)]:
+    arguments: tuple[list[bytes], list[bytes], int]
+    for arguments in (([b"short"], [], 0), ([], [bytes(33)], 0), ([], [], -1)):
         with pytest.raises(ValueError):
             prg.apply(vector, *arguments)
     assert not vector.any()
