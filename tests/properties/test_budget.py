@@ -28,8 +28,8 @@ from tests.unit.neighbour import Sum
 from consilium_client import evaluation, sums
 from consilium_client.masking import Masks, masked
 from consilium_client.results import Result
+from consilium_client.reuse import round_of
 from consilium_client.store import read_ledger
-from consilium_client.sums import round_of
 from consilium_client.training import trainer
 from consilium_shared import limits, messages
 from consilium_shared.errors import BudgetRefused, LedgerError, PeerError, PolicyRefusal
