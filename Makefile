@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-secagg clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Consilium needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 2; }
@@ -24,6 +24,9 @@ test: check               ## everything the gate runs
 
 bench: $(READY)          ## what a round costs outside training
 	$(BIN)/python tests/bench/round_cost.py
+
+bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own and a plain sum
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
 
 clean:
 	rm -rf $(VENV) demo build

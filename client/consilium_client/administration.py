@@ -104,7 +104,7 @@ class Administration:
             "by": approval.by if approval else None,
             "task": study.task,
             "asset": study.data.asset,
-            "sites": list(proposal.sites),
+            "sites": {site: public.fingerprint for site, public in proposal.identities.items()},
             "rounds": study.training.rounds,
             "rounds_charged": len(own.rounds) if own else 0,
             "epsilon": study.privacy.epsilon,

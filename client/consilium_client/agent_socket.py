@@ -13,6 +13,7 @@ why the sockets never listen on a network and why every message carries its own 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -33,8 +34,8 @@ ADMIN = "/consilium.Admin/Call"
 SOCKET_PATH_BYTES = 100
 """Longest path of a socket file: the kernel's bound is 107 bytes (sun_path), some of them for gRPC."""
 
-Handler = Callable[[bytes, bytes], tuple[bytes, bytes]]
-"""(header, payload) of a message -> (header, payload) of its answer."""
+Handler = Callable[[bytes, bytes], tuple[bytes, Iterable[bytes]]]
+"""(header, payload) of a message -> header of its answer, and its payload in pieces as ``cut`` makes them."""
 
 Answer = TypeVar("Answer")
 
@@ -84,7 +85,7 @@ class AgentChannel:
             PeerError: the agent refused the message's form, failed, or its answer is malformed.
         """
         with _channel(self._path, _OPTIONS, connect_timeout) as channel:
-            call = channel.stream_stream(EXCHANGE)(_pieces(header, payload), timeout=timeout)
+            call = channel.stream_stream(EXCHANGE)(itertools.chain([header], cut(payload)), timeout=timeout)
             try:
                 return _join(call)
             except grpc.RpcError as error:
@@ -94,7 +95,8 @@ class AgentChannel:
 def serve(path: Path, handler: Handler) -> grpc.Server:
     """Start the agent's socket service: messages are handled strictly one at a time, in order of arrival.
 
-    An exception in ``handler`` ends that one call with a fixed text; its own text stays here (it may name data).
+    An exception in ``handler``, or in the pieces that it returns, ends that one call with a fixed text; its own text
+    stays here (it may name data). Pieces are asked for as they go out.
 
     Args:
         path: socket file; its directory must exist. A stale file is replaced.
@@ -106,10 +108,15 @@ def serve(path: Path, handler: Handler) -> grpc.Server:
 
     def exchange(pieces: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            header, payload = _join(pieces)
+            message = _join(pieces)
         except PeerError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed message")
-        yield from _pieces(*_guarded(lambda: handler(header, payload), context))
+        header, answer = _guarded(lambda: handler(*message), context)
+        message = b"", b""  # a model need not stay in memory while the answer is sent
+        yield header
+        left = iter(answer)
+        while (piece := _guarded(lambda: next(left, None), context)) is not None:
+            yield piece
 
     method = grpc.stream_stream_rpc_method_handler(exchange)
     return _start(path, EXCHANGE, method, _OPTIONS)
@@ -143,8 +150,8 @@ def call_admin(path: Path, request: bytes, *, timeout: float = 30.0) -> bytes:
             raise _peer_failure(error, "agent's administration") from None
 
 
-def _pieces(header: bytes, payload: bytes) -> Iterator[bytes]:
-    yield header
+def cut(payload: bytes) -> Iterator[bytes]:
+    """A payload in pieces of at most ``limits.CHUNK_BYTES``."""
     view = memoryview(payload)
     for start in range(0, len(view), limits.CHUNK_BYTES):
         yield bytes(view[start : start + limits.CHUNK_BYTES])

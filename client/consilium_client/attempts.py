@@ -1,8 +1,8 @@
 """The seed of a round under way, so that a round which a crash interrupted is the same round again, on the same charge.
 
-One charge pays for one answer. The seed fixes which patients are drawn and the noise; it is on the disk before the
-charge, and it is deleted once the answer is stored, at the latest at the next start. As long as it is there, nothing
-that depends on it has left this site, so running it again reveals nothing more: the coordinator gets one answer, from
+One charge pays for one result. The seed fixes which patients are drawn and the noise; it is on the disk before the
+charge, and it is deleted once the result is kept, at the latest at the next start. As long as it is there, nothing
+that depends on it has left this site, so running it again reveals nothing more: the coordinator gets one result, from
 one draw.
 """
 
@@ -12,7 +12,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.results import Results
+from consilium_client.store import LedgerFile
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import remove_leftovers, write_atomically
@@ -27,8 +28,8 @@ class Attempt:
     study: str
     purpose: Purpose
     round: int
-    request: str
-    """SHA-256 of the request's header: another request never runs on this seed."""
+    basis: str
+    """SHA-256 of the model: another one never runs on this seed."""
     number: int
     seed: bytes
 
@@ -43,29 +44,29 @@ class Attempts:
         self.folder = folder
         remove_leftovers(folder)
 
-    def begin(self, study: str, purpose: Purpose, round_number: int, request: str, number: int) -> Attempt:
+    def begin(self, study: str, purpose: Purpose, round_number: int, basis: str, number: int) -> Attempt:
         """Make and keep a fresh seed; whatever attempt the study had before for this purpose is forgotten."""
-        attempt = Attempt(study, purpose, round_number, request, number, secrets.token_bytes(32))
-        content = {"round": round_number, "request": request, "number": number, "seed": attempt.seed.hex()}
+        attempt = Attempt(study, purpose, round_number, basis, number, secrets.token_bytes(32))
+        content = {"round": round_number, "basis": basis, "number": number, "seed": attempt.seed.hex()}
         write_atomically(self._file(study, purpose), canonical_bytes(content))
         return attempt
 
-    def under_way(self, study: str, purpose: Purpose, round_number: int, request: str) -> Attempt | None:
-        """The attempt at exactly this request that a crash left, or None. A damaged file is no attempt."""
+    def under_way(self, study: str, purpose: Purpose, round_number: int, basis: str) -> Attempt | None:
+        """The attempt at exactly this that a crash left, or None. A damaged file is no attempt."""
         try:
             content = parse_canonical(self._file(study, purpose).read_bytes())
             seed = bytes.fromhex(content["seed"])
-            found = Attempt(study, purpose, content["round"], content["request"], content["number"], seed)
+            found = Attempt(study, purpose, content["round"], content["basis"], content["number"], seed)
         except (FileNotFoundError, PeerError, KeyError, TypeError, ValueError):
             return None
-        return found if (found.round, found.request) == (round_number, request) else None
+        return found if (found.round, found.basis) == (round_number, basis) else None
 
     def end(self, study: str, purpose: Purpose) -> None:
         """Delete the seed."""
         self._file(study, purpose).unlink(missing_ok=True)
 
-    def end_answered(self, answers: AnswerStore, ledger: LedgerFile) -> None:
-        """At a start: what a crash left of rounds that were answered ends here, whether anybody asks again or not.
+    def end_kept(self, results: Results, ledger: LedgerFile) -> None:
+        """At a start: what a crash left of rounds whose result is kept ends here, whether anybody asks again or not.
 
         All of it ran, so its charge is settled in full where that was not done; then the seed goes. So does a file
         that cannot be read.
@@ -78,10 +79,10 @@ class Attempts:
             except (PeerError, KeyError, TypeError, ValueError):
                 file.unlink()
                 continue
-            answered = answers.latest(study, _ANSWER[purpose])
-            if answered is None or answered < number:
+            kept = _kept(results, study, purpose)
+            if kept < number:
                 continue
-            if answered == number:
+            if kept == number:
                 _settle_in_full(ledger, study, purpose, number, attempt)
             file.unlink()
 
@@ -89,7 +90,13 @@ class Attempts:
         return self.folder / f"{study}.{purpose}.json"
 
 
-_ANSWER = {"training": "update", "evaluation": "counts"}
+def _kept(results: Results, study: str, purpose: str) -> int:
+    """The last round whose training, or whose evaluation, is among the results; 0 where none is."""
+    training, evaluation = results.about(study, "training"), results.about(study, "evaluation")
+    if purpose == "training":
+        return training.round if training is not None else 0
+    rode = training.round - 1 if training is not None and training.counts and training.counted else 0
+    return max(rode, evaluation.round if evaluation is not None else 0)
 
 
 def _settle_in_full(ledger: LedgerFile, study: str, purpose: str, number: int, attempt: int) -> None:

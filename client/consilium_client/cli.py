@@ -15,7 +15,7 @@ from consilium_client.administration import ask
 from consilium_client.doctor import examine
 from consilium_client.enroll import enroll as enroll_site
 from consilium_client.site import Home
-from consilium_client.up import READABLE, up_forever
+from consilium_client.up import up_forever
 from consilium_shared import console
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError
@@ -124,7 +124,11 @@ def _describe(study: Mapping[str, Any]) -> None:
     _say(f"{study['study']} version {study['version']}, digest {study['digest']}", "bold")
     _say(f"  trains     {contract['model']['name']} for {contract['task']}")
     _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
-    _say(f"  sites      {', '.join(study['sites'])}; at least {contract['aggregation']['min_sites']} in every sum")
+    aggregation = contract["aggregation"]
+    _say(f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of")
+    for site, fingerprint in study["sites"].items():
+        _say(f"             {site}: {fingerprint}")
+    _say("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)")
     _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
     if plan["kind"] == "dp-sgd":
         _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")
@@ -175,7 +179,6 @@ def approve(
     estimate = ask(socket, "estimate", study=study)
     if not as_json:
         _describe(estimate)
-        _say(READABLE, "yellow")
     if not yes and not typer.confirm("Approve this study?"):
         raise typer.Exit(1)
     # What was shown is what is approved, also when the name means another study by now, or the data has changed.
@@ -242,7 +245,6 @@ def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 @app.command()
 def up(home: HomeOption = DEFAULT_HOME) -> None:
     """Run the site's programs until Ctrl-C: agent (no network), SuperNode and courier (outbound only)."""
-    console.errors.print(READABLE, style="yellow", markup=False)
     up_forever(Home(home.resolve()), _say)
 
 

@@ -199,6 +199,7 @@ def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> 
 
     Raises:
         PeerError: larger than our limits, or not an object of Flower's.
+        TransportError: the SuperNode has given the message up, since its run has ended; no reply is wanted.
     """
     node = Node(node_id=context.node_id)
     size = limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES
@@ -209,10 +210,12 @@ def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> 
             if pulled.object_available or not pulled.object_found:
                 break
             time.sleep(0.02)
+        if not pulled.object_found:
+            raise TransportError("The SuperNode gave up a message in the middle.")
         contents[each] = pulled.object_content
         size -= len(pulled.object_content)
-        if size < 0 or not pulled.object_found:
-            raise PeerError("a message is too large or incomplete")
+        if size < 0:
+            raise PeerError("a message is too large")
     supernode.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
     )

@@ -9,18 +9,22 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from consilium_client import data
+from consilium_client.answers import AnswerStore
 from consilium_client.attempts import Attempt, Attempts
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
 from consilium_client.policy import check_contract, check_decider, check_patients
 from consilium_client.proposals import Proposal, Proposals
+from consilium_client.results import Results
 from consilium_client.site import Home, SiteConfig
 from consilium_client.spending import Approval, Reservation, Spending
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.store import LedgerFile
+from consilium_client.sum_store import SumStore
 from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
@@ -63,6 +67,41 @@ class Patients:
         return cls(train, records.patient_count - train)
 
 
+@dataclass
+class Undertaking:
+    """A charge and the draw that it pays for, from the charge to the settlement. Use as a context.
+
+    When it ends by an exception, what is said of the failure depends on the draw: this draw is over, and its charge
+    stands in full. A crash leaves it, to be taken up again.
+    """
+
+    _attempts: Attempts
+    _attempt: Attempt
+    reservation: Reservation
+
+    @property
+    def seed(self) -> bytes:
+        """32 secret bytes, of this draw alone."""
+        return self._attempt.seed
+
+    @property
+    def number(self) -> int:
+        """Which charge for this round it is; 1 for the first."""
+        return self._attempt.number
+
+    def settle(self, steps: int) -> None:
+        """So many steps ran, and what they gave is kept."""
+        self.reservation.settle(steps)
+        self._attempts.end(self._attempt.study, self._attempt.purpose)
+
+    def __enter__(self) -> Undertaking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self._attempts.end(self._attempt.study, self._attempt.purpose)
+
+
 REMEMBERED = 32
 """Studies whose numbers of patients and plans are kept."""
 
@@ -84,8 +123,10 @@ class Desk:
             log.warning("the ledger's last line was torn by a crash; recovered, entry %d", self.ledger.recovered.seq)
         self.spending = Spending(self.ledger)
         self.answers = AnswerStore(home.store / "answers")
+        self.results = Results(home.store / "results")
+        self.sums = SumStore(home.store / "sums")
         self.attempts = Attempts(home.store / "attempts")
-        self.attempts.end_answered(self.answers, self.ledger)
+        self.attempts.end_kept(self.results, self.ledger)
         self.cohorts = CohortSizes(home.store / "cohorts")
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}
@@ -163,10 +204,16 @@ class Desk:
 
         Raises:
             PeerError: the same study came before with another roster.
-            PolicyRefusal: too many that nobody has decided on are kept.
+            PolicyRefusal: too many that nobody has decided on are kept, or a site has another key than in a study that
+                was approved here.
         """
         if self.proposals.has(proposal):
             return False
+        for kept in self.proposals.all():
+            changed = [s for s, key in kept.identities.items() if proposal.identities.get(s, key) != key]
+            if changed and self.spending.approval(kept.study.digest) is not None:
+                names = ", ".join(changed)
+                raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
         with self.ledger.exclusive():
             decided = set(self.ledger.books.decisions)
         undecided = [kept for kept in self.proposals.digests() if kept not in decided]
@@ -202,41 +249,43 @@ class Desk:
         if found is None:
             self._check_not_rejected(proposal.study)
             raise PolicyRefusal("pending", "nobody at the hospital has approved this study")
+        if found.roster != proposal.roster:
+            raise PolicyRefusal("wrong-roster", "the study was approved with another roster")
         return found
 
-    def reserve(
-        self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose
-    ) -> tuple[Reservation, bytes]:
-        """The charge of a round's training or evaluation and the seed that it pays for; after a crash the ones that
-        were under way.
+    def begin(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> Undertaking:
+        """Charge a round's training or evaluation; after a crash, take up the charge and the seed that were under way.
+
+        Args:
+            basis: what the outcome depends on besides the round: SHA-256 of the model.
 
         Raises:
             PolicyRefusal, BudgetRefused: as ``Spending.reserve``.
         """
-        attempt, reservation = self._under_way(study, round_number, request, plan, purpose)
-        if attempt is not None and reservation is not None:
+        attempt, reservation = self._under_way(study, round_number, basis, plan, purpose)
+        if attempt is None or reservation is None:
+            number = self.spending.attempts(study.digest, round_number, purpose) + 1
+            attempt = self.attempts.begin(study.digest, purpose, round_number, basis, number)
+            asset = study.data.asset
+            budget = self.config.policy.budget(asset)
+            reservation = self.spending.reserve(study.digest, study.study, asset, round_number, plan, budget, purpose)
+        else:
             log.info("%s of round %d goes on with its charge, entry %d", purpose, round_number, reservation.charge_seq)
-            return reservation, attempt.seed
-        number = self.spending.attempts(study.digest, round_number, purpose) + 1
-        attempt = self.attempts.begin(study.digest, purpose, round_number, request, number)
-        asset = study.data.asset
-        budget = self.config.policy.budget(asset)
-        charged = self.spending.reserve(study.digest, study.study, asset, round_number, plan, budget, purpose)
-        return charged, attempt.seed
+        return Undertaking(self.attempts, attempt, reservation)
 
-    def settle_answered(self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose) -> None:
-        """After a crash between storing an answer and settling its charge: all of it ran; the seed goes."""
-        attempt, reservation = self._under_way(study, round_number, request, plan, purpose)
+    def settle_kept(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> None:
+        """After a crash between keeping a result and settling its charge: all of it ran; the seed goes."""
+        attempt, reservation = self._under_way(study, round_number, basis, plan, purpose)
         if reservation is not None:
             reservation.settle(plan.steps_per_round if purpose == "training" else 1)
         if attempt is not None:
             self.attempts.end(study.digest, purpose)
 
     def _under_way(
-        self, study: Study, round_number: int, request: str, plan: Plan, purpose: Purpose
+        self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose
     ) -> tuple[Attempt | None, Reservation | None]:
-        """What a crash left of exactly this request: the attempt with its seed, and its charge if it still stands."""
-        attempt = self.attempts.under_way(study.digest, purpose, round_number, request)
+        """What a crash left of exactly this: the attempt with its seed, and its charge if it still stands."""
+        attempt = self.attempts.under_way(study.digest, purpose, round_number, basis)
         if attempt is None:
             return None, None
         return attempt, self.spending.unsettled(study.digest, round_number, attempt.number, plan, purpose)
@@ -277,6 +326,7 @@ class Desk:
             budget=self.config.policy.budget(study.data.asset),
             epsilon=limit,
             by=by,
+            roster=proposal.roster,
         )
         return estimate
 

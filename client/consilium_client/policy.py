@@ -15,7 +15,7 @@ from consilium_shared.ledger.entry import Person
 from consilium_shared.limits import LEAST_DELTA
 from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
-from consilium_shared.study import Name, Positive, Study, Task
+from consilium_shared.study import Name, Positive, Study, Task, ThreatModel
 
 
 class AssetBudget(Strict):
@@ -47,6 +47,8 @@ class SitePolicy(Strict):
     """Fewest held-back patients whose evaluation counts are added up before they leave."""
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
+    threat_models: Annotated[tuple[ThreatModel, ...], Field(min_length=1)] = ("malicious-server",)
+    """What a study may take the coordinator for. ``honest-but-curious`` lets fewer sites open a sum."""
     maximum_epsilon: Positive = 10.0
     """Most that one study may cost."""
     allow_without_privacy: bool = False
@@ -91,6 +93,8 @@ def check_contract(policy: SitePolicy, study: Study) -> None:
             "policy",
             f"the study adds up {study.aggregation.min_sites} sites, this site asks for {policy.minimum_sites}",
         )
+    if study.aggregation.threat_model not in policy.threat_models:
+        raise PolicyRefusal("policy", f"this site takes no coordinator for {study.aggregation.threat_model}")
     _check_privacy(policy, study, budget)
 
 

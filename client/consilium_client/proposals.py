@@ -9,6 +9,7 @@ from typing import Any
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import remove_leftovers, write_atomically
+from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
 
 
@@ -19,7 +20,8 @@ class Proposal:
     study: Study
     roster: str
     """Digest of the roster that it came with; every later message of the study must carry the same."""
-    sites: tuple[str, ...]
+    identities: dict[str, PublicIdentity]
+    """Site to identity key, of that roster."""
 
 
 class Proposals:
@@ -33,7 +35,8 @@ class Proposals:
         """Keep a proposal; one that is there already is left as it is. Raises as ``has``."""
         if self.has(proposal):
             return
-        content = {"contract": proposal.study.contract, "roster": proposal.roster, "sites": list(proposal.sites)}
+        content = {"contract": proposal.study.contract, "roster": proposal.roster}
+        content["identities"] = {site: public.hex() for site, public in proposal.identities.items()}
         write_atomically(self.folder / f"{proposal.study.digest}.json", canonical_bytes(content))
 
     def has(self, proposal: Proposal) -> bool:
@@ -57,13 +60,14 @@ class Proposals:
         try:
             content: dict[str, Any] = parse_canonical(file.read_bytes())
             study = Study.from_contract(content["contract"])
+            identities = {site: PublicIdentity.from_hex(key) for site, key in content["identities"].items()}
         except FileNotFoundError:
             return None
-        except PeerError as error:
+        except (PeerError, KeyError) as error:
             raise IntegrityError(f"{file} is damaged; delete it, and the coordinator proposes again") from error
         if study.digest != digest:
             raise IntegrityError(f"{file} is not the study of its name; delete it, and the coordinator proposes again")
-        return Proposal(study, content["roster"], tuple(content["sites"]))
+        return Proposal(study, content["roster"], identities)
 
     def all(self) -> list[Proposal]:
         """Every proposal, by name and version."""

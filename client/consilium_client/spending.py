@@ -29,6 +29,7 @@ class Approval:
     epsilon: float
     by: str
     plan: Plan
+    roster: str | None
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,19 @@ class Spending:
         return [event for approval in approvals for event in self._left(approval.study, approval.plan)]
 
     def approve(
-        self, *, study: str, name: str, asset: str, plan: Plan, budget: Budget, epsilon: float, by: str
+        self,
+        *,
+        study: str,
+        name: str,
+        asset: str,
+        plan: Plan,
+        budget: Budget,
+        epsilon: float,
+        by: str,
+        roster: str | None = None,
     ) -> Quote:
-        """Enter the approval of a study, with this plan, at most at ``epsilon`` (infinity: without privacy).
+        """Enter the approval of a study, with this plan and this roster (its digest), at most at ``epsilon`` (infinity:
+        without privacy).
 
         Returns:
             What the whole study will cost.
@@ -165,6 +176,7 @@ class Spending:
                     "epsilon": _finite(epsilon),
                     "by": by,
                     "plan": plan.to_dict(),
+                    "roster": roster,
                 },
             )
             self._charge_count(study)
@@ -211,7 +223,7 @@ class Spending:
             return None
         limit = math.inf if decision.epsilon is None else decision.epsilon
         plan = plan_from_dict(decision.plan.model_dump())
-        return Approval(study, decision.name, decision.asset, limit, decision.by, plan)
+        return Approval(study, decision.name, decision.asset, limit, decision.by, plan, decision.roster)
 
     def reserve(
         self,

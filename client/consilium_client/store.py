@@ -1,6 +1,6 @@
-"""The site's own durable files: the ledger, which one process writes, and the answers that were given.
+"""The ledger's file, which one process writes.
 
-Everything is there after a crash, or was never acted on: an append returns only when the bytes are on the disk, and a
+Everything is there after a crash, or was never acted on: an append returns only when the bytes are on the disk, and the
 file is replaced as a whole or not at all. All files have mode 0600.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
-from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
-from consilium_shared.files import remove_leftovers, write_atomically
+from consilium_shared.canonical import digest
+from consilium_shared.errors import ConfigurationError, LedgerError
+from consilium_shared.files import write_atomically
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.ledger.chain import Books, LedgerHead, split_lines
 from consilium_shared.ledger.entry import Body, Entry, make_body, sign_entry, timestamp
@@ -235,107 +234,3 @@ def read_ledger(path: Path, site: str, public: PublicIdentity) -> VerifiedLedger
     except OSError as error:
         raise ConfigurationError(f"cannot read the ledger {path}: {error.strerror}") from error
     return verify_ledger(data[: data.rfind(b"\n") + 1], site, public)
-
-
-class AnswerStore:
-    """What this site answered, so that the same question gets the same bytes. Safe to use from several threads.
-
-    Of each study and kind of message only the answer to the latest round is kept. An older round, or another request
-    for the same round, is refused: whoever asked has lost its way, or wants a second update from the same round.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._mutex = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for study in folder.iterdir():
-            remove_leftovers(study)
-            self._remove_older(study)
-
-    def latest(self, study: str, kind: str) -> int | None:
-        """The round whose answer is kept, or None; arguments as for ``get``."""
-        with self._mutex:
-            stored = self._latest(study, kind)
-            return None if stored is None else stored[0]
-
-    def get(self, study: str, round_number: int, kind: str, request_sha256: str) -> tuple[bytes, bytes] | None:
-        """The (header, payload) that was answered to this request, or None when the round was not answered yet.
-
-        Args:
-            study: the study's digest, 64 hex digits.
-            round_number: at least 0.
-            kind: lower-case letters and hyphens.
-            request_sha256: what was asked.
-
-        Raises:
-            PeerError: a later round was answered, or another request for this one.
-            IntegrityError: the stored answer is damaged.
-        """
-        with self._mutex:
-            stored = self._latest(study, kind)
-            if stored is None or stored[0] < round_number:
-                return None
-            if stored[0] > round_number:
-                raise PeerError(f"round {round_number} is over: round {stored[0]} was answered")
-            request, header, payload = _unpack(stored[1])
-            if request != request_sha256:
-                raise PeerError(f"round {round_number} was answered to another request")
-            return header, payload
-
-    def put(self, study: str, round_number: int, kind: str, request_sha256: str, header: bytes, payload: bytes) -> None:
-        """Keep an answer durably, then forget those to earlier rounds; arguments as for ``get``.
-
-        Raises:
-            PeerError: this round, or a later one, was answered already.
-        """
-        with self._mutex:
-            stored = self._latest(study, kind)
-            if stored is not None and stored[0] >= round_number:
-                raise PeerError(f"round {round_number} cannot be answered again: round {stored[0]} was answered")
-            path = self._folder(study) / f"{_checked_kind(kind)}.{round_number}"
-            write_atomically(path, _pack(request_sha256, header, payload))
-            if stored is not None:
-                stored[1].unlink()
-
-    @staticmethod
-    def _remove_older(folder: Path) -> None:
-        """A crash between writing an answer and forgetting the one before leaves both."""
-        kept: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.[0-9]*"), key=lambda file: int(file.suffix[1:])):
-            if file.stem in kept:
-                kept[file.stem].unlink()
-            kept[file.stem] = file
-
-    def _folder(self, study: str) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{64}", study):
-            raise PeerError("a study's digest has 64 hex digits")
-        return self.folder / study
-
-    def _latest(self, study: str, kind: str) -> tuple[int, Path] | None:
-        files = self._folder(study).glob(f"{_checked_kind(kind)}.[0-9]*")
-        return max(((int(file.suffix[1:]), file) for file in files), default=None)
-
-
-def _checked_kind(kind: str) -> str:
-    if not re.fullmatch(r"[a-z-]{1,64}", kind):
-        raise PeerError("a kind of message is written in lower-case letters and hyphens")
-    return kind
-
-
-def _pack(request: str, header: bytes, payload: bytes) -> bytes:
-    """First line: canonical JSON with the request, the header's length and the digest of the rest."""
-    rest = header + payload
-    return canonical_bytes({"request": request, "header": len(header), "sha256": digest(rest)}) + b"\n" + rest
-
-
-def _unpack(path: Path) -> tuple[str, bytes, bytes]:
-    line, _, rest = path.read_bytes().partition(b"\n")
-    try:
-        about = parse_canonical(line)
-        if digest(rest) != about["sha256"]:
-            raise PeerError("digest")
-        return about["request"], rest[: about["header"]], rest[about["header"] :]
-    except (PeerError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"the stored answer {path} is damaged; move it away, and the round will be run and charged once more"
-        ) from error

@@ -110,14 +110,23 @@ def install_shims(home: Path) -> None:
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
     from flwr.supercore import heartbeat
     from flwr.supercore.exit import ExitCode, signal_handler
+    from flwr.supercore.run import RunNotRunningException
     from flwr.supernode import fleet_http_client, start_client_internal
 
     loop: Any = start_client_internal
     loop.time = types.SimpleNamespace(sleep=Polling().sleep)
     # A message is announced before all of it is uploaded; stock Flower then waits 1, 2, 4 … 10 s.
-    loop.pull_objects = functools.partial(
-        loop.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000
-    )
+    patient = functools.partial(loop.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000)
+
+    def pull_whole_or_nothing(*arguments: Any, **named: Any) -> Any:
+        # When a run ends in the middle of a message, stock Flower keeps its task, which the courier waits for in vain,
+        # and a minute later an error in its place, which goes out instead of the reply to another message.
+        try:
+            return patient(*arguments, **named)
+        except RunNotRunningException:
+            raise RuntimeError("the run ended in the middle of a message") from None
+
+    loop.pull_objects = pull_whole_or_nothing
 
     run = heartbeat.HeartbeatSender._run
 

@@ -13,11 +13,6 @@ from consilium_client.site import Home
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.supervisor import Program, Supervisor
 
-READABLE = (
-    "Updates and evaluation counts reach the coordinator's server readable: secure aggregation is not part of this "
-    "version. Patients' records never leave; differential privacy, where a study has it, bounds what an update tells."
-)
-
 
 def up_forever(home: Home, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C.

@@ -41,7 +41,7 @@ def witness(desk: Desk, proposal: Proposal, recorded: Recorded) -> str:
 
 
 def _enter(desk: Desk, proposal: Proposal, recorded: Recorded) -> None:
-    strangers = set(recorded.heads) - set(proposal.sites)
+    strangers = set(recorded.heads) - set(proposal.identities)
     if strangers:
         raise PolicyRefusal("witness", f"{', '.join(sorted(strangers))} stands in the record, but not in the roster")
     study, fields = proposal.study.digest, recorded.model_dump(mode="json")

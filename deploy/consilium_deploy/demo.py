@@ -61,6 +61,8 @@ class Outcome:
     epsilon: dict[str, float]
     delta: float
     rounds: list[dict[str, Any]]
+    evaluated: dict[int, dict[str, Any]]
+    """Round to the metrics of the model after it."""
     model: str
 
 
@@ -178,6 +180,7 @@ def _compare(out: Path, study: str) -> Outcome:
         card["epsilon"],
         card["delta"],
         closed,
+        {event["round"]: event["metrics"] for event in map(json.loads, events) if event["event"] == "evaluated"},
         str(cards[-1].parent),
     )
 

@@ -22,8 +22,8 @@ def draw(outcomes: list[Outcome], file: Path) -> None:
         len(outcomes), 2, figsize=(11, 3.6 * len(outcomes)), squeeze=False, layout="constrained"
     )
     for (left, right), outcome in zip(axes, outcomes, strict=True):
-        rounds = [event["round"] for event in outcome.rounds if event["metrics"]]
-        values = [event["metrics"]["auroc"] for event in outcome.rounds if event["metrics"]]
+        known = {number: each["auroc"] for number, each in outcome.evaluated.items() if each["auroc"] is not None}
+        rounds, values = list(known), list(known.values())
         left.plot(rounds, values, "o-", color=BLUE, label="federated, after each round")
         left.axhline(outcome.pooled, color=GREY, linestyle="--", label="all data in one place")
         for index, (name, value) in enumerate(outcome.alone.items()):

@@ -45,15 +45,20 @@ class LocalFederation:
         root: gets ``server/`` and ``sites/<name>/``.
         sites: site name to the text of its site.yaml.
         listen: address of the fleet interface; the others are on loopback whatever stands here.
+        address: what the sites dial.
         say: told each command as a user would type it; None for silence.
+        prefixes: service (``server`` or a site) to the words before its ``up``, such as ``ip netns exec NAME``, which
+            must replace themselves by the command.
     """
 
     root: Path
     sites: Mapping[str, str]
     name: str = "local-federation"
     listen: str = "127.0.0.1"
+    address: str = "127.0.0.1"
     say: Callable[[str], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefixes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     services: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -114,7 +119,7 @@ class LocalFederation:
         if not file.exists():
             port, private = free_ports(2)
             file.write_text(
-                f"federation: {self.name}\naddress: 127.0.0.1\nport: {port}\nprivate_port: {private}\n"
+                f"federation: {self.name}\naddress: {self.address}\nport: {port}\nprivate_port: {private}\n"
                 f"listen: {self.listen}\nsites: [{', '.join(self.sites)}]\n"
             )
         self.at_server("provision", file)
@@ -134,7 +139,10 @@ class LocalFederation:
             (home / "log").mkdir(parents=True, exist_ok=True)
             with (home / "log" / "up.log").open("ab") as log:
                 self.services[name] = subprocess.Popen(
-                    [*_program(program), "up", "--home", str(home)], stdout=log, stderr=log, env=self._environment()
+                    [*self.prefixes.get(name, ()), *_program(program), "up", "--home", str(home)],
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(),
                 )
             if name == "server":
                 self.wait(lambda: self.status()["up"] and self._listens(), "the server listens")
@@ -256,7 +264,7 @@ class LocalFederation:
         port = next(int(line.split(":")[1]) for line in text.splitlines() if line.startswith("port:"))
         with socket.socket() as probe:
             probe.settimeout(1)
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+            return probe.connect_ex((self.address, port)) == 0
 
     def _environment(self) -> dict[str, str]:
         # Sites that share a machine would otherwise each start as many threads as it has cores.

@@ -12,36 +12,38 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from consilium_server import registry, studies
-from consilium_server.aggregation import READABLE, CountSum, UpdateSum
+from consilium_server.asking import Asking
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
-from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
+from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
-from consilium_server.exchange import ask, open_grid
+from consilium_server.exchange import open_grid
 from consilium_server.federation import Home
 from consilium_server.optimizer import ServerOptimizer
 from consilium_server.recruitment import Recruitment
-from consilium_server.rounds import Question
+from consilium_server.summation import Asked, Contribution, NotOpened, Summation
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
-from consilium_shared.messages import Close, Closing, Counts, Evaluate, Payload, Refusal, Train, Update
+from consilium_shared.messages import Close, Closing, Evaluate, Payload, Train, Update
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.study import seconds
+from consilium_shared.secagg.handshake import Encapsulated
+from consilium_shared.secagg.terms import Advert
+from consilium_shared.summand import Opened
 
 log = logging.getLogger("consilium.study")
 
 AGAIN = 75
 """Exit status: the transport failed, start again and resume (EX_TEMPFAIL of sysexits.h)."""
-RETRY_SECONDS = 1.0
+EVALUATION_ATTEMPTS = 2
+"""At the sum of counts on the last model; without it the model is published unevaluated."""
 
 
 class StudyRun:
@@ -51,6 +53,7 @@ class StudyRun:
         self.talk = talk
         self.folder, self.home, self.study = talk.folder, talk.home, talk.study
         self.recruitment = Recruitment(talk)
+        self.asking = Asking(talk, self.recruitment)
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
@@ -59,6 +62,7 @@ class StudyRun:
         else:
             self.optimizer.restore(found.optimizer)
         self.point = found
+        self.sums = Summation(self.asking, found.model.size)
         self.packed = pack(found.model, self.study)
         """The model of ``point`` as it is sent: packed once, asked for in evaluation and in the next round."""
 
@@ -72,46 +76,52 @@ class StudyRun:
         while self.point.round < self.study.training.rounds:
             self.recruitment.gather(awaited)
             awaited = frozenset()
+            self._check_moved()
             self._train(self.point.round + 1)
             self._close(self.point)
         model = registry.find(self.home, self.study, self.packed) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
 
+    def _check_moved(self) -> None:
+        """Raises Halted where the next round would begin with a model that the sites have seen, without privacy.
+
+        No site adds the same numbers to a second sum, which over other sites would show whose are whose.
+        """
+        record = self.point.record
+        if record and record["model_before"] == record["model_after"] and self.study.privacy.mode == "none":
+            why = record["implausible"] or "the sites' updates have left the model as it was"
+            raise Halted(f"round {self.point.round}: {why}; without privacy no second round begins with the same model")
+
     def _train(self, number: int) -> None:
         model = self.packed
         recorded = self.folder.recorded(number - 1, self.talk.coordinator) if number > 1 else None
-        train = Train(**self.talk.common, round=number, payload=Payload.of(model), recorded=recorded)
-        header = messages.encode(train, self.talk.coordinator)
-        total = UpdateSum(self.point.model.size, equal=self.study.aggregation.weighting == "equal")
-        question = self._question(
-            number, "training", self.recruitment.sites("approved"), self.study.aggregation.min_sites
-        )
-        epsilon: dict[str, float | None] = {}
-        heads: dict[str, dict[str, Any]] = {}
-        answers: dict[str, str] = {}
-        countersigned: dict[str, str] = {}
 
-        def accept(answer: messages.Answer, arrival: Arrival) -> None:
-            if not isinstance(answer, Update) or answer.round != number:
-                raise PeerError("not an answer to this question")
-            signature = self.talk.countersignature(answer, recorded)
-            total.fold(answer.site, arrival.payload)
-            if signature is not None:
-                countersigned[answer.site] = signature
-            answers[answer.site] = digest(arrival.header)
-            epsilon[answer.site] = answer.epsilon
-            heads[answer.site] = answer.head.model_dump(mode="json")
+        def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
+            keys: dict[str, Any] = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            return Train(**self.talk.common, **keys, round=number, payload=Payload.of(model), recorded=recorded)
+
+        def check(answer: Contribution) -> None:
+            if isinstance(answer, Update):
+                self.talk.countersignature(answer, recorded)
 
         began = time.monotonic()
-        self._ask(question, number, header, model, total.payload_bytes, accept)
-        for site in question.stopped():
-            self.recruitment.standing[site] = "refused"
-        if not question.enough():
-            why = "; ".join(f"{site}: {reason}" for site, (reason, _) in sorted(question.refused.items()))
-            raise Halted(f"round {number} has {len(question.answered)} of {question.minimum} answers ({why})")
-        stepped = self.optimizer.step(self.point.model, total.mean())
+        awaited = frozenset(self.point.record.get("participants", self.recruitment.standing))
+        try:
+            summed = self.sums.run(Asked("training", number, model, request, check), awaited)
+        except NotOpened as error:
+            raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
+        updates = {site: (answer, sha256) for site, (answer, sha256) in sorted(summed.answers.items())}
+        opened, stepped = summed.opened, self.point.model
+        if opened.implausible is None:
+            stepped = self.optimizer.step(self.point.model, opened.mean)
+        else:
+            self.folder.event("implausible", round=number, why=opened.implausible)
         after = pack(stepped, self.study)
+        signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
+        away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}
+        silent = set(self.recruitment.sites("approved")) - set(updates) - set(away)
+        away |= dict.fromkeys(silent, "gave no keys in time")
         record = {
             "study": self.study.digest,
             "federation": self.talk.roster.federation,
@@ -119,14 +129,17 @@ class StudyRun:
             "round": number,
             "model_before": digest(model),
             "model_after": digest(after),
-            "participants": sorted(question.answered),
-            "away": {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **question.away()},
-            "refused": {site: list(why) for site, why in question.refused.items()},
-            "epsilon": epsilon,
-            "heads": heads,
+            "participants": list(updates),
+            "away": away,
+            "refused": {site: list(why) for site, why in summed.question.refused.items()},
+            "epsilon": {site: answer.epsilon for site, (answer, _) in updates.items()},
+            "heads": {site: answer.head.model_dump(mode="json") for site, (answer, _) in updates.items()},
             "previous": recorded.record if recorded is not None else None,
-            "answers": answers,
-            "countersigned": countersigned,
+            "answers": {site: sha256 for site, (_, sha256) in updates.items()},
+            "countersigned": {site: signature for site, signature in signatures.items() if signature is not None},
+            "opened": summed.record,
+            "implausible": opened.implausible,
+            "metrics_before": self._metrics(opened, number - 1),
             "seconds": round(time.monotonic() - began, 3),
         }
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record)
@@ -134,23 +147,14 @@ class StudyRun:
         self.checkpoints.write(self.point)
 
     def _close(self, point: Checkpoint) -> None:
-        """Evaluate where the study says so, sign the record, tell whoever watches."""
-        found: dict[str, Any] | None = None
-        counts: dict[str, str] = {}
-        epsilon = dict(point.record["epsilon"])
-        if point.round in self.study.evaluated_rounds:
-            found, counts, spent = self._evaluate(point)
-            epsilon |= spent
-        record = {**point.record, "epsilon": epsilon, "metrics": found, "counts": counts}
+        """Evaluate after the last round, sign the record, tell whoever watches."""
+        found: dict[str, Any] = {"metrics": None}
+        if point.round == self.study.training.rounds and point.round in self.study.evaluated_rounds:
+            found = self._evaluate(point)
+        record = {**point.record, **found}
         self.folder.write_record(record, self.talk.coordinator)
-        self.folder.event(
-            "closed",
-            round=point.round,
-            seconds=record["seconds"],
-            away=record["away"],
-            epsilon=record["epsilon"],
-            metrics=found,
-        )
+        about = {"seconds": record["seconds"], "away": record["away"], "epsilon": record["epsilon"]}
+        self.folder.event("closed", round=point.round, **about)
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 
     def _end(self) -> registry.Model:
@@ -160,7 +164,7 @@ class StudyRun:
         recorded = self.folder.recorded(number, self.talk.coordinator)
         header = messages.encode(Close(**self.talk.common, recorded=recorded), self.talk.coordinator)
         missing = tuple(sorted(sites - set(self.folder.closings(self.talk.roster))))
-        question = self._question(number, "closing", missing, 0)
+        question = self.asking.question(number, "closing", missing, 0)
 
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
             if not isinstance(answer, Closing) or answer.round != number:
@@ -168,121 +172,41 @@ class StudyRun:
             self.talk.countersignature(answer, recorded)
             self.folder.keep_closing(answer.site, arrival.header)
 
-        self._ask(question, number, header, b"", 0, accept)
+        self.asking.ask(question, number, dict.fromkeys(missing, (header, b"")), 0, accept)
         closings = {site: closing for site, (_, closing) in self.folder.closings(self.talk.roster).items()}
         return registry.publish(self.home, self.study, self.talk.roster, self.packed, records, closings)
 
-    def _evaluate(
-        self, point: Checkpoint
-    ) -> tuple[dict[str, Any] | None, dict[str, str], dict[str, float | None]]:
-        """The metrics; and by site the digest of each answer that went into them, and what the study then cost."""
-        model = self.packed
-        evaluate = Evaluate(**self.talk.common, round=point.round, payload=Payload.of(model))
-        header = messages.encode(evaluate, self.talk.coordinator)
-        layout = Layout.of(self.study)
-        total = CountSum(layout.width, noised=layout.noised)
-        asked = tuple(site for site in point.record["participants"] if self.recruitment.standing[site] == "approved")
-        question = self._question(point.round, "evaluation", asked, 1)
-        counts: dict[str, str] = {}
-        spent: dict[str, float | None] = {}
+    def _evaluate(self, point: Checkpoint) -> dict[str, Any]:
+        """What the record of the last round says of the model that it gave."""
+        model, number = self.packed, point.round
 
-        def accept(answer: messages.Answer, arrival: Arrival) -> None:
-            if not isinstance(answer, Counts) or answer.round != point.round:
-                raise PeerError("not an answer to this question")
-            total.fold(answer.site, arrival.payload)
-            counts[answer.site] = digest(arrival.header)
-            spent[answer.site] = answer.epsilon
+        def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
+            keys: dict[str, Any] = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            return Evaluate(**self.talk.common, **keys, round=number, payload=Payload.of(model))
 
-        self._ask(question, point.round, header, model, total.payload_bytes, accept)
-        if not question.answered:
-            return None, {}, {}
-        values = metrics(total.total, layout)
-        kept: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
-        return {**kept, "sites": len(question.answered)}, counts, spent
-
-    def _question(self, number: int, phase: str, sites: tuple[str, ...], minimum: int) -> Question:
-        self.folder.event("round", round=number, phase=phase, sites=list(sites))
-        timeout = seconds(self.study.aggregation.round_timeout)
-        return Question(sites, minimum, time.monotonic(), timeout)
-
-    def _ask(
-        self,
-        question: Question,
-        number: int,
-        header: bytes,
-        payload: bytes,
-        answer_bytes: int,
-        accept: Callable[[messages.Answer, Arrival], None],
-    ) -> None:
-        """Until the question is done: ask who is open, take answers one by one, say for whom it waits."""
-        began = time.monotonic()
-        said: dict[str, Any] = {}
-
-        def look(status: Mapping[str, str]) -> None:
-            late = time.monotonic() - question.opened > question.timeout
-            offline = {site: what for site, what in status.items() if late or what == "offline"}
-            now = {"sites": offline, "have": len(question.answered), "minimum": question.minimum}
-            if offline and now != said:
-                self.folder.event("waiting", **now)
-            said.update(now)
-
-        def abort() -> bool:
-            self.talk.check_wanted()
-            return question.done(time.monotonic())
-
-        while not question.done(time.monotonic()):
-            for site in question.open():
-                if site not in self.talk.nodes:
-                    question.problem(site, "its SuperNode is not registered")
-            requests = {site: (header, payload) for site in question.open() if site in self.talk.nodes}
-            for arrival in ask(
-                self.talk.grid,
-                requests,
-                self.talk.nodes,
-                WEEK_SECONDS,
-                payload_bytes=answer_bytes,
-                on_wait=look,
-                abort=abort,
-            ):
-                self._take(question, number, arrival, header, accept, time.monotonic() - began)
-            if not question.done(time.monotonic()):
-                self.talk.pause(RETRY_SECONDS)
-
-    def _take(
-        self,
-        question: Question,
-        number: int,
-        arrival: Arrival,
-        header: bytes,
-        accept: Callable[[messages.Answer, Arrival], None],
-        took: float,
-    ) -> None:
-        site = arrival.site
-        if arrival.problem is not None:
-            if arrival.problem != "aborted":
-                question.problem(site, arrival.problem)
-                self.folder.event("problem", round=number, site=site, what=arrival.problem)
-            return
         try:
-            answer = self.talk.decode(arrival, header)
-            if not isinstance(answer, Refusal):
-                accept(answer, arrival)
-        except PeerError as error:
-            question.refuse(site, "malformed", str(error))
-            self.folder.event("refusal", round=number, site=site, reason="malformed", detail=str(error))
-            return
-        if isinstance(answer, Refusal):
-            question.refuse(site, answer.reason, answer.detail)
-            if site in question.open():
-                self.folder.event("problem", round=number, site=site, what=answer.detail)
-                return
-            self.folder.event("refusal", round=number, site=site, reason=answer.reason, detail=answer.detail)
-            if answer.reason in ("pending", "unknown-study"):
-                self.recruitment.standing[site] = "pending"
-            return
-        question.answer(site)
-        size = len(arrival.payload)
-        self.folder.event("answer", round=number, site=site, seconds=round(took, 3), bytes=size)
+            asked = Asked("evaluation", number, model, request, lambda _: None, EVALUATION_ATTEMPTS)
+            summed = self.sums.run(asked, frozenset(point.record["participants"]))
+        except NotOpened as error:
+            log.warning("the last model is not evaluated: %s", error)
+            return {"metrics": None}
+        spent = {site: answer.epsilon for site, (answer, _) in summed.answers.items()}
+        return {
+            "metrics": self._metrics(summed.opened, number),
+            "epsilon": {**point.record["epsilon"], **{s: e for s, e in spent.items() if s in point.record["epsilon"]}},
+            "counts": {site: sha256 for site, (_, sha256) in sorted(summed.answers.items())},
+            "opened_counts": summed.record,
+        }
+
+    def _metrics(self, opened: Opened, number: int) -> dict[str, Any] | None:
+        """Metrics of the model after a round, and how many sites counted; None where none did."""
+        if opened.counts is None or not opened.counted:
+            return None
+        values = metrics(opened.counts, Layout.of(self.study))
+        asked: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
+        kept = {**asked, "sites": opened.counted}
+        self.folder.event("evaluated", round=number, metrics=kept)
+        return kept
 
     def _has_record(self, number: int) -> bool:
         return self.folder.record_file(number).exists()
@@ -302,7 +226,7 @@ def conduct(home: Home, name: str) -> int:
         link = settings(home)
         try:
             folder.set_state("running")
-            with open_grid(link) as grid:
+            with open_grid(link, folder.root / "run") as grid:
                 StudyRun(Conversation(home, folder, grid, node_names(link))).run()
         except Halted as halt:
             folder.set_state("stopped", str(halt))
@@ -326,7 +250,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.umask(0o077)
     logs.configure()
-    log.info("%s", READABLE)
     home = Home(options.home)
     try:
         return conduct(home, options.study)

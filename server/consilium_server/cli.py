@@ -11,7 +11,6 @@ import typer
 from consilium_server import evidence as study_evidence
 from consilium_server import progress, registry, studies
 from consilium_server.admission import admit as admit_request
-from consilium_server.aggregation import READABLE
 from consilium_server.federation import Home
 from consilium_server.provision import provision as provision_federation
 from consilium_server.up import is_up, up_forever
@@ -65,7 +64,6 @@ def admit(
 @app.command()
 def up(home: HomeOption = DEFAULT_HOME) -> None:
     """Run the SuperLink and the studies until Ctrl-C."""
-    console.errors.print(READABLE, style="yellow", markup=False)
     up_forever(Home(home.resolve()), lambda line: console.console.print(line, markup=False))
 
 
@@ -104,7 +102,6 @@ def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
     contract = folder.study()
     if not is_up(home):
         raise TransportError(f"nothing serves {home.root}; start it first: consilium-server up --home {home.root}")
-    console.errors.print(READABLE, style="yellow", markup=False)
     if contract.privacy.mode == "none":
         console.errors.print(
             "This study runs WITHOUT differential privacy: its model may reveal what it was trained on.",

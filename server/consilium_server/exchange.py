@@ -12,11 +12,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from consilium_server.study_run import StudyGrid, content_of, open_grid
+from consilium_server.upload import Upload
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
 
@@ -38,7 +40,8 @@ class Answer:
 
     Attributes:
         site: the site's name.
-        header, payload: the answer's bytes, unverified; empty when there is a problem.
+        header: the answer's bytes, unverified; empty when there is a problem.
+        payload: unverified; to be read before the next answer is asked for, which closes it.
         problem: None, or ``unavailable`` (never reached within the time), ``timeout`` (reached, no answer),
             ``crashed`` (the site's software failed), ``malformed`` (an answer of the wrong form or size),
             ``aborted`` (we stopped waiting).
@@ -46,7 +49,7 @@ class Answer:
 
     site: str
     header: bytes
-    payload: bytes
+    payload: Upload
     problem: str | None
 
 
@@ -68,6 +71,7 @@ def ask(
     nodes: Mapping[str, int],
     timeout_s: float,
     *,
+    spool: Path,
     poll_s: float = 0.2,
     payload_bytes: int = limits.PAYLOAD_BYTES,
     on_wait: Callable[[Mapping[str, str]], None] | None = None,
@@ -76,13 +80,14 @@ def ask(
     """Ask every site its question; yield each answer as it arrives, and one ``Answer`` per site in the end.
 
     A site that is offline is asked as soon as it is back within ``timeout_s``. Between two yields the answers of
-    other sites stay in the SuperLink's store, so that at most one is in memory here.
+    other sites stay in the SuperLink's store; of a large payload at most one piece is in memory here.
 
     Args:
         grid: from ``open_grid``.
         requests: site -> (header, payload). One payload *object* given to many sites is sent and stored once.
         nodes: site -> node id, from ``superlink.register_nodes``.
         timeout_s: seconds after which the missing sites are reported.
+        spool: folder for an answer's payload when it is large; nothing of it is left there.
         poll_s: seconds between two looks.
         payload_bytes: largest payload accepted in an answer.
         on_wait: called before each pause with site -> ``offline`` or ``asked`` for the sites still missing.
@@ -100,34 +105,38 @@ def ask(
     deadline = time.monotonic() + timeout_s
     patience = _Patience(grid)
     next_census = 0.0
-    while waiting and time.monotonic() < deadline:
-        if abort is not None and abort():
-            for question in waiting.values():
-                question.problem = "aborted"
-            break
-        with patience:
-            if time.monotonic() >= next_census:
-                _push_due(grid, waiting, asked, grid.activations(), deadline)
-                next_census = time.monotonic() + CENSUS_S
-            for reply in grid.receive(set(asked), payload_bytes + limits.HEADER_BYTES):
-                site = asked.pop(reply.question, "")
-                if site not in waiting:
-                    continue  # a second answer to a question that was repeated
-                if reply.problem in ("lost", "unavailable"):
-                    question = waiting[site]
-                    question.activation, question.problem = None, "unavailable"
-                    question.next_push = time.monotonic() + REPEAT_S
-                    continue
-                del waiting[site]
-                yield Answer(site, reply.header, reply.payload, reply.problem)
-        if waiting:
-            if on_wait is not None:
-                on_wait({each.site: "asked" if each.activation else "offline" for each in waiting.values()})
-            time.sleep(min(poll_s, max(0.0, deadline - time.monotonic())))
-    with contextlib.suppress(httpx.HTTPError):
-        grid.forget()
+    try:
+        while waiting and time.monotonic() < deadline:
+            if abort is not None and abort():
+                for question in waiting.values():
+                    question.problem = "aborted"
+                break
+            with patience:
+                if time.monotonic() >= next_census:
+                    _push_due(grid, waiting, asked, grid.activations(), deadline)
+                    next_census = time.monotonic() + CENSUS_S
+                for reply in grid.receive(set(asked), payload_bytes, spool):
+                    with reply.payload:
+                        site = asked.pop(reply.question, "")
+                        if site not in waiting:
+                            continue  # a second answer to a question that was repeated
+                        if reply.problem in ("lost", "unavailable"):
+                            question = waiting[site]
+                            question.activation, question.problem = None, "unavailable"
+                            question.next_push = time.monotonic() + REPEAT_S
+                            continue
+                        del waiting[site]
+                        yield Answer(site, reply.header, reply.payload, reply.problem)
+            if waiting:
+                if on_wait is not None:
+                    on_wait({each.site: "asked" if each.activation else "offline" for each in waiting.values()})
+                time.sleep(min(poll_s, max(0.0, deadline - time.monotonic())))
+    finally:
+        with contextlib.suppress(httpx.HTTPError):
+            grid.forget()
     for question in waiting.values():
-        yield Answer(question.site, b"", b"", question.problem)
+        with Upload(spool) as nothing:
+            yield Answer(question.site, b"", nothing, question.problem)
 
 
 def _push_due(

@@ -6,6 +6,8 @@ wherever the study is resumed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +18,10 @@ Vector = npt.NDArray[np.float64]
 Model = npt.NDArray[np.float32]
 
 _STATE = {"fedavg": (), "fedavgm": ("velocity",), "fedadam": ("first", "second"), "fedyogi": ("first", "second")}
+
+
+PIECE = 1 << 20
+"""Coordinates stepped at a time."""
 
 
 class ServerOptimizer:
@@ -30,32 +36,41 @@ class ServerOptimizer:
         """The optimizer that ``study.aggregation.optimizer`` names, before its first step."""
         return cls(spec)
 
-    def step(self, model: Model, mean_update: Vector) -> Model:
-        """The next global model.
+    def step(self, model: Model, mean_update: npt.NDArray[np.floating[Any]]) -> Model:
+        """The next global model, computed piece by piece: besides it and the state nothing of its size is made.
 
         Args:
             model: float32 ``[d]``; not changed.
-            mean_update: weighted mean of (local − global), float64 ``[d]``; not changed.
+            mean_update: weighted mean of (local − global), float32 or float64 ``[d]``; not changed.
 
         Raises:
             ValueError: shapes that differ, or a result that is not finite (the state is then as before).
         """
         if model.ndim != 1 or mean_update.shape != model.shape:
             raise ValueError(f"the model is {model.shape}, the update {mean_update.shape}")
-        update = mean_update.astype(np.float64)
         if any(part.shape != model.shape for part in self._state.values()):
             raise ValueError("the optimizer's state belongs to a model of another size")
-        with np.errstate(over="ignore", invalid="ignore"):
-            state = self._next_state(update)
-            after = (model.astype(np.float64) + self._spec.lr * self._direction(state, update)).astype(np.float32)
-        if not np.isfinite(after).all():
-            raise ConfigurationError("the next model is not finite: the study needs a lower aggregation.optimizer.lr")
+        after = np.empty_like(model)
+        state = {name: np.empty(model.size) for name in _STATE[self._spec.name]}
+        for start in range(0, model.size, PIECE):
+            part = slice(start, start + PIECE)
+            update, before = mean_update[part].astype(np.float64), {n: v[part] for n, v in self._state.items()}
+            with np.errstate(over="ignore", invalid="ignore"):
+                moved = self._next_state(update, before)
+                next_piece = model[part].astype(np.float64) + self._spec.lr * self._direction(moved, update)
+                after[part] = next_piece.astype(np.float32)
+            if not np.isfinite(after[part]).all():
+                raise ConfigurationError(
+                    "the next model is not finite: the study needs a lower aggregation.optimizer.lr"
+                )
+            for name, values in moved.items():
+                state[name][part] = values
         self._state = state
         return after
 
-    def _next_state(self, update: Vector) -> dict[str, Vector]:
+    def _next_state(self, update: Vector, before: dict[str, Vector]) -> dict[str, Vector]:
         """Momentum as Hsu et al. 2019; moments as Reddi et al. 2021, with v starting at τ² and no bias correction."""
-        spec, before = self._spec, self._state
+        spec = self._spec
         if spec.name == "fedavg":
             return {}
         if spec.name == "fedavgm":

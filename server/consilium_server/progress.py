@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from consilium_server.rounds import PASSING
 from consilium_server.studies import StudyFolder
 from consilium_shared.errors import TransportError
 
@@ -35,6 +36,8 @@ class Progress:
     since: float = 0.0
     sites: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] | None = None
+    evaluated: int = 0
+    """The round after which the model has these metrics."""
     epsilon: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     waiting: str = ""
@@ -62,17 +65,21 @@ class Progress:
 
     def _on_round(self, event: dict[str, Any]) -> str:
         self.current, self.phase, self.since = event["round"], event["phase"], event["time"]
-        for site in event["sites"]:
-            self._note(site, "asked")
+        if self.phase in ("training", "evaluation", "closing"):
+            for site in event["sites"]:
+                self._note(site, "asked")
         return f"round {self.current} of {self.rounds}: {self.phase}, {len(event['sites'])} sites asked"
 
-    def _on_answer(self, event: dict[str, Any]) -> str:
+    def _on_answer(self, event: dict[str, Any]) -> str | None:
+        if event["phase"] not in ("training", "evaluation", "closing"):
+            return None
         self._note(event["site"], f"in after {event['seconds']:.1f} s")
         return f"round {event['round']}: {event['site']} in after {event['seconds']:.1f} s ({event['bytes']} bytes)"
 
     def _on_refusal(self, event: dict[str, Any]) -> str:
-        self._note(event["site"], f"stopped: {event['reason']}")
-        return f"round {event['round']}: {event['site']} stopped ({event['reason']}): {event['detail']}"
+        how = "refuses" if event["reason"] in PASSING else "stopped"
+        self._note(event["site"], f"{how}: {event['reason']}")
+        return f"round {event['round']}: {event['site']} {how} ({event['reason']}): {event['detail']}"
 
     def _on_problem(self, event: dict[str, Any]) -> str:
         self._note(event["site"], f"away: {event['what']}")
@@ -83,14 +90,23 @@ class Progress:
         self.waiting = f"{event['have']} of at least {event['minimum']} sites; waiting for {names}"
         return self.waiting
 
+    def _on_abandoned(self, event: dict[str, Any]) -> str:
+        self.waiting = ""
+        return f"round {event['round']}: attempt {event['attempt']} was abandoned, nothing was opened: {event['why']}"
+
+    def _on_implausible(self, event: dict[str, Any]) -> str:
+        return f"round {event['round']}: no step was taken: {event['why']}"
+
+    def _on_evaluated(self, event: dict[str, Any]) -> str:
+        self.metrics, self.evaluated = event["metrics"], event["round"]
+        return f"model after round {event['round']}: {format_metrics(event['metrics'])}"
+
     def _on_closed(self, event: dict[str, Any]) -> str:
         self.round, self.waiting = event["round"], ""
         self.seconds.append(event["seconds"])
         self.epsilon.update(event["epsilon"])
-        self.metrics = event["metrics"] or self.metrics
         away = f"; without {', '.join(sorted(event['away']))}" if event["away"] else ""
-        values = format_metrics(event["metrics"])
-        return f"round {self.round} done in {event['seconds']:.1f} s{away}" + (f": {values}" if values else "")
+        return f"round {self.round} done in {event['seconds']:.1f} s{away}"
 
     def _on_published(self, event: dict[str, Any]) -> str:
         self.model = event["folder"]
@@ -163,7 +179,7 @@ def render(progress: Progress) -> Group:
         table.add_row(site, what, "–" if epsilon is None else f"{epsilon:.3f}")
     parts: list[Any] = [head, bar, Text(now), table]
     if progress.metrics:
-        parts.append(Text(f"after round {progress.round}: {format_metrics(progress.metrics)}"))
+        parts.append(Text(f"after round {progress.evaluated}: {format_metrics(progress.metrics)}"))
     if progress.waiting:
         parts.append(Text(progress.waiting, style="yellow"))
     if progress.model:

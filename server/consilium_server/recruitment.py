@@ -75,7 +75,14 @@ class Recruitment:
 
         requests = {site: (header, b"") for site in sites if site in self.talk.nodes}
         arrivals = ask(
-            self.talk.grid, requests, self.talk.nodes, WEEK_SECONDS, payload_bytes=0, on_wait=look, abort=abort
+            self.talk.grid,
+            requests,
+            self.talk.nodes,
+            WEEK_SECONDS,
+            spool=self.talk.folder.root,
+            payload_bytes=0,
+            on_wait=look,
+            abort=abort,
         )
         for arrival in arrivals:
             if arrival.problem is not None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consilium_server.aggregation import READABLE
 from consilium_server.federation import Home
 from consilium_shared import documents
 from consilium_shared.canonical import digest
@@ -25,6 +24,12 @@ from consilium_shared.messages import Closing
 from consilium_shared.records import CARD_DOMAIN, Measured, ModelCard
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
+
+LIMITS = (
+    "The coordinator saw sums over sites alone. What the sums and the model tell about a patient is bounded by "
+    "differential privacy, where the study has it. A site may have trained on false data within the contract's bounds; "
+    "nothing here shows that."
+)
 
 SOFTWARE = ("consilium", "flwr", "torch", "opacus", "scipy", "numpy", "cryptography")
 
@@ -82,7 +87,7 @@ def publish(
             if each.audit is not None and study.privacy.delta is not None
         },
         "privacy": _privacy_words(study),
-        "limits": READABLE,
+        "limits": LIMITS,
         "software": {name: version for name in SOFTWARE if (version := _version(name))}
         | {"python": platform.python_version()},
     }

@@ -12,25 +12,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PASSING = frozenset({"pending", "stale-round", "internal", "model"})
+PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum", "unknown-study"})
 """Reasons after which a site is asked again in the next round; any other stops the site for this study."""
+
+
+LATECOMER_SECONDS = 3.0
+"""How long one waits for a site that nobody counts on."""
 
 
 @dataclass
 class Question:
-    """One round's training, or its evaluation.
+    """One exchange of a round.
 
     Args:
         sites: whom to ask.
-        minimum: below this many answers the question stays open for ever.
+        minimum: so many answers are enough.
         opened: seconds on any clock.
-        timeout: seconds after which it closes without those who are away.
+        timeout: seconds after which it closes without those who are away, if there are enough others.
+        awaited: nobody else is waited for longer than ``LATECOMER_SECONDS``; None waits for everybody alike.
+        least: after ``timeout`` it closes with so many answers too, though they are not enough; None waits on.
     """
 
     sites: tuple[str, ...]
     minimum: int
     opened: float
     timeout: float
+    awaited: frozenset[str] | None = None
+    least: int | None = None
+    phase: str = ""
     answered: list[str] = field(default_factory=list)
     """In the order of arrival."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -70,14 +79,18 @@ class Question:
         return len(self.answered) >= self.minimum
 
     def possible(self) -> bool:
-        """Whether the minimum can still be reached."""
+        """Whether enough can still be reached."""
         return len(self.answered) + len(self.open()) >= self.minimum
 
     def done(self, now: float) -> bool:
         """Everybody has answered; or enough have and time is up; or enough never will."""
         if not self.open() or not self.possible():
             return True
-        return self.enough() and now - self.opened >= self.timeout
+        waited = now - self.opened
+        if self.enough() and self.awaited is not None and not self.awaited & set(self.open()):
+            return waited >= LATECOMER_SECONDS
+        least = self.minimum if self.least is None else min(self.minimum, self.least)
+        return waited >= self.timeout and len(self.answered) >= least
 
     def stopped(self) -> dict[str, tuple[str, str]]:
         """Refusals that end the site's part in the study."""

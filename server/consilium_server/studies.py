@@ -2,6 +2,7 @@
 
 studies/<name>/study.json       contract and roster document (written once)
                state.json       wanted | running | finished | stopped | failed, and why
+               run              number of its run at the SuperLink
                events.jsonl     one line an event; ``run`` and ``status`` read it
                checkpoint.*     after every round
                rounds/NNNN.json signed record of each round

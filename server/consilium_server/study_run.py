@@ -6,26 +6,27 @@ bundle that Flower demands names packages that both ends have installed.
 
 Leans on these internals of flwr 1.41 (pinned): ``HttpGrid`` (its ``push_messages``, ``get_nodes`` and the
 ``_client`` behind them), ``RuntimeHttpClient`` with the task-token and SuperExec interceptors, ``HeartbeatSender``,
-``TaskIdentity``, ``PullMessages``/``PullObject`` and the object-tree functions of ``flwr.supercore.inflatable``.
+``TaskIdentity``, ``PullMessages``/``PullObject``. ``reply`` reads Flower's objects.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import gc
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab as FabProto
@@ -38,12 +39,6 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_head_values_from_object_content,
-    iterate_object_tree,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -53,17 +48,15 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from consilium_server.reply import BYTES, ReplyUnusable, decode
 from consilium_server.superlink import open_control
 from consilium_server.superlink_settings import SuperLinkSettings, set_flower_environment
-from consilium_shared import limits
+from consilium_server.upload import Upload
 from consilium_shared.errors import TransportError
+from consilium_shared.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-BYTES = "bytes"
-"""``stype`` of our arrays: Flower carries the data as it is, and no array format is parsed at either end."""
 
 _BUNDLE = {
     "pyproject.toml": b"""
@@ -90,13 +83,13 @@ class Reply:
 
     Attributes:
         question: message id of the question that it answers.
-        header, payload: unverified bytes; empty when there is a problem.
+        header, payload: unverified bytes, the payload to be closed by whoever takes it; empty when there is a problem.
         problem: None, ``lost`` or ``unavailable`` (worth asking again), ``crashed`` or ``malformed``.
     """
 
     question: str
     header: bytes
-    payload: bytes
+    payload: Upload
     problem: str | None = None
 
 
@@ -111,7 +104,7 @@ class StudyGrid(HttpGrid):
         self._client = client
         self.set_run(run)
         self._lost = lost
-        self._announced: deque[tuple[str, ObjectTree]] = deque()
+        self._announced: deque[_Incoming] = deque()
 
     def check(self) -> None:
         """Raise TransportError when the SuperLink has ended this run."""
@@ -122,62 +115,58 @@ class StudyGrid(HttpGrid):
         """Node id -> when it connected, for every SuperNode that is connected now."""
         return {node.node_id: node.last_activated_at for node in self.get_nodes() if node.status == "online"}
 
-    def receive(self, questions: set[str], size: int) -> Iterator[Reply]:
+    def receive(self, questions: set[str], payload_bytes: int, spool: Path) -> Iterator[Reply]:
         """Yield the replies that are complete now, each fetched, and removed from the SuperLink, only in its turn.
+
+        A reply that its site is still uploading is taken up again, by a later call, where it stood.
 
         Args:
             questions: message ids that are still open.
-            size: most bytes of header and payload together.
+            payload_bytes: largest payload.
+            spool: folder for large payloads.
         """
         # The SuperLink forgets a message as soon as it has announced the reply: asked again, it calls it lost.
-        silent = questions - {question for question, _ in self._announced}
+        silent = questions - {incoming.question for incoming in self._announced}
         if silent:
             found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=silent))
             for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-                self._announced.append((message.metadata.reply_to_message_id, tree))
+                question = message.metadata.reply_to_message_id
+                self._announced.append(_Incoming(question, tree, payload_bytes, spool))
         for _ in range(len(self._announced)):
-            question, tree = self._announced[0]
+            incoming = self._announced[0]
             try:
-                reply = Reply(question, *_read(self._fetch(tree, size)))
+                reply = incoming.reply = incoming.reply or self._fetch(incoming)
             except _Uploading:
                 self._announced.rotate(-1)  # the others need not wait for it
                 continue
-            except _Failed as failure:
-                reply = Reply(question, b"", b"", failure.problem)
-            self._discard(tree)
+            self._discard(incoming.tree)
             self._announced.popleft()
             yield reply
 
     def forget(self) -> None:
-        """Drop what was announced and never fetched, so that it does not stay in the SuperLink's store."""
+        """Drop what was announced and never fetched, so that it stays neither here nor in the SuperLink's store."""
+        for incoming in self._announced:
+            incoming.payload.close()
         while self._announced:
-            self._discard(self._announced[0][1])
+            self._discard(self._announced[0].tree)
             self._announced.popleft()
 
-    def _fetch(self, tree: ObjectTree, size: int) -> Message:
-        contents: dict[str, bytes] = {}
-        room = size + _OVERHEAD_BYTES
-        # Sites upload in tree order: backwards, a reply that is still uploading costs a single request.
-        for each in reversed(list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))):
-            request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=each)
-            response = self._runtime_client.PullObject(request)
-            if not response.object_found:
-                raise _Failed("lost")
-            if not response.object_available:
-                raise _Uploading
-            contents[each] = response.object_content
-            room -= len(response.object_content)
-            if room < 0:
-                raise _Failed("malformed")
+    def _fetch(self, incoming: _Incoming) -> Reply:
         try:
-            if _assembled_bytes(contents) > size + _OVERHEAD_BYTES:
-                raise _Failed("malformed")
-            message = inflate_object_from_contents(tree.object_id, contents)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
-            raise _Failed("malformed") from None
-        if not isinstance(message, Message):
-            raise _Failed("malformed")
-        return message
+            while True:
+                request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=incoming.wanted)
+                response = self._runtime_client.PullObject(request)
+                gc.collect(1)  # httpx's response with its 5 MiB is a cycle: two dozen of them would wait to be found
+                if not response.object_found:
+                    raise ReplyUnusable("lost")
+                if not response.object_available:
+                    raise _Uploading
+                incoming.wanted = incoming.objects.send(response.object_content)
+        except StopIteration as complete:
+            return Reply(incoming.question, complete.value, incoming.payload)
+        except ReplyUnusable as failure:
+            incoming.payload.close()
+            return Reply(incoming.question, b"", Upload(incoming.spool), failure.problem)
 
     def _discard(self, tree: ObjectTree) -> None:
         self._runtime_client.ConfirmMessageReceived(
@@ -189,53 +178,17 @@ class _Uploading(Exception):
     """A reply whose site is still uploading it."""
 
 
-class _Failed(Exception):
-    """A reply that cannot be used. ``lost`` and ``unavailable`` may be asked for again."""
+class _Incoming:
+    """A reply that the SuperLink has announced, as far as it was fetched; ``reply`` once that is done."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-
-_OVERHEAD_BYTES = 256 * 1024  # Flower's own objects around header and payload
-_PROBLEM_OF_CODE = {
-    ErrorCode.NODE_UNAVAILABLE: "unavailable",
-    ErrorCode.MESSAGE_UNAVAILABLE: "lost",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "lost",
-    ErrorCode.CLIENT_APP_CRASHED: "lost",  # the courier died; it is supervised and comes back
-}
-
-
-def _assembled_bytes(contents: Mapping[str, bytes]) -> int:
-    """Bytes that Flower would put together from these objects; an array may name one chunk a million times."""
-    total = 0
-    for content in contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__qualname__:
-            indices = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            total += sum(len(contents[children[index]]) for index in indices)
-    return total
-
-
-def _read(message: Message) -> tuple[bytes, bytes]:
-    if message.has_error():
-        raise _Failed(_PROBLEM_OF_CODE.get(message.error.code, "crashed"))
-    records = dict(message.content)
-    header_record = records.pop("header", None)
-    payload_record = records.pop("payload", None)
-    if records or not isinstance(header_record, ConfigRecord) or list(header_record) != ["header"]:
-        raise _Failed("malformed")
-    header = header_record["header"]
-    if not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
-        raise _Failed("malformed")
-    if payload_record is None:
-        return header, b""
-    if not isinstance(payload_record, ArrayRecord) or list(payload_record) != ["payload"]:
-        raise _Failed("malformed")
-    array = payload_record["payload"]
-    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", BYTES, (len(array.data),)):
-        raise _Failed("malformed")
-    return header, array.data
+    def __init__(self, question: str, tree: ObjectTree, payload_bytes: int, spool: Path) -> None:
+        self.question = question
+        self.tree = tree
+        self.spool = spool
+        self.reply: Reply | None = None
+        self.payload = Upload(spool)
+        self.objects = decode(tree, payload_bytes, self.payload)
+        self.wanted = next(self.objects)
 
 
 def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord]) -> RecordDict:
@@ -250,15 +203,19 @@ def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord]) ->
 
 
 @contextlib.contextmanager
-def open_grid(settings: SuperLinkSettings) -> Iterator[StudyGrid]:
+def open_grid(settings: SuperLinkSettings, noted: Path | None = None) -> Iterator[StudyGrid]:
     """Start a run, become its ServerApp, and end it with the block: completed, or failed on an exception.
+
+    Args:
+        noted: file that keeps the run's number. A run that stands there was left by a killed process: it is ended, so
+            that no SuperNode waits for the rest of a message that nobody will send.
 
     Raises:
         TransportError: the SuperLink does not answer or refuses.
         ConfigurationError: no SuperLink was ever started in this home.
     """
     set_flower_environment(settings)
-    token = _start_and_acquire(settings)
+    token = _start_and_acquire(settings, noted)
     client = _runtime_client(settings, RuntimeTokenHttpInterceptor(token=token))
     lost = threading.Event()
     heartbeats = HeartbeatSender(lambda: _send_heartbeat(client, lost))
@@ -284,8 +241,8 @@ def open_grid(settings: SuperLinkSettings) -> Iterator[StudyGrid]:
             control.ListRuns(ListRunsRequest())  # Flower empties the store of ended runs when it lists them
 
 
-def _start_and_acquire(settings: SuperLinkSettings) -> str:
-    """Start a run and return the token of its task."""
+def _start_and_acquire(settings: SuperLinkSettings, noted: Path | None) -> str:
+    """Start a run, after the end of the one that is noted, and return the token of its task."""
     bundle, _ = build_fab_from_files(_BUNDLE)
     secret = SuperExecAuthHttpInterceptor(
         master_secret=settings.superexec_secret(),
@@ -295,7 +252,12 @@ def _start_and_acquire(settings: SuperLinkSettings) -> str:
     lock = os.open(settings.directory / "start.lock", os.O_WRONLY | os.O_CREAT, 0o600)
     with os.fdopen(lock, "w"), open_control(settings) as control:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if noted is not None and noted.exists():
+            with contextlib.suppress(ValueError, httpx.HTTPStatusError, TransportError):  # it has ended, or is unknown
+                control.StopRun(StopRunRequest(run_id=int(noted.read_text())))
         run_id = control.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
+        if noted is not None:
+            write_atomically(noted, str(run_id).encode())
         runtime = _runtime_client(settings, secret)
         try:
             while True:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilium_server.superlink_settings import SuperLinkSettings, prepare, set_flower_environment
+from consilium_server.superlink_store import keep_small, prepare_store
 from consilium_shared import logs
 from consilium_shared.errors import ConfigurationError, ConsiliumError, TransportError
 
@@ -111,9 +112,8 @@ async def _serve(settings: SuperLinkSettings) -> None:
         for each in servers:
             each.should_exit = True
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
     async def serve_until_one_ends(each: uvicorn.Server) -> None:
         try:
@@ -123,7 +123,11 @@ async def _serve(settings: SuperLinkSettings) -> None:
         finally:
             stop()
 
-    await asyncio.gather(*(serve_until_one_ends(each) for each in servers))
+    sweeping = asyncio.create_task(keep_small(settings.database))
+    try:
+        await asyncio.gather(*(serve_until_one_ends(each) for each in servers))
+    finally:
+        sweeping.cancel()
 
 
 def _application(settings: SuperLinkSettings) -> Any:
@@ -157,6 +161,7 @@ def _application(settings: SuperLinkSettings) -> Any:
         fleet_api_type="grpc-rere",
         fleet_api_address=None,
     )
+    prepare_store(settings.database)
     refuse_foreign_senders()
     logs.take_over_flower()
     return create_app(configuration, SuperLinkLifespan)

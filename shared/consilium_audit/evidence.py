@@ -30,7 +30,7 @@ STEPS = {
     1: "coordinator and roster",
     2: "round records",
     3: "chain of models",
-    4: "countersignatures",
+    4: "signatures of sites",
     5: "ledgers",
     6: "ledger heads",
     7: "witnessed records",

@@ -13,8 +13,22 @@ from consilium_shared.study import Study
 
 Paid = Literal["charged", "not charged", "nothing to charge", "no guarantee"]
 
-CONTENTLESS = {"standing", "refusal", "closing"}
-"""Messages with nothing that is computed from a patient's record."""
+CONTENTLESS = {
+    "short answers": (
+        {"standing", "refusal", "closing"},
+        "approved or pending, a refusal's code with a fixed sentence, a countersignature: nothing from a patient",
+    ),
+    "keys for secure sums": (
+        {"advertised", "handshaken"},
+        "public keys with the site's signature, secrets sealed to other sites: random numbers, nothing from a patient",
+    ),
+    "signatures on who is in a sum": ({"signed"}, "names of sites, signed: nothing from a patient"),
+    "shares of masks": (
+        {"shares"},
+        "parts of the random numbers that hide what was summed; together they uncover the sum, and no site's own",
+    ),
+}
+"""Messages with nothing that is computed from a patient's record, in plain words, and what is in them instead."""
 
 
 @dataclass(frozen=True)
@@ -45,53 +59,63 @@ def outflow(ledger: VerifiedLedger, study: Study, spent: StudyAccount | None) ->
         if isinstance(entry.body, Release) and entry.body.study == study.digest:
             left.setdefault(entry.body.message, []).append(entry.body)
     updates, counts = left.pop("update", []), left.pop("counts", [])
-    short = [each for kind in sorted(CONTENTLESS & set(left)) for each in left.pop(kind)]
     plan = _plan(ledger, study.digest)
     found = [
         _updates(updates, spent),
-        _counts(counts, spent, plan),
+        _counts(updates, counts, spent, plan),
         _patients(updates, spent, plan),
-        Outflow("short answers", len(short), _size(short), "nothing to charge", _SHORT),
     ]
+    for what, (kinds, why) in CONTENTLESS.items():
+        short = [each for kind in sorted(kinds & set(left)) for each in left.pop(kind)]
+        found.append(Outflow(what, len(short), _size(short), "nothing to charge", why))
     for kind, messages in sorted(left.items()):
         why = "this program does not know the message and can say nothing about what it tells"
         found.append(Outflow(f"“{kind}”", len(messages), _size(messages), "not charged", why))
     return tuple(found)
 
 
-_SHORT = (
-    "approved or pending, a refusal's code with a fixed sentence, a countersignature: nothing of a patient's record"
-)
-
-
 def _updates(updates: Sequence[Release], spent: StudyAccount | None) -> Outflow:
     def row(paid: Paid, by: str, epsilon: float | None = None) -> Outflow:
-        return Outflow("model updates", len(updates), _size(updates), paid, by, epsilon)
+        return Outflow("model updates, masked", len(updates), _size(updates), paid, by, epsilon)
 
     training = spent.purposes.get("training") if spent is not None else None
     if spent is not None and spent.delta is None:
-        return row("no guarantee", "the study is without privacy")
-    if training is not None:
-        return row("charged", f"{training.charges} charges for training", training.epsilon)
-    return row("not charged" if updates else "nothing to charge", "no charge for training is in the ledger")
+        return row("no guarantee", "the study is without privacy: masks hide it, nothing bounds what the sum tells")
+    if training is None:
+        return row("not charged" if updates else "nothing to charge", "no charge for training is in the ledger")
+    by = f"{training.charges} charges for training"
+    again = sum(each.again for each in updates)
+    if len(updates) - again > training.charges:
+        return row("not charged", f"{len(updates) - again} updates left, but there are only {by}", training.epsilon)
+    return row("charged", by + _again(again), training.epsilon)
 
 
-def _counts(counts: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None) -> Outflow:
+def _counts(
+    updates: Sequence[Release], alone: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None
+) -> Outflow:
+    """Those that rode on updates, and those that left by themselves, whose bytes alone can be told."""
+    counts = [*(each for each in updates if each.counts), *alone]
+
     def row(paid: Paid, by: str, epsilon: float | None = None) -> Outflow:
-        return Outflow("evaluation counts", len(counts), _size(counts), paid, by, epsilon)
+        return Outflow("evaluation counts, masked", len(counts), _size(alone), paid, by, epsilon)
 
     if not counts:
         return row("nothing to charge", "none left")
     if spent is not None and spent.delta is None:
-        return row("no guarantee", "the study is without privacy: sent without noise")
+        return row("no guarantee", "the study is without privacy: masked, without noise")
     evaluation = spent.purposes.get("evaluation") if spent is not None else None
     if evaluation is None or plan is None or plan.evaluation_noise is None:
         return row("not charged", "no charge for evaluation is in the ledger, or the approved plan has no noise for it")
     by = f"{evaluation.charges} charges for evaluation, noise multiplier {plan.evaluation_noise:g}"
-    rounds = len({each.round for each in counts})
-    if evaluation.charges < rounds:
-        return row("not charged", f"counts of {rounds} rounds left, but there are only {by}", evaluation.epsilon)
-    return row("charged", by, evaluation.epsilon)
+    again = sum(each.again for each in counts)
+    if evaluation.charges < len(counts) - again:
+        why = f"counts left {len(counts) - again} times, but there are only {by}"
+        return row("not charged", why, evaluation.epsilon)
+    return row("charged", by + _again(again), evaluation.epsilon)
+
+
+def _again(times: int) -> str:
+    return f"; {times} times the same left again under other masks" if times else ""
 
 
 def _patients(updates: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None) -> Outflow:

@@ -41,6 +41,9 @@ MOST_CELLS = 400
 MOST_RELEASES = 5_000
 """Releases of a site on the page; a browser opens no page with all of a very long study's."""
 
+MOST_SUMS = 500
+"""Secure sums on the page, of those that did not go smoothly."""
+
 
 def render(report: Report) -> bytes:
     """The page, UTF-8."""
@@ -71,6 +74,8 @@ def render(report: Report) -> bytes:
         purposes=PURPOSES,
         priors=PRIORS,
         most_releases=MOST_RELEASES,
+        odd_sums=[each for each in report.sums if not each.smooth],
+        most_sums=MOST_SUMS,
         shown_bounds=shown_bounds,
         accountants=list(dict.fromkeys(name for s in report.sites for c in s.compared for name in c.accountants)),
         infinity=math.inf,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking
 from consilium_shared import messages
@@ -17,6 +18,7 @@ from consilium_shared.messages import Closing
 from consilium_shared.records import RoundRecord, open_record
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
+from consilium_shared.summand import counts_with
 
 Records = list[tuple[Path, RoundRecord]]
 """Every round's record with its file, in order."""
@@ -75,19 +77,44 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
         raise PeerError(f"{len(participants)} sites took part, fewer than the contract's {minimum}")
     if record.round > study.training.rounds:
         raise PeerError(f"the contract has {study.training.rounds} rounds")
-    if set(record.answers) != participants or not set(record.counts) <= participants:
+    if set(record.answers) != participants:
         raise PeerError("it has not the answer of each participant, or that of somebody else")
-    if (record.metrics or {}).get("sites", len(record.counts)) != len(record.counts):
-        raise PeerError(f"its metrics are not of the {len(record.counts)} sites whose counts it names")
+    last = record.round == study.training.rounds and record.round in study.evaluated_rounds
+    if record.counts and not last:
+        raise PeerError("it has evaluation counts in a sum of their own, which there are after the last round alone")
+    _check_metrics(record.metrics, len(record.counts), "its metrics")
+    before = len(participants) if counts_with(study, record.round) else 0
+    _check_metrics(record.metrics_before, before, "its metrics of the model before")
 
 
-def check_models(records: Records) -> None:
-    """Every round began with the model of the one before; raises VerificationFailed, step 3."""
+def _check_metrics(metrics: dict[str, Any] | None, most: int, what: str) -> None:
+    """``most``: sites that can have counted; 0 where no counts are asked for."""
+    if metrics is None:
+        return
+    sites = metrics.get("sites")
+    if type(sites) is not int or not 1 <= sites <= most:
+        raise PeerError(f"{what} are of {sites} sites, and at most {most} gave evaluation counts for them")
+
+
+def check_models(records: Records) -> list[int]:
+    """Every round began with the model of the one before, and none stepped on a sum that it calls implausible.
+
+    Returns:
+        The rounds without a step.
+
+    Raises:
+        VerificationFailed: step 3.
+    """
     for (_, before), (file, after) in pairwise(records):
         if after.model_before != before.model_after:
             raise VerificationFailed(
                 3, file, None, f"round {after.round} did not begin with the model of round {before.round}"
             )
+    still = [(file, record) for file, record in records if record.implausible is not None]
+    for file, record in still:
+        if record.model_after != record.model_before:
+            raise VerificationFailed(3, file, None, f"round {record.round} stepped on a sum that it calls implausible")
+    return [record.round for _, record in still]
 
 
 def check_countersignatures(records: Records, digests: list[str], roster: Roster) -> int:

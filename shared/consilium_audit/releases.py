@@ -45,8 +45,8 @@ class _Charges:
     """By line: those for which something left, so that they cannot be given back."""
     counted: set[int] = field(default_factory=set)
     """The noised numbers of patients that were paid for and have left in an update."""
-    evaluated: set[int] = field(default_factory=set)
-    """The rounds whose counts have left."""
+    left: dict[tuple[str, int], Release] = field(default_factory=dict)
+    """By message and round: what left last with a charge of its own."""
 
     def use(self, purpose: Purpose, number: int) -> bool:
         """Take the last unused charge; False when there is none."""
@@ -58,14 +58,14 @@ class _Charges:
         return True
 
 
-def trace(ledger: VerifiedLedger, study: Study) -> Trace:
-    """Follow one study through a verified ledger.
+def trace(ledger: VerifiedLedger, study: Study, roster: str) -> Trace:
+    """Follow one study through a verified ledger; ``roster``: digest of the one that the evidence has.
 
     Raises:
-        LedgerError: with the line: the approved plan is not the one that the contract asks for; the charge is not of
+        LedgerError: with the line: the approved plan or roster is not that of the evidence; the charge is not of
             the approved plan; an update, evaluation counts or the number of patients left without a charge of their own
-            before; counts left of a round that is not evaluated, or twice; or what left was settled as if it had not
-            run.
+            before; what is said to be the same once more was not there before; counts left of a round that is not
+            evaluated, or by themselves before the last round was over; or what left was settled as if it had not run.
     """
     found, charges = Trace(), _Charges()
     plan: Plan | None = None
@@ -77,6 +77,8 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
         elif getattr(body, "study", None) != study.digest:
             continue
         elif isinstance(body, Approve):
+            if body.roster != roster:
+                raise LedgerError("what was approved is another roster: other hospitals, or other keys", line=line)
             plan = _approved_plan(body, study, line)
         elif isinstance(body, Charge):
             if plan is None or event_from_dict(body.event.model_dump()) != _planned(plan, body.purpose):
@@ -89,10 +91,8 @@ def trace(ledger: VerifiedLedger, study: Study) -> Trace:
                 found.charges.setdefault(body.round, []).append(line)
         elif isinstance(body, Release):
             found.released[body.message, body.sha256] = line
-            if body.message == "update":
-                _check_update(body, plan, charges, line)
-            elif body.message == "counts":
-                _check_counts(body, study, charges, line)
+            if body.message in ("update", "counts"):
+                _check_contribution(body, study, plan, charges, line)
         elif isinstance(body, Audit):
             found.audits[line] = body
     for number, charge in charges.used.items():
@@ -114,9 +114,33 @@ def _planned(plan: Plan, purpose: Purpose) -> Event | None:
     return plan.count_event() if purpose == "count" else plan.evaluation_event()
 
 
-def _check_update(body: Release, plan: Plan | None, charges: _Charges, line: int) -> None:
-    """Raises LedgerError when an update is about to leave without what pays for it."""
-    number = body.round or 0
+def _check_contribution(body: Release, study: Study, plan: Plan | None, charges: _Charges, line: int) -> None:
+    """Raises LedgerError when an update, or counts, are about to leave without what pays for them.
+
+    The same result under other masks needs no second charge: it leaves only where its first sum can never be opened.
+    """
+    number, place = body.round or 0, (body.message, body.round or 0)
+    if body.again:
+        first = charges.left.get(place)
+        if first is None:
+            raise LedgerError(f"the {body.message} of round {number} left again, but not before", line=line)
+        if body.counts and not first.counts:  # in the sum before too few of the others added theirs
+            _use_evaluation(number - 1, study, charges, line)
+            charges.left[place] = body
+        return
+    if body.message == "update":
+        _use_training(number, plan, charges, line)
+        if body.counts:
+            _use_evaluation(number - 1, study, charges, line)
+    elif number != study.training.rounds:
+        why = "after which none leave in a sum of their own"
+        raise LedgerError(f"counts of round {number} left by themselves, {why}", line=line)
+    else:
+        _use_evaluation(number, study, charges, line)
+    charges.left[place] = body
+
+
+def _use_training(number: int, plan: Plan | None, charges: _Charges, line: int) -> None:
     if not charges.use("training", number):
         raise LedgerError(f"the update of round {number} left without a charge of its own before it", line=line)
     if isinstance(plan, PrivacyPlan) and plan.patients is not None and plan.patients not in charges.counted:
@@ -125,15 +149,11 @@ def _check_update(body: Release, plan: Plan | None, charges: _Charges, line: int
         charges.counted.add(plan.patients)
 
 
-def _check_counts(body: Release, study: Study, charges: _Charges, line: int) -> None:
-    """Raises LedgerError when counts are about to leave that the contract has not, again, or without a charge."""
-    number = body.round or 0
+def _use_evaluation(number: int, study: Study, charges: _Charges, line: int) -> None:
+    """Also without privacy: there a charge costs nothing more, but says that counting was done anew."""
     if number not in study.evaluated_rounds:
         raise LedgerError(f"counts of round {number} left, after which the study does not evaluate", line=line)
-    if number in charges.evaluated:
-        raise LedgerError(f"counts of round {number} left a second time", line=line)
-    charges.evaluated.add(number)
-    if study.privacy.mode == "dp" and not charges.use("evaluation", number):
+    if not charges.use("evaluation", number):
         raise LedgerError(f"the counts of round {number} left without a charge of their own before them", line=line)
 
 

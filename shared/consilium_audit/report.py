@@ -28,6 +28,7 @@ from consilium_audit.evidence import (
 from consilium_audit.odds import EXAMPLES, Odds, odds
 from consilium_audit.participation import Participation, participation
 from consilium_audit.site_report import SiteReport, site_report
+from consilium_audit.sums import Sum, sums
 from consilium_audit.verify import Verification
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
@@ -85,6 +86,7 @@ class Report:
         compared: whether that is the one that the auditor was told.
         study: None when the roster or the contract does not verify; then there is nothing below either.
         rounds: recorded rounds whose records are authentic.
+        sums: secure sums that these records tell of.
         witnessed: of each site, (entries behind the last head that a record names, all entries).
         left_out: file to why nothing of it is shown.
         stated: the largest ε of the study, of the assets so far, and of the budgets.
@@ -104,6 +106,7 @@ class Report:
     metrics: dict[str, Any] | None
     sites: tuple[SiteReport, ...]
     participation: tuple[Participation, ...]
+    sums: tuple[Sum, ...]
     witnessed: dict[str, tuple[int, int]]
     left_out: dict[str, str]
     stated: tuple[Stated, ...]
@@ -161,6 +164,7 @@ def make_report(
         metrics=next((record.metrics for record in reversed(records) if record.metrics is not None), None),
         sites=tuple(sites),
         participation=participation(records, [each.site for each in work.roster.members]) if known else (),
+        sums=tuple(sums(records, work.study)) if known else (),
         witnessed=work.verdict.witnessed,
         left_out=left_out,
         stated=tuple(_stated(sites, work.study)) if known else (),

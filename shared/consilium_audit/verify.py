@@ -6,20 +6,23 @@ Each step must hold before the next begins:
        is a study written out in full.
     2. Every round record is signed by the coordinator, for this study, federation and roster; they are numbered from 1
        without a gap, and each names the bytes of the one before by digest; every participant stands in the roster, and
-       there were enough of them.
-    3. Every round began with the model with which the one before ended.
+       there were enough of them; metrics are of models that the contract evaluates, and of no more sites than counted.
+    3. Every round began with the model with which the one before ended; none stepped on an implausible sum.
     4. Every participant of a round countersigned the record of the round before; what sites signed at the end
-       (``closing``) is their own, and over the last record.
+       (``closing``) is their own, and over the last record. Every secure sum was opened on enough signatures of sites
+       in it, over the terms that contract and record give, the cohort's signed keys among them, and over exactly the
+       record's participants.
     5. Every ledger is whole, in order, and signed by its site (``consilium_shared.ledger.verify``).
     6. Every head that a record or a closing names is the entry with that number in that site's ledger: cutting, rolling
        back or rewriting what stood before it is found.
     7. What each site entered of the records that it was shown is what the records are, and none is missing; every head
        of another site's ledger that it was shown, in any study, is an entry of that ledger. So a coordinator that shows
        two histories is found, and a ledger that was rolled back, even if the coordinator lies for it.
-    8. In every ledger the study was approved as the contract has it, every charge is the approved plan's, and nothing
-       that was to be charged left without a charge of its own before it; every participant of a record was charged
-       before; every update, every count and every closing, by digest, stands in its site's ledger as released; a
-       closing's audit is the ledger's; no later round was charged than the records tell of.
+    8. In every ledger the study was approved as contract and roster have it, every charge is the approved plan's, and
+       nothing that was to be charged left without a charge of its own before it, unless the same left once more under
+       other masks; every participant of a record was charged before; every update, every count and every closing, by
+       digest, stands in its site's ledger as released; a closing's audit is the ledger's; no later round was charged
+       than the records tell of.
     9. ε, recomputed from the events: no charge, of any study, went beyond the budget of its asset or beyond what was
        approved; no record and no closing states less than what was spent when it was made.
    10. The model card, where there is one, says what records and closings say; and the model's file beside it is that
@@ -62,6 +65,7 @@ from consilium_audit.records import (
     read_records,
 )
 from consilium_audit.releases import Trace, trace
+from consilium_audit.sums import check_sums
 from consilium_audit.witnesses import behind, check_heads, check_witnessed
 from consilium_shared.canonical import digest, parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
@@ -166,7 +170,7 @@ class Verification:
             self._identities,
             self._round_records,
             self._models,
-            self._countersignatures,
+            self._signatures,
             self._ledgers,
             self._heads,
             self._witnessed,
@@ -214,18 +218,23 @@ class Verification:
         return f"{len(self.records)} of {self.study.training.rounds} rounds, each signed, each names the one before"
 
     def _models(self) -> str:
-        check_models(self.records)
+        for number in check_models(self.records):
+            self.verdict.notes.append(f"round {number} took no step: its sum was none that honest sites can give")
         return f"each round began with the model of the one before ({len(self.records)} rounds)"
 
-    def _countersignatures(self) -> str:
+    def _signatures(self) -> str:
         count = check_countersignatures(self.records, self.digests, self.roster)
+        opened, signed = check_sums(self.records, self.study, self.roster)
         self.closings = read_closings(self.folder, self.records, self.digests, self.study, self.roster)
         missing = sorted({site for _, record in self.records for site in record.participants} - set(self.closings))
         if missing and (self.folder / CARD).exists():
             self.verdict.notes.append(
                 f"the last record is not countersigned by {', '.join(missing)}: away when the study ended, or left out"
             )
-        return f"{count} by participants over the record before, {len(self.closings)} at the end"
+        return (
+            f"{count} by participants over the record before, {len(self.closings)} at the end; "
+            f"{signed} on the opening of {opened} secure sums"
+        )
 
     def _ledgers(self) -> str:
         files = [ledger_file(self.folder, member.site) for member in self.roster.members]
@@ -268,7 +277,7 @@ class Verification:
     def _charges(self) -> str:
         for site, (file, ledger) in self.ledgers.items():
             with checking(8, file):
-                found = trace(ledger, self.study)
+                found = trace(ledger, self.study, self.roster.digest)
                 beyond = [number for number in found.charges if number > len(self.records) + 1]
                 if beyond:
                     raise LedgerError(
@@ -289,7 +298,9 @@ class Verification:
                     8, file, head, f"no charge for round {record.round} up to here, but {site} took part in it"
                 )
             self._check_left(site, "update", record.answers[site], head, record_file)
-            if site in record.counts:
+        for record_file, record in self.records:
+            for site in sorted(set(record.counts) & set(self.ledgers)):  # its update may have come too late
+                head = record.heads[site].seq if site in record.heads else 0
                 self._check_left(site, "counts", record.counts[site], head, record_file)
         for site, closed in self.closings.items():
             if site in self.traces:
@@ -317,7 +328,8 @@ class Verification:
     def _privacy(self) -> str:
         stated: dict[str, dict[int, list[tuple[Path, float | None]]]] = {site: {} for site in self.ledgers}
         for record_file, record, site, _, _ in self._participations():
-            stated[site].setdefault(record.heads[site].seq, []).append((record_file, record.epsilon[site]))
+            line = self.traces[site].released.get(("counts", record.counts.get(site, "")), record.heads[site].seq)
+            stated[site].setdefault(line, []).append((record_file, record.epsilon[site]))
         for site, closed in self.closings.items():
             if site in stated:
                 stated[site].setdefault(closed.closing.head.seq, []).append((closed.file, closed.closing.epsilon))
@@ -326,8 +338,8 @@ class Verification:
             with checking(9, file):
                 check_limits(ledger)
                 for seq, spent in study_epsilons(ledger, self.study.digest, stated[site]):
-                    for source, said in stated[site][seq]:
-                        _check_stated(source, site, said, spent)
+                    for source, told in stated[site][seq]:
+                        _check_stated(source, site, told, spent)
                     done += 1
                     self._on_work(9, done, total)
         sites = len(self.ledgers)

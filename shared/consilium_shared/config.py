@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.canonical import canonical_bytes
+from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.limits import FILE_BYTES
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -17,9 +18,29 @@ Location = tuple[str | int, ...]
 
 
 class Strict(BaseModel):
-    """Base of every configuration and message model: frozen, unknown keys refused, no NaN or infinity."""
+    """Base of every configuration and message model: frozen, unknown keys refused, no NaN or infinity.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    No error shows what was given: it may be a secret.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """What a peer sent, as the adapter's type.
+
+    Raises:
+        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a default that is not written
+            out: what was signed and what is read must be one thing.
+    """
+    try:
+        found = adapter.validate_python(value)
+        written = canonical_bytes(adapter.dump_python(found, mode="json"))
+    except (ValueError, RecursionError) as error:  # of pydantic's too; what is nested too deep cannot be written
+        raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
+    if written != canonical_bytes(value):
+        raise PeerError("a message that is not written out in full")
+    return found
 
 
 class _Loader(yaml.SafeLoader):

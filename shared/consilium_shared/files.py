@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -15,18 +17,29 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``data`` durably: temporary file beside it, fsync, rename, fsync of the folder."""
+    write_pieces_atomically(path, (data,), mode)
+
+
+def write_pieces_atomically(path: Path, pieces: Iterable[bytes | memoryview], mode: int = 0o600) -> None:
+    """As ``write_atomically``, of something that is not in memory as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            for piece in pieces:
+                file.write(piece)
+            put_in_place(file, Path(temporary), path, mode)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def put_in_place(file: IO[bytes], temporary: Path, path: Path, mode: int = 0o600) -> None:
+    """Make an open temporary file, beside ``path``, that file durably: fsync, rename, fsync of the folder."""
+    file.flush()
+    os.fchmod(file.fileno(), mode)
+    os.fsync(file.fileno())
+    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -18,6 +18,11 @@ from consilium_shared.errors import ConfigurationError, SignatureError
 
 PREFIX = b"consilium/1/"
 
+_FIELD = 2**255 - 19
+_ORDER_8 = 0x5FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = {0, 1, _FIELD - 1, _ORDER_8, _FIELD - _ORDER_8}
+"""The y of the eight points of order 1, 2, 4 and 8 (RFC 8032, section 5.1): for such a key anybody can sign."""
+
 
 def _labelled(domain: str, data: bytes) -> bytes:
     label = domain.encode("ascii")
@@ -56,8 +61,13 @@ class PublicIdentity:
         return " ".join(text[i : i + 4] for i in range(0, 32, 4))
 
     def verify(self, domain: str, data: bytes, signature: bytes) -> None:
-        """Raises SignatureError unless ``signature`` (64 bytes) was made over ``data`` for ``domain`` by this key."""
+        """Raises SignatureError unless ``signature`` (64 bytes) was made over ``data`` for ``domain`` by this key.
+
+        No signature counts under a key of small order: anybody could have made it.
+        """
         try:
+            if int.from_bytes(self.raw, "little") % 2**255 % _FIELD in _SMALL_ORDER:
+                raise ValueError("small order")
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, _labelled(domain, data))
         except (InvalidSignature, ValueError) as error:
             raise SignatureError(f"signature over {domain} does not verify") from error

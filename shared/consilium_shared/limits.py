@@ -20,6 +20,9 @@ PARAMETERS = 500_000_000
 ROUNDS = 10_000
 """Most rounds in a study: the accountant stays fast and nobody waits longer."""
 
+ATTEMPTS = 16
+"""Most attempts at one secure sum: each waits for ``round_timeout``."""
+
 STEPS_PER_ROUND = 100_000
 """Most private steps in a round."""
 
@@ -59,11 +62,14 @@ NAME_CHARACTERS = 64
 DETAIL_CHARACTERS = 1000
 """Longest human sentence in an answer."""
 
-WEIGHT = 1_000_000.0
-"""Largest weight of one site (patients); a site that claims more is refused rather than believed."""
+WEIGHT = 1_000_000
+"""Largest weight that one site may have (patients)."""
+
+NORM_BOUND = 1.0e4
+"""Largest bound of one site's update; beyond it nothing is bounded."""
 
 UPDATE_COORDINATE = 1.0e3
-"""Largest absolute coordinate of one site's update; with WEIGHT it bounds the fixed-point sum (aggregation.py)."""
+"""A weight that moved farther in one round means that training diverged."""
 
 CARD_BYTES = 128 * 1024**2
 """Largest model card: 10,000 rounds in which 100 sites took part are some 80 MiB; an ordinary one has a few KiB."""

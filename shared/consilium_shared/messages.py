@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
-from consilium_shared.config import Strict
+from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.roster import Hex32
+from consilium_shared.secagg.handshake import Bundle, Encapsulated
+from consilium_shared.secagg.terms import Advert, Attempt, Hex64, Purpose, Slot
 from consilium_shared.study import Name
 
 REQUEST_DOMAIN = "request"
 ANSWER_DOMAIN = "answer"
 COUNTERSIGNATURE_DOMAIN = "round-record-countersignature"
 """Label under which a site signs the 32 bytes of a record's SHA-256 that it has witnessed."""
-
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 Reason = Literal[
     "bad-signature",  # the request was not signed by this federation's coordinator, or was altered
@@ -39,6 +39,7 @@ Reason = Literal[
     "budget",  # the privacy budget does not cover it
     "data",  # the site's data does not fit the study; the details stay at the site
     "model",  # the model's bytes do not fit the study
+    "sum",  # keys, cohort or survivors are none under which this site lets a sum be opened
     "witness",  # what is said to be recorded is not what this site knows of its own or others' ledgers
     "stale-round",  # a round before one that was answered, or another request for the same round
     "internal",  # the site failed; its own log says why
@@ -112,20 +113,94 @@ class Propose(_Request):
     """``{"body": …, "signature": …}`` as ``documents.seal`` makes it."""
 
 
-class Train(_Request):
+class _Sum(_Request):
+    """A request about one secure sum: a round's updates, or the counts on the model after round ``round``."""
+
+    round: Round
+    attempt: Attempt
+
+    @property
+    def purpose(self) -> Purpose:
+        """What is summed."""
+        raise NotImplementedError
+
+    @property
+    def slot(self) -> Slot:
+        """Whose keys are meant."""
+        return Slot(
+            federation=self.federation,
+            study=self.study,
+            roster=self.roster,
+            purpose=self.purpose,
+            round=self.round,
+            attempt=self.attempt,
+        )
+
+
+class _OfSum(_Sum):
+    of: Purpose
+
+    @property
+    def purpose(self) -> Purpose:
+        """What is summed."""
+        return self.of
+
+
+class Advertise(_OfSum):
+    """Which key does your site take for this sum? Whatever it sent in the attempt before is given up."""
+
+    kind: Literal["advertise"] = "advertise"
+
+
+class Handshake(_Request):
+    """Agree on long-lived secrets with these sites; payload: canonical JSON, site to ``Bundle``."""
+
+    kind: Literal["handshake"] = "handshake"
+
+
+class _Contribute(_Sum):
+    adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
+    """Of the cohort, this site's own among them."""
+    encapsulated: Annotated[dict[Name, Encapsulated], Field(max_length=limits.SITES)]
+    """From sites of the cohort with which this one has no secret yet."""
+
+
+class Train(_Contribute):
     """Train round ``round`` from the payload, the global model (safetensors)."""
 
     kind: Literal["train"] = "train"
-    round: Round
     recorded: Recorded | None = None
     """Of the round before; None for the first."""
 
+    @property
+    def purpose(self) -> Purpose:
+        """What is summed."""
+        return "training"
 
-class Evaluate(_Request):
-    """Count how the payload, the global model after round ``round`` (0: untrained), does on held-back patients."""
+
+class Evaluate(_Contribute):
+    """Count how the payload, the global model after the last round, does on held-back patients."""
 
     kind: Literal["evaluate"] = "evaluate"
-    round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+
+    @property
+    def purpose(self) -> Purpose:
+        """What is summed."""
+        return "evaluation"
+
+
+class Survivors(_OfSum):
+    """These sites' vectors are in the sum: sign that. Payload: the shares that the others sealed to this site."""
+
+    kind: Literal["survivors"] = "survivors"
+    survivors: Annotated[tuple[Name, ...], Field(min_length=2, max_length=limits.SITES)]
+
+
+class Open(_OfSum):
+    """Enough have signed: release the shares that open the sum. Payload: as with ``Survivors``."""
+
+    kind: Literal["open"] = "open"
+    signatures: Annotated[dict[Name, Hex64], Field(min_length=2, max_length=limits.SITES)]
 
 
 class Close(_Request):
@@ -166,11 +241,31 @@ class Standing(_Answer):
     state: Literal["pending", "approved"]
 
 
+class Advertised(_Answer):
+    """This site's key for a sum, and its keys for the study."""
+
+    kind: Literal["advertised"] = "advertised"
+    round: Round
+    attempt: Attempt
+    of: Purpose
+    advert: Advert
+    bundle: Bundle
+    known: Annotated[dict[Name, Hex32], Field(max_length=limits.SITES)]
+    """Sites with which there is a secret, each with the digest of the ``Bundle`` that it was agreed with."""
+
+
+class Handshaken(_Answer):
+    """Payload: canonical JSON, site to ``Encapsulated``, of every site asked about whose name is the higher one."""
+
+    kind: Literal["handshaken"] = "handshaken"
+
+
 class Update(_Answer):
-    """What the round gave; payload: float32 little-endian [d + 1], weight × (local - global), then the weight."""
+    """What the round gave; payload: the masked vector (``summand.py``), then ``secagg.site.Contribution.trailer``."""
 
     kind: Literal["update"] = "update"
     round: Round
+    attempt: Attempt
     epsilon: Annotated[float, Field(ge=0)] | None
     """ε that the study has spent at this site so far, at the study's δ; None without privacy."""
     countersignature: Hex64 | None = None
@@ -178,12 +273,34 @@ class Update(_Answer):
 
 
 class Counts(_Answer):
-    """Evaluation counts; payload: int64 little-endian, laid out by ``metrics.py``."""
+    """Evaluation counts; payload: masked, as with ``Update``."""
 
     kind: Literal["counts"] = "counts"
-    round: Annotated[int, Field(ge=0, le=limits.ROUNDS)]
+    round: Round
+    attempt: Attempt
     epsilon: Annotated[float, Field(ge=0)] | None
     """As in ``Update``, with these counts."""
+
+
+class Signed(_Answer):
+    """The site has checked the set of survivors."""
+
+    kind: Literal["signed"] = "signed"
+    round: Round
+    attempt: Attempt
+    of: Purpose
+    signature: Hex64
+
+
+class Shares(_Answer):
+    """What opens the sum; payload: ``secagg.site.SitePart.release``."""
+
+    kind: Literal["shares"] = "shares"
+    round: Round
+    attempt: Attempt
+    of: Purpose
+    next: Advert | None = None
+    """This site's key for the sum that comes next, at its first attempt."""
 
 
 class Closing(_Answer):
@@ -206,8 +323,9 @@ class Refusal(_Answer):
     detail: Detail = ""
 
 
-Request = Propose | Train | Evaluate | Close
-Answer = Standing | Update | Counts | Closing | Refusal
+SumRequest = Advertise | Train | Evaluate | Survivors | Open
+Request = Propose | Handshake | SumRequest | Close
+Answer = Standing | Advertised | Handshaken | Update | Counts | Signed | Shares | Closing | Refusal
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
@@ -236,14 +354,14 @@ def decode_request(header: bytes, coordinator: PublicIdentity) -> Request:
         PeerError: too large, not canonical, an unknown field or kind, a value out of bounds.
     """
     body = _verified_body(header, REQUEST_DOMAIN, coordinator)
-    request: Request = _validated(_requests, body)
+    request: Request = validated(_requests, body)
     return request
 
 
 def decode_answer(header: bytes, site: PublicIdentity) -> Answer:
     """An answer, verified; raises as ``decode_request`` does."""
     body = _verified_body(header, ANSWER_DOMAIN, site)
-    answer: Answer = _validated(_answers, body)
+    answer: Answer = validated(_answers, body)
     return answer
 
 
@@ -265,13 +383,3 @@ def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:
         raise PeerError("a header has a body and a signature")
     signer.verify(domain, canonical_bytes(envelope["body"]), signature_bytes(envelope["signature"]))
     return envelope["body"]
-
-
-def _validated(adapter: TypeAdapter[Any], body: Any) -> Any:
-    try:
-        message = adapter.validate_python(body)
-    except (ValidationError, RecursionError) as error:
-        raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
-    if canonical_bytes(message.model_dump(mode="json")) != canonical_bytes(body):
-        raise PeerError("a message that is not written out in full")
-    return message

@@ -11,9 +11,10 @@ from consilium_shared import documents
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES, ROUNDS, SITES
-from consilium_shared.messages import CanaryAudit, Head, Hex64
+from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
+from consilium_shared.messages import CanaryAudit, Head
 from consilium_shared.roster import Hex32
+from consilium_shared.secagg.terms import Advert, Attempt, Hex64
 from consilium_shared.study import Name
 
 RECORD_DOMAIN = "round-record"
@@ -25,6 +26,19 @@ Round = Annotated[int, Field(ge=1, le=ROUNDS)]
 Sites = Annotated[tuple[Name, ...], Field(max_length=SITES)]
 Epsilon = Annotated[float, Field(ge=0)] | None
 """None stands for infinity: without privacy."""
+
+
+class OpenedSum(Strict):
+    """How a secure sum was opened: all of its terms that the record and the contract do not tell, and who signed."""
+
+    attempt: Attempt
+    """1 where the first attempt was opened; those before it were abandoned unopened."""
+    adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=SITES)]
+    """The cohort's keys for this sum, as its sites signed them, by site."""
+    parameters: Annotated[int, Field(ge=1, le=PARAMETERS)]
+    """Coordinates of the model."""
+    signatures: Annotated[dict[Name, Hex64], Field(max_length=SITES)]
+    """Of survivors, over the terms and the set of survivors; at least the threshold's number."""
 
 
 class RoundRecord(Strict):
@@ -48,12 +62,21 @@ class RoundRecord(Strict):
     """Head of each participant's ledger when it answered: the round's charge, or an entry after it."""
     seconds: Annotated[float, Field(ge=0)]
     metrics: dict[str, Any] | None
+    """Of ``model_after``, from counts in a sum of their own; after the last round alone."""
+    metrics_before: dict[str, Any] | None = None
+    """Of ``model_before``, from the counts that rode on this round's updates."""
+    opened: OpenedSum | None = None
+    """The sum of this round's updates; None in records of versions that had no secure sums."""
+    implausible: str | None = None
+    """Why the sum is none that honest sites could have given; no step was taken then."""
+    opened_counts: OpenedSum | None = None
+    """The sum of the counts behind ``metrics``."""
     previous: Hex32 | None = None
     """SHA-256 of the record of the round before, of all its bytes; None for the first."""
     answers: Annotated[dict[Name, Hex32], Field(default_factory=dict)]
     """SHA-256 of the header of each participant's update: its ledger must say that it left."""
     counts: Annotated[dict[Name, Hex32], Field(default_factory=dict)]
-    """SHA-256 of the header of each site's evaluation counts."""
+    """SHA-256 of the header of each site's evaluation counts, of those behind ``metrics``."""
     countersigned: Annotated[dict[Name, Hex64], Field(default_factory=dict)]
     """Signatures of this round's participants over ``previous``."""
 

@@ -18,6 +18,7 @@ from consilium_shared.printable import printable
 
 Task = Literal["image-classification", "sequence-classification", "tabular-classification"]
 Metric = Literal["auroc", "accuracy", "f1", "sensitivity", "specificity", "loss"]
+ThreatModel = Literal["malicious-server", "honest-but-curious"]
 SEED_LIMIT = 2**53 - 1  # the largest integer that canonical JSON carries
 
 
@@ -212,13 +213,30 @@ class ServerOptimizer(Strict):
 
 
 class Aggregation(Strict):
-    """How updates become one model."""
+    """How updates become one model: which sums are opened, and what one site may add to them."""
 
     optimizer: ServerOptimizer = ServerOptimizer()
     weighting: Literal["patients", "equal"] = "patients"
-    min_sites: Annotated[int, Field(ge=1, le=limits.SITES)] = 2
+    max_weight: Annotated[int, Field(ge=1, le=limits.WEIGHT)] = 65_536
+    """Largest weight of one site; a site with more patients counts as so many. The smaller, the finer the encoding."""
+    min_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
+    """Fewest sites whose sum is opened."""
+    threat_model: ThreatModel = "malicious-server"
+    """What the coordinator may be; it decides how many sites it takes to open a sum (``secagg.terms.threshold``)."""
+    norm_bound: Annotated[float, Field(gt=0, le=limits.NORM_BOUND)] = 100.0
+    """Largest L2 norm of a site's update; a larger one is scaled down to it."""
+    coordinate_bound: Annotated[float, Field(gt=0, le=limits.NORM_BOUND)] = 8.0
+    """Largest absolute coordinate of a site's update; a larger one is cut off. The smaller, the finer the encoding."""
+    ring_bits: Literal[16, 32] = 32
+    """Width of the integers in which updates are added up: 32 sends what float32 would, 16 half of it, coarser."""
     round_timeout: Duration = "30m"
-    """How long a round waits for a site that is away, once ``min_sites`` have answered."""
+    """How long a round waits for a site that is away, once there are enough others."""
+
+    @model_validator(mode="after")
+    def _encodable(self) -> Aggregation:
+        if self.ring_bits == 16 and self.weighting != "equal":
+            raise ValueError("ring_bits: 16 is too coarse for weights; it takes weighting: equal")
+        return self
 
 
 class Evaluation(Strict):

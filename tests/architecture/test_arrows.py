@@ -24,8 +24,10 @@ ONLY = {
     "flwr": {
         "consilium_server/app.py",
         "consilium_server/exchange.py",
+        "consilium_server/reply.py",
         "consilium_server/study_run.py",
         "consilium_server/superlink.py",
+        "consilium_server/superlink_store.py",
         "consilium_client/supernode.py",
         "consilium_client/courier.py",
     },

@@ -11,35 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.audit.hospitals import Federation, Hospital
 
 from consilium_audit.evidence import VerificationFailed
 from consilium_audit.verify import Verdict, Verification
-from consilium_client.enroll import enroll
-from consilium_client.site import Home as SiteHome
-from consilium_client.spending import Spending
-from consilium_client.store import LedgerFile
-from consilium_server import registry
-from consilium_server.admission import admit
-from consilium_server.evidence import collect
-from consilium_server.federation import Home as ServerHome
-from consilium_server.provision import provision
-from consilium_server.studies import StudyFolder, folder
 from consilium_shared import documents
-from consilium_shared import roster as rosters
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import decode_entry, decode_json, line_digest, make_body, sign_entry
-from consilium_shared.messages import Closing, Head, Recorded, countersign, decode_answer, encode
+from consilium_shared.messages import Head, countersign, decode_answer, encode
 from consilium_shared.privacy.budget import Budget
-from consilium_shared.privacy.event import Event, event_to_dict
-from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_of
+from consilium_shared.privacy.plan import PrivacyPlan, plan_of
 from consilium_shared.records import RECORD_DOMAIN
 from consilium_shared.study import Study
 
 SITES = ("north", "south", "west")
 ROUNDS = 3
 BUDGET = Budget(6.0, 1e-4)
-LAST_MODEL = b"the last model"
 PATIENTS = 1000
 PRIVATE = {"mode": "dp", "epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0, "noise_multiplier": 1.5}
 AWAY = {(2, "west")}
@@ -227,170 +215,49 @@ class Rebuilt:
         self.digests[digest(header)] = digest(file.read_bytes())
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a hospital's update says, and the digests of its two answers."""
+def a_federation(
+    root: Path,
+    study: Study,
+    sites: tuple[str, ...] = SITES,
+    *,
+    eventful: bool = True,
+    attempts: int = 1,
+    late: tuple[str, ...] = (),
+) -> Evidence:
+    """The evidence of a finished study.
 
-    epsilon: float | None
-    head: dict[str, Any]
-    update: str
-    counts: str | None
-    countersignature: str | None
-
-
-class Hospital:
-    """What a site's agent writes, without the training."""
-
-    def __init__(self, home: SiteHome, site: str, study: Study, plan: Plan) -> None:
-        self.identity = Identity.load(home.root / "keys" / "identity.key")
-        self.ledger = LedgerFile(home.root / "ledger.jsonl", site, self.identity)
-        self.spending = Spending(self.ledger)
-        self.study, self.plan, self.site = study, plan, site
-        self.private = isinstance(plan, PrivacyPlan)
-        self.budget = BUDGET if self.private else Budget(math.inf, 1e-4)
-        self.spending.open_asset("icu", self.budget, "1" * 64)
-        limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
-        self.spending.approve(
-            study=study.digest, name="sepsis", asset="icu", plan=plan, budget=self.budget, epsilon=limit, by="Dr Ono"
-        )
-
-    def release_charge(self, purpose: str, number: int, event: Event) -> None:
-        """Of one noised release, settled at once."""
-        fields = {"study": self.study.digest, "name": "sepsis", "asset": "icu", "round": number, "attempt": 1}
-        more = {"event": event_to_dict(event), "delta": self.budget.delta, "epsilon_after": None, "purpose": purpose}
-        charge = self.ledger.append("charge", {**fields, **more})
-        self.ledger.append("settle", {"charge_seq": charge.seq, "steps": 1})
-
-    def other_study(self) -> None:
-        """A small one that touched the same patients before."""
-        plan = PrivacyPlan(0.05, 1.0, 2.0, 2, 1, 1e-4, 3.0)
-        study = "b" * 64
-        self.spending.approve(
-            study=study, name="falls", asset="icu", plan=plan, budget=self.budget, epsilon=3.0, by="Dr Ono"
-        )
-        self.spending.reserve(study, "falls", "icu", 1, plan, self.budget).settle(2)
-        self.ledger.append("refuse", {"study": study, "round": 2, "reason": "policy", "detail": "no such round"})
-
-    @property
-    def head(self) -> dict[str, Any]:
-        return {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
-
-    def charge(self, number: int) -> Any:
-        return self.spending.reserve(self.study.digest, "sepsis", "icu", number, self.plan, self.budget)
-
-    def witness(self, recorded: Recorded) -> str:
-        if recorded.round not in self.ledger.books.witnessed.get(self.study.digest, {}):
-            self.ledger.append("witness", {"study": self.study.digest, **recorded.model_dump(mode="json")})
-        return countersign(recorded.record, self.identity)
-
-    def answer(self, number: int, recorded: Recorded | None) -> Answer:
-        signature = None if recorded is None else self.witness(recorded)
-        reservation = self.charge(number)
-        head = self.head
-        reservation.settle(5)
-        update = self._release(number, "update")
-        counts = self.count(number) if number in self.study.evaluated_rounds else None
-        spent = reservation.study_epsilon_after
-        return Answer(math.ceil(spent * 1000) / 1000 if self.private else None, head, update, counts, signature)
-
-    def count(self, number: int) -> str:
-        evaluation = self.plan.evaluation_event()
-        if self.private and evaluation is not None:
-            self.release_charge("evaluation", number, evaluation)
-        return self._release(number, "counts")
-
-    def close(self, recorded: Recorded, federation: str) -> bytes:
-        signature = self.witness(recorded)
-        spent = self.spending.study_epsilon(self.study.digest)
-        closing = Closing(
-            federation=federation,
-            study=self.study.digest,
-            site=self.site,
-            request=digest(b"the request to close"),
-            head=Head.model_validate(self.head),
-            round=recorded.round,
-            epsilon=math.ceil(spent * 1000) / 1000 if self.private else None,
-            countersignature=signature,
-        )
-        header = encode(closing, self.identity)
-        self._release(None, "closing", header)
-        return header
-
-    def _release(self, number: int | None, message: str, header: bytes = b"") -> str:
-        sha256 = digest(header or f"{self.site} {number} {message}".encode())
-        fields = {"study": self.study.digest, "round": number, "message": message, "sha256": sha256, "bytes": 9}
-        self.ledger.append("release", fields)
-        return sha256
-
-
-def a_federation(root: Path, study: Study, sites: tuple[str, ...] = SITES, *, eventful: bool = True) -> Evidence:
-    """The evidence of a finished study; ``eventful``: with an absence, another study, a crash, and a refusal."""
+    Args:
+        eventful: with an absence, another study, a crash, and a refusal.
+        attempts: at every round, of which all but the last are abandoned.
+        late: sites that give a key for the last round and no update.
+    """
     root.mkdir()
     plan = plan_of(study, PATIENTS)
-    (root / "federation.yaml").write_text(f"federation: trial\naddress: 127.0.0.1\nsites: [{', '.join(sites)}]\n")
-    server = ServerHome(root / "server")
-    provision(server, root / "federation.yaml")
-    hospitals: dict[str, Hospital] = {}
-    for site in sites:
-        home = SiteHome(root / site)
-        enroll(home, server.invitations / f"{site}.json")
-        admit(server, (home.root / "join-request.json").read_bytes())
-        hospitals[site] = Hospital(home, site, study, plan)
-    if eventful and isinstance(plan, PrivacyPlan):
-        hospitals["north"].other_study()
-    place, roster, coordinator = folder(server, "sepsis"), server.roster(), server.coordinator()
-    place.create(study, server.roster_file.read_bytes())
+    private = isinstance(plan, PrivacyPlan)
+    made = Federation(root, "trial", sites, BUDGET if private else Budget(math.inf, 1e-4))
+    for hospital in made.hospitals.values():
+        hospital.approve(study, plan, made.roster.digest)
+    if eventful and private:
+        another_study(made.hospitals["north"])
+    made.begin(study, dict.fromkeys(sites, plan))
     for number in range(1, plan.rounds + 1):
         if eventful and number == 3:
-            hospitals["south"].witness(place.recorded(2, coordinator))
-            hospitals["south"].charge(3)  # a crash: charged, never settled, and run again
-        _round(place, number, hospitals, roster, coordinator, AWAY if eventful else set())
-    last = place.recorded(plan.rounds, coordinator)
-    for site, hospital in hospitals.items():
-        place.keep_closing(site, hospital.close(last, roster.federation))
-    closings = {site: closing for site, (_, closing) in place.closings(roster).items()}
-    registry.publish(server, study, roster, LAST_MODEL, place.records(coordinator), closings)
-    target = root / "evidence"
-    collect(server, "sepsis", target)
-    for site, hospital in hospitals.items():
-        hospital.ledger.close()
-        shutil.copy(root / site / "ledger.jsonl", target / f"{site}.jsonl")
-    keys = {site: hospital.identity for site, hospital in hospitals.items()}
-    return Evidence(target, coordinator, keys, plan.rounds)
+            made.hospitals["south"].witness(study, made.recorded(2))
+            made.hospitals["south"].charge(study, plan, 3)  # a crash: charged, never settled, and run again
+        away = {site: "offline" for each, site in AWAY if each == number and eventful}
+        made.round(number, away=away, attempts=attempts, late=late if number == plan.rounds else ())
+    target = made.finish()
+    keys = {site: hospital.identity for site, hospital in made.hospitals.items()}
+    return Evidence(target, made.coordinator, keys, plan.rounds)
 
 
-def _round(
-    place: StudyFolder,
-    number: int,
-    hospitals: dict[str, Hospital],
-    roster: rosters.Roster,
-    coordinator: Identity,
-    away: set[tuple[int, str]],
-) -> None:
-    study, here = place.study(), sorted(site for site in hospitals if (number, site) not in away)
-    recorded = place.recorded(number - 1, coordinator) if number > 1 else None
-    answers = {site: hospitals[site].answer(number, recorded) for site in here}
-    last = number == study.training.rounds
-    record = {
-        "study": study.digest,
-        "federation": roster.federation,
-        "roster": roster.digest,
-        "round": number,
-        "model_before": digest(f"model {number - 1}".encode()),
-        "model_after": digest(LAST_MODEL if last else f"model {number}".encode()),
-        "participants": here,
-        "away": {site: "offline" for site in hospitals if site not in here},
-        "refused": {},
-        "epsilon": {site: answer.epsilon for site, answer in answers.items()},
-        "heads": {site: answer.head for site, answer in answers.items()},
-        "seconds": 1.5,
-        "metrics": {"auroc": 0.8, "sites": len(here)} if number in study.evaluated_rounds else None,
-        "previous": recorded.record if recorded is not None else None,
-        "answers": {site: answer.update for site, answer in answers.items()},
-        "counts": {site: answer.counts for site, answer in answers.items() if answer.counts},
-        "countersigned": {site: each.countersignature for site, each in answers.items() if each.countersignature},
-    }
-    place.write_record(record, coordinator)
+def another_study(hospital: Hospital) -> None:
+    """A small one that touched the same patients before."""
+    plan, study = PrivacyPlan(0.05, 1.0, 2.0, 2, 1, 1e-4, 3.0), "b" * 64
+    about = {"study": study, "name": "falls", "asset": "icu", "plan": plan, "budget": hospital.budget}
+    hospital.spending.approve(**about, epsilon=3.0, by="Dr Ono")
+    hospital.spending.reserve(study, "falls", "icu", 1, plan, hospital.budget).settle(2)
+    hospital.ledger.append("refuse", {"study": study, "round": 2, "reason": "policy", "detail": "no such round"})
 
 
 @pytest.fixture(scope="module")
@@ -417,12 +284,24 @@ def every_other(tmp_path: Path) -> Evidence:
 
 
 @pytest.fixture
+def repeated(tmp_path: Path) -> Evidence:
+    """A federation in which every round took two attempts: the same updates left twice, under different masks."""
+    return a_federation(tmp_path / "repeated", a_study(PRIVATE), eventful=False, attempts=2)
+
+
+@pytest.fixture
 def calibrated(tmp_path: Path) -> Evidence:
     """A federation whose contract leaves the noise to calibration."""
     return a_federation(tmp_path / "calibrated", a_study({**PRIVATE, "noise_multiplier": "auto"}), eventful=False)
 
 
 FOUR = ("east", "north", "south", "west")
+
+
+@pytest.fixture
+def latecomer(tmp_path: Path) -> Evidence:
+    """A federation of four, of which one gave a key for the last round and no update in time."""
+    return a_federation(tmp_path / "late", a_study(PRIVATE), FOUR, eventful=False, late=("east",))
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,16 @@ def test_a_plan_is_refused_that_the_contract_does_not_give(
     assert why in evidence.fails(8, evidence.ledger("west"), evidence.seq_of("west", "approve"))
 
 
+@pytest.mark.parametrize("roster", [None, "0" * 64])
+def test_an_approval_of_another_roster_or_of_none_is_found(evidence: Evidence, roster: str | None) -> None:
+    def other(lines: list[Line]) -> list[Line]:
+        lines[evidence.seq_of("west", "approve") - 1][3]["roster"] = roster
+        return lines
+
+    evidence.rewrite("west", other)
+    assert "another roster" in evidence.fails(8, evidence.ledger("west"), evidence.seq_of("west", "approve"))
+
+
 def test_calibrated_noise_may_be_more_and_a_thousandth_less(evidence: Evidence) -> None:
     asked = noise_of(evidence, "evaluation_noise")
     for noise in (asked - 0.001, asked + 1.0):
@@ -91,45 +101,108 @@ def test_noise_that_the_contract_leaves_to_calibration_is_calibrated_again(calib
 # -- the releases
 
 
-def left_too(evidence: Evidence, after: str, number: int, *, charged: bool, same: bool = False) -> int:
-    """Counts of round ``number`` leave West behind its ``after`` of that round; their line."""
+def left_too(evidence: Evidence, message: str, number: int, /, *, charged: tuple[str, ...] = (), **said: Any) -> int:
+    """Behind West's ``message`` of round ``number`` leaves another such, of which the ledger says ``said``; its line.
+
+    ``charged``: what is charged anew before it, as for the first one.
+    """
     lines = evidence.lines("west")
-    found = next(line for line in lines if line[2] == "release" and line[3]["message"] == after)
+    found = next(line for line in lines if (line[3].get("message"), line[3].get("round")) == (message, number))
     at = lines.index(found) + 1
-    assert found[3]["round"] == number
-    counts = {**found[3], "message": "counts", "sha256": found[3]["sha256"] if same else "4" * 64}
-    event = {"kind": "gaussian", "noise_multiplier": noise_of(evidence, "evaluation_noise")}
-    before = [line for line in lines[:at] if line[2] == "charge" and line[3]["purpose"] == "evaluation"]
-    about = {"purpose": "evaluation", "attempt": len(before) + 1, "event": event}
-    charge = {**lines[evidence.charge_of("west", number) - 1][3], **about}
-    new = [[*found[:2], "charge", charge]] if charged else []
-    new.append([*found[:2], "release", counts])
+    of = {"training": number, "evaluation": number - (message == "update")}
+    new = []
+    for purpose in charged:
+        charge = lines[evidence.charge_of("west", of[purpose], purpose) - 1][3]
+        new.append([*found[:2], "charge", {**charge, "attempt": 2}])
+    new.append([*found[:2], "release", {**found[3], "sha256": "4" * 64, **said}])
     evidence.rewrite("west", lambda _: evidence.moved([*lines[:at], *new, *lines[at:]]))
     return at + len(new)
 
 
-def test_counts_of_a_round_that_is_not_evaluated_are_found_although_charged(every_other: Evidence) -> None:
-    every_other.verified()
-    line = left_too(every_other, "update", 1, charged=True)
-    assert "does not evaluate" in every_other.fails(8, every_other.ledger("west"), line)
+@pytest.mark.parametrize(
+    ("message", "number", "charged", "why"),
+    [
+        ("update", 1, (), "the update of round 1 left without a charge"),
+        ("update", 3, ("evaluation",), "the update of round 3 left without a charge"),
+        ("counts", 3, (), "the counts of round 3 left without a charge"),
+    ],
+)
+def test_what_leaves_twice_is_charged_twice(
+    evidence: Evidence, message: str, number: int, charged: tuple[str, ...], why: str
+) -> None:
+    line = left_too(evidence, message, number, charged=charged)
+    assert why in evidence.fails(8, evidence.ledger("west"), line)
 
 
-@pytest.mark.parametrize(("charged", "same"), [(False, True), (False, False), (True, False)])
-def test_counts_that_leave_twice_are_found(evidence: Evidence, charged: bool, same: bool) -> None:
-    line = left_too(evidence, "counts", 1, charged=charged, same=same)
-    assert "a second time" in evidence.fails(8, evidence.ledger("west"), line)
+def test_counts_that_ride_on_an_update_have_a_charge_of_their_own(of_four: Callable[[int], Evidence]) -> None:
+    line = left_too(evidence := of_four(2), "update", 2, charged=("training",))
+    assert "the counts of round 1 left without" in evidence.fails(8, evidence.ledger("west"), line)
 
 
-def test_counts_of_a_study_without_privacy_keep_its_schedule_too(without_privacy: Evidence) -> None:
-    evidence = without_privacy
+def test_a_round_that_is_trained_anew_on_a_charge_of_its_own_is_paid(of_four: Callable[[int], Evidence]) -> None:
+    left_too(evidence := of_four(2), "update", 2, charged=("training", "evaluation"))
+    evidence.fails(9)  # what was charged is more than the records state: nothing else is wrong
 
-    def twice(lines: list[Line]) -> list[Line]:
-        at = next(i for i, line in enumerate(lines) if line[2] == "release" and line[3]["message"] == "counts")
-        return evidence.moved([*lines[: at + 1], lines[at], *lines[at + 1 :]])  # type: ignore[no-any-return]
 
+@pytest.mark.parametrize(("message", "number"), [("update", 3), ("counts", 3)])
+def test_the_same_once_more_under_other_masks_needs_no_charge(evidence: Evidence, message: str, number: int) -> None:
+    left_too(evidence, message, number, again=True)
     evidence.verified()
-    evidence.rewrite("west", twice)
-    assert "a second time" in evidence.fails(8, evidence.ledger("west"))
+
+
+def test_what_is_the_same_once_more_was_there_before(repeated: Evidence) -> None:
+    def forgotten(lines: list[Line]) -> list[Line]:
+        first = next(line for line in lines if line[3].get("message") == "update")
+        assert "again" not in first[3]
+        return repeated.moved([line for line in lines if line is not first])  # type: ignore[no-any-return]
+
+    repeated.verified()
+    repeated.rewrite("west", forgotten)
+    assert "the update of round 1 left again, but not before" in repeated.fails(8, repeated.ledger("west"))
+
+
+def test_what_is_the_same_once_more_may_leave_without_its_counts(evidence: Evidence) -> None:
+    """Where too few of the others add theirs."""
+    left_too(evidence, "update", 3, again=True, counts=False)
+    evidence.verified()
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_counts_that_leave_only_with_the_second_attempt_are_charged(repeated: Evidence, charged: bool) -> None:
+    gone = None if charged else repeated.charge_of("west", 1, "evaluation")
+
+    def later(lines: list[Line]) -> list[Line]:
+        del next(line for line in lines if line[3].get("counts"))[3]["counts"]
+        kept = [line for line in lines if gone is None or gone not in (line[0], line[3].get("charge_seq"))]
+        return repeated.moved(kept)  # type: ignore[no-any-return]
+
+    repeated.rewrite("west", later)
+    if charged:
+        repeated.verified()
+    else:
+        assert "the counts of round 1 left without" in repeated.fails(8, repeated.ledger("west"))
+
+
+def test_counts_of_a_round_that_is_not_evaluated_are_found(every_other: Evidence) -> None:
+    def carries(lines: list[Line]) -> list[Line]:
+        updates = [fields for _, _, kind, fields in lines if kind == "release" and fields["message"] == "update"]
+        next(fields for fields in updates if fields["round"] == 2)["counts"] = True
+        return lines
+
+    every_other.verified()
+    every_other.rewrite("north", carries)
+    assert "does not evaluate" in every_other.fails(8, every_other.ledger("north"))
+
+
+def test_counts_leave_by_themselves_after_the_last_round_alone(evidence: Evidence) -> None:
+    line = left_too(evidence, "update", 1, message="counts")
+    assert "in a sum of their own" in evidence.fails(8, evidence.ledger("west"), line)
+
+
+def test_counts_of_a_study_without_privacy_are_charged_too(without_privacy: Evidence) -> None:
+    without_privacy.verified()
+    line = left_too(without_privacy, "counts", 3)
+    assert "without a charge" in without_privacy.fails(8, without_privacy.ledger("west"), line)
 
 
 def test_another_number_of_patients_is_charged_again(evidence: Evidence) -> None:

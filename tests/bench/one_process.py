@@ -21,12 +21,13 @@ from consilium_client.data import AssetSpec, Records, load
 from consilium_client.desk import make_plan
 from consilium_client.training.trainer import train
 from consilium_deploy.real_data import POOLED, main
-from consilium_server.aggregation import UpdateSum
 from consilium_server.optimizer import ServerOptimizer
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import Plan
+from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
+from consilium_shared.summand import bound, fixed_point, largest_weight, read
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
 CPU = torch.device("cpu")
@@ -82,13 +83,18 @@ def federated(study: Study, sites: Mapping[str, Records], plans: Mapping[str, Pl
     vector = to_vector(build(study))
     server = ServerOptimizer.from_study(study.aggregation.optimizer)
     for number in range(1, study.training.rounds + 1):
-        model, total = pack(vector, study), UpdateSum(vector.size)
+        model, weights = pack(vector, study), 0
+        total = np.zeros(vector.size, dtype=DTYPES[study.aggregation.ring_bits])
+        encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.digest} {seed} {number} {site}".encode()).digest()
             result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn)
-            weight = float(result.patients) if study.aggregation.weighting == "patients" else 1.0
-            total.fold(site, np.append(result.update.astype(np.float64) * weight, weight).astype("<f4").tobytes())
-        vector = server.step(vector, total.mean())
+            bound(result.update, study)
+            weight = min(result.patients, largest_weight(study))
+            encoding.encode(result.update, encoded, weight / largest_weight(study))
+            total, weights = total + encoded, weights + weight
+        totals = {"update": total, "weight": np.asarray([weights], dtype=np.uint64)}
+        vector = server.step(vector, read(study, "training", len(sites), len(sites), totals).mean)
     return pack(vector, study)
 
 

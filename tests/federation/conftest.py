@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from cables import Cables, forbidden
 from consilium_client.agent_socket import AgentAway, call_admin
 from consilium_client.site import Home as SiteHome
 from consilium_client.store import read_ledger
@@ -90,6 +91,7 @@ def site_yaml(site: str, folder: Path) -> str:
         "minimum_patients": 20,
         "minimum_held_back": 2,  # of thirty images some six
         "allow_without_privacy": True,
+        "threat_models": ["malicious-server", "honest-but-curious"],
     }
     return json.dumps({"site": site, "assets": assets, "policy": policy, "device": "cpu"})  # YAML holds JSON
 
@@ -170,12 +172,35 @@ class Hospitals(LocalFederation):
         assert "error" not in answer, answer
         return answer["value"]
 
-    def until(self, look: Callable[[], Any], what: str, service: str | None = None) -> Any:
+    def until_phase(self, study: str, number: int, phase: str) -> None:
+        """Until the study's process opens a phase of a round, just before its question goes out.
+
+        Phases: ``training``, ``evaluation``, and after the last round ``closing``.
+        """
+        wanted = {"event": "round", "round": number, "phase": phase}
+        opened = partial(self._tells, study, wanted)
+        self.until(opened, f"round {number} of {study} comes to its {phase}", "server", pause=0.01)
+
+    def answered(self, study: str, number: int, phase: str) -> set[str]:
+        """The sites whose answers to this phase of a round are in."""
+        found: set[str] = set()
+        current: tuple[int, str] | None = None
+        for event in self.events(study):
+            if event["event"] == "round":
+                current = event["round"], event["phase"]
+            elif event["event"] == "answer" and current == (number, phase):
+                found.add(event["site"])
+        return found
+
+    def _tells(self, study: str, wanted: dict[str, Any]) -> bool:
+        return any(wanted.items() <= event.items() for event in self.events(study))
+
+    def until(self, look: Callable[[], Any], what: str, service: str | None = None, pause: float = 0.05) -> Any:
         """As ``wait``, but looks often: for moments that pass."""
         deadline = time.monotonic() + 240
         while not (found := look()):
             assert time.monotonic() < deadline, f"waited in vain until {what}\n{self.logs(service)}"
-            time.sleep(0.05)
+            time.sleep(pause)
         return found
 
     def ended(self, study: str) -> str:
@@ -225,13 +250,16 @@ class Hospitals(LocalFederation):
 
 
 @contextlib.contextmanager
-def running(*more: str, listen: str = "127.0.0.1") -> Iterator[Hospitals]:
-    """A federation of ``SITES`` that runs; sites in ``more`` are enrolled too, and neither admitted nor started."""
+def running(*more: str, **settings: Any) -> Iterator[Hospitals]:
+    """A federation of ``SITES`` that runs; sites in ``more`` are enrolled too, and neither admitted nor started.
+
+    ``settings`` are ``LocalFederation``'s.
+    """
     root = Path(tempfile.mkdtemp(prefix="fed"))  # short: a socket's path has at most 100 bytes
     for folder in ("data", "tmp"):
         (root / folder).mkdir()
     sites = {site: site_yaml(site, root / "data") for site in (*SITES, *more)}
-    hospitals = Hospitals(root, sites, listen=listen, environment={"TMPDIR": str(root / "tmp")})
+    hospitals = Hospitals(root, sites, environment={"TMPDIR": str(root / "tmp")}, **settings)
     try:
         hospitals.provision(admitted=SITES)
         hospitals.up("server", *SITES)
@@ -253,6 +281,30 @@ def shaken() -> Iterator[Hospitals]:
     """A federation for tests that kill its programs."""
     with running() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def laid() -> Iterator[Cables]:
+    """A cable to each of ``SITES``; the test is skipped where the system permits none."""
+    if reason := forbidden():
+        pytest.skip(reason)
+    with Cables(SITES) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def wired(laid: Cables) -> Iterator[Hospitals]:
+    """A federation whose sites reach the coordinator by these cables alone."""
+    prefixes = {site: laid.prefix(site) for site in SITES}
+    with running(listen=laid.address, address=laid.address, prefixes=prefixes) as made:
+        yield made
+
+
+@pytest.fixture
+def cables(laid: Cables) -> Iterator[Cables]:
+    """Those of ``wired``, to be cut and mended; whole again after the test."""
+    yield laid
+    laid.mend()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,7 +47,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from consilium_client.agent_socket import AgentAway, AgentChannel
 from consilium_server import study_run, superlink
-from consilium_server.exchange import Answer, ask
+from consilium_server.exchange import ask
 from consilium_server.study_run import StudyGrid, open_grid
 from consilium_server.superlink_settings import SuperLinkSettings
 from consilium_shared.errors import ConfigurationError, TransportError
@@ -54,7 +55,7 @@ from consilium_shared.errors import ConfigurationError, TransportError
 AGENT = """
 import sys, time
 from pathlib import Path
-from consilium_client.agent_socket import serve
+from consilium_client.agent_socket import cut, serve
 home = Path(sys.argv[1])
 
 def answer(header, payload):
@@ -65,7 +66,7 @@ def answer(header, payload):
     if header.startswith(b"fail"):
         raise ValueError("Erika Mustermann, born 1964")
     turn = home.name.encode()[0]
-    return b"answer to " + header, payload[turn:] + payload[:turn]
+    return b"answer to " + header, cut(payload[turn:] + payload[:turn])
 
 serve(home / "run" / "agent.sock", answer).wait_for_termination()
 """
@@ -197,6 +198,16 @@ class Site:
         return seen.read_bytes().splitlines().count(header) if seen.exists() else 0
 
 
+@dataclass(frozen=True)
+class Heard:
+    """An answer with its payload as bytes."""
+
+    site: str
+    header: bytes
+    payload: bytes
+    problem: str | None
+
+
 class Federation:
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
         self.root = root
@@ -224,9 +235,15 @@ class Federation:
 
     def ask(
         self, grid: StudyGrid, header: bytes, payload: bytes = b"", *, sites: tuple[str, ...] = (), timeout: float = 60
-    ) -> dict[str, Answer]:
+    ) -> dict[str, Heard]:
         requests = dict.fromkeys(sites or self.sites, (header, payload))
-        return {each.site: each for each in ask(grid, requests, self.nodes, timeout)}
+        return {each.site: each for each in self.answers(grid, requests, timeout)}
+
+    def answers(
+        self, grid: StudyGrid, requests: Mapping[str, tuple[bytes, bytes]], timeout: float, **options: Any
+    ) -> Iterator[Heard]:
+        for each in ask(grid, requests, self.nodes, timeout, spool=self.root, **options):
+            yield Heard(each.site, each.header, each.payload.read(), each.problem)
 
     def client(self) -> httpx.Client:
         context = ssl.create_default_context(cadata=self.authority.pem.decode("ascii"))
@@ -273,9 +290,9 @@ def test_a_second_question_without_payload_is_answered(federation: Federation, g
 
 
 @contextlib.contextmanager
-def asking(federation: Federation, grid: StudyGrid, header: bytes, site: str) -> Iterator[dict[str, Answer]]:
+def asking(federation: Federation, grid: StudyGrid, header: bytes, site: str) -> Iterator[dict[str, Heard]]:
     """Ask one site in the background; yield once its agent has the message; at the end the answer is there."""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, Heard] = {}
     before = federation.sites[site].deliveries(header)
     thread = threading.Thread(target=lambda: answers.update(federation.ask(grid, header, sites=(site,), timeout=180)))
     thread.start()
@@ -289,6 +306,8 @@ def test_the_store_is_empty_after_the_answers_were_pulled(federation: Federation
     with contextlib.closing(sqlite3.connect(federation.settings.database)) as database:
         tables = ("message_ins", "message_res", "objects")
         assert [database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables] == [0, 0, 0]
+    files = list(federation.settings.directory.glob("state.db*"))
+    eventually(lambda: sum(each.stat().st_size for each in files if each.exists()) < 2_000_000)
 
 
 def test_secrets_and_database_are_for_the_owner_alone(federation: Federation) -> None:
@@ -410,15 +429,17 @@ def test_an_agents_exception_does_not_leave_the_site(federation: Federation, gri
 
 def test_a_reply_above_the_limit_is_malformed(federation: Federation, grid: StudyGrid) -> None:
     requests = {"north": (b"big", secrets.token_bytes(2_000_000)), "south": (b"small", b"x")}
-    answers = {each.site: each for each in ask(grid, requests, federation.nodes, 60, payload_bytes=1_000_000)}
+    answers = {each.site: each for each in federation.answers(grid, requests, 60, payload_bytes=1_000_000)}
     assert {site: answer.problem for site, answer in answers.items()} == {"north": "malformed", "south": None}
 
 
-def test_a_message_that_is_not_ours_does_not_reach_the_agent(federation: Federation, grid: StudyGrid) -> None:
+def test_a_message_that_is_not_ours_does_not_reach_the_agent(
+    federation: Federation, grid: StudyGrid, tmp_path: Path
+) -> None:
     foreign = RecordDict({"header": ConfigRecord({"header": b"foreign", "more": 1})})
     (message_id,) = grid.push_messages([Message(foreign, federation.nodes["north"], "train", ttl=60)])
     replies = []
-    eventually(lambda: bool(replies.extend(grid.receive({message_id}, 1000)) or replies))
+    eventually(lambda: bool(replies.extend(grid.receive({message_id}, 1000, tmp_path)) or replies))
     assert replies[0].problem == "crashed"
     assert federation.sites["north"].deliveries(b"foreign") == 0
 
@@ -458,9 +479,8 @@ def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Feder
         if states[-1] == {"south": "offline"} and site.supernode.process.poll() is not None:
             site.supernode.start()
 
-    answers = list(
-        ask(grid, {"north": (b"both", b""), "south": (b"both", b"")}, federation.nodes, 90, on_wait=come_back)
-    )
+    requests = dict.fromkeys(federation.sites, (b"both", b""))
+    answers = list(federation.answers(grid, requests, 90, on_wait=come_back))
     assert [(each.site, each.problem) for each in answers] == [("north", None), ("south", None)]
 
 
@@ -471,7 +491,7 @@ def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federatio
     try:
         assert federation.ask(grid, b"where", sites=("south",), timeout=1.5)["south"].problem == "unavailable"
         assert federation.ask(grid, b"slow 4", sites=("north",), timeout=2)["north"].problem == "timeout"
-        aborted = list(ask(grid, {"north": (b"never mind", b"")}, federation.nodes, 60, abort=lambda: True))
+        aborted = list(federation.answers(grid, {"north": (b"never mind", b"")}, 60, abort=lambda: True))
         assert [answer.problem for answer in aborted] == ["aborted"]
     finally:
         site.supernode.start()

@@ -18,7 +18,7 @@ import pydicom
 import pytest
 
 from consilium_client import data
-from consilium_client.agent_socket import AgentChannel, serve
+from consilium_client.agent_socket import AgentChannel, cut, serve
 from consilium_client.site import Home
 from consilium_shared import messages
 from consilium_shared.identity import PublicIdentity
@@ -42,11 +42,11 @@ class Recorder:
         socket.rename(self.behind)
         channel = AgentChannel(self.behind)
 
-        def pass_on(header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        def pass_on(header: bytes, payload: bytes) -> tuple[bytes, Iterator[bytes]]:
             answer = channel.exchange(header, payload)
             self.asked += [header, payload]
             self.answered += answer
-            return answer
+            return answer[0], cut(answer[1])
 
         self.service = serve(socket, pass_on)
 
@@ -191,12 +191,19 @@ def test_what_crosses_an_agents_socket_are_signed_answers_of_known_size(
     identity: PublicIdentity = Home(hospitals.site(site)).identity().public
     decoded = [messages.decode_answer(header, identity) for header in answers[::2]]
     kinds = [answer.kind for answer in decoded]
-    assert (kinds.count("update"), kinds.count("counts"), kinds.count("closing")) == (4, 4, 2)
-    assert set(kinds) == {"standing", "update", "counts", "closing"}
-    for answer, payload in zip(decoded, answers[1::2], strict=True):
+    assert (kinds.count("update"), kinds.count("counts"), kinds.count("closing")) == (4, 2, 2)
+    assert kinds.count("signed") == kinds.count("shares") == 4 + 2
+    told = {"standing", "advertised", "handshaken", "update", "counts", "signed", "shares", "closing"}
+    assert set(kinds) == told
+    carried = list(zip(decoded, answers[1::2], strict=True))
+    for answer, payload in carried:
         answer.payload.check(payload)
     parameters = (5 * 8 + 8) + (8 * 2 + 2)
-    assert {len(p) for a, p in zip(decoded, answers[1::2], strict=True) if a.kind == "update"} >= {4 * (parameters + 1)}
+    sealed, commitments = 2 * (3 * 32 + 16), 3 * 32
+    first = 4 * parameters + 8 + sealed + commitments  # the masked update, its weight, the shares of the masks' seeds
+    assert first in {len(payload) for answer, payload in carried if answer.kind == "update"}
+    assert {len(payload) for answer, payload in carried if answer.kind == "shares"} == {3 * 32}
+    assert {len(payload) for answer, payload in carried if answer.kind in ("standing", "signed", "closing")} == {0}
 
 
 def test_no_patient_is_in_what_the_couriers_carried(capture: Capture) -> None:

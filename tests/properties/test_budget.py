@@ -1,7 +1,8 @@
-"""Whatever a coordinator asks, however often, and wherever the agent dies: what really ran stays within the budget.
+"""Whatever a coordinator asks, however often, and wherever the agent dies: what really ran stays within the budget, and
+one result is in one sum that anybody can open.
 
-The agent is the real one, with its files; only the training itself is left out. Studies, requests, repetitions and
-crashes are random; a crash strikes before any write, rename, removal or flush to the disk.
+The agent is the real one, with its files; only the training itself is left out. Studies, requests, attempts,
+repetitions and crashes are random; a crash strikes before any write, rename, removal or flush to the disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,27 +23,36 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.unit.conftest import CONTRACT, Coordinator, Site
+from tests.unit.neighbour import Sum
 
-from consilium_client import evaluation
+from consilium_client import evaluation, sums
+from consilium_client.masking import Masks, masked
+from consilium_client.results import Result
+from consilium_client.reuse import round_of
 from consilium_client.store import read_ledger
 from consilium_client.training import trainer
-from consilium_shared.errors import BudgetRefused, LedgerError, PolicyRefusal
+from consilium_shared import limits, messages
+from consilium_shared.errors import BudgetRefused, LedgerError, PeerError, PolicyRefusal
 from consilium_shared.ledger.entry import Approve
-from consilium_shared.messages import Counts, Update
+from consilium_shared.messages import Close, Closing, Counts, Shares, Signed, Update
 from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import pack
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import Event, GaussianEvent
 from consilium_shared.privacy.plan import Plan
+from consilium_shared.secagg.site import Contribution
+from consilium_shared.secagg.terms import Terms
 from consilium_shared.study import Study
 
 BUDGET, DELTA = 2.4, 1e-3
 ROUNDOFF = 1e-9  # of composing by FFT
 ASSET = "synthetic-table"
+POLICY = "threat_models: [malicious-server, honest-but-curious]"
 WRITES = ("write", "replace", "unlink", "fsync")
 
 
-def study(number: int, epsilon: float, rounds: int, evaluated: bool) -> Study:
+def study(number: int, epsilon: float, rounds: int, evaluated: bool, curious: bool) -> Study:
+    """Where the coordinator is ``curious`` two of three sites must give up an attempt before it is dead, else one."""
     training = {**CONTRACT["training"], "rounds": rounds, "steps_per_round": 1 + number}
     return Study.model_validate(
         {
@@ -50,11 +61,19 @@ def study(number: int, epsilon: float, rounds: int, evaluated: bool) -> Study:
             "training": training,
             "privacy": {**CONTRACT["privacy"], "epsilon": epsilon},
             "evaluation": {"epsilon": epsilon / 4} if evaluated else {},
+            "aggregation": {"min_sites": 2, "threat_model": "honest-but-curious" if curious else "malicious-server"},
         }
     )
 
 
-STUDIES = [study(0, 1.0, 3, True), study(1, 1.5, 2, False), study(2, 2.0, 2, True), study(3, 0.5, 4, True)]
+STUDIES = [
+    study(0, 1.0, 3, True, curious=True),
+    study(1, 1.5, 2, False, curious=True),
+    study(2, 2.0, 2, True, curious=False),
+    study(3, 0.5, 4, True, curious=True),
+]
+COHORTS = [("hospital-b",), ("clinic-c", "hospital-b")]
+DIES = st.none() | st.none() | st.integers(0, 40)
 
 
 class Killed(BaseException):
@@ -95,14 +114,24 @@ class Asked(RuleBasedStateMachine):
         self.ran: dict[bytes, Event] = {}
         """By the seed of the draw: the same draw made twice is one release."""
         self.answers: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+        self.sent: list[tuple[Study, bytes, tuple[bytes, bytes]]] = []
+        self.last: tuple[Study, int, int, bool, bytes] | None = None
+        """What was asked for last, at which attempt."""
+        self.terms: dict[str, Terms] = {}
+        self.vectors: dict[str, bytes] = {}
+        """Digest of the terms to the result that was masked under them."""
+        self.masked_under: dict[bytes, list[str]] = {}
+        """Result to the digests of the terms, in order."""
+        self.signed: dict[str, tuple[Sum, str]] = {}
         self.patches = [
+            patch.object(sums, "masked", self.mask),
             patch.object(trainer, "train", self.train),
             patch.object(trainer, "check_independence", lambda _: None),
             patch.object(evaluation, "noised_counts", self.count),
         ]
         for each in self.patches:
             each.start()
-        self.coordinator = Coordinator(self.folder / "federation", epsilon=BUDGET)
+        self.coordinator = Coordinator(self.folder / "federation", BUDGET, policy=POLICY)
         self.site = Site(self.coordinator)
 
     def train(self, _: bytes, study: Study, records: Any, plan: Plan, *, seed: bytes, **__: Any) -> Any:
@@ -118,10 +147,22 @@ class Asked(RuleBasedStateMachine):
         assert self.ran.setdefault(seed, event) == event, "one draw, and two kinds of noise"
         return np.random.default_rng(list(seed)).integers(-9, 9, Layout.of(study).width)
 
-    @initialize()
-    def propose(self) -> None:
+    def mask(self, kept: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool) -> Any:
+        """What would leave, noted before it does."""
+        result = kept.update(0, kept.about.parameters).tobytes() + kept.counts().tobytes()
+        under = contribution.terms.digest
+        self.terms[under] = contribution.terms
+        assert self.vectors.setdefault(under, result) == result, "one mask, and two vectors"
+        places = self.masked_under.setdefault(result, [])
+        if under not in places:
+            places.append(under)
+        return masked(kept, study, contribution, masks, counts=counts)
+
+    @initialize(first=st.sampled_from(STUDIES))
+    def propose(self, first: Study) -> None:
         for each in STUDIES:
             self.site.ask(self.coordinator.propose(each))
+        self._decide(first, yes=True)
 
     @rule()
     def lose_the_drawn_numbers(self) -> None:
@@ -155,21 +196,133 @@ class Asked(RuleBasedStateMachine):
         number=st.integers(1, 5),
         evaluate=st.booleans(),
         crafted=st.booleans(),
-        dies=st.none() | st.integers(0, 30),
+        cohort=st.sampled_from(COHORTS),
+        dies=DIES,
     )
-    def ask(self, which: Study, number: int, evaluate: bool, crafted: bool, dies: int | None) -> None:
+    def ask(
+        self, which: Study, number: int, evaluate: bool, crafted: bool, cohort: tuple[str, ...], dies: int | None
+    ) -> None:
         """Any round, in any order, repeated, with another model, with a kill between any two writes."""
-        model = pack(np.full(6, float(crafted), np.float32), which)
-        say = self.coordinator.evaluate if evaluate else self.coordinator.train
-        header = say(number, model, which)
+        self._ask(which, number, 1, evaluate, pack(np.full(6, float(crafted), np.float32), which), cohort, True, dies)
+
+    @rule(which=st.sampled_from(STUDIES), cohort=st.sampled_from(COHORTS), dies=DIES)
+    def go_on(self, which: Study, cohort: tuple[str, ...], dies: int | None) -> None:
+        """As an honest coordinator: the round after the last that the site answered, in the end the evaluation."""
+        if self.last is not None and self.site.desk.spending.approval(which.digest) is None:
+            which = self.last[0]
+        number = round_of(self.site.desk.answers.latest(which.digest, "update") or 0) + 1
+        evaluate = number > which.training.rounds
+        model = pack(np.zeros(6, np.float32), which)
+        self._ask(which, number - evaluate, 1, evaluate, model, cohort, True, dies)
+
+    @rule(
+        more=st.integers(0, 3),
+        cohort=st.sampled_from(COHORTS),
+        abandoning=st.booleans(),
+        crafted=st.booleans(),
+        dies=DIES,
+    )
+    def try_again(
+        self, more: int, cohort: tuple[str, ...], abandoning: bool, crafted: bool, dies: int | None
+    ) -> None:
+        """Another attempt at what was asked for last; the others give up the one before, or do not."""
+        if self.last is not None:
+            which, number, attempt, evaluate, model = self.last
+            model = pack(np.full(6, 2.0, np.float32), which) if crafted and more == 3 else model
+            self._ask(which, number, attempt + more, evaluate, model, cohort, abandoning, dies)
+
+    def _ask(
+        self,
+        which: Study,
+        number: int,
+        attempt: int,
+        evaluate: bool,
+        model: bytes,
+        cohort: tuple[str, ...],
+        abandoning: bool,
+        dies: int | None,
+    ) -> None:
+        if attempt > limits.ATTEMPTS:
+            return
+        c = self.coordinator
+        c.others, c.abandoning = cohort, abandoning
+        self.last = which, number, attempt, evaluate, model
         try:
             with killed_at(dies):
+                header = (c.evaluate if evaluate else c.train)(number, model, which, attempt)
                 answer = self.site.requests.handle(header, model)
         except Killed:
             self.site.restart()
             return
-        if isinstance(self.coordinator.read(answer), Update | Counts):
+        if isinstance(c.read(answer), Update | Counts):
             assert self.answers.setdefault((header, model), answer) == answer, "one question, two answers"
+            if (which, header, answer) not in self.sent:
+                self.sent.append((which, header, answer))
+
+    @rule(back=st.integers(0, 3), leave_out=st.booleans(), dies=DIES)
+    def sign(self, back: int, leave_out: bool, dies: int | None) -> None:
+        """Survivors of any sum that the site is in; a neighbour that gave the attempt up does not help."""
+        if not self.sent:
+            return
+        which, header, answer = self.sent[-1 - back % len(self.sent)]
+        try:
+            total = self.coordinator.sum(header, answer, which, without=("clinic-c",) if leave_out else ())
+        except PeerError:
+            return
+        try:
+            with killed_at(dies):
+                said = self.coordinator.read(self.site.requests.handle(*total.survivors()))
+        except Killed:
+            self.site.restart()
+            return
+        if isinstance(said, Signed):
+            before = self.signed.setdefault(total.terms.digest, (total, said.signature))
+            assert before[1] == said.signature, "two sets of survivors were signed"
+
+    @rule(back=st.integers(0, 3), dies=DIES)
+    def open(self, back: int, dies: int | None) -> None:
+        """What is opened is the sum of what was masked."""
+        if not self.signed:
+            return
+        total, signature = list(self.signed.values())[-1 - back % len(self.signed)]
+        try:
+            request = total.open(signature)
+        except PeerError:  # a neighbour signed another set
+            return
+        try:
+            with killed_at(dies):
+                answer = self.site.requests.handle(*request)
+        except Killed:
+            self.site.restart()
+            return
+        if isinstance(self.coordinator.read(answer), Shares):
+            with suppress(PeerError):  # opened already
+                opened = total.read(answer[1])
+                result = self.vectors[total.terms.digest]
+                if total.terms.slot.purpose == "training":
+                    update = np.frombuffer(result[:24], np.float32)
+                    weight = opened.weight - (len(total.total.survivors) - 1)
+                    np.testing.assert_allclose(opened.mean * opened.weight / weight, update, atol=1e-3)
+                    result = result[24:]
+                assert result == (b"" if opened.counts is None else opened.counts.tobytes())
+
+    @rule(which=st.sampled_from(STUDIES), dies=DIES)
+    def close(self, which: Study, dies: int | None) -> None:
+        """The study is said to be over, as soon as its last round was answered."""
+        if round_of(self.site.desk.answers.latest(which.digest, "update") or 0) < which.training.rounds:
+            return
+        recorded = self.coordinator.recorded(which.training.rounds)
+        header = messages.encode(Close(**self.coordinator.common(which), recorded=recorded), self.coordinator.key)
+        try:
+            with killed_at(dies):
+                answer = self.coordinator.read(self.site.requests.handle(header, b""))
+        except Killed:
+            self.site.restart()
+            return
+        if isinstance(answer, Closing):
+            desk = self.site.desk
+            assert not list(desk.results.folder.glob(f"{which.digest}.*"))
+            assert not (desk.sums.folder / which.digest).exists()
 
     @rule(choices=st.lists(st.tuples(st.sampled_from(STUDIES), st.integers(1, 4)), min_size=2, max_size=4))
     def charge_at_once(self, choices: list[tuple[Study, int]]) -> None:
@@ -203,6 +356,13 @@ class Asked(RuleBasedStateMachine):
             assert limit is not None
             assert epsilon(state.study(each.digest), DELTA) <= limit + ROUNDOFF
 
+    @invariant()
+    def one_result_is_in_one_sum_that_anybody_can_open(self) -> None:
+        for places in self.masked_under.values():
+            for earlier, later in combinations(places, 2):
+                assert self.terms[earlier].dead(self.terms[later].adverts)
+            assert not set(places[:-1]) & set(self.signed), "it was signed, and the same result left again"
+
     def teardown(self) -> None:
         for each in self.patches:
             each.stop()
@@ -212,5 +372,5 @@ class Asked(RuleBasedStateMachine):
 
 TestAsked = Asked.TestCase
 TestAsked.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from tests.unit.neighbour import Neighbour, Neighbours, Sum
 
 from consilium_client import cli
 from consilium_client.administration import Administration
@@ -22,10 +23,22 @@ from consilium_server.provision import provision
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.messages import Close, Evaluate, Payload, Propose, Recorded, Standing, Train
+from consilium_shared.messages import (
+    Close,
+    Evaluate,
+    Payload,
+    Propose,
+    Recorded,
+    Shares,
+    Signed,
+    Standing,
+    Train,
+)
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.secagg.terms import Purpose, Slot
 from consilium_shared.study import Study
+from consilium_shared.summand import Opened
 
 PATIENTS = 80
 CONTRACT: dict[str, Any] = {
@@ -60,15 +73,17 @@ class Coordinator:
     def __init__(self, folder: Path, epsilon: float = 5.0, policy: str = "") -> None:
         folder.mkdir(exist_ok=True)
         (folder / "federation.yaml").write_text(
-            "federation: test\naddress: 127.0.0.1\nsites: [hospital-a, hospital-b]\n"
+            "federation: test\naddress: 127.0.0.1\nsites: [clinic-c, hospital-a, hospital-b]\n"
         )
         self.home = ServerHome(folder / "server")
         provision(self.home, folder / "federation.yaml")
         self.site = SiteHome(folder / "a")
-        for name in ("a", "b"):
-            home = SiteHome(folder / name)
-            enroll(home, self.home.invitations / f"hospital-{name}.json")
+        neighbours = {}
+        for name in ("clinic-c", "hospital-a", "hospital-b"):
+            home = SiteHome(folder / name[-1])
+            enroll(home, self.home.invitations / f"{name}.json")
             admit(self.home, home.request_file.read_bytes())
+            neighbours[name] = Neighbour(name, home.identity())
         draw = np.random.default_rng(1)
         rows = [f"P{i},{'ab'[i % 2]},{draw.normal():.3f},{draw.normal() + i % 2:.3f}" for i in range(PATIENTS)]
         (self.site.root / "synthetic.csv").write_text("patient,label,x,y\n" + "\n".join(rows) + "\n")
@@ -77,6 +92,14 @@ class Coordinator:
         self.model = self.pack(self.study)
         self.key = self.home.coordinator()
         self.roster = json.loads(self.home.roster_file.read_bytes())
+        self.agent: Callable[[bytes, bytes], tuple[bytes, bytes]] | None = None
+        """Asks hospital-a."""
+        self.neighbours = Neighbours(neighbours)
+        self.others: tuple[str, ...] = ("hospital-b",)
+        """Of the cohort."""
+        self.abandoning = True
+        """Whether they give up earlier attempts when they are asked for a key."""
+        self.asked: dict[tuple[Any, ...], bytes] = {}
 
     def pack(self, study: Study) -> bytes:
         """The untrained model of a study."""
@@ -91,10 +114,42 @@ class Coordinator:
         proposal = Propose(**self.common(study), contract=study.contract, roster_document=self.roster)
         return messages.encode(proposal, self.key)
 
-    def train(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
-        described = Payload.of(self.model if model is None else model)
-        shown = self.recorded(number - 1) if number > 1 else None
-        return messages.encode(Train(**self.common(study), round=number, payload=described, recorded=shown), self.key)
+    def train(
+        self,
+        number: int = 1,
+        model: bytes | None = None,
+        study: Study | None = None,
+        attempt: int = 1,
+        recorded: Recorded | Literal["usual"] | None = "usual",
+    ) -> bytes:
+        """A round's request, with the keys of the cohort; where hospital-a gives none, with somebody else's for it."""
+        if recorded == "usual":
+            recorded = self.recorded(number - 1) if number > 1 else None
+        return self._contribute(Train, "training", number, model, study or self.study, attempt, recorded=recorded)
+
+    def _contribute(
+        self,
+        kind: type[Train] | type[Evaluate],
+        purpose: Purpose,
+        number: int,
+        model: bytes | None,
+        study: Study,
+        attempt: int,
+        **more: Any,
+    ) -> bytes:
+        model = self.model if model is None else model
+        key = (study.digest, purpose, number, attempt, digest(model), self.others, str(more))
+        if key not in self.asked:
+            slot = Slot(**self.common(study), purpose=purpose, round=number, attempt=attempt)
+            adverts, sent, given = self.neighbours.meet(self, slot, study, self.others, self.abandoning)
+            about = {"round": number, "attempt": attempt, "adverts": adverts, "encapsulated": sent}
+            request = kind(**self.common(study), **about, **more, payload=Payload.of(model))
+            header = messages.encode(request, self.key)
+            if not given:
+                return header
+            self.neighbours.agree(self, request, study)
+            self.asked[key] = header
+        return self.asked[key]
 
     def recorded(self, number: int, **changes: Any) -> Recorded:
         """What is shown of a round in which the site took no part, by default."""
@@ -105,10 +160,25 @@ class Coordinator:
     def close(self, number: int, **changes: Any) -> bytes:
         return messages.encode(Close(**self.common(), recorded=self.recorded(number, **changes)), self.key)
 
-    def evaluate(self, number: int = 1, model: bytes | None = None, study: Study | None = None) -> bytes:
-        described = Payload.of(self.model if model is None else model)
-        request = Evaluate(**self.common(study), round=number, payload=described)
-        return messages.encode(request, self.key)
+    def evaluate(
+        self, number: int = 3, model: bytes | None = None, study: Study | None = None, attempt: int = 1
+    ) -> bytes:
+        """A request for counts in a sum of their own; the rest as ``train``."""
+        return self._contribute(Evaluate, "evaluation", number, model, study or self.study, attempt)
+
+    def sum(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None, **which: Any) -> Sum:
+        """The closed sum of what the site answered and of its neighbours' nothing."""
+        return Sum(self, header, answer, study or self.study, **which)
+
+    def opened(self, header: bytes, answer: tuple[bytes, bytes], study: Study | None = None) -> Opened:
+        """That sum, signed and opened."""
+        assert self.agent is not None
+        total = self.sum(header, answer, study)
+        signed = self.read(self.agent(*total.survivors()))
+        assert isinstance(signed, Signed), signed
+        released = self.agent(*total.open(signed.signature))
+        assert isinstance(self.read(released), Shares), self.read(released)
+        return total.read(released[1])
 
     def read(self, answer: tuple[bytes, bytes]) -> messages.Answer:
         member = self.home.roster().member("hospital-a")
@@ -129,13 +199,22 @@ def coordinator(tmp_path: Path) -> Coordinator:
     return Coordinator(tmp_path)
 
 
+class Whole(Requests):
+    """The coordinator's requests, answered with the payload in one piece, to be compared."""
+
+    def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        answer, pieces = super().handle(header, payload)
+        return answer, b"".join(pieces)
+
+
 class Site:
     """The agent without its sockets; ``restart`` is a kill and a new start."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.desk = Desk(coordinator.site)
-        self.requests = Requests(self.desk)
+        self.requests = Whole(self.desk)
+        coordinator.agent = self.requests.handle
 
     def restart(self) -> None:
         self.desk.close()

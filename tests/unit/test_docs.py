@@ -158,7 +158,7 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(tests/[^`]+)`", text))
     assert named
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_every_runbook_stands_in_the_list() -> None:

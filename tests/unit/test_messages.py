@@ -4,33 +4,154 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium_shared import messages
+from consilium_shared import limits, messages
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError, SignatureError
 from consilium_shared.identity import Identity
-from consilium_shared.messages import Head, Payload, Refusal, Train, Update
+from consilium_shared.messages import (
+    Advertise,
+    Advertised,
+    Close,
+    Closing,
+    Counts,
+    Evaluate,
+    Handshake,
+    Handshaken,
+    Head,
+    Open,
+    Payload,
+    Propose,
+    Recorded,
+    Refusal,
+    Shares,
+    Signed,
+    Standing,
+    Survivors,
+    Train,
+    Update,
+)
+from consilium_shared.secagg.handshake import (
+    SessionKeys,
+    decode_bundles,
+    decode_encapsulated,
+    encode_bundles,
+    encode_encapsulated,
+)
+from consilium_shared.secagg.terms import Advert, Slot
 from consilium_shared.study import Study
 
 COORDINATOR = Identity.generate()
 SITE = Identity.generate()
 COMMON = {"federation": "a" * 64, "study": "b" * 64}
-TRAIN = Train(**COMMON, roster="c" * 64, round=3, payload=Payload.of(b"model"))
-UPDATE = Update(
-    **COMMON, site="hospital-a", request="d" * 64, head=Head(seq=4, sha256="e" * 64), round=3, epsilon=1.5,
-    payload=Payload.of(b"update"),
+ROSTER = "c" * 64
+SLOT = Slot(**COMMON, roster=ROSTER, purpose="training", round=3, attempt=2)
+ADVERTS = {
+    site: Advert.sign(SLOT, site, number.to_bytes(32), SITE, signed=(1,), counts=True)
+    for number, site in enumerate(("hospital-a", "hospital-b"), 1)
+}
+RECORDED = Recorded(round=2, record="7" * 64, heads={"hospital-a": Head(seq=3, sha256="8" * 64)})
+LOW, HIGH = (SessionKeys(bytes([n]) * 32, "b" * 64, ROSTER, f"hospital-{c}", SITE) for n, c in ((1, "a"), (2, "b")))
+SENT, _ = LOW.encapsulate("hospital-b", HIGH.bundle, SITE.public)
+OF = {**COMMON, "roster": ROSTER, "round": 3, "attempt": 2}
+CONTRIBUTE = {**OF, "adverts": ADVERTS, "encapsulated": {"hospital-a": SENT}, "payload": Payload.of(b"model")}
+TRAIN = Train(**CONTRIBUTE, recorded=RECORDED)
+REQUESTS = (
+    TRAIN,
+    Evaluate(**CONTRIBUTE),
+    Advertise(**OF, of="training"),
+    Handshake(**COMMON, roster=ROSTER, payload=Payload.of(b"keys")),
+    Survivors(**OF, of="training", survivors=("hospital-a", "hospital-b"), payload=Payload.of(b"sealed")),
+    Open(**OF, of="evaluation", signatures={"hospital-a": "9" * 128, "hospital-b": "8" * 128}),
+    Close(**COMMON, roster=ROSTER, recorded=RECORDED),
+)
+FROM = {**COMMON, "site": "hospital-a", "request": "d" * 64, "head": Head(seq=4, sha256="e" * 64)}
+PLACE = {"round": 3, "attempt": 2}
+UPDATE = Update(**FROM, **PLACE, epsilon=1.5, payload=Payload.of(b"update"))
+ANSWERS = (
+    UPDATE,
+    Counts(**FROM, **PLACE, epsilon=None, payload=Payload.of(b"counts")),
+    Advertised(
+        **FROM, **PLACE, of="training", advert=ADVERTS["hospital-a"], bundle=LOW.bundle, known={"hospital-b": "2" * 64}
+    ),
+    Handshaken(**FROM, payload=Payload.of(b"secrets")),
+    Signed(**FROM, **PLACE, of="training", signature="3" * 128),
+    Shares(**FROM, **PLACE, of="training", next=ADVERTS["hospital-a"], payload=Payload.of(b"shares")),
+    Closing(**FROM, round=3, epsilon=None, countersignature="4" * 128),
+    Refusal(**FROM, reason="sum", detail="why"),
 )
 SAMPLES = Path(__file__).parents[2] / "deploy" / "studies"
 
 
-def test_a_message_is_read_as_it_was_written() -> None:
-    assert messages.decode_request(messages.encode(TRAIN, COORDINATOR), COORDINATOR.public) == TRAIN
-    assert messages.decode_answer(messages.encode(UPDATE, SITE), SITE.public) == UPDATE
+def kind(message: messages.Request | messages.Answer) -> str:
+    return message.kind
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=kind)
+def test_a_request_is_read_as_it_was_written(request_: messages.Request) -> None:
+    assert messages.decode_request(messages.encode(request_, COORDINATOR), COORDINATOR.public) == request_
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=kind)
+def test_an_answer_is_read_as_it_was_written(answer: messages.Answer) -> None:
+    assert messages.decode_answer(messages.encode(answer, SITE), SITE.public) == answer
+
+
+def test_every_kind_of_message_is_among_these() -> None:
+    assert {type(each) for each in REQUESTS} == set(get_args(messages.Request)) - {Propose}
+    assert {type(each) for each in ANSWERS} == set(get_args(messages.Answer)) - {Standing}
+
+
+def signed_as_it_stands(message: messages.Request, **changes: object) -> bytes:
+    body = {**message.model_dump(mode="json"), **changes}
+    signature = COORDINATOR.sign(messages.REQUEST_DOMAIN, canonical_bytes(body)).hex()
+    return canonical_bytes({"body": body, "signature": signature})
+
+
+SUMS = [each for each in REQUESTS if isinstance(each, get_args(messages.SumRequest))]
+
+
+@pytest.mark.parametrize("request_", SUMS, ids=kind)
+@pytest.mark.parametrize(
+    "change", [{"round": 0}, {"attempt": 0}, {"attempt": limits.ATTEMPTS + 1}, {"round": limits.ROUNDS + 1}]
+)
+def test_a_sum_of_no_round_or_attempt_is_refused(request_: messages.Request, change: dict[str, object]) -> None:
+    assert messages.decode_request(signed_as_it_stands(request_), COORDINATOR.public) == request_
+    with pytest.raises(PeerError, match="out of bounds"):
+        messages.decode_request(signed_as_it_stands(request_, **change), COORDINATOR.public)
+
+
+@pytest.mark.parametrize(
+    ("request_", "change"),
+    [
+        (REQUESTS[4], {"survivors": ["hospital-a"]}),
+        (REQUESTS[5], {"signatures": {"hospital-a": "9" * 128}}),
+        (REQUESTS[0], {"adverts": {"hospital-a": ADVERTS["hospital-a"].model_dump(mode="json")}}),
+        (REQUESTS[2], {"of": "both"}),
+    ],
+)
+def test_a_sum_of_one_site_cannot_even_be_asked_for(request_: messages.Request, change: dict[str, object]) -> None:
+    with pytest.raises(PeerError, match="out of bounds"):
+        messages.decode_request(signed_as_it_stands(request_, **change), COORDINATOR.public)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b'{"a":1}', b'{"a": {}}', b'{"../x":{}}', bytes(300_000)])
+def test_keys_of_a_handshake_that_are_not_exactly_that_are_a_peer_error(payload: bytes) -> None:
+    for decode in (decode_bundles, decode_encapsulated):
+        with pytest.raises(PeerError):
+            decode(payload)
+
+
+def test_keys_of_a_handshake_are_read_as_they_were_written() -> None:
+    bundles = {"hospital-a": LOW.bundle, "hospital-b": HIGH.bundle}
+    assert decode_bundles(encode_bundles(bundles)) == bundles
+    assert decode_encapsulated(encode_encapsulated({"hospital-b": SENT})) == {"hospital-b": SENT}
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "two\nlines", "\x9b31m", "\u202eback", "\x00"])

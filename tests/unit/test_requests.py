@@ -6,11 +6,14 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from consilium_client import evaluation
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.answers import Staged
+from consilium_client.attempts import Attempts
+from consilium_client.results import Results
+from consilium_client.store import LedgerFile
+from consilium_client.sum_store import SumStore
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
@@ -54,16 +57,36 @@ def test_asking_again_while_nothing_changes_adds_nothing_to_the_ledger(site: Any
 def test_a_round_is_charged_before_and_settled_and_released_after(site: Any) -> None:
     c = site.coordinator
     site.approve()
-    before = len(site.kinds())
-    site.ask(c.train(), c.model)
+    asked, before = c.train(), len(site.kinds())
+    site.ask(asked, c.model)
     assert site.kinds()[before:] == ["charge", "settle", "release"]
     assert site.charges("count") == 1
-    before = len(site.kinds())
-    answer = site.requests.handle(c.train(2), c.model)
-    assert site.kinds()[before:] == ["witness", "charge", "settle", "release"]
+    asked, before = c.train(2), len(site.kinds())
+    answer = site.requests.handle(asked, c.model)
+    assert site.kinds()[before:] == ["witness", "charge", "charge", "settle", "settle", "release"]
+    charged = [entry.body for entry in site.desk.ledger.entries if entry.kind == "charge"][-2:]
+    assert [(charge.purpose, charge.round) for charge in charged] == [("training", 2), ("evaluation", 1)]
     released = site.desk.ledger.entries[-1].body
-    assert released.sha256 == digest(answer[0])  # type: ignore[attr-defined]
-    assert released.bytes == len(answer[0]) + len(answer[1])  # type: ignore[attr-defined]
+    assert released.sha256 == digest(answer[0])
+    assert released.bytes == len(answer[0]) + len(answer[1])
+    assert released.counts and not released.again
+
+
+def test_keys_signatures_and_shares_stand_in_the_ledger_before_they_leave(site: Any) -> None:
+    c = site.coordinator
+    site.approve()
+    before = len(site.kinds())
+    asked = c.train()
+    assert [entry.body.message for entry in site.desk.ledger.entries[before:]] == ["advertised", "handshaken"]
+    answer, before = site.requests.handle(asked, c.model), len(site.kinds())
+    total = c.sum(asked, answer)
+    signed = site.requests.handle(*total.survivors())
+    shares = site.requests.handle(*total.open(c.read(signed).signature))
+    said = [entry.body for entry in site.desk.ledger.entries[before:]]
+    assert [(each.message, each.sha256, each.bytes) for each in said] == [
+        (kind, digest(header), len(header) + len(payload))
+        for kind, (header, payload) in (("signed", signed), ("shares", shares))
+    ]
 
 
 def test_the_same_question_gets_the_same_bytes_without_a_second_charge(site: Any) -> None:
@@ -74,7 +97,8 @@ def test_the_same_question_gets_the_same_bytes_without_a_second_charge(site: Any
     site.restart()
     assert site.requests.handle(c.train(), c.model) == first
     assert site.charges() == 1
-    assert site.kinds().count("release") == 2  # the standing and the update
+    said = [entry.body.message for entry in site.desk.ledger.entries if entry.kind == "release"]
+    assert said == ["standing", "advertised", "handshaken", "update"]
 
 
 def test_another_model_or_an_older_round_is_refused_and_costs_nothing(site: Any) -> None:
@@ -136,27 +160,56 @@ def test_an_unaffordable_study_is_refused_when_it_is_proposed(
     assert "0.5" in poor.desk.ledger.entries[-2].body.detail  # type: ignore[attr-defined]
 
 
-def test_evaluation_gives_noised_counts_of_the_held_back_patients_charged_before_they_leave(site: Any) -> None:
+def noised_of_held_back(site: Any, counts: Any) -> bool:
+    """Whether the confusion matrix of the counts is that of the held-back patients, but for the noise."""
+    study, records = site.coordinator.study, site.desk.records(site.coordinator.study)
+    layout = Layout.of(study)
+    sigma = site.desk.spending.approval(study.digest).plan.evaluation_noise
+    held_back = len(records) - records.train.sum()
+    off = abs(layout.parts(counts)["confusion"].sum() - held_back)
+    return bool(0 < off < 6 * 2 * layout.deviations(sigma)["confusion"])
+
+
+def test_counts_of_the_model_before_ride_on_a_rounds_update_noised_and_charged_before_they_leave(site: Any) -> None:
     c = site.coordinator
     site.approve()
-    site.ask(c.train(), c.model)
-    before = len(site.kinds())
-    answer = site.requests.handle(c.evaluate(), c.model)
+    first = c.train()
+    assert c.opened(first, site.requests.handle(first, c.model)).counts is None
+    assert site.charges("evaluation") == 0
+    second = c.train(2)
+    answer = site.requests.handle(second, c.model)
+    opened = c.opened(second, answer)
+    assert opened.counted == 2  # the neighbour's are zeros
+    assert noised_of_held_back(site, opened.counts)
+    assert site.requests.handle(second, c.model) == answer
+    assert site.charges("evaluation") == 1
+
+
+def trained_to_the_end(site: Any) -> None:
+    site.approve()
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(site.coordinator.train(number), site.coordinator.model), Update)
+
+
+def test_evaluation_gives_noised_counts_of_the_held_back_patients_charged_before_they_leave(site: Any) -> None:
+    c = site.coordinator
+    trained_to_the_end(site)
+    asked, before = c.evaluate(), len(site.kinds())
+    answer = site.requests.handle(asked, c.model)
     assert site.kinds()[before:] == ["charge", "settle", "release"]
     assert isinstance(c.read(answer), Counts)
-    layout, counts = Layout.of(c.study), np.frombuffer(answer[1], dtype="<i8")
-    sigma = site.desk.spending.approval(c.study.digest).plan.evaluation_noise
-    held_back = len(site.desk.records(c.study)) - site.desk.records(c.study).train.sum()
-    assert abs(layout.parts(counts)["confusion"].sum() - held_back) < 6 * 2 * layout.deviations(sigma)["confusion"]
-    assert site.requests.handle(c.evaluate(), c.model) == answer
-    assert site.charges("evaluation") == 1
+    opened = c.opened(asked, answer)
+    assert opened.counted == 2
+    assert noised_of_held_back(site, opened.counts)
+    assert site.requests.handle(asked, c.model) == answer
+    assert site.charges("evaluation") == 3  # two rode on the updates of rounds 2 and 3
 
 
 def test_with_privacy_no_counts_leave_that_are_not_paid_for(site: Any) -> None:
     c = site.coordinator
     c.study = Study.model_validate({**c.study.contract, "evaluation": {}})
-    site.approve()
-    site.ask(c.train(), c.model)
+    c.model = c.pack(c.study)
+    trained_to_the_end(site)
     assert reason(site.ask(c.evaluate(), c.model)) == "policy"
     assert site.charges("evaluation") == 0
 
@@ -167,7 +220,7 @@ def test_the_whole_study_with_its_counts_and_its_number_of_patients_costs_what_w
     plan = site.desk.spending.approval(c.study.digest).plan
     for number in (1, 2, 3):
         assert isinstance(site.ask(c.train(number), c.model), Update)
-        assert isinstance(site.ask(c.evaluate(number), c.model), Counts)
+    assert isinstance(site.ask(c.evaluate(), c.model), Counts)
     events = site.desk.spending.state("synthetic-table").study(c.study.digest)
     assert sorted(map(str, events)) == sorted(map(str, [*plan.events()[:-1], *[plan.event()] * 3]))
     assert 1.9 < epsilon(events, 1e-3) <= 2.0
@@ -181,19 +234,22 @@ def test_only_the_noised_number_of_patients_is_in_what_leaves_and_in_the_ledger(
     site.approve()
     plan = site.desk.spending.approval(c.study.digest).plan
     assert plan.patients == site.desk.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
-    answer = site.requests.handle(c.train(), c.model)
-    assert np.frombuffer(answer[1], "<f4")[-1] == plan.patients
+    asked = c.train()
+    assert c.opened(asked, site.requests.handle(asked, c.model)).weight == plan.patients + 1  # the neighbour's is 1
     assert plan.sampling_rate == min(1.0, 16 / plan.patients)
 
 
-@pytest.mark.parametrize("place", ["begin", "charge", "counted", "put", "settle", "release"])
+@pytest.mark.parametrize("place", ["state", "begin", "charge", "counted", "keep", "settle", "store", "release"])
+@pytest.mark.parametrize("rides", [True, False])
 def test_a_crash_while_evaluating_repeats_the_very_same_counts_on_the_same_charge(
-    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, place: str
+    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, place: str, rides: bool
 ) -> None:
     site = new_site(coordinator)
     site.approve()
-    site.ask(coordinator.train(), coordinator.model)
-    seen: list[bytes] = []
+    for number in (1,) if rides else (1, 2, 3):
+        site.ask(coordinator.train(number), coordinator.model)
+    asked, before = coordinator.train(2) if rides else coordinator.evaluate(), site.charges("evaluation")
+    seen: list[Any] = []
     noised = evaluation.noised_counts
 
     def note(*arguments: Any, **named: Any) -> Any:
@@ -202,30 +258,33 @@ def test_a_crash_while_evaluating_repeats_the_very_same_counts_on_the_same_charg
 
     monkeypatch.setattr(evaluation, "noised_counts", note)
     with monkeypatch.context() as dying:
-        crash_at(dying, "trained" if place == "counted" else place)
+        crash_at(dying, "keep" if place == "counted" else place)
         with pytest.raises(Crash):
-            site.requests.handle(coordinator.evaluate(), coordinator.model)
+            site.requests.handle(asked, coordinator.model)
     site.restart()
-    answer = site.requests.handle(coordinator.evaluate(), coordinator.model)
-    assert isinstance(coordinator.read(answer), Counts)
-    assert all(counts.tobytes() == answer[1] for counts in map(np.int64, seen))
-    assert site.charges("evaluation") == 1
-    assert site.kinds().count("settle") == 2
+    answer = site.requests.handle(asked, coordinator.model)
+    assert isinstance(coordinator.read(answer), Update | Counts)
+    opened = coordinator.opened(asked, answer)
+    assert all(counts.tolist() == opened.counts.tolist() for counts in seen)
+    assert len(seen) == (2 if place in ("counted", "keep") else 1)
+    assert site.charges("evaluation") == before + 1
+    assert site.kinds().count("settle") == site.charges() + site.charges("evaluation")
     assert not list((coordinator.site.store / "attempts").glob("*.json"))
 
 
-@pytest.mark.parametrize("place", ["begin", "charge", "trained", "put", "settle", "release"])
+@pytest.mark.parametrize("place", ["state", "begin", "charge", "keep", "settle", "store", "release"])
 def test_a_crash_between_any_two_writes_repeats_the_round_on_the_same_charge(
     coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     site = new_site(coordinator)
     site.approve()
+    asked = coordinator.train()
     crash_at(monkeypatch, place)
     with pytest.raises(Crash):
-        site.requests.handle(coordinator.train(), coordinator.model)
+        site.requests.handle(asked, coordinator.model)
     monkeypatch.undo()
     site.restart()
-    answer = site.requests.handle(coordinator.train(), coordinator.model)
+    answer = site.requests.handle(asked, coordinator.model)
     update = coordinator.read(answer)
     assert isinstance(update, Update)
     assert site.charges() == 1
@@ -237,16 +296,18 @@ def test_a_crash_between_any_two_writes_repeats_the_round_on_the_same_charge(
         assert isinstance(site.ask(coordinator.train(number), coordinator.model), Update)
 
 
+@pytest.mark.parametrize("rides", [True, False])
 @pytest.mark.parametrize("purpose", ["training", "evaluation"])
-def test_the_seed_of_an_answered_round_goes_at_the_next_start_even_if_nobody_asks_again(
-    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, purpose: str
+def test_the_seed_of_a_kept_result_goes_at_the_next_start_even_if_nobody_asks_again(
+    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, purpose: str, rides: bool
 ) -> None:
     site = new_site(coordinator)
     site.approve()
-    asked = coordinator.train()
-    if purpose == "evaluation":
-        site.ask(asked, coordinator.model)
-        asked = coordinator.evaluate()
+    before = () if purpose == "training" else (1,) if rides else (1, 2, 3)
+    for number in before:
+        site.ask(coordinator.train(number), coordinator.model)
+    alone = purpose == "evaluation" and not rides
+    asked = coordinator.evaluate() if alone else coordinator.train(len(before) + 1)
     with monkeypatch.context() as dying:
         crash_at(dying, "settle")
         with pytest.raises(Crash):
@@ -254,8 +315,9 @@ def test_the_seed_of_an_answered_round_goes_at_the_next_start_even_if_nobody_ask
     assert list((coordinator.site.store / "attempts").glob("*.json"))
     site.restart()
     assert not list((coordinator.site.store / "attempts").glob("*.json"))
-    charges = site.desk.ledger.books.charges.values()
-    assert [each.settled for each in charges if each.body.purpose == purpose] == [2 if purpose == "training" else 1]
+    charges = [each for each in site.desk.ledger.books.charges.values() if each.body.purpose == purpose]
+    assert charges
+    assert all(each.settled == (2 if purpose == "training" else 1) for each in charges)
 
 
 def test_a_repeated_round_is_the_very_same_draw(
@@ -264,20 +326,45 @@ def test_a_repeated_round_is_the_very_same_draw(
     """What a crash threw away and what leaves in the end are one release: the same patients, the same noise."""
     site = new_site(coordinator)
     site.approve()
+    asked = coordinator.train()
     seen: list[bytes] = []
-    put = AnswerStore.put
+    put = Results.put
 
-    def note(store: AnswerStore, *arguments: Any) -> None:
-        seen.append(arguments[-1])
+    def note(results: Results, study: str, about: Any, update: Any, counts: Any) -> Any:
+        seen.append(update.tobytes())
         if len(seen) == 1:
             raise Crash
-        put(store, *arguments)
+        return put(results, study, about, update, counts)
 
-    monkeypatch.setattr(AnswerStore, "put", note)
+    monkeypatch.setattr(Results, "put", note)
     with pytest.raises(Crash):
-        site.requests.handle(coordinator.train(), coordinator.model)
+        site.requests.handle(asked, coordinator.model)
     site.restart()
-    site.requests.handle(coordinator.train(), coordinator.model)
+    site.requests.handle(asked, coordinator.model)
+    assert seen[0] == seen[1]
+
+
+def test_the_masked_bytes_of_a_repeated_round_are_the_same_too(
+    coordinator: Any, new_site: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two different vectors under one mask would tell their difference."""
+    site = new_site(coordinator)
+    site.approve()
+    asked = coordinator.train()
+    seen: list[bytes] = []
+    commit = Staged.commit
+
+    def note(staged: Staged, *arguments: Any) -> Any:
+        seen.append(staged.sha256.encode())
+        if len(seen) == 1:
+            raise Crash
+        return commit(staged, *arguments)
+
+    monkeypatch.setattr(Staged, "commit", note)
+    with pytest.raises(Crash):
+        site.requests.handle(asked, coordinator.model)
+    site.restart()
+    site.requests.handle(asked, coordinator.model)
     assert seen[0] == seen[1]
 
 
@@ -286,20 +373,22 @@ def test_another_request_never_runs_on_a_kept_seed(
 ) -> None:
     site = new_site(coordinator)
     site.approve()
-    crash_at(monkeypatch, "trained")
+    asked = coordinator.train()
+    crash_at(monkeypatch, "keep")
     with pytest.raises(Crash):
-        site.requests.handle(coordinator.train(), coordinator.model)
+        site.requests.handle(asked, coordinator.model)
     monkeypatch.undo()
     site.restart()
     other = pack(to_vector(build(coordinator.study)) + 1, coordinator.study)
-    assert isinstance(site.ask(coordinator.train(1, other), other), Update)
+    assert reason(site.ask(coordinator.train(1, other), other)) == "sum"  # these keys are for the other model's sum
+    assert site.charges() == 1
+    assert isinstance(site.ask(coordinator.train(1, other, attempt=2), other), Update)
     assert site.charges() == 2  # a charge of its own
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Die just before the durable write that ``place`` names (``trained``: after the last step)."""
-    from consilium_client.attempts import Attempts
-
+    """Die just before the durable write that ``place`` names: of the sum's state, the seed, the result, the answer
+    (``state``, ``begin``, ``keep``, ``store``), or of an entry of that kind."""
     append = LedgerFile.append
 
     def die(*_: Any, **__: Any) -> None:
@@ -310,9 +399,13 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
             raise Crash
         return append(ledger, kind, fields)
 
-    if place == "begin":
-        monkeypatch.setattr(Attempts, "begin", die)
-    elif place in ("trained", "put"):
-        monkeypatch.setattr(AnswerStore, "put", die)
+    writers: dict[str, tuple[Any, str]] = {
+        "state": (SumStore, "put"),
+        "begin": (Attempts, "begin"),
+        "keep": (Results, "put"),
+        "store": (Staged, "commit"),
+    }
+    if place in writers:
+        monkeypatch.setattr(*writers[place], die)
     else:
         monkeypatch.setattr(LedgerFile, "append", guarded)

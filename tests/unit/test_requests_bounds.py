@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from consilium_client import data, requests
 from consilium_client.training import trainer
 from consilium_shared import limits, messages
+from consilium_shared.canonical import canonical_bytes
 from consilium_shared.errors import ConfigurationError, DataError, IntegrityError, LedgerError, PolicyRefusal
 from consilium_shared.messages import Counts, Refusal, Standing, Update
 from consilium_shared.study import Study
@@ -40,28 +42,51 @@ def variant(base: Study, **changes: Any) -> Study:
 # -- evaluation
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, 4])
+@pytest.mark.parametrize("number", [1, 3, 4])
 def test_no_counts_before_anything_was_trained_whatever_the_round_and_the_model(site: Any, number: int) -> None:
     c = site.coordinator
     site.approve()
     model = crafted(c.study)
     assert reason(site.ask(c.evaluate(number, model), model)) == "policy"
     assert reason(site.ask(c.evaluate(number), c.model)) == "policy"
+    assert site.charges("evaluation") == 0
 
 
-def test_counts_leave_once_for_each_round_that_was_trained_here_and_for_no_other(site: Any) -> None:
+def test_there_is_no_round_0_to_count_after(site: Any) -> None:
+    c = site.coordinator
+    site.approve()
+    body = {**json.loads(c.evaluate(1))["body"], "round": 0}
+    signature = c.key.sign(messages.REQUEST_DOMAIN, canonical_bytes(body)).hex()
+    assert reason(site.ask(canonical_bytes({"body": body, "signature": signature}), c.model)) == "malformed"
+
+
+def test_counts_leave_in_a_sum_of_their_own_once_after_the_last_round_and_after_no_other(site: Any) -> None:
     c = site.coordinator
     site.approve()
     model = crafted(c.study)
     for number in (1, 2):
         assert isinstance(site.ask(c.train(number), c.model), Update)
-        assert reason(site.ask(c.evaluate(number + 1, model), model)) == "policy"
-        assert isinstance(site.ask(c.evaluate(number), c.model), Counts)
-        assert reason(site.ask(c.evaluate(number, model), model)) == "stale-round"
+        for asked in (1, 2, 3):
+            over = asked < number  # the record of it was shown
+            assert reason(site.ask(c.evaluate(asked, model), model)) == ("stale-round" if over else "policy")
     assert isinstance(site.ask(c.train(3), c.model), Update)
     assert reason(site.ask(c.evaluate(2, model), model)) == "stale-round"
     site.restart()
     assert isinstance(site.ask(c.evaluate(3), c.model), Counts)
+    assert reason(site.ask(c.evaluate(3, model), model)) == "stale-round"
+    assert reason(site.ask(c.evaluate(3, model, attempt=2), model)) == "stale-round"
+    assert site.charges("evaluation") == 3
+
+
+def test_counts_that_ride_on_an_update_are_of_the_model_that_the_round_begins_with_and_of_no_other(site: Any) -> None:
+    c = site.coordinator
+    site.approve()
+    model = crafted(c.study)
+    assert isinstance(site.ask(c.train(1), c.model), Update)
+    assert isinstance(site.ask(c.train(2), c.model), Update)
+    assert reason(site.ask(c.train(2, model), model)) == "stale-round"
+    assert reason(site.ask(c.train(2, model, attempt=2), model)) == "stale-round"
+    assert site.charges("evaluation") == 1
 
 
 def test_counts_leave_only_after_the_rounds_that_the_study_names(new_site: NewSite, coordinator: Any) -> None:
@@ -69,21 +94,24 @@ def test_counts_leave_only_after_the_rounds_that_the_study_names(new_site: NewSi
     study = variant(c.study, evaluation={"every": 2, "epsilon": 0.5})
     c.study, c.model = study, c.pack(study)
     site.approve(study)
-    answers = {}
+    counted = {}
     for number in (1, 2, 3):
-        assert isinstance(site.ask(c.train(number), c.model), Update)
-        answers[number] = site.ask(c.evaluate(number), c.model)
-    assert reason(answers[1]) == "policy"
-    assert isinstance(answers[2], Counts)
-    assert isinstance(answers[3], Counts)  # the last
+        asked = c.train(number)
+        counted[number - 1] = c.opened(asked, site.requests.handle(asked, c.model)).counts is not None
+    assert counted == {0: False, 1: False, 2: True}
+    assert isinstance(site.ask(c.evaluate(3), c.model), Counts)  # the last
+    charged = [entry.body for entry in site.desk.ledger.entries if entry.kind == "charge"]
+    assert [charge.round for charge in charged if charge.purpose == "evaluation"] == [2, 3]
 
 
 def test_a_site_may_let_no_counts_leave_and_still_train(new_coordinator: NewCoordinator, new_site: NewSite) -> None:
     c = new_coordinator(policy="allow_evaluation_counts: false")
     site = new_site(c)
     site.approve()
-    assert isinstance(site.ask(c.train(), c.model), Update)
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(c.train(number), c.model), Update)
     assert reason(site.ask(c.evaluate(), c.model)) == "policy"
+    assert site.charges("evaluation") == 0
 
 
 def test_too_few_patients_are_for_the_hospital_to_see_and_not_for_the_coordinator(
@@ -263,6 +291,7 @@ def test_an_agent_whose_ledger_cannot_be_written_ends(site: Any, monkeypatch: py
     c, ended = site.coordinator, []
     handle = ending_when_broken(site.desk, site.requests.handle, ended.append)
     handle(c.propose(), b"")
+    asked = c.train()
     assert ended == []
 
     def full(*_: Any) -> None:
@@ -270,7 +299,7 @@ def test_an_agent_whose_ledger_cannot_be_written_ends(site: Any, monkeypatch: py
 
     monkeypatch.setattr(type(site.desk.ledger), "_write", full)
     with pytest.raises((LedgerError, IntegrityError)):
-        handle(c.train(), c.model + b"x")
+        handle(asked, c.model + b"x")
     assert ended == [1]
 
 

@@ -1,8 +1,7 @@
-"""The server's arithmetic and its durable state."""
+"""The server's durable state, and its questions."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,82 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium_server.aggregation import CountSum, UpdateSum
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.rounds import Question
-from consilium_shared.errors import IntegrityError, PeerError
-
-
-def update(values: list[float], weight: float) -> bytes:
-    return np.asarray([*(weight * value for value in values), weight], dtype="<f4").tobytes()
-
-
-def test_the_mean_is_weighted() -> None:
-    total = UpdateSum(2)
-    total.fold("a", update([1.0, 0.0], 1.0))
-    total.fold("b", update([4.0, -2.0], 3.0))
-    np.testing.assert_allclose(total.mean(), [3.25, -1.5], atol=1e-7)
-
-
-@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(1, 5000)), min_size=2, max_size=5))
-def test_the_order_of_arrival_does_not_change_one_bit(sites: list[tuple[float, int]]) -> None:
-    payloads = [update([value, -value / 3], weight) for value, weight in sites]
-    means = set()
-    for order in itertools.permutations(range(len(payloads))):
-        total = UpdateSum(2)
-        for index in order:
-            total.fold(str(index), payloads[index])
-        means.add(total.mean().tobytes())
-    assert len(means) == 1
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"",
-        update([1.0], 1.0),
-        update([1.0, float("nan")], 1.0),
-        update([1.0, float("inf")], 1.0),
-        update([1.0, 2.0], 0.0),
-        update([1.0, 2.0], -3.0),
-        update([1.0, 2.0], 1e9),
-        update([1.0, 5000.0], 1.0),
-        np.asarray([1.0, 1.0, np.nan], dtype="<f4").tobytes(),
-    ],
-)
-def test_a_payload_that_cannot_be_used_leaves_the_sum_unchanged(payload: bytes) -> None:
-    total = UpdateSum(2)
-    total.fold("a", update([1.0, 2.0], 1.0))
-    before = total.mean().tobytes()
-    with pytest.raises(PeerError):
-        total.fold("b", payload)
-    assert total.mean().tobytes() == before
-    assert total.sites == ["a"]
-
-
-def test_where_weights_are_equal_no_site_takes_more() -> None:
-    total = UpdateSum(1, equal=True)
-    total.fold("a", update([1.0], 1.0))
-    with pytest.raises(PeerError, match="weight"):
-        total.fold("b", update([5.0], 1000.0))
-    assert total.mean() == [1.0]
-
-
-def test_a_site_counts_once() -> None:
-    total = UpdateSum(1)
-    total.fold("a", update([1.0], 1.0))
-    with pytest.raises(PeerError):
-        total.fold("a", update([1.0], 1.0))
-
-
-def test_counts_add_up_and_absurd_ones_are_refused() -> None:
-    total = CountSum(2, noised=False)
-    total.fold("a", np.asarray([1, 2], dtype="<i8").tobytes())
-    total.fold("b", np.asarray([3, 4], dtype="<i8").tobytes())
-    for bad in ([-1, 0], [2**60, 0], [1]):
-        with pytest.raises(PeerError):
-            total.fold("c", np.asarray(bad, dtype="<i8").tobytes())
-    assert total.total.tolist() == [4, 6]
+from consilium_shared.errors import IntegrityError
 
 
 def checkpoint(number: int) -> Checkpoint:

@@ -53,6 +53,7 @@ def test_a_study_within_the_policy_may_be_approved() -> None:
         ({"minimum_held_back": 61}, "fewer held-back patients than the 61"),
         ({"minimum_sites": 4}, "this site asks for 4"),
         ({"maximum_epsilon": 2.9}, "permits 2.9"),
+        ({"threat_models": ["honest-but-curious"]}, "no coordinator for malicious-server"),
         ({"budgets": {"heart": {"epsilon": 10.0, "delta": 0.01}}}, "delta of the asset's budget"),
     ],
 )
@@ -60,6 +61,13 @@ def test_every_rule_can_refuse(policy: dict[str, Any], words: str) -> None:
     with pytest.raises(PolicyRefusal, match=words) as refusal:
         _check(policy)
     assert refusal.value.reason_code == "policy"
+
+
+def test_unless_the_policy_says_otherwise_the_coordinator_may_lie() -> None:
+    curious = {**STUDY, "aggregation": {"min_sites": 3, "threat_model": "honest-but-curious"}}
+    with pytest.raises(PolicyRefusal, match="no coordinator for honest-but-curious"):
+        _check({}, curious)
+    _check({"threat_models": ["malicious-server", "honest-but-curious"]}, curious)
 
 
 def test_no_refusal_tells_how_many_patients_there_are() -> None:

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from consilium_client.store import AnswerStore, LedgerFile
+from consilium_client.answers import Staged
+from consilium_client.results import Results
+from consilium_client.store import LedgerFile
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import LedgerError, SignatureError
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.chain import Books, LedgerHead
 from consilium_shared.ledger.entry import line_digest, make_body, sign_entry
-from consilium_shared.messages import Closing, Payload, Recorded, Refusal, Train, Update
+from consilium_shared.messages import Closing, Recorded, Refusal, Update
 
 OTHER = "hospital-b"
 
@@ -24,8 +26,8 @@ class Crash(BaseException):
 
 
 def train(c: Any, number: int, recorded: Recorded | None) -> bytes:
-    request = Train(**c.common(), round=number, payload=Payload.of(c.model), recorded=recorded)
-    return messages.encode(request, c.key)
+    header: bytes = c.train(number, recorded=recorded)
+    return header
 
 
 def asked(site: Any, number: int, recorded: Recorded | None) -> messages.Answer:
@@ -41,8 +43,9 @@ def head(site: Any, seq: int | None = None) -> dict[str, Any]:
 
 def refused(site: Any, number: int, recorded: Recorded | None) -> str:
     """Asked with a false history: refused without a charge and without a witness; the reason in the ledger."""
+    header = train(site.coordinator, number, recorded)  # asks for the site's key first
     before = site.kinds()
-    answer = asked(site, number, recorded)
+    answer = site.ask(header, site.coordinator.model)
     assert isinstance(answer, Refusal) and answer.reason == "witness", answer
     assert site.kinds()[len(before) :] == ["refuse", "release"]
     why: str = site.desk.ledger.entries[-2].body.detail
@@ -69,10 +72,13 @@ def shown(site: Any, number: int = 1, **changes: Any) -> Recorded:
 
 
 def test_what_fits_is_entered_before_the_charge_and_countersigned(trained: Any) -> None:
-    before, recorded = len(trained.kinds()), shown(trained)
-    update = asked(trained, 2, recorded)
+    recorded = shown(trained)
+    header = train(trained.coordinator, 2, recorded)
+    before = len(trained.kinds())
+    update = trained.ask(header, trained.coordinator.model)
     assert isinstance(update, Update) and update.countersignature is not None
-    assert trained.kinds()[before:] == ["witness", "charge", "settle", "release"]
+    both = ["charge", "charge", "settle", "settle"]  # the training, and the counts that ride on it
+    assert trained.kinds()[before:] == ["witness", *both, "release"]
     assert trained.desk.ledger.entries[before].body.model_dump(mode="json") == {
         "study": trained.coordinator.study.digest, **recorded.model_dump(mode="json")
     }
@@ -95,7 +101,7 @@ def test_asked_again_also_after_a_restart_it_is_the_same_answer_and_no_second_en
     assert trained.kinds() == before
 
 
-@pytest.mark.parametrize("place", ["witness", "charge", "put"])
+@pytest.mark.parametrize("place", ["witness", "charge", "keep", "store"])
 def test_a_crash_around_the_witness_entry_leaves_one_of_it(
     trained: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -108,8 +114,10 @@ def test_a_crash_around_the_witness_entry_leaves_one_of_it(
         return die() if kind == place else append(ledger, kind, fields)
 
     monkeypatch.setattr(LedgerFile, "append", guarded)
-    if place == "put":
-        monkeypatch.setattr(AnswerStore, "put", die)
+    if place == "keep":
+        monkeypatch.setattr(Results, "put", die)
+    elif place == "store":
+        monkeypatch.setattr(Staged, "commit", die)
     recorded = shown(trained)
     with pytest.raises(Crash):
         asked(trained, 2, recorded)
@@ -118,15 +126,17 @@ def test_a_crash_around_the_witness_entry_leaves_one_of_it(
     trained.restart()
     trained.told = told
     assert isinstance(asked(trained, 2, recorded), Update)
-    assert trained.kinds().count("witness") == 1 and trained.charges() == 2
+    assert trained.kinds().count("witness") == 1
+    assert (trained.charges(), trained.charges("evaluation")) == (2, 1)
 
 
 def test_a_false_head_of_its_own_is_refused_whoever_made_it_up(trained: Any) -> None:
     """A coordinator that frames a site: with another entry, an earlier one, one that does not exist yet."""
     name, seq = trained.desk.site, trained.told["seq"]
+    assert [trained.kinds()[at - 1] for at in (seq, seq - 1)] == ["settle", "charge"]
     false = {"seq": seq, "sha256": digest(b"an entry that was never written")}
     assert "no entry of it" in refused(trained, 2, shown(trained, heads={name: false}))
-    assert "before its charge" in refused(trained, 2, shown(trained, heads={name: head(trained, seq - 1)}))
+    assert "before its charge" in refused(trained, 2, shown(trained, heads={name: head(trained, seq - 2)}))
     later = {"seq": 10_000, "sha256": digest(b"later")}
     assert "no entry of it" in refused(trained, 2, shown(trained, heads={name: later}))
     assert trained.charges() == 1
@@ -166,15 +176,19 @@ def test_a_round_without_the_record_of_the_one_before_is_refused(trained: Any) -
 
 
 def test_a_round_whose_record_was_shown_is_over(trained: Any) -> None:
-    """A coordinator that recorded a round without this site's counts cannot have them, or a second update, later."""
+    """A coordinator that recorded a round cannot have another update of it later, nor counts, nor shares."""
     c = trained.coordinator
     assert isinstance(asked(trained, 2, shown(trained)), Update)
     trained.told = head(trained)
     witnessed = shown(trained, number=2).model_dump(mode="json")
     trained.desk.ledger.append("witness", {"study": c.study.digest, **witnessed})
-    for header in (c.evaluate(2), c.train(2)):
+    for header in (c.evaluate(2), c.train(2), c.train(2, attempt=2)):
         answer = trained.ask(header, c.model)
         assert isinstance(answer, Refusal) and answer.reason == "stale-round"
+    of = {"round": 2, "attempt": 1, "of": "training"}
+    late = messages.Open(**c.common(), **of, signatures=dict.fromkeys((OTHER, trained.desk.site), "0" * 128))
+    answer = trained.ask(messages.encode(late, c.key))
+    assert isinstance(answer, Refusal) and answer.reason == "stale-round"
     assert trained.charges() == 2
 
 

@@ -77,6 +77,7 @@ def train(
     site: str,
     device: torch.device,
     seed: bytes | None = None,
+    attempt: int = 1,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
 ) -> TrainResult:
@@ -99,6 +100,7 @@ def train(
         seed: 32 secret bytes of the site's own from which sampling, augmentation and noise follow, kept until the round
             is answered so that a round which a crash interrupted is the same round again; None for fresh ones. A study
             can give a seed (``training.seed``) without privacy alone; that then takes this one's place.
+        attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
 
@@ -121,7 +123,7 @@ def train(
     loss = per_record(study, device)
     if private is not None:
         check_independence(study)
-    secret = _seed(study, round, site, seed)
+    secret = _seed(study, round, attempt, site, seed)
     sampler = _sampler(study, records, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
@@ -179,14 +181,14 @@ def private_rows(model: torch.nn.Module, records: Records) -> int:
     return ROWS if physical_batch(model, records) >= ROWS else 1
 
 
-def _seed(study: Study, round: int, site: str, secret: bytes | None) -> bytes:
+def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | None) -> bytes:
     """What all randomness of the round follows from: the site's secret, or without privacy what the study says."""
     public = study.training.seed
     if public is None:
         return secrets.token_bytes(SEED_BYTES) if secret is None else secret
     if study.privacy.mode != "none":
         raise ConfigurationError(f"study {study.study}: training.seed is for studies without privacy")
-    text = f"consilium training\0{public}\0{round}\0{site}"
+    text = f"consilium training\0{public}\0{round}\0{attempt}\0{site}"
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -125,6 +125,8 @@ class Approve(Body):
     epsilon: Epsilon
     by: Person
     plan: Annotated[DpSgdPlan | NonPrivatePlan, Field(discriminator="kind")]
+    roster: Sha256 | None = None
+    """Digest of the roster that whoever approved was shown: with whom, and with which keys."""
 
 
 class Reject(Body):
@@ -177,6 +179,12 @@ class Release(Body):
     message: Code
     sha256: Sha256
     bytes: Count
+    counts: bool = False
+    """An update that carries evaluation counts of the round before; they have a charge of their own."""
+    attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)] | None = None
+    """Of a signature over survivors: at which attempt."""
+    again: bool = False
+    """The same update, or counts, as left before, under other masks: the attempt before was abandoned unopened."""
 
 
 class Recover(Body):

@@ -92,12 +92,16 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
     return vector
 
 
+def width(study: Study) -> int:
+    """d, the number of parameters of the study's model."""
+    return sum(p.numel() for p in _shapes_alone(study).parameters())
+
+
 def check(data: bytes, study: Study) -> None:
     """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges, within ``limits.PARAMETERS``."""
-    model = _shapes_alone(study)
-    if sum(p.numel() for p in model.parameters()) > limits.PARAMETERS:
+    if width(study) > limits.PARAMETERS:
         raise PeerError(f"the study's model has more than {limits.PARAMETERS} parameters")
-    unpack(data, model, study)
+    unpack(data, _shapes_alone(study), study)
 
 
 def _shapes_alone(study: Study) -> nn.Module:

@@ -199,8 +199,10 @@ def paid(made: Report, site: str) -> dict[str, str]:
 
 
 def test_what_left_says_for_everything_what_paid_for_it(busy: Busy, busy_report: Report, busy_page: bytes) -> None:
-    everything = dict.fromkeys(("model updates", "evaluation counts", "number of patients"), "charged")
-    assert paid(busy_report, "lund") == {**everything, "short answers": "nothing to charge"}
+    charged = ("model updates, masked", "evaluation counts, masked", "number of patients")
+    free = ("short answers", "keys for secure sums", "signatures on who is in a sum", "shares of masks")
+    everything = dict.fromkeys(charged, "charged") | dict.fromkeys(free, "nothing to charge")
+    assert paid(busy_report, "lund") == everything
     (lund,) = [site for site in busy_report.sites if site.site == "lund"]
     found = lund.account.of_study(busy.study.digest)
     assert found is not None
@@ -209,6 +211,26 @@ def test_what_left_says_for_everything_what_paid_for_it(busy: Busy, busy_report:
     assert max(alone.values()) < found[1].epsilon < sum(alone.values()), "costs compose"
     assert "one number with noise of standard deviation 10 patients" in Parsed(busy_page).text
     assert "✗ not charged" not in Parsed(busy_page).text
+
+
+def test_the_page_tells_which_sums_did_not_go_smoothly(busy_report: Report, busy_page: bytes) -> None:
+    text = Parsed(busy_page).text
+    assert [each.round for each in busy_report.sums if each.of == "updates"] == list(range(1, 25))
+    assert "25 sums were opened, 21 of them at the first attempt" in text
+    everybody = "aarhus, bergen, lund, turku"
+    for row in (
+        f"3 updates 2 – {everybody} 4: {everybody} 3 –",
+        f"7 updates 1 – {everybody} 4: {everybody} 3 ✗ no step was taken: the mean update has norm 312",
+        "20 updates 1 bergen aarhus, lund, turku 3: aarhus, lund, turku 3 –",
+        f"22 updates 1 – {everybody} 3: aarhus, bergen, turku 3 –",
+    ):
+        assert row in text
+
+
+def test_what_left_again_under_other_masks_is_told_and_needs_no_charge(repeated: Evidence) -> None:
+    made = make_report(repeated.root)
+    assert made.state == "verified" and paid(made, "west")["model updates, masked"] == "charged"
+    assert "3 charges for training; 3 times the same left again" in Parsed(render(made)).text
 
 
 def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: Evidence) -> None:
@@ -221,7 +243,7 @@ def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: E
     made = make_report(evidence.root)
     assert made.failure is not None and made.failure.step == 8
     marked = {what for what, by in paid(made, "west").items() if by == "not charged"}
-    assert marked == {"evaluation counts"}
+    assert marked == {"evaluation counts, masked"}
     assert "✗ not charged" in Parsed(render(made)).text
 
 

@@ -145,6 +145,7 @@ def good() -> Iterator[Vector]:
     pen.line("settle", {"charge_seq": pen.seq, "steps": 5}).line("release", RELEASED)
     pen.line("charge", EVALUATED).line("settle", {"charge_seq": pen.seq, "steps": 1})
     pen.line("release", {**RELEASED, "message": "counts"})
+    pen.line("release", {**RELEASED, "sha256": hex_of("under other masks"), "again": True})
     pen.line("witness", witness(1, {SITE: told, "south": head(9, "south 9")}))
     pen.line("charge", {**CHARGED, "round": 2}).line("charge", {**CHARGED, "round": 2, "attempt": 2})
     pen.line("settle", {"charge_seq": pen.seq, "steps": 0}).line("recover", {"sha256": hex_of("torn"), "bytes": 17})
@@ -156,6 +157,13 @@ def good() -> Iterator[Vector]:
     pen.line("charge", {**not_private, "epsilon_after": None})
     pen.line("reject", {"study": OPEN_STUDY, "name": "sepsis", "by": "Dr Ono", "reason": "withdrawn"})
     yield Vector("good-every-kind", pen.data, "every kind of entry, event, plan and purpose")
+    pen = charged().line("settle", {"charge_seq": 4, "steps": 5}).line("release", RELEASED)
+    pen.line("witness", witness(1, {SITE: charged().head()})).line("charge", {**CHARGED, "round": 2})
+    pen.line("charge", EVALUATED).line("settle", {"charge_seq": pen.seq - 1, "steps": 5})
+    pen.line("settle", {"charge_seq": pen.seq - 1, "steps": 1})
+    carries = {**RELEASED, "round": 2, "sha256": hex_of("update 2"), "counts": True}
+    pen.line("release", carries).line("release", {**carries, "sha256": hex_of("update 2 anew"), "again": True})
+    yield Vector("good-counts-on-updates", pen.data, "counts of round 1 are charged with the updates of round 2")
     pen = Pen().line("open", OPENED).line("approve", {**APPROVED, "plan": OLD_PLAN})
     older = {name: value for name, value in CHARGED.items() if name != "purpose"}
     pen.line("charge", older).line("settle", {"charge_seq": 3, "steps": 5})
@@ -221,6 +229,7 @@ def bad() -> Iterator[Vector]:
         "boolean-for-integer": (body("settle", {"charge_seq": True, "steps": 1}), "true is not 1"),
         "fraction-for-integer": (body("settle", {"charge_seq": 1.5, "steps": 1}), "an integer is needed"),
         "negative": (body(epsilon=-1), "ε is not negative"),
+        "release-flag": (body("release", RELEASED, counts=1), "1 is not true"),
         "audit-of-more-right-than-guessed": (
             body("audit", {**AUDIT, "correct": 41}),
             "no more guesses are right than were made",
@@ -327,6 +336,10 @@ def contradictions() -> Iterator[Vector]:
         "own-head-future": (charged().line("witness", witness(1, {SITE: head(5, "itself")})), "an entry not yet there"),
         "own-head-uncharged": (
             charged().line("witness", witness(1, {SITE: begun().head()})), "a head before the charge for that round"
+        ),
+        "counted-after-next-record": (
+            begun().line("witness", witness(1, {})).line("witness", witness(2, south)).line("charge", EVALUATED),
+            "counts of round 1 after the record of round 2",
         ),
         "charged-after-record": (after.line("charge", {**CHARGED, "attempt": 2}), "a round whose record was witnessed"),
     }  # fmt: skip

@@ -1,0 +1,171 @@
+"""Whether a kept result may leave, and leave again; whether a round may be worked on, and worked on anew.
+
+One result is never in two sums that are both opened: their difference would show what another site added.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from consilium_client.desk import Desk
+from consilium_client.proposals import Proposal
+from consilium_client.results import About, Result
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.errors import IntegrityError, PolicyRefusal
+from consilium_shared.ledger.entry import Charge, Purpose, Release
+from consilium_shared.messages import Evaluate, Survivors, Train
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan
+from consilium_shared.secagg.site import SiteState
+from consilium_shared.secagg.terms import Slot, Terms
+from consilium_shared.study import Study
+from consilium_shared.summand import counts_with
+
+log = logging.getLogger("consilium.agent")
+
+
+def place(number: int, attempt: int) -> int:
+    """Where an answer stands among a study's: rises from attempt to attempt, and from round to round."""
+    return number * (limits.ATTEMPTS + 1) + attempt
+
+
+def round_of(where: int) -> int:
+    """The round of a ``place``."""
+    return where // (limits.ATTEMPTS + 1)
+
+
+class Reuse:
+    """The rules, over what the site's stores and its ledger have."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def kept(self, study: Study, request: Train | Evaluate, terms: Terms) -> Result | None:
+        """The result that is kept for this round, if it may leave under these terms; None where it is to be made.
+
+        It may have left before, in an attempt that was given up. It leaves again only when it is certain that nobody
+        ever opens that one (``Terms.dead``).
+
+        Raises:
+            PolicyRefusal: this round was worked on from another model.
+            IntegrityError: the ledger has no charge for it.
+        """
+        kept = self.desk.results.get(study.digest, request.purpose, request.round)
+        if kept is None:
+            return None
+        if kept.about.model != request.payload.sha256:
+            raise PolicyRefusal("stale-round", f"round {request.round} was worked on from another model")
+        states = {each.slot.attempt: each for each in self.desk.sums.attempts(request.slot)}
+        first = kept.about.attempt
+        if first != request.attempt and first not in states:
+            return None  # its state is lost, and with it the proof
+        for number, state in states.items():
+            if first <= number < request.attempt and state.terms is not None and not state.terms.dead(terms.adverts):
+                return None
+        self._check_charged(study, kept.about)
+        return kept
+
+    def counts_given(self, study: Study, slot: Slot) -> bool:
+        """Whether counts may be promised for a slot: not where a kept result of its round goes without them."""
+        about = self.desk.results.about(study.digest, slot.purpose)
+        without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
+        return self.desk.config.policy.allow_evaluation_counts and not without
+
+    def check_work(self, study: Study, plan: Plan, request: Train | Evaluate, state: SiteState) -> None:
+        """Whether the round may be worked on, anew where it was before.
+
+        Without privacy each round is worked on once, each model once, and its counts are taken once: two sums of the
+        same numbers, over other sites, would show whose are whose. With privacy each time has noise and a charge of
+        its own.
+
+        Raises:
+            PolicyRefusal: not under these keys, or not a second time.
+        """
+        if state.result is not None:
+            raise PolicyRefusal("sum", "what these keys mask is gone")
+        seen, here = self.desk.sums.session(study.digest).seen, _where(request)
+        if all(seen.get(what) in (None, here) for what in _what(study, request)):
+            return
+        if isinstance(plan, NonPrivatePlan):
+            raise PolicyRefusal(
+                "sum", "this round or this model was worked on without privacy, and that sum may be opened yet, or was"
+            )
+        log.warning("round %d is worked on anew: an earlier attempt may still be opened, or was", request.round)
+
+    def note(self, study: Study, request: Train | Evaluate) -> None:
+        """Before the first masked byte leaves: what was worked on, and where it is masked."""
+        session = self.desk.sums.session(study.digest)
+        seen = {**session.seen, **dict.fromkeys(_what(study, request), _where(request))}
+        self.desk.sums.put_session(study.digest, session.model_copy(update={"seen": seen}))
+
+    def left(self, request: Train | Evaluate | Survivors) -> bool:
+        """Whether anything left on the last charge for this round: a crash may have come between the two."""
+        about, kind = (request.study, request.round), "update" if request.purpose == "training" else "counts"
+        for entry in reversed(self.desk.ledger.entries):
+            body = entry.body
+            if isinstance(body, Release) and (body.study, body.round, body.message) == (*about, kind):
+                return True
+            if isinstance(body, Charge) and (body.study, body.round, body.purpose) == (*about, request.purpose):
+                return False
+        return False
+
+    def signed_attempts(self, slot: Slot) -> set[int]:
+        """Attempts at a round in which this site's signature over survivors left, by the ledger."""
+        return {
+            entry.body.attempt
+            for entry in self.desk.ledger.entries
+            if isinstance(entry.body, Release)
+            and (entry.body.study, entry.body.round, entry.body.message) == (slot.study, slot.round, "signed")
+            and entry.body.attempt is not None
+        }
+
+    def settle(self, study: Study, plan: Plan, kept: Result) -> None:
+        """What a crash left unsettled of the charges behind a kept result: all of it ran."""
+        about = kept.about
+        if about.purpose == "training":
+            self.desk.settle_kept(study, about.round, about.model, plan, "training")
+        if about.counts and about.counted:
+            number = about.round - 1 if about.purpose == "training" else about.round
+            self.desk.settle_kept(study, number, about.model, plan, "evaluation")
+
+    def check_evaluated(self, proposal: Proposal, number: int) -> None:
+        """Counts in a sum of their own leave after the last round alone, and once.
+
+        Raises:
+            PolicyRefusal: for any other round, or where the policy lets none leave.
+        """
+        study = proposal.study
+        if not self.desk.config.policy.allow_evaluation_counts:
+            raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
+        if number != study.training.rounds or number not in study.evaluated_rounds:
+            raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates in a sum of its own")
+        last = self.desk.answers.latest(study.digest, "update")
+        if last is None or round_of(last) != number:
+            raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
+
+    def _check_charged(self, study: Study, about: About) -> None:
+        purposes: list[tuple[int, Purpose]] = [(about.round, about.purpose)]
+        if about.purpose == "training" and about.counts and about.counted:
+            purposes.append((about.round - 1, "evaluation"))
+        for charged, purpose in purposes:
+            if not self.desk.spending.attempts(study.digest, charged, purpose):
+                raise IntegrityError(
+                    f"the ledger has no {purpose} charge for what was worked on in round {charged}: an older ledger "
+                    f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; with privacy "
+                    "the round's next attempt is then worked on and charged anew"
+                )
+
+
+def _where(request: Train | Evaluate) -> str:
+    return f"{request.purpose}.{request.round}.{request.attempt}"
+
+
+def _what(study: Study, request: Train | Evaluate) -> list[str]:
+    """What is worked on, by digest: the round, the model, and the model's counts."""
+    model = request.payload.sha256
+    found = [["round", request.purpose, str(request.round)]]
+    if request.purpose == "training":
+        found.append(["training", model])
+    if request.purpose == "evaluation" or counts_with(study, request.round):
+        found.append(["counts", model])
+    return [canonical_digest(each) for each in found]

@@ -1,0 +1,111 @@
+"""What this site must not lose of its secure sums: keys and stages of each slot, and the secrets of each study.
+
+Everything here is secret but worthless for any other sum. It is on the disk before what depends on it leaves, and
+deleted once it can serve no honest question any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.config import Strict
+from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.files import remove_leftovers, write_atomically
+from consilium_shared.roster import Hex32
+from consilium_shared.secagg.handshake import SEED_BYTES, Bundle, Encapsulated
+from consilium_shared.secagg.site import SiteState
+from consilium_shared.secagg.terms import Slot
+from consilium_shared.study import Name
+
+
+class Peer(Strict):
+    """What is kept of another site, for one study."""
+
+    bundle: Bundle
+    secret: Annotated[Hex32 | None, Field(repr=False)] = None
+    sent: Encapsulated | None = None
+    """To a site of a higher name; given again when it is asked for again."""
+
+
+class Session(Strict):
+    """A study's long-lived secrets (``secagg.handshake``)."""
+
+    seed: Hex32
+    peers: dict[Name, Peer] = Field(default_factory=dict)
+    seen: dict[Hex32, str] = Field(default_factory=dict)
+    """What was worked on, to where it was masked last: a sum with this site's numbers may be opened there, or was."""
+
+    def __repr__(self) -> str:
+        return f"Session({', '.join(self.peers)}; secrets hidden)"
+
+    __str__ = __repr__
+
+    @property
+    def secrets(self) -> dict[str, bytes]:
+        """Site to the secret shared with it."""
+        return {site: bytes.fromhex(peer.secret) for site, peer in self.peers.items() if peer.secret is not None}
+
+
+class SumStore:
+    """One folder a study, files of mode 0600."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for study in folder.iterdir():
+            remove_leftovers(study)
+
+    def session(self, study: str) -> Session:
+        """The secrets of a study's digest; made and kept on first use. Raises IntegrityError for a damaged file."""
+        file = self.folder / study / "session.json"
+        try:
+            return Session.model_validate(parse_canonical(file.read_bytes()))
+        except FileNotFoundError:
+            session = Session(seed=secrets.token_hex(SEED_BYTES))
+            self.put_session(study, session)
+            return session
+        except (PeerError, ValidationError) as error:
+            raise IntegrityError(f"{file} is damaged; delete it, and the site makes new keys for the study") from error
+
+    def put_session(self, study: str, session: Session) -> None:
+        """Keep the secrets of a study durably."""
+        write_atomically(self.folder / study / "session.json", canonical_bytes(session.model_dump(mode="json")))
+
+    def put(self, state: SiteState) -> None:
+        """Keep the state of a slot durably."""
+        write_atomically(self._file(state.slot), state.to_bytes())
+
+    def get(self, slot: Slot) -> SiteState | None:
+        """The state of a slot, or None."""
+        try:
+            state = SiteState.from_bytes(self._file(slot).read_bytes())
+        except FileNotFoundError:
+            return None
+        if state.slot != slot:
+            raise IntegrityError(f"{self._file(slot)} is the state of another sum")
+        return state
+
+    def attempts(self, slot: Slot) -> list[SiteState]:
+        """The states of all attempts at the same sum, in order."""
+        files = (self.folder / slot.study).glob(f"{slot.purpose}.{slot.round}.*")
+        found = [SiteState.from_bytes(file.read_bytes()) for file in files]
+        return sorted(found, key=lambda state: state.slot.attempt)
+
+    def forget_rounds_before(self, study: str, number: int) -> None:
+        """Delete the states of earlier rounds."""
+        for file in (self.folder / study).glob("*.*.*"):
+            if int(file.name.split(".")[1]) < number:
+                file.unlink()
+
+    def forget(self, study: str) -> None:
+        """Delete everything of a study that is over."""
+        shutil.rmtree(self.folder / study, ignore_errors=True)
+
+    def _file(self, slot: Slot) -> Path:
+        return self.folder / slot.study / f"{slot.purpose}.{slot.round}.{slot.attempt}"

@@ -1,0 +1,160 @@
+"""What a round asks of this site's data: charge, train, count, keep the result, settle. Nothing leaves from here.
+
+All that the result depends on is the study, the round and the model; under which masks it leaves is no matter of its
+charge (``sums.py``).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_client.desk import Desk, Undertaking
+from consilium_client.policy import check_contract, check_patients
+from consilium_client.proposals import Proposal
+from consilium_client.results import About, Result
+from consilium_client.spending import Reservation, told
+from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.ledger.entry import Purpose
+from consilium_shared.messages import Evaluate, Train
+from consilium_shared.metrics import Counts, Layout
+from consilium_shared.privacy.event import GaussianEvent
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+from consilium_shared.study import Study
+from consilium_shared.summand import bound, counts_with, largest_weight
+
+
+def check(desk: Desk, study: Study, plan: Plan, model: bytes) -> None:
+    """Whatever can be refused is refused before it is charged.
+
+    Raises:
+        PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model.
+        DataError: the data cannot be used.
+    """
+    from consilium_client.training.trainer import check_independence
+    from consilium_shared.models.vector import check
+
+    desk.records(study)
+    patients = desk.patients(study)
+    check_contract(desk.config.policy, study)
+    check_patients(desk.config.policy, study, patients.train, patients.held_back)
+    try:
+        check(model, study)
+    except PeerError as error:
+        raise PolicyRefusal("model", str(error)) from error
+    if isinstance(plan, PrivacyPlan):
+        check_independence(study)
+
+
+def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:
+    """Train round ``request.round``, and count on the model that it begins with where that is due.
+
+    Args:
+        counts: whether this site's counts may leave with the update.
+    """
+    from consilium_client.training import device, trainer
+
+    study, number = proposal.study, request.round
+    counted = counts and counts_with(study, number)
+    records, where = desk.records(study), device.choose(desk.config.device)
+    with ExitStack() as undertakings:
+        training = undertakings.enter_context(_begin(desk, study, request, plan, "training", number))
+        counting = None
+        if counted:
+            counting = undertakings.enter_context(_begin(desk, study, request, plan, "evaluation", number - 1))
+
+        def watch(done: int, steps: int) -> None:
+            about = {"study": study.study, "round": number, "step": done, "steps": steps}
+            desk.activity = {"doing": "training", **about}
+
+        watch(0, plan.steps_per_round)
+        found = trainer.train(
+            model,
+            study,
+            records,
+            plan,
+            round=number,
+            site=desk.site,
+            device=where,
+            seed=training.seed,
+            attempt=training.number,
+            on_progress=watch,
+        )
+        numbers = None
+        if counting is not None:
+            numbers = _count(desk, study, model, counting.reservation, counting.seed)
+        elif counts_with(study, number):
+            numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
+        last = training.reservation if counting is None else counting.reservation
+        bound(found.update, study)
+        about = About(
+            purpose="training",
+            round=number,
+            attempt=request.attempt,
+            model=request.payload.sha256,
+            weight=_weight(study, plan, found.patients),
+            counted=counted,
+            epsilon=told(last.study_epsilon_after),
+            parameters=found.update.size,
+            counts=0 if numbers is None else numbers.size,
+        )
+        result = desk.results.put(study.digest, about, found.update, numbers)
+        training.settle(found.steps)
+        if counting is not None:
+            counting.settle(1)
+    return result
+
+
+def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
+    """Count on the model after the last round."""
+    study = proposal.study
+    with _begin(desk, study, request, plan, "evaluation", request.round) as counting:
+        counts = _count(desk, study, model, counting.reservation, counting.seed)
+        about = About(
+            purpose="evaluation",
+            round=request.round,
+            attempt=request.attempt,
+            model=request.payload.sha256,
+            weight=0,
+            counted=True,
+            epsilon=told(counting.reservation.study_epsilon_after),
+            parameters=0,
+            counts=counts.size,
+        )
+        result = desk.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
+        counting.settle(1)
+    return result
+
+
+def _begin(
+    desk: Desk, study: Study, request: Train | Evaluate, plan: Plan, purpose: Purpose, number: int
+) -> Undertaking:
+    return desk.begin(study, number, request.payload.sha256, plan, purpose)
+
+
+def _count(desk: Desk, study: Study, model: bytes, reservation: Reservation, seed: bytes) -> npt.NDArray[np.int64]:
+    from consilium_client import evaluation
+    from consilium_client.training import device
+
+    desk.activity = {"doing": "evaluating", "study": study.study}
+    records, where = desk.records(study), device.choose(desk.config.device)
+    counts: Counts
+    if isinstance(reservation.event, GaussianEvent):
+        sigma = reservation.event.noise_multiplier
+        counts = evaluation.noised_counts(model, study, records, where, noise_multiplier=sigma, seed=seed)
+    else:
+        counts = evaluation.evaluate(model, study, records, where, Layout.of(study))
+    return counts
+
+
+def _weight(study: Study, plan: Plan, patients: int) -> int:
+    """What the update counts for. With privacy the true number of patients stays here."""
+    if study.aggregation.weighting == "equal":
+        return 1
+    if isinstance(plan, NonPrivatePlan):
+        return min(patients, largest_weight(study))
+    if plan.patients is None:
+        raise PolicyRefusal("policy", "the approved plan has no number of patients that may leave; approve it again")
+    return min(plan.patients, largest_weight(study))

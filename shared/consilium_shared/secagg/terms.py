@@ -1,0 +1,203 @@
+"""The terms of one secure sum: what is summed, from which model, by whom, and how many it takes to open it.
+
+Both ends make the same terms from the approved contract and the request, and their digest goes into every key, seal,
+commitment and signature of the sum. Sites that were told different things have masks that do not cancel, so nothing
+but noise comes out (that answers model inconsistency: Pasquini et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes, canonical_digest
+from consilium_shared.config import Strict
+from consilium_shared.documents import signature_bytes
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.roster import Hex32
+from consilium_shared.study import Name, ThreatModel
+
+PROTOCOL = "consilium-secagg/1"
+ADVERT_DOMAIN = "secagg-advert"
+SURVIVORS_DOMAIN = "secagg-survivors"
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+Purpose = Literal["training", "evaluation"]
+Attempt = Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
+Bits = Literal[16, 32, 64]
+
+
+class Slot(Strict):
+    """Which sum a site's keys are for; keys of one slot serve no other."""
+
+    federation: Hex32
+    study: Hex32
+    roster: Hex32
+    purpose: Purpose
+    round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+    attempt: Attempt
+
+
+class Advert(Strict):
+    """A site's public key for one slot, signed by its identity."""
+
+    key: Hex32
+    """X25519 (RFC 7748), fresh for this slot."""
+    signed: Annotated[tuple[Attempt, ...], Field(max_length=limits.ATTEMPTS)] = ()
+    """Earlier attempts at the same sum in which the site has signed a set of survivors. In all others before this one
+    it has not, and never will."""
+    counts: bool = False
+    """Whether the site adds evaluation counts where some ride on the sum, if enough others of the cohort do."""
+    signature: Hex64
+
+    @classmethod
+    def sign(
+        cls,
+        slot: Slot,
+        site: str,
+        key: bytes,
+        identity: Identity,
+        *,
+        signed: tuple[int, ...] = (),
+        counts: bool = False,
+    ) -> Advert:
+        """The advertisement of ``key`` (32 bytes) by ``site`` for ``slot``."""
+        signature = identity.sign(ADVERT_DOMAIN, _advertised(slot, site, key.hex(), signed, counts))
+        return cls(key=key.hex(), signed=signed, counts=counts, signature=signature.hex())
+
+    def verify(self, slot: Slot, site: str, public: PublicIdentity) -> None:
+        """Raises SignatureError unless ``site``, with this identity, advertised exactly this for ``slot``."""
+        told = _advertised(slot, site, self.key, self.signed, self.counts)
+        public.verify(ADVERT_DOMAIN, told, signature_bytes(self.signature))
+
+
+class Segment(Strict):
+    """A part of the summed vector: ``length`` integers modulo 2^``bits``."""
+
+    name: Name
+    bits: Bits
+    length: Annotated[int, Field(ge=1, le=limits.PARAMETERS)]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one site's masked segment."""
+        return self.bits // 8 * self.length
+
+
+class Terms(Strict):
+    """One sum. The cohort are those whose advertisements stand here, sorted by name."""
+
+    slot: Slot
+    model: Hex32
+    """SHA-256 of the model that the sites were sent."""
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=4)]
+    threat_model: ThreatModel
+    adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Terms:
+        if list(self.adverts) != sorted(self.adverts):
+            raise ValueError("a cohort is sorted by name")
+        if len({advert.key for advert in self.adverts.values()}) != len(self.adverts):
+            raise ValueError("two sites advertise the same key")
+        if len({segment.name for segment in self.segments}) != len(self.segments):
+            raise ValueError("two segments have the same name")
+        return self
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """Sites whose keys take part."""
+        return tuple(self.adverts)
+
+    @property
+    def threshold(self) -> int:
+        """How many sites it takes to open the sum."""
+        return threshold(len(self.adverts), self.threat_model)
+
+    @property
+    def masked_bytes(self) -> int:
+        """Bytes of one site's masked vector."""
+        return sum(segment.bytes for segment in self.segments)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything above, 64 hex digits."""
+        return canonical_digest({"protocol": PROTOCOL, "terms": self.model_dump(mode="json")})
+
+    def point(self, site: str) -> int:
+        """Where a site's shares are evaluated: 1 … cohort size."""
+        return self.cohort.index(site) + 1
+
+    def check(self, identities: Mapping[str, PublicIdentity]) -> None:
+        """Verify every advertisement.
+
+        Args:
+            identities: site to identity key, of the pinned roster.
+
+        Raises:
+            PeerError: a site that is not in the roster.
+            SignatureError: an advertisement that its site did not sign for this slot.
+        """
+        for site, advert in self.adverts.items():
+            if site not in identities:
+                raise PeerError(f"{site} is in the cohort, but not in the roster")
+            advert.verify(self.slot, site, identities[site])
+
+    def survivors_signed(self, survivors: tuple[str, ...]) -> bytes:
+        """What a site signs about the set of sites whose masked vectors are in the sum."""
+        return canonical_bytes({"terms": self.digest, "survivors": list(survivors)})
+
+    def dead(self, successors: Mapping[str, Advert]) -> bool:
+        """Whether this attempt can never be opened any more, as the advertisements for the next one prove.
+
+        Whoever advertises a key for a later attempt has promised to sign no set of survivors here, unless it says that
+        it has. Only then may the same update be masked anew.
+
+        Args:
+            successors: verified, of a later attempt at the same sum.
+        """
+        return self.promised(successors) >= self.enough_to_abandon
+
+    def promised(self, successors: Mapping[str, Advert]) -> int:
+        """How many of the cohort promise, by their advertisements for a later attempt, to sign nothing here."""
+        number = self.slot.attempt
+        return sum(site in self.adverts and number not in each.signed for site, each in successors.items())
+
+    def counting(self, sites: Iterable[str]) -> int:
+        """How many of these sites of the cohort add counts."""
+        return sum(self.adverts[site].counts for site in sites)
+
+    @property
+    def enough_to_abandon(self) -> int:
+        """How many sites' promises make it certain that the sum is never opened: n + n_C - t + 1.
+
+        The promises of corrupt sites are worth nothing: where A sites promise, n - (A - n_C) can still sign, and with
+        fewer than the threshold t nobody learns the sum.
+        """
+        sites = len(self.adverts)
+        return sites + corrupt(sites, self.threat_model) - self.threshold + 1
+
+
+def threshold(sites: int, threat_model: ThreatModel) -> int:
+    """Shares that open a sum of ``sites`` sites, at least 2.
+
+    ``malicious-server``: floor(2n/3) + 1. With n_C < n/3 corrupt sites 2t > n + n_C, so that no two different sets of
+    survivors are both signed by t sites, of which the honest sign once (Bonawitz et al. 2017, theorem 6.5).
+    ``honest-but-curious``: floor(n/2) + 1, against t - 1 curious sites.
+    """
+    return max(2, 2 * sites // 3 + 1 if threat_model == "malicious-server" else sites // 2 + 1)
+
+
+def corrupt(sites: int, threat_model: ThreatModel) -> int:
+    """How many sites may lie: fewer than a third; in the honest-but-curious model none does."""
+    return (sites - 1) // 3 if threat_model == "malicious-server" else 0
+
+
+def _advertised(slot: Slot, site: str, key: str, signed: tuple[int, ...], counts: bool) -> bytes:
+    about = {"slot": slot.model_dump(mode="json"), "site": site}
+    return canonical_bytes({**about, "key": key, "signed": list(signed), "counts": counts})

@@ -1,0 +1,139 @@
+"""Who changes what was summed, or says that enough signed what they did not sign, is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consilium_shared.canonical import digest
+from consilium_shared.messages import countersign
+from consilium_shared.records import RECORD_DOMAIN
+
+Evidence = Any
+"""``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""
+
+
+def opened(evidence: Evidence, number: int = 3, part: str = "opened", **changes: Any) -> dict[str, Any]:
+    """How the record says that a sum was opened, but for ``changes``."""
+    found: dict[str, Any] = evidence.body(evidence.record(number))[part]
+    return {**found, **changes}
+
+
+def told(evidence: Evidence, **words: Any) -> str:
+    """The coordinator signs other words about round 3; what step 4 says of it."""
+    evidence.reseal(evidence.record(3), RECORD_DOMAIN, **words)
+    return str(evidence.fails(4, evidence.record(3)))
+
+
+PARTS = pytest.mark.parametrize("part", ["opened", "opened_counts"])
+
+
+@PARTS
+def test_a_signature_that_is_dropped_leaves_too_few(evidence: Evidence, part: str) -> None:
+    signatures = opened(evidence, part=part)["signatures"]
+    del signatures["west"]
+    assert "2 of 3 sites signed" in told(evidence, **{part: opened(evidence, part=part, signatures=signatures)})
+
+
+@PARTS
+def test_a_signature_over_another_sum_is_found(evidence: Evidence, part: str) -> None:
+    others = opened(evidence, part="opened" if part == "opened_counts" else "opened_counts")["signatures"]
+    assert "what north signed is not" in told(evidence, **{part: opened(evidence, part=part, signatures=others)})
+
+
+@PARTS
+def test_a_sum_without_a_word_on_how_it_was_opened_is_found(evidence: Evidence, part: str) -> None:
+    """Also every record of a version that had no secure sums."""
+    assert "does not say how the sum of its" in told(evidence, **{part: None})
+
+
+def test_a_signature_of_a_site_that_is_not_in_the_sum_is_found(latecomer: Evidence) -> None:
+    signatures = opened(latecomer)["signatures"]
+    for site in ("east", "nobody"):
+        foreign = {**signatures, site: signatures["north"]}
+        assert f"{site}: signed the sum" in told(latecomer, opened=opened(latecomer, signatures=foreign))
+
+
+def test_a_participant_that_is_added_after_signing_is_found(latecomer: Evidence) -> None:
+    """East gave a key and came too late; the record says that its update is in the sum all the same."""
+    latecomer.verified()
+    body = latecomer.body(latecomer.record(3))
+    east = {
+        "epsilon": 2.0,
+        "heads": latecomer.body(latecomer.record(2))["heads"]["east"],
+        "answers": digest(b"an update"),
+        "countersigned": countersign(body["previous"], latecomer.sites["east"]),
+    }
+    more = {part: {**body[part], "east": value} for part, value in east.items()}
+    why = told(latecomer, participants=["east", *body["participants"]], **more)
+    assert "what north signed is not that exactly these sites are in the sum" in why
+
+
+def test_a_participant_without_a_key_in_the_sum_is_found(evidence: Evidence) -> None:
+    adverts = opened(evidence)["adverts"]
+    del adverts["west"]
+    words = told(evidence, opened=opened(evidence, adverts=adverts))
+    assert "west: in the sum of its updates, but with no key" in words
+
+
+def test_a_participant_that_is_left_out_after_signing_is_found(latecomer: Evidence) -> None:
+    body = latecomer.body(latecomer.record(3))
+    fewer = {
+        part: {site: value for site, value in body[part].items() if site != "west"}
+        for part in ("epsilon", "heads", "answers", "countersigned")
+    }
+    signatures = {site: each for site, each in opened(latecomer)["signatures"].items() if site != "west"}
+    words = {**fewer, "participants": ["north", "south"], "metrics_before": None}
+    why = told(latecomer, **words, opened=opened(latecomer, signatures=signatures))
+    assert "2 of 4 sites, and 3 are needed" in why
+
+
+def test_a_smaller_cohort_that_would_need_fewer_signatures_is_not_what_was_signed(latecomer: Evidence) -> None:
+    adverts = opened(latecomer)["adverts"]
+    del adverts["east"]
+    assert "what north signed is not" in told(latecomer, opened=opened(latecomer, adverts=adverts))
+
+
+def test_keys_are_the_sites_own_and_for_this_sum(evidence: Evidence) -> None:
+    earlier, mine = opened(evidence, 1)["adverts"], opened(evidence)["adverts"]
+    for adverts, why in (
+        ({**mine, "north": earlier["north"]}, "a key in the sum of its updates is not its site's"),
+        ({**mine, "north": mine["south"]}, "two sites advertise the same key"),
+        ({**mine, "nobody": mine["north"]} | {"north": earlier["north"]}, "not in the roster"),
+    ):
+        assert why in told(evidence, opened=opened(evidence, adverts=dict(sorted(adverts.items()))))
+
+
+@pytest.mark.parametrize("changes", [{"attempt": 2}, {"parameters": 3}])
+def test_other_terms_than_the_sites_signed_are_found(evidence: Evidence, changes: dict[str, int]) -> None:
+    told(evidence, opened=opened(evidence, **changes))
+
+
+def test_a_sum_of_updates_on_another_model_is_found(evidence: Evidence) -> None:
+    evidence.resign(r1={"model_before": digest(b"another model")})
+    assert "what north signed is not" in evidence.fails(4, evidence.record(1))
+
+
+def test_a_step_on_an_implausible_sum_is_found(evidence: Evidence) -> None:
+    evidence.resign(r2={"implausible": "the mean update has norm 312"})
+    assert "stepped on a sum" in evidence.fails(3, evidence.record(2))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (1, {"metrics_before": {"auroc": 0.8, "sites": 3}}),
+        (2, {"metrics_before": {"auroc": 0.8, "sites": 3}}),
+        (3, {"metrics_before": {"auroc": 0.8, "sites": 0}}),
+        (2, {"metrics": {"auroc": 0.8, "sites": 2}}),
+        (3, {"metrics": {"auroc": 0.8, "sites": 4}}),
+        (3, {"metrics": {"auroc": 0.8}}),
+    ],
+    ids=str,
+)
+def test_metrics_of_no_evaluation_or_of_more_sites_than_counted_are_found(
+    evidence: Evidence, number: int, words: dict[str, Any]
+) -> None:
+    evidence.resign(**{f"r{number}": words})
+    assert "gave evaluation counts" in evidence.fails(2, evidence.record(number))

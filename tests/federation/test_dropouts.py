@@ -1,0 +1,152 @@
+"""A program, or a whole hospital, dies in each exchange of a round: the right sum comes out, or nothing is opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Hospitals
+
+SITES = ["north", "south", "west"]
+LONG = 2500
+"""Steps that take about a second."""
+CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout": "30s"}
+"""Two of three open a sum."""
+
+
+@pytest.fixture(scope="module")
+def reference(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dict[str, bytes]:
+    """The weights after two rounds of all three sites in which nothing happened."""
+    study = shaken.run_study(contract("nothing-happens", private=False, rounds=2, steps_per_round=LONG))
+    assert shaken.ended(study.study) == "finished"
+    return shaken.weights(study.study)
+
+
+@pytest.mark.parametrize(
+    ("number", "phase", "what"),
+    [
+        (1, "survivors", "consilium_server.app"),
+        (1, "survivors", "consilium_client.agent"),
+        (1, "opening", "consilium_server.app"),
+        (1, "opening", "consilium_client.agent"),
+        (1, "opening", "consilium_client.courier"),
+        (2, "evaluation", "consilium_server.app"),
+        (2, "evaluation", "consilium_client.agent"),
+    ],
+)
+def test_a_killed_program_is_back_in_the_same_attempt_and_the_model_is_the_same(
+    shaken: Hospitals,
+    contract: Callable[..., dict[str, Any]],
+    reference: dict[str, bytes],
+    number: int,
+    phase: str,
+    what: str,
+) -> None:
+    name = f"{phase}-{what.rpartition('.')[2]}"
+    study = shaken.run_study(contract(name, private=False, rounds=2, steps_per_round=LONG))
+    shaken.until_phase(study.study, number, phase)
+    shaken.kill("server" if what.startswith("consilium_server") else "south", what)
+
+    assert shaken.ended(study.study) == "finished"
+    assert shaken.weights(study.study) == reference
+    records = shaken.records(study.study)
+    assert [(r["participants"], r["away"], r["opened"]["attempt"]) for r in records] == [(SITES, {}, 1)] * 2
+    for site in SITES:
+        charges = [(each.body.round, each.body.attempt, each.settled) for each in shaken.charges(site, study)]
+        assert charges == [(1, 1, LONG), (2, 1, LONG)]
+
+
+@pytest.fixture(scope="module")
+def by_two(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dict[str, bytes]:
+    """The weights after a round of north and west, south having said no."""
+    study = shaken.start(contract("by-two", private=False, rounds=1, steps_per_round=LONG, **CURIOUS))
+    shaken.decide(study.study, "reject", "south", reason="a test")
+    shaken.decide(study.study, "approve", "north", "west")
+    assert shaken.ended(study.study) == "finished"
+    return shaken.weights(study.study)
+
+
+@pytest.fixture(scope="module")
+def by_three(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dict[str, bytes]:
+    """The weights after a round of all three."""
+    study = shaken.run_study(contract("by-three", private=False, rounds=1, steps_per_round=LONG, **CURIOUS))
+    assert shaken.ended(study.study) == "finished"
+    return shaken.weights(study.study)
+
+
+def close(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
+    """Equal but for the encoding, which is finer the smaller the cohort is."""
+    return all(
+        np.allclose(np.frombuffer(one[name], "<f4"), np.frombuffer(other[name], "<f4"), rtol=0, atol=1e-4)
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("phase", ["training", "survivors", "opening"])
+def test_a_site_that_dies_for_good_is_in_the_sum_only_if_its_update_had_come(
+    shaken: Hospitals,
+    contract: Callable[..., dict[str, Any]],
+    by_two: dict[str, bytes],
+    by_three: dict[str, bytes],
+    phase: str,
+) -> None:
+    study = shaken.run_study(contract(f"dead-{phase}", private=False, rounds=1, steps_per_round=LONG, **CURIOUS))
+    shaken.until_phase(study.study, 1, phase)
+    shaken.kill("south", None)
+    try:
+        assert shaken.ended(study.study) == "finished"
+    finally:
+        shaken.up("south")
+    (record,) = shaken.records(study.study)
+    assert list(record["opened"]["adverts"]) == SITES
+    if phase == "training":
+        assert (record["participants"], list(record["away"])) == (["north", "west"], ["south"])
+        assert close(shaken.weights(study.study), by_two)
+        assert not close(by_two, by_three)
+    else:
+        assert record["participants"] == SITES
+        assert "south" not in record["opened"]["signatures"] or phase == "opening"
+        assert shaken.weights(study.study) == by_three
+
+
+def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_are_charged_once(
+    shaken: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    study = shaken.run_study(
+        contract("dead-private", private=True, rounds=1, steps_per_round=20, min_sites=2, round_timeout="30s")
+    )
+    shaken.until_phase(study.study, 1, "training")
+    shaken.kill("south", None)
+    try:
+        assert shaken.ended(study.study) == "finished"
+    finally:
+        shaken.up("south")
+    (record,) = shaken.records(study.study)
+    assert (record["participants"], record["opened"]["attempt"]) == (["north", "west"], 2)
+    for site in ("north", "west"):
+        assert [each.body.attempt for each in shaken.charges(site, study)] == [1]
+
+
+@pytest.mark.parametrize("phase", ["survivors", "opening"])
+def test_a_round_that_needs_a_site_which_went_away_after_its_update_waits_for_it_and_opens_the_same_set(
+    shaken: Hospitals, contract: Callable[..., dict[str, Any]], phase: str
+) -> None:
+    name = f"needed-{phase}"
+    study = shaken.run_study(contract(name, private=True, rounds=1, min_sites=2, round_timeout="12s"))
+    shaken.until_phase(study.study, 1, phase)
+    shaken.kill("south", None)
+    opened = time.monotonic()
+    told = "2 of at least 3 sites; waiting for south (offline)"
+    shaken.until(lambda: shaken.status()["studies"][name]["waiting"] == told, "the round waits")
+    time.sleep(max(0.0, opened + 15 - time.monotonic()))  # longer than round_timeout
+    assert shaken.state(name) == "running"
+    shaken.up("south")
+    assert shaken.ended(name) == "finished"
+    (record,) = shaken.records(name)
+    assert (record["participants"], record["opened"]["attempt"]) == (SITES, 1)
+    assert [[each.body.attempt for each in shaken.charges(site, study)] for site in SITES] == [[1]] * 3

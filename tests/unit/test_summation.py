@@ -1,0 +1,386 @@
+"""The coordinator's sums with the agents of three hospitals: every exchange, every attempt, over restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.unit.conftest import SITE_YAML, Coordinator
+
+from consilium_client.desk import Desk
+from consilium_client.requests import Requests
+from consilium_client.site import Home
+from consilium_client.sums import Sums
+from consilium_server.open_sum import OpenSumFile
+from consilium_server.rounds import Question
+from consilium_server.summation import Asked, NotOpened, Summation, Summed
+from consilium_shared import messages
+from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.messages import Payload, Refusal, Train
+from consilium_shared.models.vector import width
+from consilium_shared.secagg.server import ServerSum
+from consilium_shared.secagg.site import SitePart
+from consilium_shared.study import Study
+
+SITES = ("clinic-c", "hospital-a", "hospital-b")
+
+
+class Crash(BaseException):
+    """Stands for kill -9 of the study's process."""
+
+
+class Waits(Exception):
+    """The question would stay open until more sites are back."""
+
+
+class Asking:
+    """One exchange after the other with agents in this process. ``away``: sites that a phase does not reach."""
+
+    def __init__(self, coordinator: Coordinator, root: Path, agents: Mapping[str, Requests]) -> None:
+        common = coordinator.common()
+        self.talk: Any = SimpleNamespace(
+            study=coordinator.study,
+            roster=coordinator.home.roster(),
+            common=common,
+            coordinator=coordinator.key,
+            pause=lambda _: None,
+        )
+        self.folder: Any = SimpleNamespace(root=root, event=lambda kind, **about: self.events.append((kind, about)))
+        self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES)
+        self.agents = agents
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.phases: list[str] = []
+        self.away: dict[str, set[str]] = {}
+        self.dies: str | None = None
+
+    def question(
+        self, number: int, phase: str, sites: tuple[str, ...], minimum: int, *, awaited: Any = None, least: Any = None
+    ) -> Question:
+        """As ``asking.Asking`` makes it."""
+        return Question(sites, minimum, 0.0, 60.0, awaited, least, phase)
+
+    def ask(
+        self,
+        question: Question,
+        number: int,
+        requests: Mapping[str, tuple[bytes, bytes]],
+        answer_bytes: int,
+        accept: Callable[[messages.Answer, Any], None],
+    ) -> None:
+        """Everybody once; whoever is away then stays away until time is up."""
+        self.phases.append(question.phase)
+        for site in question.open():
+            if self.dies == question.phase and question.answered:
+                raise Crash
+            if site in self.away.get(question.phase, ()):
+                question.problem(site, "unavailable")
+                continue
+            header, pieces = self.agents[site].handle(*requests[site])
+            body = b"".join(pieces)
+            arrival = SimpleNamespace(site=site, header=header, payload=Arrived(body))
+            member = self.talk.roster.member(site)
+            answer = messages.decode_answer(header, messages.PublicIdentity.from_hex(member.identity))
+            assert len(body) <= answer_bytes
+            if isinstance(answer, Refusal):
+                question.refuse(site, answer.reason, answer.detail)
+                continue
+            try:
+                accept(answer, arrival)
+            except PeerError as error:
+                question.refuse(site, "malformed", str(error))
+                continue
+            question.answer(site)
+        if not question.done(1e9):
+            raise Waits
+
+
+class Arrived:
+    """A payload in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = data, len(data)
+
+    def read(self) -> bytes:
+        return self.data
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        return (self.data[start : start + size] for start in range(0, self.size, size))
+
+
+class Federation:
+    """Three agents that approved the study, and the coordinator's sums; ``restart`` is a new study process."""
+
+    def __init__(self, folder: Path, **aggregation: Any) -> None:
+        self.coordinator = Coordinator(folder)
+        contract = {**self.coordinator.study.contract, "aggregation": {"min_sites": 2, **aggregation}}
+        self.coordinator.study = Study.model_validate(contract)
+        self.model = self.coordinator.pack(self.coordinator.study)
+        self.desks, policy = {}, "threat_models: [malicious-server, honest-but-curious]"
+        for site in SITES:
+            home = Home(folder / site[-1])
+            text = SITE_YAML.format(epsilon=5.0, policy=policy).replace("site: hospital-a", f"site: {site}")
+            home.config_file.write_text(text)
+            (home.root / "synthetic.csv").write_bytes((folder / "a" / "synthetic.csv").read_bytes())
+            self.desks[site] = Desk(home)
+        self.agents = {site: Requests(desk) for site, desk in self.desks.items()}
+        self.root = folder / "study"
+        self.root.mkdir()
+        for site, agent in self.agents.items():
+            agent.handle(self.coordinator.propose(), b"")
+            desk = self.desks[site]
+            desk.approve(desk.proposals.find(self.coordinator.study.digest), "tester")
+        self.restart()
+
+    def restart(self) -> None:
+        self.asking = Asking(self.coordinator, self.root, self.agents)
+        self.sums = Summation(self.asking, width(self.coordinator.study))  # type: ignore[arg-type]
+
+    def train(self, number: int = 1, attempts: int = 16) -> Summed:
+        recorded = self.coordinator.recorded(number - 1, heads={}) if number > 1 else None
+
+        def request(attempt: int, adverts: Any, encapsulated: Any) -> Train:
+            keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            common = self.asking.talk.common
+            return Train(**common, **keys, round=number, payload=Payload.of(self.model), recorded=recorded)
+
+        asked = Asked("training", number, self.model, request, lambda _: None, attempts)
+        return self.sums.run(asked, frozenset(SITES))
+
+    def charges(self) -> dict[str, int]:
+        study = self.coordinator.study.digest
+        return {site: desk.spending.attempts(study, 1) for site, desk in self.desks.items()}
+
+    def expected(self, *sites: str) -> Any:
+        """The weighted mean of what these sites keep, before they sign; None where one has signed."""
+        study, total, weights = self.coordinator.study.digest, 0.0, 0
+        for site in sites:
+            about = self.desks[site].results.about(study, "training")
+            result = about and self.desks[site].results.get(study, "training", about.round)
+            if not result:
+                return None
+            total = total + result.about.weight * result.update(0, result.about.parameters).astype(float)
+            weights += result.about.weight
+        return total / weights
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    made: list[Federation] = []
+
+    def make(**aggregation: Any) -> Federation:
+        made.append(Federation(tmp_path / "federation", **aggregation))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for desk in each.desks.values():
+            desk.close()
+
+
+def noting(together: Federation, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each closed sum should open to."""
+    means: list[Any] = []
+    close = ServerSum.close
+
+    def note(total: ServerSum, minimum: int) -> Any:
+        survivors = close(total, minimum)
+        means.append(together.expected(*survivors))
+        return survivors
+
+    monkeypatch.setattr(ServerSum, "close", note)
+    return means
+
+
+def test_a_sum_is_the_weighted_mean_and_the_next_one_needs_three_exchanges(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+    means = noting(together, monkeypatch)
+    summed = together.train(1)
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    assert together.asking.phases == ["keys", "handshake", "training", "survivors", "opening"]
+    assert tuple(summed.answers) == SITES and list(summed.record["adverts"]) == list(SITES)
+    assert set(summed.record["signatures"]) == set(SITES) and summed.record["attempt"] == 1
+    together.asking.phases.clear()
+    summed = together.train(2)
+    np.testing.assert_allclose(summed.opened.mean, means[1], atol=1e-4)
+    assert summed.opened.counted == 3
+    assert together.asking.phases == ["training", "survivors", "opening"]
+
+
+def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_the_same_charges(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()  # of three sites a lying coordinator needs all
+    means = noting(together, monkeypatch)
+    gone = {"hospital-b"}
+    together.asking.away = dict.fromkeys(("training", "survivors", "opening"), gone)
+    attempt = together.sums._convene
+
+    def convene(asked: Any, number: int, *rest: Any) -> Any:
+        if number > 1:
+            together.asking.away["keys"] = gone
+        return attempt(asked, number, *rest)
+
+    monkeypatch.setattr(together.sums, "_convene", convene)
+    summed = together.train(1)
+    assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 2
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    assert together.charges() == {"clinic-c": 1, "hospital-a": 1, "hospital-b": 0}
+    assert [kind for kind, _ in together.asking.events] == ["abandoned"]
+
+
+@pytest.mark.parametrize("phase", ["survivors", "opening"])
+def test_a_survivor_that_goes_away_is_not_needed_while_enough_others_are_there(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    means = noting(together, monkeypatch)
+    together.asking.away = {phase: {"hospital-a"}, "opening": {"hospital-a"}}
+    summed = together.train(1)
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
+    assert ("hospital-a" in summed.record["signatures"]) == (phase == "opening")
+
+
+def test_a_site_that_gave_no_vector_is_not_in_the_sum_and_its_masks_are_taken_off(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    means = noting(together, monkeypatch)
+    together.asking.away = {"training": {"hospital-a"}}
+    summed = together.train(1)
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    assert set(summed.answers) == {"clinic-c", "hospital-b"}
+    assert list(summed.record["adverts"]) == list(SITES) and summed.record["attempt"] == 1
+
+
+@pytest.mark.parametrize("phase", ["training", "survivors", "opening"])
+def test_a_process_that_dies_in_any_exchange_asks_the_same_again_and_opens_the_same_sum(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    together = federation()
+    together.asking.dies = phase
+    means = noting(together, monkeypatch)
+    with pytest.raises(Crash):
+        together.train(1)
+    together.restart()
+    summed = together.train(1)
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    assert together.asking.phases == ["training", "survivors", "opening"]
+    assert summed.record["attempt"] == 1
+    assert set(together.charges().values()) == {1}
+
+
+def test_after_the_set_was_closed_a_restarted_process_takes_exactly_those_and_waits_for_nobody_else(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    together.asking.away, together.asking.dies = {"training": {"hospital-a"}}, "survivors"
+    with pytest.raises(Crash):
+        together.train(1)
+    together.restart()
+    summed = together.train(1)  # hospital-a is back, and not asked
+    assert set(summed.answers) == {"clinic-c", "hospital-b"}
+    assert together.charges()["hospital-a"] == 0
+
+
+def test_a_closed_set_that_does_not_come_back_whole_after_a_restart_is_waited_for(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    together.asking.dies = "survivors"
+    with pytest.raises(Crash):
+        together.train(1)
+    together.restart()
+    together.asking.away = {"training": {"hospital-b"}}
+    with pytest.raises(Waits):
+        together.train(1)
+    assert together.asking.phases == ["training"]
+    together.asking.away = {}
+    summed = together.train(1)
+    assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
+    assert set(together.charges().values()) == {1}
+
+
+@pytest.mark.parametrize("phase", ["survivors", "opening"])
+def test_what_fewer_than_the_threshold_sign_or_release_stays_shut_until_the_others_are_back(
+    federation: Callable[..., Federation], phase: str
+) -> None:
+    together = federation()
+    together.asking.away = {phase: {"hospital-b"}}
+    with pytest.raises(Waits):
+        together.train(1)
+    together.asking.away = {}
+    summed = together.train(1)
+    assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
+    assert set(together.charges().values()) == {1}, "what was signed is opened, and nothing is trained anew"
+
+
+def test_a_sum_that_every_site_refuses_is_given_up_with_attempts_left(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PolicyRefusal("sum", "a test")
+
+    monkeypatch.setattr(Sums, "contribute", refuse)
+    with pytest.raises(NotOpened, match="given up after attempt 2"):
+        together.train(1)
+    monkeypatch.undo()
+    assert together.train(1).record["attempt"] == 2, "the very attempt that was refused"
+
+
+def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(min_sites=3)
+    together.asking.away = {"handshake": {"hospital-b"}}
+    with pytest.raises(NotOpened, match="after attempt 2: 2 sites have given keys, and 3 are needed"):
+        together.train(1, attempts=2)
+    assert set(together.charges().values()) == {0}
+    assert OpenSumFile(together.root).read("training", 1) is None
+
+
+def test_where_too_few_have_approved_no_attempt_is_made(federation: Callable[..., Federation]) -> None:
+    together = federation()
+    together.asking.recruitment = SimpleNamespace(sites=lambda _: SITES[:1])
+    with pytest.raises(NotOpened, match="1 sites can take part, and 2 are needed"):
+        together.train(1)
+    assert set(together.charges().values()) == {0}
+
+
+def test_a_sum_that_no_sites_could_have_given_is_told_and_nothing_of_it_is_used(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+    opening = ServerSum.open
+
+    def spoilt(total: ServerSum) -> Any:
+        totals = opening(total)
+        totals["weight"][0] += np.uint64(2**40)
+        return totals
+
+    monkeypatch.setattr(ServerSum, "open", spoilt)
+    opened = together.train(1).opened
+    assert opened.implausible is not None and "somebody spoilt the sum" in opened.implausible
+    assert opened.mean.size == 0 and opened.counts is None
+
+
+def test_a_key_that_is_another_sites_is_found_when_it_comes_and_no_other_site_suffers(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation()
+    advertise = SitePart.advertise
+
+    def copied(part: SitePart, slot: Any, site: str, seed: bytes, **more: Any) -> Any:
+        return advertise(part, slot, site, seed if site == "hospital-b" else bytes(32), **more)
+
+    monkeypatch.setattr(SitePart, "advertise", copied)
+    summed = together.train(1)
+    assert set(summed.answers) == {"clinic-c", "hospital-b"}
