@@ -225,7 +225,7 @@ class Sums:
                 if each.stage in ("advertised", "masked"):
                     self.store.put(part.abandon(each))
             signed = {each.slot.attempt for each in before if each.stage in ("signed", "released")}
-            signed |= self.reuse.signed_attempts(slot)  # also those whose state is lost
+            signed |= self.reuse.signed_attempts(slot) - {each.slot.attempt for each in before}  # their state is lost
             told = tuple(sorted(number for number in signed if number < slot.attempt))
             counts, seed = self.reuse.counts_given(proposal.study, slot), secrets.token_bytes(KEY_BYTES)
             state, _ = part.advertise(slot, self.desk.site, seed, signed=told, counts=counts)
