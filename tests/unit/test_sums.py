@@ -615,3 +615,12 @@ def test_results_and_secrets_of_a_study_are_deleted_when_it_is_closed(approved: 
     for late in (advertise(c, 3, 2), c.train(3, attempt=2), c.evaluate(attempt=2)):
         assert reason(approved.ask(late, c.model if b"adverts" in late else b"")) == "stale-round"
     assert files(approved.desk.sums.folder) == []
+
+
+def test_an_attempt_that_was_signed_is_told_though_its_state_is_lost(approved: Any) -> None:
+    """The ledger has it: else the promise to sign nothing there would be broken already."""
+    c = approved.coordinator
+    c.opened(c.train(), approved.requests.handle(c.train(), c.model))
+    (approved.desk.sums.folder / c.study.digest / "training.1.1").unlink()
+    given = approved.ask(advertise(c, 1, 2))
+    assert isinstance(given, Advertised) and given.advert.signed == (1,)
