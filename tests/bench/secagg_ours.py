@@ -64,7 +64,7 @@ class Round:
         adverts = {}
         for name in names:
             with self._timed(name):
-                states[name], adverts[name] = parts[name].advertise(slot, name, os.urandom(32), ())
+                states[name], adverts[name] = parts[name].advertise(slot, name, os.urandom(32))
         with self._timed("server"):
             terms = Terms(
                 slot=slot,
