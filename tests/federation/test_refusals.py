@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from consilium_client.agent_socket import AgentChannel
+from consilium_client.site import Home as SiteHome
 from consilium_server.federation import Home
 from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.messages import Evaluate, Payload, Propose, Recorded, Refusal, Train, Update
+from consilium_shared.messages import (
+    Advertise,
+    Advertised,
+    Evaluate,
+    Handshake,
+    Payload,
+    Propose,
+    Recorded,
+    Refusal,
+    Train,
+    Update,
+)
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import event_from_dict
 from consilium_shared.privacy.plan import plan_from_dict
 from consilium_shared.roster import Roster
+from consilium_shared.secagg.handshake import SessionKeys, encode_bundles
+from consilium_shared.secagg.keys import private_key
+from consilium_shared.secagg.terms import Advert
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
     from conftest import Hospitals
 
 SITES = ["north", "south", "west"]
+
+
+def digest_bytes(site: str, number: int) -> bytes:
+    """32 bytes for a key of a site in these tests."""
+    return bytes.fromhex(digest(f"{site} {number}".encode()))
 
 
 @dataclass
@@ -37,6 +57,23 @@ class Coordinator:
     study: Study
     key: Identity
     roster: Roster
+    adverts: dict[int, dict[str, Advert]] = field(default_factory=dict)
+    """Round to the keys of all three sites."""
+
+    def meet(self, number: int) -> None:
+        """Keys for a round: "north" is asked, and we have those of the others' identities at hand."""
+        asked = Advertise(**self.common(), of="training", round=number, attempt=1)
+        answer, _, _ = self.ask(messages.encode(asked, self.key))
+        assert isinstance(answer, Advertised)
+        self.adverts[number], bundles = {"north": answer.advert}, {"north": answer.bundle}
+        for site in SITES[1:]:
+            identity = SiteHome(self.hospitals.site(site)).identity()
+            key = private_key(digest_bytes(site, number), "a test").public_key().public_bytes_raw()
+            self.adverts[number][site] = Advert.sign(asked.slot, site, key, identity)
+            about = (self.study.digest, self.roster.digest, site, identity)
+            bundles[site] = SessionKeys(digest_bytes(site, 0), *about).bundle
+        payload = encode_bundles(bundles)
+        self.ask(messages.encode(Handshake(**self.common(payload=Payload.of(payload))), self.key), payload)
 
     @property
     def model(self) -> bytes:
@@ -51,8 +88,12 @@ class Coordinator:
     def train(self, number: int, **changes: Any) -> bytes:
         """The header of a request to train from ``model``."""
         shown = Recorded(round=number - 1, record=digest(b"a record"), heads={}) if number > 1 else None
-        fields = self.common(**{"payload": Payload.of(self.model), "recorded": shown, **changes})
+        fields = self.common(**{"payload": Payload.of(self.model), "recorded": shown, **self.keys(number), **changes})
         return messages.encode(Train(round=number, **fields), self.key)
+
+    def keys(self, number: int) -> dict[str, Any]:
+        """What a request says of the cohort."""
+        return {"attempt": 1, "adverts": self.adverts.get(number, self.adverts[1]), "encapsulated": {}}
 
     def propose(self, roster: Roster | None = None, signer: Identity | None = None, **changes: Any) -> bytes:
         """The header of a proposal of the study."""
@@ -63,7 +104,7 @@ class Coordinator:
 
     def evaluate(self, number: int) -> bytes:
         """The header of a request to evaluate ``model``."""
-        fields = self.common(payload=Payload.of(self.model))
+        fields = self.common(payload=Payload.of(self.model), **self.keys(number))
         return messages.encode(Evaluate(round=number, **fields), self.key)
 
     def propose_with(self, **unknown: str) -> bytes:
@@ -102,9 +143,12 @@ def coordinator(hospitals: Hospitals, contract: Callable[..., dict[str, Any]]) -
     hospitals.until(lambda: any(heard.items() <= event.items() for event in hospitals.events("asked")), "it is heard")
     home = Home(hospitals.server)
     coordinator = Coordinator(hospitals, study, home.coordinator(), hospitals.folder("asked").roster(home))
-    for number in (1, 2):
-        answer, _, _ = coordinator.ask(coordinator.train(number), coordinator.model)
-        assert isinstance(answer, Update)
+    for number in (1, 2, 3):
+        coordinator.meet(number)
+    first = pack(to_vector(build(study)) + 1, study)  # without privacy no model is worked on twice
+    for number, model in ((1, first), (2, coordinator.model)):
+        answer, _, _ = coordinator.ask(coordinator.train(number, payload=Payload.of(model)), model)
+        assert isinstance(answer, Update), answer
     yield coordinator
     hospitals.at_server("stop", "asked")
 
