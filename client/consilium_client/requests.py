@@ -22,7 +22,7 @@ from consilium_client.sums import Sums
 from consilium_client.witness import last_audit, witness
 from consilium_shared import documents, messages, roster
 from consilium_shared.canonical import digest
-from consilium_shared.errors import ConsiliumError, IntegrityError, PeerError, PolicyRefusal, SignatureError
+from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import (
     Advertise,
@@ -169,7 +169,7 @@ class Requests:
                 )
                 stored = answer, staged.commit(where, kind, asked, answer)
         else:
-            self._check_charged(request)
+            self.sums.reuse.check_charged(study, (request.round, request.purpose))
         said = self.sums.said_of(proposal, request)
         self._release(stored[0], stored[1].size, study, request.round, kind, **said)
         return stored[0], stored[1].pieces()
@@ -213,15 +213,6 @@ class Requests:
         return {"countersignature": None if recorded is None else witness(self.desk, proposal, recorded)}
 
     # -- checks and bookkeeping
-
-    def _check_charged(self, request: Train | Evaluate) -> None:
-        """Raises IntegrityError where the ledger knows nothing of the work behind a stored answer."""
-        if not self.desk.spending.attempts(request.study, request.round, request.purpose):
-            raise IntegrityError(
-                f"the ledger has no charge for the stored answer to round {request.round}: an older ledger was put "
-                f"back. Move {self.desk.answers.folder} and {self.desk.results.folder} away; the round's next attempt "
-                "is then worked on and charged anew"
-            )
 
     def _check_open(self, request: Handshake | SumRequest | Close, number: int, study: Study) -> None:
         """A round is one of the study's; and once its record was shown to this site, nothing more leaves of it."""

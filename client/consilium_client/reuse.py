@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 
 from consilium_client.desk import Desk
-from consilium_client.proposals import Proposal
 from consilium_client.results import About, Result
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
@@ -62,7 +61,7 @@ class Reuse:
         for number, state in states.items():
             if first <= number < request.attempt and state.terms is not None and not state.terms.dead(terms.adverts):
                 return None
-        self._check_charged(study, kept.about)
+        self.check_charged(study.digest, *_paid_for(kept.about))
         return kept
 
     def counts_given(self, study: Study, slot: Slot) -> bool:
@@ -121,20 +120,15 @@ class Reuse:
 
     def settle(self, study: Study, plan: Plan, kept: Result) -> None:
         """What a crash left unsettled of the charges behind a kept result: all of it ran."""
-        about = kept.about
-        if about.purpose == "training":
-            self.desk.settle_kept(study, about.round, about.model, plan, "training")
-        if about.counts and about.counted:
-            number = about.round - 1 if about.purpose == "training" else about.round
-            self.desk.settle_kept(study, number, about.model, plan, "evaluation")
+        for number, purpose in _paid_for(kept.about):
+            self.desk.settle_kept(study, number, kept.about.model, plan, purpose)
 
-    def check_evaluated(self, proposal: Proposal, number: int) -> None:
+    def check_evaluated(self, study: Study, number: int) -> None:
         """Counts in a sum of their own leave after the last round alone, and once.
 
         Raises:
             PolicyRefusal: for any other round, or where the policy lets none leave.
         """
-        study = proposal.study
         if not self.desk.config.policy.allow_evaluation_counts:
             raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
         if number != study.training.rounds or number not in study.evaluated_rounds:
@@ -143,17 +137,23 @@ class Reuse:
         if last is None or round_of(last) != number:
             raise PolicyRefusal("policy", f"round {number} is not the last that this site trained")
 
-    def _check_charged(self, study: Study, about: About) -> None:
-        purposes: list[tuple[int, Purpose]] = [(about.round, about.purpose)]
-        if about.purpose == "training" and about.counts and about.counted:
-            purposes.append((about.round - 1, "evaluation"))
-        for charged, purpose in purposes:
-            if not self.desk.spending.attempts(study.digest, charged, purpose):
+    def check_charged(self, study: str, *uses: tuple[int, Purpose]) -> None:
+        """Raises IntegrityError where the ledger has no charge for a use of the data: a round and its purpose."""
+        for number, purpose in uses:
+            if not self.desk.spending.attempts(study, number, purpose):
                 raise IntegrityError(
-                    f"the ledger has no {purpose} charge for what was worked on in round {charged}: an older ledger "
+                    f"the ledger has no {purpose} charge for what was worked on in round {number}: an older ledger "
                     f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; with privacy "
                     "the round's next attempt is then worked on and charged anew"
                 )
+
+
+def _paid_for(about: About) -> list[tuple[int, Purpose]]:
+    """The uses of the data behind a result."""
+    uses: list[tuple[int, Purpose]] = [(about.round, about.purpose)]
+    if about.purpose == "training" and about.counts and about.counted:
+        uses.append((about.round - 1, "evaluation"))
+    return uses
 
 
 def _where(request: Train | Evaluate) -> str:

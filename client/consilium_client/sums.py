@@ -24,7 +24,6 @@ from consilium_client.proposals import Proposal
 from consilium_client.reuse import Reuse
 from consilium_client.sum_store import Peer, Session
 from consilium_shared import messages
-from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.messages import (
     Advertise,
@@ -43,7 +42,7 @@ from consilium_shared.messages import (
     Update,
 )
 from consilium_shared.privacy.plan import Plan
-from consilium_shared.secagg.handshake import Bundle, SessionKeys, decode_bundles, encode_encapsulated
+from consilium_shared.secagg.handshake import SessionKeys, decode_bundles, encode_encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms
@@ -69,7 +68,7 @@ class Sums:
         if advert is None:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")
         session, keys = self._session(proposal)
-        known = {site: _digest(peer.bundle) for site, peer in session.peers.items() if peer.secret is not None}
+        known = {site: peer.bundle.digest for site, peer in session.peers.items() if peer.secret is not None}
         return Advertised(**common, **_of(request), advert=advert, bundle=keys.bundle, known=known)
 
     def handshake(
@@ -119,7 +118,7 @@ class Sums:
         """
         study = proposal.study
         if isinstance(request, Evaluate):
-            self.reuse.check_evaluated(proposal, request.round)
+            self.reuse.check_evaluated(study, request.round)
         state = self.store.get(request.slot)
         if state is None:
             raise PolicyRefusal("sum", "this site has advertised no key for this sum")
@@ -162,8 +161,10 @@ class Sums:
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
-        """Sign a set of survivors, once in an attempt."""
+        """Sign a set of survivors, once in an attempt, and only after this site's own answer has left by the ledger."""
         state = self._state(request)
+        if not self.reuse.left(request):
+            raise PolicyRefusal("sum", "what this site made has not left yet")
         with _refused_as_sum():
             state, signature = self._part(proposal).sign(state, request.survivors, sealed)
         self.store.put(state)
@@ -215,7 +216,7 @@ class Sums:
     def _advert(self, proposal: Proposal, slot: Slot) -> Advert | None:
         """The advertisement for a slot: fresh, or once more; None where its keys have been used."""
         if slot.purpose == "evaluation":
-            self.reuse.check_evaluated(proposal, slot.round)
+            self.reuse.check_evaluated(proposal.study, slot.round)
         part, state = self._part(proposal), self.store.get(slot)
         if state is None:
             before = self.store.attempts(slot)
@@ -269,10 +270,6 @@ def _terms(study: Study, request: Train | Evaluate) -> Terms:
         )
     except ValidationError as error:
         raise PeerError(f"the cohort: {error.errors()[0]['msg']}") from error
-
-
-def _digest(bundle: Bundle) -> str:
-    return canonical_digest(bundle.model_dump(mode="json"))
 
 
 @contextmanager

@@ -11,13 +11,12 @@ from contextlib import ExitStack
 import numpy as np
 import numpy.typing as npt
 
-from consilium_client.desk import Desk, Undertaking
+from consilium_client.desk import Desk
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
 from consilium_client.results import About, Result
 from consilium_client.spending import Reservation, told
 from consilium_shared.errors import PeerError, PolicyRefusal
-from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import Evaluate, Train
 from consilium_shared.metrics import Counts, Layout
 from consilium_shared.privacy.event import GaussianEvent
@@ -56,14 +55,14 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     """
     from consilium_client.training import device, trainer
 
-    study, number = proposal.study, request.round
+    study, number, basis = proposal.study, request.round, request.payload.sha256
     counted = counts and counts_with(study, number)
     records, where = desk.records(study), device.choose(desk.config.device)
     with ExitStack() as undertakings:
-        training = undertakings.enter_context(_begin(desk, study, request, plan, "training", number))
+        training = undertakings.enter_context(desk.begin(study, number, basis, plan, "training"))
         counting = None
         if counted:
-            counting = undertakings.enter_context(_begin(desk, study, request, plan, "evaluation", number - 1))
+            counting = undertakings.enter_context(desk.begin(study, number - 1, basis, plan, "evaluation"))
 
         def watch(done: int, steps: int) -> None:
             about = {"study": study.study, "round": number, "step": done, "steps": steps}
@@ -93,7 +92,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             purpose="training",
             round=number,
             attempt=request.attempt,
-            model=request.payload.sha256,
+            model=basis,
             weight=_weight(study, plan, found.patients),
             counted=counted,
             epsilon=told(last.study_epsilon_after),
@@ -110,7 +109,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
 def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
     """Count on the model after the last round."""
     study = proposal.study
-    with _begin(desk, study, request, plan, "evaluation", request.round) as counting:
+    with desk.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
         counts = _count(desk, study, model, counting.reservation, counting.seed)
         about = About(
             purpose="evaluation",
@@ -126,12 +125,6 @@ def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, mode
         result = desk.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
         counting.settle(1)
     return result
-
-
-def _begin(
-    desk: Desk, study: Study, request: Train | Evaluate, plan: Plan, purpose: Purpose, number: int
-) -> Undertaking:
-    return desk.begin(study, number, request.payload.sha256, plan, purpose)
 
 
 def _count(desk: Desk, study: Study, model: bytes, reservation: Reservation, seed: bytes) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ from consilium_server.exchange import Answer as Arrival
 from consilium_server.open_sum import OpenSum, OpenSumFile
 from consilium_server.rounds import Question
 from consilium_shared import limits, messages
-from consilium_shared.canonical import canonical_digest, digest
+from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import (
@@ -208,7 +208,7 @@ class Summation:
         """Site to what it needs from others to share a secret with each; who does not answer is left out."""
         needed: dict[str, dict[str, Encapsulated]] = {site: {} for site in cohort}
         bundles = {site: self._bundles[site] for site in cohort}
-        digests = {site: canonical_digest(bundle.model_dump(mode="json")) for site, bundle in bundles.items()}
+        digests = {site: bundle.digest for site, bundle in bundles.items()}
 
         def strange(one: str, other: str) -> bool:
             return self._known[one].get(other) != digests[other]
@@ -315,7 +315,7 @@ class Summation:
     def _note_known(self, site: str, other: str) -> None:
         if other in self._bundles:
             known = self._known.setdefault(site, {})
-            known[other] = canonical_digest(self._bundles[other].model_dump(mode="json"))
+            known[other] = self._bundles[other].digest
 
     def _sign(self, slot: Slot, total: ServerSum) -> None:
         """The survivors' signatures over the set."""

@@ -7,6 +7,7 @@ bytes, and a site can answer it again with the same bytes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
@@ -120,9 +121,9 @@ class _Sum(_Request):
     attempt: Attempt
 
     @property
+    @abstractmethod
     def purpose(self) -> Purpose:
         """What is summed."""
-        raise NotImplementedError
 
     @property
     def slot(self) -> Slot:

@@ -59,6 +59,11 @@ class Bundle(Strict):
     """ML-KEM-768 encapsulation key, base64."""
     signature: Hex64
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole, 64 hex digits: with which keys a secret was agreed."""
+        return canonical_digest(self.model_dump(mode="json"))
+
     def verify(self, study: str, roster: str, site: str, public: PublicIdentity) -> None:
         """Whether ``site``, with this identity, made the bundle for this study and roster.
 
