@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Row = int | tuple[Tensor, Tensor]
@@ -28,11 +28,11 @@ Row = int | tuple[Tensor, Tensor]
 class Tape(Protocol):
     """What the layers' backward passes write to."""
 
-    def product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Inputs ``[B, T, d]`` and gradients ``[B, T, p]``: sample i's gradient is ``deltas[i].T @ inputs[i]``, its
         columns the weights' one after the other."""
 
-    def rows(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def rows(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
 
 
@@ -114,10 +114,10 @@ class LSTMScan(torch.autograd.Function):
         series: Tensor,
         h_0: Tensor,
         c_0: Tensor,
-        w_ih: nn.Parameter,
-        w_hh: nn.Parameter,
-        b_ih: nn.Parameter | None,
-        b_hh: nn.Parameter | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
         tape: Tape,
         order: Order,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,10 +199,10 @@ class GRUScan(torch.autograd.Function):
         ctx: Any,
         series: Tensor,
         h_0: Tensor,
-        w_ih: nn.Parameter,
-        w_hh: nn.Parameter,
-        b_ih: nn.Parameter | None,
-        b_hh: nn.Parameter | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
         tape: Tape,
         order: Order,
     ) -> tuple[Tensor, Tensor]:
@@ -317,7 +317,7 @@ def _gradients(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:
     return slots
 
 
-def _tell_bias(tape: Tape, bias: nn.Parameter | None, deltas: Tensor, order: Order) -> None:
+def _tell_bias(tape: Tape, bias: Tensor | None, deltas: Tensor, order: Order) -> None:
     """A bias adds to every step alike."""
     if bias is not None:
         tape.rows(bias, order.of_samples(deltas.sum(dim=0), 0))
