@@ -42,15 +42,15 @@ def of(model: nn.Module, way: Way) -> Gradients:
     """
     for name, module in model.named_modules():
         layers.check_layer(name, module)
-    return BookKeeping(model.train()) if way == "book-keeping" else OpacusHooks(model.train())
+    return BookKeeping(model.train(), Tape()) if way == "book-keeping" else OpacusHooks(model.train())
 
 
 class BookKeeping:
     """One backward pass, and no per-sample gradient where it is cheaper without (``tape``)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.tape = Tape()
-        layers.attach(model, self.tape)
+    def __init__(self, model: nn.Module, tape: Tape) -> None:
+        self.tape = tape
+        layers.attach(model, tape)
         self._model = model
 
     def __call__(self, *inputs: Tensor) -> Tensor:

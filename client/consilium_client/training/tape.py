@@ -211,7 +211,7 @@ class Tape:
     @torch.no_grad()
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
-        ``[P]``; for one that has a number that is not finite, or a norm beyond float32, 0."""
+        ``[P]``; for one that has a number that is not finite, 0."""
         self._merge()
         squares = reaches = torch.zeros((), dtype=torch.float64)
         for entry in [*self._entries, *self._chosen]:
@@ -236,9 +236,9 @@ class Tape:
         """Every patient's gradient, formed: float64 ``[P, numel]`` by parameter, for tests of a few samples."""
         self._merge()
         found: dict[Tensor, Tensor] = {}
-        for entry in self._entries:
+        for entry in [*self._entries, *self._chosen]:
             for parameter, part in zip(entry.weights, entry.formed(), strict=True):
-                found[parameter] = part.double()
+                found[parameter] = part.double() + found.get(parameter, 0.0)
         return found
 
     def _merge(self) -> None:
@@ -370,13 +370,17 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _row_squares(rows: Tensor) -> Tensor:
     """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
+    if rows.device.type != "cpu":
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
     whole = rows.shape[1] // _SEGMENT * _SEGMENT
     segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _SEGMENT), dim=2)
     segments = segments.double()
     found: Tensor = torch.linalg.vecdot(segments, segments)
     rest = rows[:, whole:].double()
     found += torch.linalg.vecdot(rest, rest)
-    return found
+    if torch.isfinite(found).all():
+        return found
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()  # float32 had no room for the squares
 
 
 def _weighted_sum(rows: Tensor, factors: Tensor) -> Tensor:
