@@ -80,6 +80,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             seed=training.seed,
             attempt=training.number,
             on_progress=watch,
+            way=desk.config.gradients,
         )
         numbers = None
         if counting is not None:

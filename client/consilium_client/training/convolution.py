@@ -118,7 +118,7 @@ def _leave(tape: Tape, weight: Tensor, geometry: _Geometry, inputs: Tensor, grad
     numbers = weight[0].numel()
     cut = geometry.groups == 1 and len(geometry.kernel) < 3
     deltas = grad.flatten(2).transpose(1, 2)
-    if cut and not forms_rows(batch, places, outputs, numbers, inputs.device.type):
+    if cut and not forms_rows(batch, places, outputs, numbers):
         tape.factored((weight,), geometry.patches(inputs), deltas)
     elif cut and (places <= _FEW_PLACES or set(geometry.kernel) == {1}):
         tape.rows(weight, torch.bmm(deltas.transpose(1, 2), geometry.patches(inputs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,14 +32,13 @@ from consilium_shared.models.vector import load_vector, to_vector, unpack
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
-PER_SAMPLE_NUMBERS = 2**27
-"""Most numbers that the per-sample gradients of one physical batch may have: 512 MiB of float32."""
-
-INPUT_NUMBERS = 2**20
-"""Most input numbers of one physical batch: 64 images of 128 × 128; activations are some ten to fifty times that."""
+INPUT_NUMBERS = 2**21
+"""Most input numbers of one physical batch: 32 images of 256 × 256; activations are some ten to fifty times that."""
 
 PHYSICAL_BATCH = 512
 """Most samples of one physical batch; beyond, nothing gets faster."""
+
+log = logging.getLogger("consilium.agent")
 
 Progress = Callable[[int, int], None]
 
@@ -131,13 +131,10 @@ def train(
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
     with exact_arithmetic():
-        stepper = _stepper(model, study, private, loss, Noise(secret), probe, way)
+        stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
-            if private is None:
-                stepper(batch.pieces(physical_batch(model, records)))
-            else:
-                stepper(batch.fixed_pieces(private_rows(model, records)))
+            stepper(batch)
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
@@ -165,22 +162,23 @@ def check_independence(study: Study) -> None:
     check_once(study.digest, build(study), loss, shape.classes(study), shapes)
 
 
-def physical_batch(model: torch.nn.Module, records: Records) -> int:
+def physical_batch(records: Records) -> int:
     """Records that are computed at a time; a step of more is made of several, with the same result.
 
-    A patient with more records than that is computed at once all the same: its gradients take so much more memory.
+    A patient with more records than that is computed at once all the same, and takes so much more memory.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    inputs = int(np.prod(records.inputs.shape[1:]))
-    return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
+    return max(1, min(PHYSICAL_BATCH, INPUT_NUMBERS // int(np.prod(records.inputs.shape[1:]))))
 
 
-def private_rows(model: torch.nn.Module, records: Records) -> int:
+def private_rows(study: Study, records: Records) -> int:
     """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
-    Anything between would let kernels tell one row from another (``rows``).
+    Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small
+    piece on waiting from step to step, so of a large batch they take twice as many.
     """
-    return ROWS if physical_batch(model, records) >= ROWS else 1
+    if study.data.series is not None and study.training.expected_batch >= 4 * ROWS:
+        return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
+    return ROWS if physical_batch(records) >= ROWS else 1
 
 
 def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | None) -> bytes:
@@ -268,19 +266,20 @@ class _Batch:
         )
 
 
-Stepper = Callable[[list[Piece]], None]
+Stepper = Callable[[_Batch], None]
 
 
 def _stepper(
     model: torch.nn.Module,
     study: Study,
+    records: Records,
     plan: PrivacyPlan | None,
     loss: Loss,
     noise: Noise,
     probe: Probe | None,
     way: Way,
 ) -> Stepper:
-    """The function that runs one step on its pieces."""
+    """The function that runs one step on its batch."""
     spec, parameters = study.training.optimizer, list(model.parameters())
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
@@ -300,7 +299,8 @@ def _stepper(
 
     batch = study.training.expected_batch
     if plan is None:
-        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
+        rows = physical_batch(records)
+        return lambda drawn: _plain_step(model, optimizer, loss, drawn.pieces(rows), batch, after)
     found = gradients.of(model, way)
     private = PrivateOptimizer(
         optimizer,
@@ -312,7 +312,23 @@ def _stepper(
         after=after,
     )
     plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
-    return lambda pieces: private_step(found, private, loss, pieces, plant)
+    sizes = [private_rows(study, records)]
+
+    def step(drawn: _Batch) -> None:
+        try:
+            private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+        except torch.OutOfMemoryError:
+            if sizes[0] == 1:
+                raise
+            log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
+            sizes[0] = 1
+        else:
+            return
+        private.forget()
+        torch.cuda.empty_cache()
+        private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+
+    return step
 
 
 def private_step(
@@ -327,6 +343,7 @@ def private_step(
     Args:
         pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
     """
+    optimizer.begin()
     for piece in pieces:
         model.tape.open(Owners(piece.owners, piece.labels.device))
         with one_thread():
