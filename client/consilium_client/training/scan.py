@@ -14,8 +14,9 @@ of a packed series, on the others' lengths too, for they shape the products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
@@ -114,6 +115,17 @@ class Order:
         return self.of_samples(found, 1).transpose(0, 1)
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward pass, and what it tells the tape, in the gradients' own precision wherever it is called from."""
+
+    @wraps(backward)
+    def inside(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return inside
+
+
 class LSTMScan(torch.autograd.Function):
     """i, f, o = σ(·), g = tanh(·) of W_ih x + W_hh h' + b;  c = f c' + i g;  h = o tanh(c). Gates in the order i, f, g,
     o (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000, as torch has it)."""
@@ -166,6 +178,7 @@ class LSTMScan(torch.autograd.Function):
         return found, found[last].clone(), order.after(cells)[last].clone()
 
     @staticmethod
+    @_without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor, at_c: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial states; the parameters' go to the tape."""
@@ -252,6 +265,7 @@ class GRUScan(torch.autograd.Function):
         return found, found[order.last()].clone()
 
     @staticmethod
+    @_without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial state; the parameters' go to the tape."""
