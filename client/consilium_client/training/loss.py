@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,3 +27,16 @@ def per_record(study: Study, device: torch.device) -> Loss:
         return losses if constants is None else losses * constants[classes].to(losses.dtype)
 
     return loss
+
+
+def per_sample_sum(losses: torch.Tensor) -> torch.Tensor:
+    """What to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
+
+    Raises:
+        ConfigurationError: a single number, in which the samples were mixed already.
+    """
+    if losses.dim() == 0:
+        raise ConfigurationError(
+            'the loss is one number for the whole batch; give one for each sample (reduction="none")'
+        )
+    return losses.flatten(1).mean(1).sum() if losses.dim() > 1 else losses.sum()

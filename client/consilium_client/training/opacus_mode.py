@@ -1,0 +1,114 @@
+"""One-backward clipping as a grad-sample mode of Opacus: its engine, accountant, Poisson loader and order of calls, with
+our tape under them. For experiments outside of a study; a study's rounds go through ``trainer.py``.
+
+    engine = BookKeepingEngine(accountant="prv")
+    model, optimizer, criterion, loader = engine.make_private(
+        module=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(reduction="none"), data_loader=loader,
+        noise_multiplier=1.0, max_grad_norm=1.0, grad_sample_mode="book-keeping",
+    )
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        criterion(model(inputs), labels).backward()
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from opacus import PrivacyEngine
+from opacus.grad_sample import AbstractGradSampleModule
+from torch import Tensor, nn
+
+from consilium_client.training import layers
+from consilium_client.training.clipping import TapeOptimizer
+from consilium_client.training.loss import per_sample_sum
+from consilium_client.training.tape import Owners, Tape
+from consilium_shared.errors import ConfigurationError
+
+MODE = "book-keeping"
+
+
+class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
+    """A model that leaves what clipping needs on ``tape`` in each backward pass; its weights keep their names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Raises ConfigurationError for a layer that cannot be trained with privacy."""
+        super().__init__(module)
+        self.tape = Tape()
+        layers.attach(module, self.tape)
+
+    def forward(self, *inputs: Tensor, **named: Any) -> Any:
+        """As the model. The first dimension of the first input is the batch.
+
+        Raises:
+            RuntimeError: gradients of a batch before were neither used by ``optimizer.step`` nor forgotten by
+                ``optimizer.zero_grad``.
+        """
+        if torch.is_grad_enabled():
+            if not self.tape.empty:
+                raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
+            self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device))
+        return self._module(*inputs, **named)
+
+    def remove_hooks(self) -> None:
+        """Make the model an ordinary one again."""
+        layers.detach(self._module)
+
+
+class BookKeepingOptimizer(TapeOptimizer):
+    """Opacus's noise on our clipped sums."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Also forget what the tape has."""
+        self.tape.close()
+        super().zero_grad(set_to_none)
+
+
+class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
+    """Opacus's engine with one mode more, ``book-keeping``; all others are its own."""
+
+    def make_private(self, *, criterion: Callable[..., Tensor], grad_sample_mode: str = MODE, **about: Any) -> Any:
+        """As Opacus's, for modes that take a criterion: module, optimizer, criterion, loader.
+
+        Args:
+            criterion: losses of each sample (``reduction="none"``); of each sample's many outputs the mean is taken.
+            grad_sample_mode: ``book-keeping``, or one of Opacus's.
+            about: see Opacus; ``clipping`` is ``flat``.
+
+        Raises:
+            ConfigurationError: a layer that cannot be trained with privacy; it is named.
+        """
+        made = super().make_private(criterion=criterion, grad_sample_mode=grad_sample_mode, **about)
+        if grad_sample_mode != MODE:
+            return made
+        module, optimizer, loader = made
+        optimizer.tape = module.tape
+
+        def summed(*given: Any) -> Tensor:
+            return per_sample_sum(criterion(*given))
+
+        return module, optimizer, summed, loader
+
+    def validate(self, *, module: nn.Module, optimizer: Any, data_loader: Any) -> None:
+        """Layers are judged when they are attached: ours takes recurrent ones, which Opacus replaces."""
+        if optimizer is not None:
+            super().validate(module=module, optimizer=optimizer, data_loader=data_loader)
+
+    def _prepare_model(self, module: nn.Module, *, grad_sample_mode: str = MODE, **about: Any) -> Any:
+        if grad_sample_mode != MODE:
+            super().validate(module=module, optimizer=None, data_loader=None)
+            return super()._prepare_model(module, grad_sample_mode=grad_sample_mode, **about)
+        if not about.get("batch_first", True):
+            raise ConfigurationError("the batch is the first dimension of the inputs")
+        return BookKeepingModule(module)
+
+    def _prepare_optimizer(self, *, grad_sample_mode: str = MODE, **about: Any) -> Any:
+        if grad_sample_mode != MODE:
+            return super()._prepare_optimizer(grad_sample_mode=grad_sample_mode, **about)
+        if about.pop("clipping", "flat") != "flat" or about.pop("distributed", False):
+            raise ConfigurationError("book-keeping clips the whole gradient of a sample, on one device")
+        about.pop("noise_generator", None)
+        return BookKeepingOptimizer(tape=Tape(), **about)
