@@ -16,6 +16,7 @@ from opacus import PrivacyEngine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from consilium_client.training.opacus_mode import BookKeepingEngine
 from dp_training_models import Case
 
 RATE, SIGMA, BOUND = 1e-3, 1.0, 1.0
@@ -102,7 +103,6 @@ def opacus_ghost(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Dat
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> Parts:
     """One backward pass, no per-sample gradients."""
-    from consilium_client.training.opacus_mode import BookKeepingEngine
 
     wrapped, private, criterion, _ = BookKeepingEngine(accountant="prv").make_private(
         module=model,
