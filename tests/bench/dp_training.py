@@ -91,7 +91,7 @@ def main() -> None:
     where = device.choose(options.device)
     rounds, turn_s = (2, QUICK_TURN_S) if options.quick else (options.rounds, TURN_S)
     engines = ["plain", *(engine for engine in options.engines if engine != "plain")]
-    console = Console(width=150)
+    console = Console(width=200)
     rows: list[Row] = []
     found = Table(box=box.MARKDOWN, title=f"{device_name(where)}, torch {torch.__version__}, {rounds} rounds")
     for name in ("model", "batch", "engine", "step, ms", "× plain", "× (processor)", "peak, MiB", "× plain", "marks"):

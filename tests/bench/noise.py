@@ -20,9 +20,8 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import device, trainer
+from consilium_client.training import device, gradients, trainer
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.independence import per_sample
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_shared.models import build
@@ -55,14 +54,15 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     private, plain = build(study).to(where), build(study).to(where)
     count = sum(p.numel() for p in private.parameters())
     loss = per_record(study, where)
+    wrapped, ordinary = gradients.of(private, "book-keeping"), torch.optim.SGD(plain.parameters(), 0.1)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(private.parameters(), 0.1),
+        wrapped.tape,
         clipping_norm=1.0,
         noise_multiplier=1.0,
         expected_batch=batch,
         noise=Noise(bytes(32)),
     )
-    wrapped, ordinary = per_sample(private), torch.optim.SGD(plain.parameters(), 0.1)
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
     pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).fixed_pieces(
@@ -85,6 +85,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
         repeat,
     )
     shares = {f"noise / {each}": median["noise"] / median[each] for each in median if each != "noise"}
+    shares["private step / plain step"] = median["private step"] / median["plain step"]
     return {"deviates": count, **{f"{k} ms": round(v, 2) for k, v in median.items()}} | {
         k: round(v, 4) for k, v in shares.items()
     }

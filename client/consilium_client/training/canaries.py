@@ -31,6 +31,8 @@ import numpy.typing as npt
 import torch
 
 from consilium_client.data.records import Records
+from consilium_client.training import gradients
+from consilium_client.training.tape import Tape
 from consilium_client.training.trainer import train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
@@ -146,7 +148,7 @@ class _Run:
         """A round starts."""
         self._sign = -1.0 if number % 2 else 1.0
 
-    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
         """Give the canaries among the records their gradients."""
         owners = self._owners[records]
         rows = np.flatnonzero(owners >= 0)
@@ -154,12 +156,12 @@ class _Run:
             return
         size, offset = sum(p.numel() for p in parameters), 0
         norm = self._sign * LOUD * self._plan.clipping_norm
-        for parameter in parameters:
-            flat: torch.Tensor = parameter.grad_sample.view(len(records), -1)  # type: ignore[attr-defined]  # opacus sets it
-            flat[torch.from_numpy(rows).to(flat.device)] = 0.0
+        planted = gradients.zero_rows(parameters, len(records))
+        for parameter, flat in planted.items():
             for row, owner in zip(rows.tolist(), owners[rows].tolist(), strict=True):
                 flat[row, (owner - offset) % self._stride :: self._stride] = norm / math.sqrt(self._places(size, owner))
             offset += parameter.numel()
+        tape.replace(torch.from_numpy(rows).to(parameters[0].device), planted)
 
     def observe(self, parameters: list[torch.nn.Parameter]) -> None:
         """Add a step's noisy sum, along each canary's direction, to its scores."""

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import nn
 
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
@@ -40,12 +39,13 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
         """Add every patient's clipped gradient to ``summed_grad``."""
         for parameter, total in self.clipped():
             part = total.view_as(parameter).to(parameter.dtype)
-            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad + part
+            before = parameter.summed_grad  # type: ignore[attr-defined]  # opacus sets it
+            parameter.summed_grad = part if before is None else before + part  # type: ignore[attr-defined]
         for parameter in self.params:
             if parameter.summed_grad is None:  # not used in this step: noise alone
                 parameter.summed_grad = torch.zeros_like(parameter)
 
-    def clipped(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    def clipped(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Sums over the tape's patients, flat float64, by parameter; the tape is closed."""
         stray = [parameter for parameter in self.params if parameter.grad is not None]
         if stray:

@@ -73,7 +73,8 @@ class _Convolution(torch.autograd.Function):
         ctx.geometry, ctx.leave = geometry, leave
         none = [0] * len(geometry.kernel)
         about = geometry.stride, geometry.padding, geometry.dilation, False, none, geometry.groups
-        return torch.ops.aten.convolution(inputs, weight, bias, *about)
+        found: Tensor = torch.ops.aten.convolution(inputs, weight, bias, *about)
+        return found
 
     @staticmethod
     @once_differentiable
@@ -109,7 +110,7 @@ def apply(
     return found
 
 
-def _leave(tape: Tape, weight: nn.Parameter, geometry: _Geometry, inputs: Tensor, grad: Tensor) -> None:
+def _leave(tape: Tape, weight: Tensor, geometry: _Geometry, inputs: Tensor, grad: Tensor) -> None:
     """The weight's entry."""
     if not weight.requires_grad:
         return
@@ -139,7 +140,8 @@ class _Transposed(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight)
         ctx.geometry, ctx.leave = geometry, leave
         about = geometry.stride, geometry.padding, geometry.dilation, True, output_padding, geometry.groups
-        return torch.ops.aten.convolution(inputs, weight, bias, *about)
+        found: Tensor = torch.ops.aten.convolution(inputs, weight, bias, *about)
+        return found
 
     @staticmethod
     @once_differentiable
@@ -160,7 +162,7 @@ def apply_transposed(
     """``module`` of ``inputs``. It is a convolution that goes backward, so its weight's gradient is that of one whose
     inputs are its output gradients."""
     geometry = _Geometry(
-        tuple(module.kernel_size), tuple(module.stride), tuple(module.padding), tuple(module.dilation), module.groups
+        module.kernel_size, module.stride, tuple(map(int, module.padding)), tuple(module.dilation), module.groups
     )
 
     def leave(inputs: Tensor, grad: Tensor) -> None:

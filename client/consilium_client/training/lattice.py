@@ -8,15 +8,16 @@ one more of them, can move the sum of all the others by far more than the sensit
 **What is done.** With g = ``Lattice.step``, a power of two: the sum of the patients' clipped gradients is rounded to
 whole multiples of g, and so is each coordinate of the noise σ·C·Z; the two are added as whole numbers below 2^53 in
 float64, which is exact. For whole K, K + round(x) = round(K + x), but for exact halves, whose probability is 0. So what
-is released, g · (K + round(σ·C·Z / g)), is a rounding of g·K + σ·C·Z: post-processing of the Gaussian mechanism on a sum
-g·K whose L2 sensitivity is the most that one patient can move it. That is the norm of its own clipped gradient; what it
-does to the rounding of everybody else's, at most ``tape.ERROR`` · C for each of up to ``Lattice.patients`` in the sum;
-and g·√d, since rounding to the lattice moves each of d coordinates of either sum by at most g / 2. So gradients are
-clipped to ``Lattice.row_bound`` = C - patients · ERROR · C - g·√d, and the sensitivity is at most C. This is the way of "Secure Noise Generation" (Google 2020), as for the discrete Gaussian of
-Canonne, Kamath & Steinke (NeurIPS 2020), with a rounded Gaussian in place of a discrete one: drawn without loops that
-depend on what was drawn, and accounted as the continuous Gaussian that it is made of. Opacus's alternative, four
-deviates added for each one (Holohan & Braghin, ESORICS 2021), costs four times as much, makes an attack on the noise
-harder rather than impossible, and leaves the sum as it is.
+is released, g · (K + round(σ·C·Z / g)), is a rounding of g·K + σ·C·Z: post-processing of the Gaussian mechanism on a
+sum g·K whose L2 sensitivity is the most that one patient can move it. That is the norm of its own clipped gradient;
+what it does to the rounding of everybody else's, at most ``tape.ERROR`` · C for each of up to ``Lattice.patients`` in
+the sum; and g·√d, since rounding to the lattice moves each of d coordinates of either sum by at most g / 2. So
+gradients are clipped to ``Lattice.row_bound`` = C - patients · ERROR · C - g·√d, and the sensitivity is at most C. This
+is the way of "Secure Noise Generation" (Google 2020), as for the discrete Gaussian of Canonne, Kamath & Steinke
+(NeurIPS 2020), with a rounded Gaussian in place of a discrete one: drawn without loops that depend on what was drawn,
+and accounted as the continuous Gaussian that it is made of. Opacus's alternative, four deviates added for each one
+(Holohan & Braghin, ESORICS 2021), costs four times as much, makes an attack on the noise harder rather than impossible,
+and leaves the sum as it is.
 
 **Why 2^-32.** g = 2^-32 · max(1, σ)·C, rounded up to a power of two: 2^20 patients of 2^32 steps each stay below 2^53;
 for 11 million parameters clipping gives up 2·10^-6·max(1, σ) of C; and a step is still 2^20 float64 numbers wide where

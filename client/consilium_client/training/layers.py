@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from consilium_client.training import convolution
+from consilium_client.training import convolution, recurrent
 from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 
@@ -237,4 +237,6 @@ _LAYERS: dict[type[nn.Module], Callable[..., Any]] = {
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
+    nn.LSTM: recurrent.lstm,
+    nn.GRU: recurrent.gru,
 }

@@ -1,5 +1,5 @@
-"""One-backward clipping as a grad-sample mode of Opacus: its engine, accountant, Poisson loader and order of calls, with
-our tape under them. For experiments outside of a study; a study's rounds go through ``trainer.py``.
+"""One-backward clipping as a grad-sample mode of Opacus: its engine, accountant, Poisson loader and order of calls,
+with our tape under them. For experiments outside of a study; a study's rounds go through ``trainer.py``.
 
     engine = BookKeepingEngine(accountant="prv")
     model, optimizer, criterion, loader = engine.make_private(

@@ -65,14 +65,15 @@ def _run(
         steps = series.transpose(0, 1) if module.batch_first else series
     if steps.shape[-1] != module.input_size or not len(steps):
         raise RuntimeError(f"a series of {len(steps)} steps of {steps.shape[-1]}; the layer takes {module.input_size}")
+    if torch.is_autocast_enabled(steps.device.type):
+        steps = steps.to(next(module.parameters()).dtype)
     with torch.autocast(steps.device.type, enabled=False):
-        steps = steps.to(module.weight_ih_l0.dtype)
         initial = _initial(module, scan, steps, hx, sort)
         device_lengths = None if lengths is None else lengths.to(steps.device)
         orders = [Order(reverse, counts, device_lengths, own) for reverse in (False, True)[: 1 + module.bidirectional]]
         steps, final = _layers(module, scan, tape, steps, initial, orders)
     final = tuple(orders[0].of_samples(state, 1) for state in final)
-    if isinstance(series, PackedSequence):
+    if isinstance(series, PackedSequence) and lengths is not None:
         packed = pack_padded_sequence(steps, lengths)
         return PackedSequence(packed.data, packed.batch_sizes, sort, own), final
     return steps.transpose(0, 1) if module.batch_first else steps, final

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Row = int | tuple[Tensor, Tensor]
@@ -28,11 +28,11 @@ Row = int | tuple[Tensor, Tensor]
 class Tape(Protocol):
     """What the layers' backward passes write to."""
 
-    def product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Inputs ``[B, T, d]`` and gradients ``[B, T, p]``: sample i's gradient is ``deltas[i].T @ inputs[i]``, its
         columns the weights' one after the other."""
 
-    def rows(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def rows(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
 
 
@@ -114,10 +114,10 @@ class LSTMScan(torch.autograd.Function):
         series: Tensor,
         h_0: Tensor,
         c_0: Tensor,
-        w_ih: nn.Parameter,
-        w_hh: nn.Parameter,
-        b_ih: nn.Parameter | None,
-        b_hh: nn.Parameter | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
         tape: Tape,
         order: Order,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,12 +131,12 @@ class LSTMScan(torch.autograd.Function):
         _begin(states, h_0, order)
         _begin(cells, c_0, order)
         gates = series.new_empty(length, batch, 4 * hidden)
-        _project(order.before(joined)[..., :width], w_ih, None if b_ih is None else b_ih + b_hh, gates)
+        _project(order.before(joined)[..., :width], w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh, gates)
         recurrent = w_hh.t().contiguous()
         for gate, i_f, i, f, g, o, h, c, h_after, c_after in order.steps(
             gates,
             gates[..., : 2 * hidden],
-            *gates.split(hidden, dim=2),
+            *gates.chunk(4, dim=2),
             order.before(states),
             order.before(cells),
             order.after(states),
@@ -160,10 +160,10 @@ class LSTMScan(torch.autograd.Function):
         joined, cells, gates, _, _ = ctx.saved_tensors
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
         hidden = w_hh.shape[1]
-        i, f, g, o = gates.split(hidden, dim=2)
+        i, f, g, o = gates.chunk(4, dim=2)
         squashed = torch.tanh(order.after(cells))
         deltas = torch.empty_like(gates)  # first what gradients at c or h are multiplied with, then the gradients
-        d_i, d_f, d_g, d_o = deltas.split(hidden, dim=2)
+        d_i, d_f, d_g, d_o = deltas.chunk(4, dim=2)
         _through_sigmoid(g, i, d_i)
         _through_sigmoid(order.before(cells), f, d_f)
         _through_tanh(i, g, d_g)
@@ -171,7 +171,7 @@ class LSTMScan(torch.autograd.Function):
         into_c = _through_tanh(o, squashed, squashed)
         order.silence(deltas)
         slots, at_cell = _gradients(at_states, at_h, order), at_c.clone()
-        from_cell = deltas[..., : 3 * hidden].unflatten(2, (3, hidden))
+        from_cell = deltas.view(*gates.shape[:2], 4, hidden)[:, :, :3]
         cell_rows = at_cell.expand(len(gates), *at_cell.shape)
         for delta, d_ifg, d_out, keep, squash, dh, dh_before, dc in order.steps_back(
             deltas, from_cell, d_o, f, into_c, order.after(slots), order.before(slots), cell_rows
@@ -182,8 +182,7 @@ class LSTMScan(torch.autograd.Function):
             dc.mul_(keep)
             dh_before.addmm_(delta, w_hh)
         ctx.tape.product((w_ih, w_hh), order.by_sample(order.before(joined)), order.by_sample(deltas))
-        _tell_bias(ctx.tape, b_ih, deltas, order)
-        _tell_bias(ctx.tape, b_hh, deltas, order)
+        _tell_biases(ctx.tape, (b_ih, b_hh), deltas, order)
         at_series = _product(deltas, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], at_cell, None, None, None, None, None, None
 
@@ -199,10 +198,10 @@ class GRUScan(torch.autograd.Function):
         ctx: Any,
         series: Tensor,
         h_0: Tensor,
-        w_ih: nn.Parameter,
-        w_hh: nn.Parameter,
-        b_ih: nn.Parameter | None,
-        b_hh: nn.Parameter | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
         tape: Tape,
         order: Order,
     ) -> tuple[Tensor, Tensor]:
@@ -222,7 +221,7 @@ class GRUScan(torch.autograd.Function):
         for m_r_z, r_z, m, r, z, n, h, h_after in order.steps(
             gates[..., : 3 * hidden],
             gates[..., hidden : 3 * hidden],
-            *gates.split(hidden, dim=2),
+            *gates.chunk(4, dim=2),
             order.before(states),
             order.after(states),
         ):
@@ -242,11 +241,11 @@ class GRUScan(torch.autograd.Function):
         series, states, gates, _, _ = ctx.saved_tensors
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
         hidden = w_hh.shape[1]
-        m, r, z, n = gates.split(hidden, dim=2)
+        m, r, z, n = gates.chunk(4, dim=2)
         before = order.before(states)
         into_n = _through_tanh(1 - z, n, torch.empty_like(before))
         deltas = gates.new_empty(*gates.shape[:2], 3 * hidden)  # at W_hh: first factors, then gradients
-        d_r, d_z, d_m = deltas.split(hidden, dim=2)
+        d_r, d_z, d_m = deltas.chunk(3, dim=2)
         torch.mul(into_n, m, out=d_r)
         _through_sigmoid(d_r, r, d_r)
         torch.sub(before, n, out=d_z)
@@ -256,7 +255,7 @@ class GRUScan(torch.autograd.Function):
         order.silence(into_n)
         slots = _gradients(at_states, at_h, order)
         for delta, d_r_z_m, keep, dh, dh_before in order.steps_back(
-            deltas, deltas.unflatten(2, (3, hidden)), z, order.after(slots), order.before(slots)
+            deltas, deltas.view(*gates.shape[:2], 3, hidden), z, order.after(slots), order.before(slots)
         ):
             d_r_z_m.mul_(dh.unsqueeze(1))
             dh_before.addcmul_(dh, keep)
@@ -266,8 +265,8 @@ class GRUScan(torch.autograd.Function):
         torch.mul(into_n, order.after(slots), out=at_inputs[..., 2 * hidden :])
         ctx.tape.product((w_ih,), order.by_sample(series), order.by_sample(at_inputs))
         ctx.tape.product((w_hh,), order.by_sample(before), order.by_sample(deltas))
-        _tell_bias(ctx.tape, b_ih, at_inputs, order)
-        _tell_bias(ctx.tape, b_hh, deltas, order)
+        _tell_biases(ctx.tape, (b_ih,), at_inputs, order)
+        _tell_biases(ctx.tape, (b_hh,), deltas, order)
         at_series = _product(at_inputs, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], None, None, None, None, None, None
 
@@ -317,7 +316,10 @@ def _gradients(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:
     return slots
 
 
-def _tell_bias(tape: Tape, bias: nn.Parameter | None, deltas: Tensor, order: Order) -> None:
+def _tell_biases(tape: Tape, biases: tuple[Tensor | None, ...], deltas: Tensor, order: Order) -> None:
     """A bias adds to every step alike."""
-    if bias is not None:
-        tape.rows(bias, order.of_samples(deltas.sum(dim=0), 0))
+    told = [bias for bias in biases if bias is not None]
+    if told:
+        gradients = order.of_samples(deltas.sum(dim=0), 0)
+        for bias in told:
+            tape.rows(bias, gradients)

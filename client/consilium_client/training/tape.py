@@ -13,14 +13,14 @@ is cheaper is a sample's gradient formed.
   in float32 (an error below 2^-20 of the norm, of which ``SLACK`` has room) and over pieces in float64.
 * products: a and δ as they were, and all arithmetic in float64, where the products of float32 are exact. With a
   patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true
-  squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham 2002, section 3.1), which is added. Where so much cancels
-  that rounding could matter, it is this that makes the norm too large, never too small.
+  squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham 2002, section 3.1), which is added. Where so much
+  cancels that rounding could matter, it is this that makes the norm too large, never too small.
 * scattered: as rows, of an embedding, where most of a row is zero.
 
 **Why the sum may be trusted.** A sum in floating point depends on all its terms. In float64 one of K terms is off by at
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
-several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i /
-norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
+several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i
+/ norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
 ``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity.
 """
 
@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from consilium_client.training.rows import filled
 
@@ -45,8 +45,8 @@ _TERMS = 2**15
 
 ERROR = 2.0**-26
 """By how much one more patient can shift the rounding of the sum of all others, in bounds, for each patient that is in
-it: by 2 · ``_TERMS`` · 2^-53 · ``REACH`` the terms', by γ · ``REACH``² its factor (γ up to 2^-39), and by 2^-53 for each
-physical batch (of up to 2^20) when their sums are added."""
+it: by 2 · ``_TERMS`` · 2^-53 · ``REACH`` the terms', by γ · ``REACH``² its factor (γ up to 2^-39), and by 2^-53 for
+each physical batch (of up to 2^20) when their sums are added."""
 
 _SEGMENT = 32
 _ULP = 2.0**-52
@@ -98,8 +98,8 @@ class Owners:
         return sums.index_add_(0, self.of, rows * self._weights[:, None].to(rows.dtype))
 
     def kept(self, rows: Tensor) -> Tensor:
-        """Rows ``[B, T, …]`` without filling: of grouped rows those that are left, ``[n, T, …]``; else with zeros in its
-        place, ``[B, T, …]``, so that shapes do not depend on how many there are."""
+        """Rows ``[B, T, …]`` without filling: of grouped rows those that are left, ``[n, T, …]``; else with zeros in
+        its place, ``[B, T, …]``, so that shapes do not depend on how many there are."""
         if self.grouped:
             return rows[: self.rows]
         return rows if len(rows) == self.rows else filled(rows[: self.rows], len(rows))
@@ -130,7 +130,7 @@ class Tape:
     def __init__(self) -> None:
         self._owners: Owners | None = None
         self._entries: list[_Entry] = []
-        self._chosen: list[_Chosen] = []
+        self._chosen: list[_Rows] = []
 
     def open(self, owners: Owners) -> None:
         """Forget everything, and record what comes."""
@@ -140,9 +140,7 @@ class Tape:
     def owners(self) -> Owners:
         """Of the physical batch. Raises RuntimeError where none is open."""
         if self._owners is None:
-            raise RuntimeError(
-                "no physical batch is open on the tape: its gradients were used already, or never asked for"
-            )
+            raise RuntimeError("no physical batch is open: its gradients were used already, or were never asked for")
         return self._owners
 
     def close(self) -> None:
@@ -156,32 +154,32 @@ class Tape:
 
     # -- what layers leave
 
-    def rows(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def rows(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
         if parameter.requires_grad:
             self._entries.append(_Rows((parameter,), self.owners.mean(gradients.flatten(1))))
 
-    def product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Gradients deltas[i]ᵀ inputs[i] of inputs ``[B, T, d]`` and deltas ``[B, T, p]``; the columns of ``[p, d]``
         belong to the weights one after the other."""
         widths = [weight.numel() // deltas.shape[2] for weight in weights]
         if not all(weight.requires_grad for weight in weights):
-            parts = zip(weights, inputs.split(widths, dim=2), strict=True)
+            parts = zip(weights, torch.split(inputs, widths, dim=2), strict=True)
             kept = [(weight, part) for weight, part in parts if weight.requires_grad]
             if not kept:
                 return
             weights, inputs = tuple(weight for weight, _ in kept), torch.cat([part for _, part in kept], dim=2)
-        if forms_rows(*deltas.shape, inputs.shape[2], inputs.device.type):
+        if forms_rows(len(deltas), deltas.shape[1], deltas.shape[2], inputs.shape[2], inputs.device.type):
             formed = torch.bmm(deltas.transpose(1, 2), inputs).flatten(1)
             self._entries.append(_Rows(weights, self.owners.mean(formed), deltas.shape[2]))
         else:
             self.factored(weights, inputs, deltas)
 
-    def factored(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def factored(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """``product`` of trainable weights where the caller knows that it is cheaper not to form any gradient."""
         self._entries.append(_Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
 
-    def scattered(self, parameter: nn.Parameter, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
+    def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
         ``skipped`` is none."""
         if not parameter.requires_grad:
@@ -196,63 +194,56 @@ class Tape:
             values.masked_fill_((at == skipped)[:, None], 0.0)
         self._entries.append(_Scattered((parameter,), values, patients, at, owners.patients))
 
-    def replace(self, rows: Tensor, gradients: dict[nn.Parameter, Tensor]) -> None:
-        """Give some rows chosen gradients in place of their own, as an audit's canaries have. All patients of such a
-        batch have one row.
+    def replace(self, rows: Tensor, gradients: dict[Tensor, Tensor]) -> None:
+        """Give some patients chosen gradients in place of their own, as an audit's canaries have.
 
         Args:
-            rows: int64 ``[k]``.
-            gradients: ``[k, numel]`` for every parameter.
+            rows: int64 ``[k]``, all rows of each such patient.
+            gradients: ``[n, numel]`` for every parameter, zero in all other rows; filling has none.
         """
-        if self.owners.grouped:
-            raise ValueError("a row's gradient can be chosen only where each patient has one row")
+        patients = self.owners.of[rows]
         for entry in self._entries:
-            entry.clear(rows)
-        self._chosen = [_Chosen(parameter, rows, values) for parameter, values in gradients.items()]
+            entry.clear(patients)
+        self._chosen = [_Rows((parameter,), self.owners.mean(values)) for parameter, values in gradients.items()]
 
     # -- what comes of it
 
     @torch.no_grad()
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
-        ``[P]``; for one that has a number that is not finite, or a norm beyond float32, 0."""
+        ``[P]``; for one that has a number that is not finite, 0."""
         self._merge()
         squares = reaches = torch.zeros((), dtype=torch.float64)
-        for entry in self._entries:
+        for entry in [*self._entries, *self._chosen]:
             square, reach = entry.squares()
             squares, reaches = squares + square, reaches + reach
-        for chosen in self._chosen:
-            square = torch.zeros_like(squares).index_add_(0, chosen.rows, _row_squares(chosen.values))
-            squares, reaches = squares + square, reaches + square
         factors = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt()).clamp(max=1.0)
         return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), factors, torch.zeros_like(factors))
 
     @torch.no_grad()
-    def sums(self, factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """The patients' gradients, each times its factor, added up: flat float64 ``[numel]`` by parameter. One without
-        a gradient in this pass does not come."""
+    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The patients' gradients, each times its factor, added up: flat float64 ``[numel]`` and the parameter of each
+        part. A parameter without a gradient in this pass has none."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
-        for entry in self._entries:
+        for entry in [*self._entries, *self._chosen]:
             if not clean:
                 entry.drop(dropped)
             yield from entry.sums(factors)
-        for chosen in self._chosen:
-            yield chosen.parameter, _weighted_sum(chosen.values, factors[chosen.rows])
 
     @torch.no_grad()
-    def gradients(self) -> dict[nn.Parameter, Tensor]:
+    def gradients(self) -> dict[Tensor, Tensor]:
         """Every patient's gradient, formed: float64 ``[P, numel]`` by parameter, for tests of a few samples."""
         self._merge()
-        found: dict[nn.Parameter, Tensor] = {}
-        for entry in self._entries:
+        found: dict[Tensor, Tensor] = {}
+        for entry in [*self._entries, *self._chosen]:
             for parameter, part in zip(entry.weights, entry.formed(), strict=True):
-                found[parameter] = part.double()
+                found[parameter] = part.double() + found.get(parameter, 0.0)
         return found
 
     def _merge(self) -> None:
         """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them."""
-        users: dict[nn.Parameter, list[_Entry]] = {}
+        users: dict[Tensor, list[_Entry]] = {}
         for entry in self._entries:
             for weight in entry.weights:
                 users.setdefault(weight, []).append(entry)
@@ -260,7 +251,7 @@ class Tape:
             return
         shared = {id(entry) for each in users.values() if len(each) > 1 for entry in each}
         alone = [entry for entry in self._entries if id(entry) not in shared]
-        formed: dict[nn.Parameter, Tensor] = {}
+        formed: dict[Tensor, Tensor] = {}
         for entry in self._entries:
             if id(entry) in shared:
                 for weight, part in zip(entry.weights, entry.formed(), strict=True):
@@ -272,7 +263,7 @@ class Tape:
 class _Rows:
     """Gradients of patients ``[P, n]``: of one parameter, or of several that are columns of ``[p, d]``."""
 
-    weights: tuple[nn.Parameter, ...]
+    weights: tuple[Tensor, ...]
     values: Tensor
     outputs: int = 1
 
@@ -280,13 +271,13 @@ class _Rows:
         found = _row_squares(self.values)
         return found, found
 
-    def clear(self, rows: Tensor) -> None:
-        self.values[rows] = 0.0
+    def clear(self, patients: Tensor) -> None:
+        self.values[patients] = 0.0
 
     def drop(self, patients: Tensor) -> None:
         self.values.masked_fill_(patients[:, None], 0.0)
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return _columns(self.weights, _weighted_sum(self.values, factors).view(self.outputs, -1))
 
     def formed(self) -> list[Tensor]:
@@ -297,7 +288,7 @@ class _Rows:
 class _Product:
     """Inputs ``[n, T, d]`` and deltas ``[n, T, p]`` of n rows."""
 
-    weights: tuple[nn.Parameter, ...]
+    weights: tuple[Tensor, ...]
     inputs: Tensor
     deltas: Tensor
     owners: Owners
@@ -312,10 +303,10 @@ class _Product:
         error = (2 * steps + inputs.shape[2] + deltas.shape[2]) * _ULP
         return together.sum(2).sum(1)[:patients].clamp_(min=0.0) + error * reach, reach
 
-    def clear(self, rows: Tensor) -> None:
-        kept = torch.ones(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
-        kept[rows] = False
-        self._keep(kept)
+    def clear(self, patients: Tensor) -> None:
+        chosen = torch.zeros(self.owners.patients, dtype=torch.bool, device=patients.device)
+        chosen[patients] = True
+        self.drop(chosen)
 
     def drop(self, patients: Tensor) -> None:
         self._keep(self.owners.each(~patients, len(self.inputs)))
@@ -326,7 +317,7 @@ class _Product:
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         deltas = (self.deltas.double() * self.owners.each(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
         return _columns(self.weights, deltas.t() @ self.inputs.double().flatten(0, 1))
 
@@ -339,7 +330,7 @@ class _Product:
 class _Scattered:
     """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``."""
 
-    weights: tuple[nn.Parameter]
+    weights: tuple[Tensor]
     values: Tensor
     owners: Tensor
     at: Tensor
@@ -350,13 +341,13 @@ class _Scattered:
         found.index_add_(0, self.owners, _row_squares(self.values))
         return found, found
 
-    def clear(self, rows: Tensor) -> None:
-        self.values[torch.isin(self.owners, rows)] = 0.0
+    def clear(self, patients: Tensor) -> None:
+        self.values[torch.isin(self.owners, patients)] = 0.0
 
     def drop(self, patients: Tensor) -> None:
         self.values.masked_fill_(patients[self.owners, None], 0.0)
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
@@ -372,15 +363,6 @@ class _Scattered:
 _Entry = _Rows | _Product | _Scattered
 
 
-@dataclass
-class _Chosen:
-    """Gradients ``[k, numel]`` for some rows."""
-
-    parameter: nn.Parameter
-    rows: Tensor
-    values: Tensor
-
-
 def _wide(tensor: Tensor) -> torch.dtype:
     """Never less than float32."""
     return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
@@ -388,11 +370,17 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _row_squares(rows: Tensor) -> Tensor:
     """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
+    if rows.device.type != "cpu":
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
     whole = rows.shape[1] // _SEGMENT * _SEGMENT
-    segments = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _SEGMENT)), dim=2)
-    found = torch.linalg.vecdot(wide := segments.double(), wide)
+    segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _SEGMENT), dim=2)
+    segments = segments.double()
+    found: Tensor = torch.linalg.vecdot(segments, segments)
     rest = rows[:, whole:].double()
-    return found + torch.linalg.vecdot(rest, rest)
+    found += torch.linalg.vecdot(rest, rest)
+    if torch.isfinite(found).all():
+        return found
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()  # float32 had no room for the squares
 
 
 def _weighted_sum(rows: Tensor, factors: Tensor) -> Tensor:
@@ -405,14 +393,14 @@ def _weighted_sum(rows: Tensor, factors: Tensor) -> Tensor:
     return total
 
 
-def _columns(weights: tuple[nn.Parameter, ...], total: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def _columns(weights: tuple[Tensor, ...], total: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The columns of ``[p, d]`` by weight."""
     widths = [weight.numel() // total.shape[0] for weight in weights]
-    for weight, part in zip(weights, total.split(widths, dim=1), strict=True):
+    for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
         yield weight, part.flatten()
 
 
-def _cut(weights: tuple[nn.Parameter, ...], formed: Tensor) -> list[Tensor]:
+def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:
     """The columns of ``[P, p, d]`` by weight, each ``[P, numel]``."""
     widths = [weight.numel() // formed.shape[1] for weight in weights]
-    return [part.flatten(1) for part in formed.split(widths, dim=2)]
+    return [part.flatten(1) for part in torch.split(formed, widths, dim=2)]

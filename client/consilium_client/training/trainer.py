@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -16,13 +15,15 @@ import torch
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
-from consilium_client.training import augmentation
+from consilium_client.training import augmentation, gradients
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic
-from consilium_client.training.independence import check_once, per_sample
+from consilium_client.training.gradients import Gradients, Way
+from consilium_client.training.independence import check_once
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.rows import ROWS, filled, one_thread
+from consilium_client.training.tape import Owners, Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -45,8 +46,8 @@ Progress = Callable[[int, int], None]
 class Probe(Protocol):
     """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
 
-    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
-        """Change rows of ``grad_sample`` before they are clipped; ``records`` int64 ``[B]`` says whose they are."""
+    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+        """Choose gradients on the tape before they are clipped; ``records`` int64 ``[B]`` says whose its rows are."""
 
     def observe(self, parameters: list[torch.nn.Parameter]) -> None:
         """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
@@ -80,6 +81,7 @@ def train(
     attempt: int = 1,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
+    way: Way = "book-keeping",
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
@@ -103,6 +105,7 @@ def train(
         attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
+        way: how per-sample gradients are found; the event is the same.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -127,9 +130,8 @@ def train(
     sampler = _sampler(study, records, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
-    with exact_arithmetic(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        stepper = _stepper(model, study, private, loss, Noise(secret), probe)
+    with exact_arithmetic():
+        stepper = _stepper(model, study, private, loss, Noise(secret), probe, way)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
             if private is None:
@@ -203,8 +205,8 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each record is (``PrivateOptimizer.accumulate``), and
-    which it is of all. Inputs and classes may have rows of filling below those of the records."""
+    """A physical batch: the model's inputs, the classes, whose each record is (``tape.Owners``), and which it is of
+    all. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -261,7 +263,7 @@ class _Batch:
         return Piece(
             tuple(each.to(self._device) for each in inputs),
             filled(self._labels[part], rows).to(self._device),
-            torch.from_numpy(self._owners[part] - self._owners[start]).to(self._device),
+            torch.from_numpy(self._owners[part] - self._owners[start]),
             self._records[part],
         )
 
@@ -270,7 +272,13 @@ Stepper = Callable[[list[Piece]], None]
 
 
 def _stepper(
-    model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise, probe: Probe | None
+    model: torch.nn.Module,
+    study: Study,
+    plan: PrivacyPlan | None,
+    loss: Loss,
+    noise: Noise,
+    probe: Probe | None,
+    way: Way,
 ) -> Stepper:
     """The function that runs one step on its pieces."""
     spec, parameters = study.training.optimizer, list(model.parameters())
@@ -293,21 +301,22 @@ def _stepper(
     batch = study.training.expected_batch
     if plan is None:
         return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
+    found = gradients.of(model, way)
     private = PrivateOptimizer(
         optimizer,
+        found.tape,
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
         after=after,
     )
-    wrapped = per_sample(model)
-    plant = None if probe is None else lambda records: probe.plant(parameters, records)
-    return lambda pieces: private_step(wrapped, private, loss, pieces, plant)
+    plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
+    return lambda pieces: private_step(found, private, loss, pieces, plant)
 
 
 def private_step(
-    model: torch.nn.Module,
+    model: Gradients,
     optimizer: PrivateOptimizer,
     loss: Loss,
     pieces: list[Piece],
@@ -319,13 +328,12 @@ def private_step(
         pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
     """
     for piece in pieces:
+        model.tape.open(Owners(piece.owners, piece.labels.device))
         with one_thread():
-            loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
-        for parameter in optimizer.params:
-            parameter.grad_sample = parameter.grad_sample[: len(piece.owners)]
+            model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
             plant(piece.records)
-        optimizer.accumulate(piece.owners)
+        optimizer.accumulate()
     optimizer.finish()
 
 
@@ -340,7 +348,7 @@ def _plain_step(
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
     for inputs, labels, owners, _ in pieces:
-        weights = 1.0 / torch.bincount(owners)[owners]
+        weights = (1.0 / torch.bincount(owners)[owners]).to(labels.device)
         losses = loss(model(*inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN

@@ -30,6 +30,8 @@ def build(study: Study) -> nn.Module:
 
 
 def _construct(study: Study) -> nn.Module:
+    from torch import nn
+
     from consilium_shared.models import images, sequences, shape, tables
 
     spec, classes = study.model, shape.classes(study)
@@ -39,7 +41,7 @@ def _construct(study: Study) -> nn.Module:
         case "resnet18-gn":
             return images.ResNet18(classes, small_images=shape.image_size(study) < images.LARGE_IMAGE)
         case "lstm" | "gru":
-            layer = sequences.LSTM if spec.name == "lstm" else sequences.GRU
+            layer = nn.LSTM if spec.name == "lstm" else nn.GRU
             return sequences.SequenceClassifier(
                 layer, shape.series_inputs(study), shape.statics_width(study), classes, spec.hidden, spec.layers
             )
