@@ -41,17 +41,22 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
         layers.attach(module, self.tape)
 
     def forward(self, *inputs: Tensor, **named: Any) -> Any:
-        """As the model. The first dimension of the first input is the batch.
+        """As the model. The first dimension of the first input is the batch; of an empty one, the output is a tensor.
 
         Raises:
             RuntimeError: gradients of a batch before were neither used by ``optimizer.step`` nor forgotten by
                 ``optimizer.zero_grad``.
         """
-        if torch.is_grad_enabled():
-            if not self.tape.empty:
-                raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
-            self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device))
-        return self._module(*inputs, **named)
+        if not torch.is_grad_enabled():
+            return self._module(*inputs, **named)
+        if not self.tape.empty:
+            raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
+        self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device))
+        if len(inputs[0]):
+            return self._module(*inputs, **named)
+        with torch.no_grad():  # kernels differ in what they make of no samples, and nobody has left a gradient
+            found = self._module(*inputs, **named)
+        return found.requires_grad_()
 
     def remove_hooks(self) -> None:
         """Make the model an ordinary one again."""
