@@ -83,7 +83,8 @@ class _Convolution(torch.autograd.Function):
         by_inputs = None
         if ctx.needs_input_grad[0]:
             by_inputs = ctx.geometry.backward(grad, inputs, weight, ctx.geometry.groups, (True, False))[0]
-        ctx.leave(inputs, grad)
+        if len(grad):
+            ctx.leave(inputs, grad)
         return by_inputs, None, None, None, None
 
 
@@ -152,7 +153,8 @@ class _Transposed(torch.autograd.Function):
             none = [0] * len(geometry.kernel)
             about = geometry.stride, geometry.padding, geometry.dilation, False, none, geometry.groups
             by_inputs = torch.ops.aten.convolution(grad, weight, None, *about)
-        ctx.leave(inputs, grad)
+        if len(grad):
+            ctx.leave(inputs, grad)
         return by_inputs, None, None, None, None, None
 
 

@@ -155,12 +155,14 @@ class Tape:
 
     def rows(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
-        if parameter.requires_grad:
+        if parameter.requires_grad and self.owners.rows:
             self._entries.append(_Rows((parameter,), self.owners.mean(gradients.flatten(1))))
 
     def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Gradients deltas[i]ᵀ inputs[i] of inputs ``[B, T, d]`` and deltas ``[B, T, p]``; the columns of ``[p, d]``
         belong to the weights one after the other."""
+        if not self.owners.rows:
+            return
         widths = [weight.numel() // deltas.shape[2] for weight in weights]
         if not all(weight.requires_grad for weight in weights):
             parts = zip(weights, torch.split(inputs, widths, dim=2), strict=True)
@@ -176,12 +178,13 @@ class Tape:
 
     def factored(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """``product`` of trainable weights where the caller knows that it is cheaper not to form any gradient."""
-        self._entries.append(_Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
+        if self.owners.rows:
+            self._entries.append(_Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
 
     def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
         ``skipped`` is none."""
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or not self.owners.rows:
             return
         owners, entries = self.owners, parameter.shape[0]
         places, gradients = places[: owners.rows], owners.weighted(gradients)[: owners.rows]
