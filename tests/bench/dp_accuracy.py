@@ -93,16 +93,16 @@ SETS = {
 DECAYS = (0.5, 0.8)
 
 
-def arms(setting: Setting, features: Sequence[str], multiplicities: Sequence[int]) -> dict[str, Changes]:
+def arms(setting: Setting, options: argparse.Namespace) -> dict[str, Changes]:
     """Rows by name. The average needs no training of its own: it has columns."""
     found: dict[str, Changes] = {"as it is": {}}
-    if "copies" in features and setting.images:
+    if "copies" in options.features and setting.images:
         found["augment: light"] = {"training.augment": "light"}
-        for copies in multiplicities:
+        for copies in options.copies:
             changes = {"training.augment": "light", "training.augment_multiplicity": copies}
             found[f"augment: light, augment_multiplicity: {copies}"] = changes
-    if "rates" in features:
-        for batch, rate in itertools.product(setting.batches, setting.rates):
+    if "rates" in options.features:
+        for batch, rate in itertools.product(options.batches or setting.batches, options.rates or setting.rates):
             changes = {"training.optimizer": {"name": "sgd", "lr": rate}, "training.expected_batch": batch}
             found[f"expected_batch: {batch}, lr: {rate:g}"] = changes
     return found
@@ -187,6 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])
     parser.add_argument("--copies", type=int, nargs="*", default=[4], help="values of augment_multiplicity")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates, in place of the set's")
+    parser.add_argument("--batches", type=int, nargs="+", help="values of expected_batch, in place of the set's")
     parser.add_argument("--prepared", type=Path, help="keep the prepared files in this folder, one folder a set")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     options = parser.parse_args(arguments)
@@ -206,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
                 heads += [f"gain, weight_average: {decay:g}" for decay in decays]
                 print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
                 first, seen = None, set[str]()
-                for row, changes in arms(bench.setting, options.features, options.copies).items():
+                for row, changes in arms(bench.setting, options).items():
                     digest = bench.study(epsilon, 0, changes).digest
                     if digest in seen:  # the point of the grid at which the first row stands
                         continue
