@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
+from consilium_server.averaging import averaged
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
@@ -117,6 +120,11 @@ class StudyRun:
             stepped = self.optimizer.step(self.point.model, opened.mean)
         else:
             self.folder.event("implausible", round=number, why=opened.implausible)
+        average, decay = None, self.study.aggregation.weight_average
+        if decay:
+            average = averaged(self.point.average, stepped, decay, number)
+            if number == self.study.training.rounds:  # what is counted on, signed and published from here on
+                stepped = average.astype(np.float32)
         after = pack(stepped, self.study)
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
         away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}
@@ -142,7 +150,7 @@ class StudyRun:
             "metrics_before": self._metrics(opened, number - 1),
             "seconds": round(time.monotonic() - began, 3),
         }
-        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record)
+        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
         self.packed = after
         self.checkpoints.write(self.point)
 

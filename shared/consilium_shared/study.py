@@ -145,6 +145,8 @@ class Training(Strict):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx mu (Li et al. 2020, eq. 2): pulls local weights towards the round's global ones; 0 is FedAvg."""
     augment: Literal["none", "light"] = "none"
+    augment_multiplicity: Annotated[int, Field(ge=1, le=limits.AUGMENT_MULTIPLICITY)] = 1
+    """Augmented copies of each drawn record in a step; the mean of their gradients is the record's, before clipping."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
@@ -154,6 +156,17 @@ class Training(Strict):
     def _not_too_long(self) -> Training:
         if self.rounds * self.steps_per_round > limits.STEPS:
             raise ValueError(f"rounds times steps_per_round is more than {limits.STEPS} steps in all")
+        return self
+
+    @model_validator(mode="after")
+    def _copies(self) -> Training:
+        if self.augment_multiplicity > 1 and self.augment == "none":
+            raise ValueError("augment_multiplicity takes an augmentation: copies that are alike teach nothing")
+        if self.records_per_patient * self.augment_multiplicity > limits.RECORDS_PER_PATIENT:
+            raise ValueError(
+                f"records_per_patient times augment_multiplicity is more than {limits.RECORDS_PER_PATIENT}: "
+                "the gradients of a patient are in memory together"
+            )
         return self
 
 
@@ -216,6 +229,8 @@ class Aggregation(Strict):
     """How updates become one model: which sums are opened, and what one site may add to them."""
 
     optimizer: ServerOptimizer = ServerOptimizer()
+    weight_average: Fraction = 0.0
+    """Decay of the average over rounds that the study's last model is; 0 takes the last round's as it is."""
     weighting: Literal["patients", "equal"] = "patients"
     max_weight: Annotated[int, Field(ge=1, le=limits.WEIGHT)] = 65_536
     """Largest weight of one site; a site with more patients counts as so many. The smaller, the finer the encoding."""

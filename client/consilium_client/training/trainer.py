@@ -203,8 +203,8 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each record is (``tape.Owners``), and which it is of
-    all. Inputs and classes may have rows of filling below those of the records."""
+    """A physical batch: the model's inputs, the classes, whose each row is (``tape.Owners``), and which record of all
+    it shows. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -213,7 +213,13 @@ class Piece(NamedTuple):
 
 
 class _Batch:
-    """The records of one step, on the device, a physical batch at a time."""
+    """The records of one step, on the device, a physical batch at a time.
+
+    With ``training.augment_multiplicity`` K a record is K rows of its patient, each augmented by its own draw (De et
+    al. 2022, section 3.2). The accountant's event stays what it was: a patient's gradient is the mean over all its
+    rows, and that one vector is clipped. So the patient still moves a step's sum by at most the clipping norm, however
+    many rows it has; who is drawn, and the noise, do not depend on K.
+    """
 
     def __init__(
         self,
@@ -223,11 +229,13 @@ class _Batch:
         device: torch.device,
         generator: np.random.Generator,
     ) -> None:
-        self._inputs = torch.from_numpy(records.inputs[draw.records])
+        copies = study.training.augment_multiplicity
+        drawn, owners = draw.records.repeat(copies), draw.owners.repeat(copies)
+        self._inputs = torch.from_numpy(records.inputs[drawn])
         self._augmentation = generator if study.training.augment == "light" else None
-        self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
-        self._labels = torch.from_numpy(records.labels[draw.records])
-        self._owners, self._records = draw.owners, draw.records
+        self._statics = None if records.statics is None else torch.from_numpy(records.statics[drawn])
+        self._labels = torch.from_numpy(records.labels[drawn])
+        self._owners, self._records = owners, drawn
         self._device = device
 
     def pieces(self, size: int) -> list[Piece]:
