@@ -59,18 +59,19 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
 
 
 def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
+    """Per-sample gradients ``[B, t]`` as the private trainer computes them."""
     private = per_sample(copy.deepcopy(model).cpu().double())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         loss(private(*samples), labels).sum().backward()  # type: ignore[no-untyped-call]
-    return torch.cat([p.grad_sample.flatten(1) for p in private.parameters()], dim=1)
+    return torch.cat([p.grad_sample.flatten(1) for p in private.parameters() if p.requires_grad], dim=1)
 
 
 def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
-    """Gradient ``[d]`` of one sample alone, by plain differentiation."""
+    """Gradient ``[t]`` of one sample alone, by plain differentiation."""
     plain = copy.deepcopy(model).cpu().double()
-    gradients = torch.autograd.grad(loss(plain(*sample), label).sum(), list(plain.parameters()))
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss(plain(*sample), label).sum(), trained)
     return torch.cat([g.flatten() for g in gradients])
 
 

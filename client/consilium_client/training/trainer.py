@@ -26,7 +26,7 @@ from consilium_client.training.rows import ROWS, filled, one_thread
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import load_vector, to_vector, unpack
+from consilium_shared.models.vector import load_vector, to_vector, trained, unpack
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
@@ -57,7 +57,7 @@ class TrainResult:
     """What a round gave.
 
     Attributes:
-        update: float32 ``[d]``, local minus global weights.
+        update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
     """
@@ -139,7 +139,7 @@ def train(
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
-    update = to_vector(model) - start
+    update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
     return TrainResult(update=update, steps=done, patients=records.patient_count)
@@ -168,7 +168,7 @@ def physical_batch(model: torch.nn.Module, records: Records) -> int:
 
     A patient with more records than that is computed at once all the same: its gradients take so much more memory.
     """
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     inputs = int(np.prod(records.inputs.shape[1:]))
     return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
 
@@ -273,7 +273,7 @@ def _stepper(
     model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise, probe: Probe | None
 ) -> Stepper:
     """The function that runs one step on its pieces."""
-    spec, parameters = study.training.optimizer, list(model.parameters())
+    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -347,7 +347,7 @@ def _plain_step(
             losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     after()
     optimizer.step()
