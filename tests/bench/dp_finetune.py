@@ -12,7 +12,7 @@ Two cases, each with hospitals whose patients the privacy is for, and with somet
 
 Every run is the study's rounds as ``one_process`` computes them: each site's own noise, the server's mean of the
 encoded updates. AUROC on patients held back at the private hospitals alone, pooled. Each learning rate is the best of
-four on two seeds that are not reported; that choice looks at the held-back patients and its runs are not charged, for
+four on seeds that are not reported; that choice looks at the held-back patients and its runs are not charged, for
 every row alike. The row ``nothing`` is the pretrained model as it is, without any private training.
 """
 
@@ -38,7 +38,7 @@ from consilium_shared.models.vector import Vector, pack, width
 from consilium_shared.study import Study
 from one_process import contract, federated, plans, records, values
 
-RATES, TUNING_SEEDS = (0.25, 1.0, 4.0, 16.0), (100, 101)
+RATES, TUNING_SEED = (0.25, 1.0, 4.0, 16.0), 100
 ROWS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
     ("all, from the seed", False, {}),
     ("all", True, {}),
@@ -217,8 +217,9 @@ def textures(count: int) -> Records:
 class Bench:
     """One case; each model is pretrained once."""
 
-    def __init__(self, case: Case, folder: Path) -> None:
-        self.case = case
+    def __init__(self, case: Case, folder: Path, tuning: int) -> None:
+        """``tuning``: on how many seeds each learning rate is chosen."""
+        self.case, self.tuning = case, range(TUNING_SEED, TUNING_SEED + tuning)
         self.file = folder / f"{case.name}.safetensors"
         self.file.write_bytes(train_alone(case.public, case.pretraining, "cpu"))
 
@@ -241,7 +242,7 @@ class Bench:
     def tuned(self, row: tuple[str, bool, dict[str, Any]], epsilon: float) -> float:
         """The best learning rate."""
         return max(
-            RATES, key=lambda rate: statistics.fmean(self.auroc(row, rate, epsilon, seed) for seed in TUNING_SEEDS)
+            RATES, key=lambda rate: statistics.fmean(self.auroc(row, rate, epsilon, seed) for seed in self.tuning)
         )
 
     def untrained(self, seeds: int) -> list[float]:
@@ -265,7 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=sorted(CASES), default=sorted(CASES))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="reported runs of each setting")
+    parser.add_argument("--tuning-seeds", type=int, default=2, help="runs on which each learning rate is chosen")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     options = parser.parse_args(arguments)
@@ -275,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = []
     for name in options.sets:
         with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder, tempfile.TemporaryDirectory() as kept:
-            bench = Bench(CASES[name](Path(source), Path(folder)), Path(kept))
+            bench = Bench(CASES[name](Path(source), Path(folder)), Path(kept), options.tuning_seeds)
             epsilons = " | ".join(f"AUROC at ε {epsilon:g}" for epsilon in options.epsilon)
             print(f"{name}\n| trained | learning rates | numbers sent | bytes a round | {epsilons} |", flush=True)
             if not bench.case.new_head:
