@@ -113,6 +113,14 @@ class Data(Strict):
     """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""
 
 
+class Start(Strict):
+    """Weights that the study begins with in place of the seed's. They are public, as the seed is."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1 from no
+    other model."""
+
+
 class ModelSpec(Strict):
     """Architecture by name; its input and output sizes follow from ``data``."""
 
@@ -121,6 +129,20 @@ class ModelSpec(Strict):
     layers: Annotated[int, Field(ge=1, le=4)] = 1
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] = 0
     """Seed of the initial global weights, which are public."""
+    start: Start | None = None
+    trainable: Literal["all", "head", "lora"] = "all"
+    """What training changes, and what of it is sent: every weight; the last linear layer; or that and an addition of
+    low rank to the weight of every other linear and convolutional layer (``models.adaptation``)."""
+    lora_rank: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Rank of those additions."""
+
+    @model_validator(mode="after")
+    def _adaptable(self) -> ModelSpec:
+        if (self.trainable == "lora") != (self.lora_rank is not None):
+            raise ValueError("lora_rank goes with trainable: lora, and trainable: lora with a lora_rank")
+        if self.trainable == "lora" and self.name not in _LOW_RANK:
+            raise ValueError(f"trainable: lora is for {', '.join(sorted(_LOW_RANK))}; for {self.name} take head")
+        return self
 
 
 class LocalOptimizer(Strict):
@@ -273,6 +295,9 @@ class Evaluation(Strict):
             raise ValueError("give either split (a fraction) or split_column (with split: null)")
         return self
 
+
+_LOW_RANK = {"small-cnn", "resnet18-gn", "mlp"}
+"""Models with linear or convolutional layers besides the head."""
 
 _PART = {"image-classification": "image", "sequence-classification": "series", "tabular-classification": "features"}
 _MODELS = {

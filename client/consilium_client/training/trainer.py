@@ -28,7 +28,7 @@ from consilium_client.training.tape import Owners, Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import load_vector, to_vector, unpack
+from consilium_shared.models.vector import load_vector, to_vector, trained, unpack
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
@@ -58,7 +58,7 @@ class TrainResult:
     """What a round gave.
 
     Attributes:
-        update: float32 ``[d]``, local minus global weights.
+        update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
     """
@@ -138,7 +138,7 @@ def train(
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
-    update = to_vector(model) - start
+    update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
     return TrainResult(update=update, steps=done, patients=records.patient_count)
@@ -288,7 +288,7 @@ def _stepper(
     way: Way,
 ) -> Stepper:
     """The function that runs one step on its batch."""
-    spec, parameters = study.training.optimizer, list(model.parameters())
+    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -380,7 +380,7 @@ def _plain_step(
             losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     after()
     optimizer.step()
