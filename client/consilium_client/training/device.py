@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils.deterministic
 
 from consilium_shared.errors import ConfigurationError
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -55,3 +57,13 @@ def exact_arithmetic() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         memory.fill_uninitialized_memory = filled
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def in_precision(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], precision: Precision) -> torch.Tensor:
+    """The model's logits; in bfloat16 where that loses little (``torch.autocast``), the logits in float32 again."""
+    if precision == "float32":
+        logits: torch.Tensor = model(*inputs)
+        return logits
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+        logits = model(*inputs)
+    return logits.float()

@@ -16,8 +16,10 @@ from opacus.layers import DPGRU, DPLSTM
 from torch import Tensor, nn
 
 from consilium_client.training import layers
+from consilium_client.training.device import Precision, in_precision
 from consilium_client.training.loss import per_sample_sum
 from consilium_client.training.tape import Tape
+from consilium_shared.errors import ConfigurationError
 
 Way = Literal["book-keeping", "opacus"]
 
@@ -34,29 +36,32 @@ class Gradients(Protocol):
         """From the samples' losses ``[B]``. A parameter's ``.grad`` stays None."""
 
 
-def of(model: nn.Module, way: Way) -> Gradients:
+def of(model: nn.Module, way: Way, precision: Precision = "float32") -> Gradients:
     """The model, in training mode, whose own ``forward`` from here on may be another.
 
     Raises:
-        ConfigurationError: a layer whose per-sample gradients are not known.
+        ConfigurationError: a layer whose per-sample gradients are not known, or a precision that the way has not.
     """
     for name, module in model.named_modules():
         layers.check_layer(name, module)
-    return BookKeeping(model.train(), Tape()) if way == "book-keeping" else OpacusHooks(model.train())
+    if way == "book-keeping":
+        return BookKeeping(model.train(), Tape(), precision)
+    if precision != "float32":
+        raise ConfigurationError(f"gradients: opacus computes in float32; the study asks for {precision}")
+    return OpacusHooks(model.train())
 
 
 class BookKeeping:
     """One backward pass, and no per-sample gradient where it is cheaper without (``tape``)."""
 
-    def __init__(self, model: nn.Module, tape: Tape) -> None:
-        self.tape = tape
+    def __init__(self, model: nn.Module, tape: Tape, precision: Precision = "float32") -> None:
+        self.tape, self._precision = tape, precision
         layers.attach(model, tape)
         self._model = model
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """See ``Gradients``."""
-        logits: Tensor = self._model(*inputs)
-        return logits
+        return in_precision(self._model, inputs, self._precision)
 
     def backward(self, losses: Tensor) -> None:
         """See ``Gradients``."""

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from consilium_client.data.records import Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
 from consilium_client.training import augmentation, gradients
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.device import exact_arithmetic, in_precision
 from consilium_client.training.gradients import Gradients, Way
 from consilium_client.training.independence import check_once
 from consilium_client.training.loss import Loss, per_record
@@ -308,8 +309,9 @@ def _stepper(
     batch = study.training.expected_batch
     if plan is None:
         rows = physical_batch(records)
-        return lambda drawn: _plain_step(model, optimizer, loss, drawn.pieces(rows), batch, after)
-    found = gradients.of(model, way)
+        plain = partial(in_precision, model, precision=study.training.precision)
+        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+    found = gradients.of(model, way, study.training.precision)
     private = PrivateOptimizer(
         optimizer,
         found.tape,
@@ -363,7 +365,7 @@ def private_step(
 
 
 def _plain_step(
-    model: torch.nn.Module,
+    model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Loss,
     pieces: list[Piece],
@@ -374,13 +376,13 @@ def _plain_step(
     optimizer.zero_grad(set_to_none=True)
     for inputs, labels, owners, _ in pieces:
         weights = (1.0 / torch.bincount(owners)[owners]).to(labels.device)
-        losses = loss(model(*inputs), labels)
+        losses = loss(model(inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN
-            losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
+            losses, weights = loss(model(tuple(t[finite] for t in inputs)), labels[finite]), weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.grad is None:
+    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+        if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     after()
     optimizer.step()
