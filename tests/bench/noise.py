@@ -66,7 +66,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
     pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).fixed_pieces(
-        trainer.private_rows(private, data)
+        trainer.private_rows(study, data)
     )
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
 

@@ -207,8 +207,7 @@ def test_a_records_gradient_depends_on_neither_its_place_nor_its_neighbours(
             assert step.is_rounding_alone(part + rest - total, len(data))
 
 
-@pytest.mark.parametrize("size", [1, ROWS])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name in MODELS for size in (1, ROWS, 2 * ROWS)])
 def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_at_most_the_bound(
     name: str, size: int
 ) -> None:
@@ -317,6 +316,11 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
 
 def test_a_model_too_large_for_a_piece_of_several_patients_takes_each_alone() -> None:
     study, data = a_study("mlp"), records(a_study("mlp"), [1], np.random.default_rng(7))
-    assert trainer.private_rows(build(study), data) == ROWS
-    wide = study.model_copy(update={"model": study.model.model_copy(update={"hidden": 4096, "layers": 2})})
-    assert trainer.private_rows(build(wide), data) == 1
+    assert trainer.private_rows(study, data) == ROWS
+    wide = dataclasses.replace(data, inputs=np.broadcast_to(data.inputs[:, :1], (1, 2**17)))
+    assert trainer.private_rows(study, wide) == 1
+
+
+def test_a_large_batch_of_series_is_computed_in_larger_pieces_whatever_is_drawn() -> None:
+    study, draw = a_study("gru", expected_batch=4 * ROWS), np.random.default_rng(8)
+    assert {trainer.private_rows(study, records(study, [1] * n, draw)) for n in (1, 70, 300)} == {2 * ROWS}

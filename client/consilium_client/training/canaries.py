@@ -37,7 +37,7 @@ from consilium_client.training.trainer import train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
@@ -90,15 +90,15 @@ def audit(
         raise ConfigurationError(f"an audit takes 10 … {limits.CANARIES} canaries, got {canaries}")
     seed = secrets.token_bytes(32) if seed is None else seed
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(b"consilium canaries\0" + seed).digest(), "big"))
-    start = to_vector(build(study))
-    model, together = pack(start, study), min(canaries, max(len(start) // _PLACES, min(len(start), _FEW)))
+    size = width(study)
+    model, together = pack(to_vector(build(study)), study), min(canaries, max(size // _PLACES, min(size, _FEW)))
     coins = draw.random(canaries) < 0.5
     runs = math.ceil(canaries / together)
     rounds, steps = plan.rounds, plan.steps_per_round
     found: list[_Run] = []
     for number in range(runs):
         part = coins[number * together : (number + 1) * together]
-        records, owners = _records(study, plan, len(start), np.flatnonzero(part), draw)
+        records, owners = _records(study, plan, size, np.flatnonzero(part), draw)
         run = _Run(plan, study.training.expected_batch, together, len(part), owners)
         found.append(run)
         for done in range(rounds):

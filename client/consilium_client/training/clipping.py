@@ -8,6 +8,7 @@ up to 4e-5 too small, a sample whose gradient is not finite would poison the ste
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -113,13 +114,35 @@ class PrivateOptimizer(TapeOptimizer):
         parameters = sum(p.numel() for p in self.params)
         self.lattice = Lattice.of(clipping_norm, noise_multiplier, parameters, expected_batch)
         self._noise = noise
-        # The sum of the step under way, in steps of the lattice, flat.
+        # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat.
         self._sum = torch.zeros(parameters, dtype=torch.float64, device=self.params[0].device)
         parts = torch.split(self._sum, [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
+        self._drawn = torch.zeros_like(self._sum)
+        self._drawing: Future[None] | None = None
+        self._beside = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
         self._in_sum = 0
         if after is not None:
             self.attach_step_hook(lambda _: after())
+
+    def begin(self) -> None:
+        """A step begins: its noise is drawn by another thread while gradients are computed. It depends on no data."""
+        if self._drawing is None:
+            self._drawing = self._beside.submit(self._draw)
+
+    def _draw(self) -> None:
+        self._drawn.zero_()
+        deviation = self.noise_multiplier * self.max_grad_norm
+        if deviation > 0:
+            self._noise.add_to(self._drawn, deviation / self.lattice.step)
+
+    def forget(self) -> None:
+        """The step under way begins again, with the same noise."""
+        self.tape.close()
+        self._sum.zero_()
+        self._in_sum = 0
+        self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:
         """Clip the patients on the tape and keep their sum for the step that follows."""
@@ -151,12 +174,12 @@ class PrivateOptimizer(TapeOptimizer):
 
     def add_noise(self) -> None:
         """Set ``grad`` to the rounded sum plus noise, and begin the next sum."""
-        deviation = self.noise_multiplier * self.max_grad_norm
-        self._sum.round_()
-        if deviation > 0:
-            self._noise.add_to(self._sum, deviation / self.lattice.step)
-        total = self._sum.mul(self.lattice.step).to(self.params[0].dtype)
-        parts = torch.split(total, [p.numel() for p in self.params])
+        self.begin()
+        assert self._drawing is not None  # noqa: S101  (begin gave it)
+        self._drawing.result()
+        self._drawing = None
+        self._gradient.copy_(self._sum.round_().add_(self._drawn).mul_(self.lattice.step))
+        parts = torch.split(self._gradient, [p.numel() for p in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         self._sum.zero_()

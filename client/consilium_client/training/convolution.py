@@ -83,7 +83,8 @@ class _Convolution(torch.autograd.Function):
         by_inputs = None
         if ctx.needs_input_grad[0]:
             by_inputs = ctx.geometry.backward(grad, inputs, weight, ctx.geometry.groups, (True, False))[0]
-        ctx.leave(inputs, grad)
+        if len(grad):
+            ctx.leave(inputs, grad)
         return by_inputs, None, None, None, None
 
 
@@ -118,7 +119,7 @@ def _leave(tape: Tape, weight: Tensor, geometry: _Geometry, inputs: Tensor, grad
     numbers = weight[0].numel()
     cut = geometry.groups == 1 and len(geometry.kernel) < 3
     deltas = grad.flatten(2).transpose(1, 2)
-    if cut and not forms_rows(batch, places, outputs, numbers, inputs.device.type):
+    if cut and not forms_rows(batch, places, outputs, numbers):
         tape.factored((weight,), geometry.patches(inputs), deltas)
     elif cut and (places <= _FEW_PLACES or set(geometry.kernel) == {1}):
         tape.rows(weight, torch.bmm(deltas.transpose(1, 2), geometry.patches(inputs)))
@@ -152,7 +153,8 @@ class _Transposed(torch.autograd.Function):
             none = [0] * len(geometry.kernel)
             about = geometry.stride, geometry.padding, geometry.dilation, False, none, geometry.groups
             by_inputs = torch.ops.aten.convolution(grad, weight, None, *about)
-        ctx.leave(inputs, grad)
+        if len(grad):
+            ctx.leave(inputs, grad)
         return by_inputs, None, None, None, None, None
 
 

@@ -60,7 +60,8 @@ class BookKeeping:
 
     def backward(self, losses: Tensor) -> None:
         """See ``Gradients``."""
-        per_sample_sum(losses).backward()  # type: ignore[no-untyped-call]
+        if len(losses):
+            per_sample_sum(losses).backward()  # type: ignore[no-untyped-call]
 
 
 class OpacusHooks:

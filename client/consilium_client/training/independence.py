@@ -69,7 +69,7 @@ def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels
 
 
 def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
-    """Gradient ``[d]`` of one sample alone, by plain differentiation."""
+    """Gradient ``[t]`` of one sample alone, by plain differentiation."""
     plain = copy.deepcopy(model).cpu().double()
     trained = [p for p in plain.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(plain(*sample), label).sum(), trained, allow_unused=True)

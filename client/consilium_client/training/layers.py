@@ -83,7 +83,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
-        ctx.leave(inputs, grad)
+        if len(grad):
+            ctx.leave(inputs, grad)
         return (grad @ weight if ctx.needs_input_grad[0] else None), None, None, None
 
 
@@ -132,13 +133,14 @@ class _GroupNorm(torch.autograd.Function):
             batch * ctx.groups,
             [ctx.needs_input_grad[0], True, True],
         )
-        ctx.leave(by_weight.view(batch, channels), by_bias.view(batch, channels))
+        if len(grad):
+            ctx.leave(by_weight.view(batch, channels), by_bias.view(batch, channels))
         return (by_inputs.view_as(inputs) if ctx.needs_input_grad[0] else None), None, None, None, None, None
 
 
 def _group_norm(module: nn.GroupNorm, tape: Tape, inputs: Tensor) -> Tensor:
     if not len(inputs):
-        return type(module).forward(module, inputs)
+        return inputs.clone()
 
     def leave(by_weight: Tensor, by_bias: Tensor) -> None:
         tape.rows(module.weight, by_weight)
@@ -166,7 +168,8 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, rstd = ctx.saved_tensors
         rows = (len(inputs), -1, *ctx.shape)
-        ctx.leave(((inputs - mean) * rstd).mul_(grad).reshape(rows).sum(1), grad.reshape(rows).sum(1))
+        if len(grad):
+            ctx.leave(((inputs - mean) * rstd).mul_(grad).reshape(rows).sum(1), grad.reshape(rows).sum(1))
         by_inputs = None
         if ctx.needs_input_grad[0]:
             by_inputs = torch.ops.aten.native_layer_norm_backward(
@@ -182,7 +185,7 @@ def _layer_norm(module: nn.LayerNorm, tape: Tape, inputs: Tensor) -> Tensor:
             tape.rows(module.bias, by_bias)
 
     if not len(inputs):
-        return type(module).forward(module, inputs)
+        return inputs.clone()
     inputs = inputs.to(module.weight.dtype)
     found: Tensor = _LayerNorm.apply(  # type: ignore[no-untyped-call]
         inputs, module.weight, module.bias, list(module.normalized_shape), module.eps, leave
@@ -201,7 +204,8 @@ class _Embedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (places,) = ctx.saved_tensors
-        ctx.leave(places, grad)
+        if len(grad):
+            ctx.leave(places, grad)
         return None, None, None
 
 

@@ -5,7 +5,8 @@ parameters' per-sample gradients are made of: no product is formed for a weight,
 
 Why it is fast: the series' part of all gates is one product over all steps. A step is one product and a few passes over
 memory that is there already, in time-major order. What of the gates' derivatives does not wait for a later step is
-computed for all steps at once, into the memory that then takes the gates' gradients.
+computed for many steps at once, into the memory that then takes the gates' gradients: a GRU's or LSTM's own gates. So
+no graph can be gone through backward twice; torch refuses it.
 
 What is computed of a sample depends on the others' number and places no more than a product's rows do (``rows.py``);
 of a packed series, on the others' lengths too, for they shape the products.
@@ -13,13 +14,17 @@ of a packed series, on the others' lengths too, for they shape the products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_ROWS_IN_CACHE = 1024
+"""Samples times steps: with 128 hidden units some 4 MiB."""
 
 Row = int | tuple[Tensor, Tensor]
 """An index of ``[T, B, ...]`` that gives ``[B, ...]``: one step, or each sample's own."""
@@ -78,20 +83,28 @@ class Order:
 
     def steps(self, *buffers: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Views ``[samples of the step, ...]`` of buffers ``[T, B, ...]``, step by step in this order."""
-        return zip(*(reversed(views) if self.reverse else views for views in map(self._views, buffers)), strict=True)
+        views = [self._views(buffer, slice(None)) for buffer in buffers]
+        return zip(*(reversed(each) if self.reverse else each for each in views), strict=True)
 
-    def steps_back(self, *buffers: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """``steps``, the last one first."""
-        return zip(*(views if self.reverse else reversed(views) for views in map(self._views, buffers)), strict=True)
+    def steps_back(self, part: slice, *buffers: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """``steps`` of buffers that hold some of the steps, the last one first."""
+        views = [self._views(buffer, part) for buffer in buffers]
+        return zip(*(each if self.reverse else reversed(each) for each in views), strict=True)
 
-    def _views(self, buffer: Tensor) -> list[Tensor]:
+    def _views(self, buffer: Tensor, part: slice) -> list[Tensor]:
         views = list(buffer.unbind(0))
-        return views if self.counts is None else [v[:n] for v, n in zip(views, self.counts, strict=True)]
+        return views if self.counts is None else [v[:n] for v, n in zip(views, self.counts[part], strict=True)]
 
-    def silence(self, buffer: Tensor) -> None:
-        """Zero the steps of ``[T, B, ...]`` that samples do not have."""
+    def parts_back(self, steps: int, most: int) -> list[slice]:
+        """All ``steps`` in parts of at most ``most``, the last part first."""
+        parts = [slice(start, min(start + most, steps)) for start in range(0, steps, most)]
+        return parts if self.reverse else parts[::-1]
+
+    def silenced(self, buffer: Tensor) -> Tensor:
+        """``[T, B, ...]`` with zeros, from now on, in the steps that samples do not have."""
         for step, count in zip(buffer, self.counts or (), strict=False):
             step[count:].zero_()
+        return buffer
 
     def of_samples(self, found: Tensor, dim: int) -> Tensor:
         """Samples along ``dim`` in the order in which the series was given."""
@@ -100,6 +113,17 @@ class Order:
     def by_sample(self, found: Tensor) -> Tensor:
         """``[T, B, ...]`` as ``[B, T, ...]``, samples in the order in which the series was given."""
         return self.of_samples(found, 1).transpose(0, 1)
+
+
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward pass, and what it tells the tape, in the gradients' own precision wherever it is called from."""
+
+    @wraps(backward)
+    def inside(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return inside
 
 
 class LSTMScan(torch.autograd.Function):
@@ -154,33 +178,39 @@ class LSTMScan(torch.autograd.Function):
         return found, found[last].clone(), order.after(cells)[last].clone()
 
     @staticmethod
+    @_without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor, at_c: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial states; the parameters' go to the tape."""
         joined, cells, gates, _, _ = ctx.saved_tensors
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
-        hidden = w_hh.shape[1]
-        i, f, g, o = gates.chunk(4, dim=2)
-        squashed = torch.tanh(order.after(cells))
-        deltas = torch.empty_like(gates)  # first what gradients at c or h are multiplied with, then the gradients
-        d_i, d_f, d_g, d_o = deltas.chunk(4, dim=2)
-        _through_sigmoid(g, i, d_i)
-        _through_sigmoid(order.before(cells), f, d_f)
-        _through_tanh(i, g, d_g)
-        _through_sigmoid(squashed, o, d_o)
-        into_c = _through_tanh(o, squashed, squashed)
-        order.silence(deltas)
+        (steps, batch, _), hidden = gates.shape, w_hh.shape[1]
+        before, after = order.before(cells), order.after(cells)
         slots, at_cell = _gradients(at_states, at_h, order), at_c.clone()
-        from_cell = deltas.view(*gates.shape[:2], 4, hidden)[:, :, :3]
-        cell_rows = at_cell.expand(len(gates), *at_cell.shape)
-        for delta, d_ifg, d_out, keep, squash, dh, dh_before, dc in order.steps_back(
-            deltas, from_cell, d_o, f, into_c, order.after(slots), order.before(slots), cell_rows
-        ):
-            dc.addcmul_(dh, squash)
-            d_ifg.mul_(dc.unsqueeze(1))
-            d_out.mul_(dh)
-            dc.mul_(keep)
-            dh_before.addmm_(delta, w_hh)
+        most = _steps_at_once(gates)
+        spare = gates.new_empty(4, most, batch, hidden)
+        for part in order.parts_back(steps, most):
+            deltas, (squashed, into_c, into_g, keep) = gates[part], spare[:, : part.stop - part.start]
+            i, f, g, o = deltas.chunk(4, dim=2)
+            keep.copy_(f)
+            torch.tanh(after[part], out=squashed)
+            _through_tanh(o, squashed, into_c)
+            _through_sigmoid(squashed, o, o)  # from here on gates hold what gradients at c or h are multiplied with
+            _through_tanh(i, g, into_g)
+            _through_sigmoid(g, i, i)
+            _through_sigmoid(before[part], f, f)
+            g.copy_(into_g)
+            i_f_g = deltas.unflatten(2, (4, hidden))[:, :, :3]
+            dc_rows = at_cell.expand_as(keep)
+            for delta, d_i_f_g, d_o, kept, squash, dh, dh_before, dc in order.steps_back(
+                part, deltas, i_f_g, o, keep, into_c, order.after(slots)[part], order.before(slots)[part], dc_rows
+            ):
+                dc.addcmul_(dh, squash)
+                d_i_f_g.mul_(dc.unsqueeze(1))
+                d_o.mul_(dh)
+                dc.mul_(kept)
+                dh_before.addmm_(delta, w_hh)
+        deltas = order.silenced(gates)
         ctx.tape.product((w_ih, w_hh), order.by_sample(order.before(joined)), order.by_sample(deltas))
         _tell_biases(ctx.tape, (b_ih, b_hh), deltas, order)
         at_series = _product(deltas, w_ih) if ctx.needs_input_grad[0] else None
@@ -235,34 +265,35 @@ class GRUScan(torch.autograd.Function):
         return found, found[order.last()].clone()
 
     @staticmethod
+    @_without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial state; the parameters' go to the tape."""
         series, states, gates, _, _ = ctx.saved_tensors
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
-        hidden = w_hh.shape[1]
-        m, r, z, n = gates.chunk(4, dim=2)
-        before = order.before(states)
-        into_n = _through_tanh(1 - z, n, torch.empty_like(before))
-        deltas = gates.new_empty(*gates.shape[:2], 3 * hidden)  # at W_hh: first factors, then gradients
-        d_r, d_z, d_m = deltas.chunk(3, dim=2)
-        torch.mul(into_n, m, out=d_r)
-        _through_sigmoid(d_r, r, d_r)
-        torch.sub(before, n, out=d_z)
-        _through_sigmoid(d_z, z, d_z)
-        torch.mul(into_n, r, out=d_m)
-        order.silence(deltas)
-        order.silence(into_n)
+        (steps, batch, _), hidden = gates.shape, w_hh.shape[1]
+        before, one = order.before(states), gates.new_ones(())
         slots = _gradients(at_states, at_h, order)
-        for delta, d_r_z_m, keep, dh, dh_before in order.steps_back(
-            deltas, deltas.view(*gates.shape[:2], 3, hidden), z, order.after(slots), order.before(slots)
-        ):
-            d_r_z_m.mul_(dh.unsqueeze(1))
-            dh_before.addcmul_(dh, keep)
-            dh_before.addmm_(delta, w_hh)
-        at_inputs = torch.empty_like(deltas)
-        at_inputs[..., : 2 * hidden] = deltas[..., : 2 * hidden]
-        torch.mul(into_n, order.after(slots), out=at_inputs[..., 2 * hidden :])
+        deltas = gates.new_empty(steps, batch, 3 * hidden)  # at what W_hh gives, in its order r, z, n
+        most = _steps_at_once(gates)
+        spare = gates.new_empty(most, batch, hidden)
+        for part in order.parts_back(steps, most):
+            (m, r, z, n), into_n = gates[part].chunk(4, dim=2), spare[: part.stop - part.start]
+            d_r, d_z, d_m = deltas[part].chunk(3, dim=2)  # first what gradients at h are multiplied with
+            _through_tanh(torch.sub(one, z, out=into_n), n, into_n)
+            _through_sigmoid(torch.mul(into_n, m, out=d_r), r, d_r)
+            _through_sigmoid(torch.sub(before[part], n, out=d_z), z, d_z)
+            torch.mul(into_n, r, out=d_m)
+            d_r_z_m = deltas[part].unflatten(2, (3, hidden))
+            for delta, by_gate, keep, dh, dh_before in order.steps_back(
+                part, deltas[part], d_r_z_m, z, order.after(slots)[part], order.before(slots)[part]
+            ):
+                by_gate.mul_(dh.unsqueeze(1))
+                dh_before.addcmul_(dh, keep)
+                dh_before.addmm_(delta, w_hh)
+            gates[part, :, hidden : 3 * hidden] = deltas[part, :, : 2 * hidden]
+            torch.mul(into_n, order.after(slots)[part], out=n)
+        at_inputs, deltas = order.silenced(gates[..., hidden:]), order.silenced(deltas)
         ctx.tape.product((w_ih,), order.by_sample(series), order.by_sample(at_inputs))
         ctx.tape.product((w_hh,), order.by_sample(before), order.by_sample(deltas))
         _tell_biases(ctx.tape, (b_ih,), at_inputs, order)
@@ -291,7 +322,8 @@ def _project(series: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
 
 def _product(deltas: Tensor, weight: Tensor) -> Tensor:
     """Gradients ``[T, B, d]`` of the series, of all steps in one product."""
-    return torch.mm(deltas.flatten(0, 1), weight).view(*deltas.shape[:2], weight.shape[1])
+    steps, batch, gates = deltas.shape
+    return torch.mm(deltas.view(steps * batch, gates), weight).view(steps, batch, weight.shape[1])
 
 
 def _through_sigmoid(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
@@ -304,6 +336,12 @@ def _through_tanh(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
     """``gradient * (1 - output ** 2)``, into ``out``, which may be one of the others."""
     found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=out)
     return found
+
+
+def _steps_at_once(gates: Tensor) -> int:
+    """Of how many steps the derivatives are found at once: all on a GPU, which counts calls; on a CPU so many that
+    they are still in its cache when the steps are made. It depends on shapes alone and changes no number."""
+    return len(gates) if gates.is_cuda else max(1, min(len(gates), _ROWS_IN_CACHE // max(1, gates.shape[1])))
 
 
 def _gradients(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:

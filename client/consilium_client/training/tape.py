@@ -54,12 +54,12 @@ _ULP = 2.0**-52
 _COLUMNS = {"cpu": 2**10, "cuda": 2**20}
 """Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
 
-_PRODUCT, _GRAM, _MEMORY = {"cpu": 1 / 60, "cuda": 1 / 60}, {"cpu": 1 / 15, "cuda": 1 / 15}, {"cpu": 2.5, "cuda": 2.5}
-"""Nanoseconds of a multiplication in a large product and in a small one, and of a number formed, on one processor
-core; where only their ratio matters the same serves an accelerator."""
+_FORMED, _FORMING, _SUMMING, _GRAM = 2.2, 1 / 60, 0.045, 0.13
+"""Nanoseconds for each number of a gradient on one core of a 2020s server processor: to have it formed, norm and sum
+included; for each application more to form it, or to do without; and for each multiplication in a Gram matrix."""
 
 
-def forms_rows(rows: int, steps: int, outputs: int, inputs: int, device: str) -> bool:
+def forms_rows(rows: int, steps: int, outputs: int, inputs: int) -> bool:
     """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without.
 
     From sizes alone, never by trying: what is computed must be the same in every run.
@@ -67,9 +67,8 @@ def forms_rows(rows: int, steps: int, outputs: int, inputs: int, device: str) ->
     if rows * steps > _TERMS:
         return True
     numbers = outputs * inputs
-    formed = numbers * (_MEMORY[device] + steps * _PRODUCT[device])
-    without = 2 * numbers * steps * _PRODUCT[device] + steps * steps * (outputs + inputs) * _GRAM[device]
-    return formed < without
+    formed = numbers * (_FORMED + steps * _FORMING)
+    return formed < numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
 
 
 class Owners:
@@ -156,12 +155,14 @@ class Tape:
 
     def rows(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
-        if parameter.requires_grad:
+        if parameter.requires_grad and self.owners.rows:
             self._entries.append(_Rows((parameter,), self.owners.mean(gradients.flatten(1))))
 
     def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Gradients deltas[i]ᵀ inputs[i] of inputs ``[B, T, d]`` and deltas ``[B, T, p]``; the columns of ``[p, d]``
         belong to the weights one after the other."""
+        if not self.owners.rows:
+            return
         widths = [weight.numel() // deltas.shape[2] for weight in weights]
         if not all(weight.requires_grad for weight in weights):
             parts = zip(weights, torch.split(inputs, widths, dim=2), strict=True)
@@ -169,7 +170,7 @@ class Tape:
             if not kept:
                 return
             weights, inputs = tuple(weight for weight, _ in kept), torch.cat([part for _, part in kept], dim=2)
-        if forms_rows(len(deltas), deltas.shape[1], deltas.shape[2], inputs.shape[2], inputs.device.type):
+        if forms_rows(len(deltas), deltas.shape[1], deltas.shape[2], inputs.shape[2]):
             formed = torch.bmm(deltas.transpose(1, 2), inputs).flatten(1)
             self._entries.append(_Rows(weights, self.owners.mean(formed), deltas.shape[2]))
         else:
@@ -177,12 +178,13 @@ class Tape:
 
     def factored(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """``product`` of trainable weights where the caller knows that it is cheaper not to form any gradient."""
-        self._entries.append(_Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
+        if self.owners.rows:
+            self._entries.append(_Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
 
     def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
         ``skipped`` is none."""
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or not self.owners.rows:
             return
         owners, entries = self.owners, parameter.shape[0]
         places, gradients = places[: owners.rows], owners.weighted(gradients)[: owners.rows]
@@ -371,7 +373,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _row_squares(rows: Tensor) -> Tensor:
     """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
     if rows.device.type != "cpu":
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+        return _wide_squares(rows)
     whole = rows.shape[1] // _SEGMENT * _SEGMENT
     segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _SEGMENT), dim=2)
     segments = segments.double()
@@ -380,7 +382,12 @@ def _row_squares(rows: Tensor) -> Tensor:
     found += torch.linalg.vecdot(rest, rest)
     if torch.isfinite(found).all():
         return found
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()  # float32 had no room for the squares
+    return _wide_squares(rows)  # float32 had no room
+
+
+def _wide_squares(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def _weighted_sum(rows: Tensor, factors: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,18 +28,17 @@ from consilium_client.training.tape import Owners, Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import load_vector, to_vector, unpack
+from consilium_shared.models.vector import load_vector, to_vector, trained, unpack
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
-PER_SAMPLE_NUMBERS = 2**27
-"""Most numbers that the per-sample gradients of one physical batch may have: 512 MiB of float32."""
-
-INPUT_NUMBERS = 2**20
-"""Most input numbers of one physical batch: 64 images of 128 × 128; activations are some ten to fifty times that."""
+INPUT_NUMBERS = 2**21
+"""Most input numbers of one physical batch: 32 images of 256 × 256; activations are some ten to fifty times that."""
 
 PHYSICAL_BATCH = 512
 """Most samples of one physical batch; beyond, nothing gets faster."""
+
+log = logging.getLogger("consilium.agent")
 
 Progress = Callable[[int, int], None]
 
@@ -58,7 +58,7 @@ class TrainResult:
     """What a round gave.
 
     Attributes:
-        update: float32 ``[d]``, local minus global weights.
+        update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
     """
@@ -131,17 +131,14 @@ def train(
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
     with exact_arithmetic():
-        stepper = _stepper(model, study, private, loss, Noise(secret), probe, way)
+        stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
-            if private is None:
-                stepper(batch.pieces(physical_batch(model, records)))
-            else:
-                stepper(batch.fixed_pieces(private_rows(model, records)))
+            stepper(batch)
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
-    update = to_vector(model) - start
+    update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
     return TrainResult(update=update, steps=done, patients=records.patient_count)
@@ -165,22 +162,23 @@ def check_independence(study: Study) -> None:
     check_once(study.digest, build(study), loss, shape.classes(study), shapes)
 
 
-def physical_batch(model: torch.nn.Module, records: Records) -> int:
+def physical_batch(records: Records) -> int:
     """Records that are computed at a time; a step of more is made of several, with the same result.
 
-    A patient with more records than that is computed at once all the same: its gradients take so much more memory.
+    A patient with more records than that is computed at once all the same, and takes so much more memory.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    inputs = int(np.prod(records.inputs.shape[1:]))
-    return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
+    return max(1, min(PHYSICAL_BATCH, INPUT_NUMBERS // int(np.prod(records.inputs.shape[1:]))))
 
 
-def private_rows(model: torch.nn.Module, records: Records) -> int:
+def private_rows(study: Study, records: Records) -> int:
     """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
-    Anything between would let kernels tell one row from another (``rows``).
+    Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small
+    piece on waiting from step to step, so of a large batch they take twice as many.
     """
-    return ROWS if physical_batch(model, records) >= ROWS else 1
+    if study.data.series is not None and study.training.expected_batch >= 4 * ROWS:
+        return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
+    return ROWS if physical_batch(records) >= ROWS else 1
 
 
 def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | None) -> bytes:
@@ -205,8 +203,8 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each record is (``tape.Owners``), and which it is of
-    all. Inputs and classes may have rows of filling below those of the records."""
+    """A physical batch: the model's inputs, the classes, whose each row is (``tape.Owners``), and which record of all
+    it shows. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -215,7 +213,13 @@ class Piece(NamedTuple):
 
 
 class _Batch:
-    """The records of one step, on the device, a physical batch at a time."""
+    """The records of one step, on the device, a physical batch at a time.
+
+    With ``training.augment_multiplicity`` K a record is K rows of its patient, each augmented by its own draw (De et
+    al. 2022, section 3.2). The accountant's event stays what it was: a patient's gradient is the mean over all its
+    rows, and that one vector is clipped. So the patient still moves a step's sum by at most the clipping norm, however
+    many rows it has; who is drawn, and the noise, do not depend on K.
+    """
 
     def __init__(
         self,
@@ -225,11 +229,13 @@ class _Batch:
         device: torch.device,
         generator: np.random.Generator,
     ) -> None:
-        self._inputs = torch.from_numpy(records.inputs[draw.records])
+        copies = study.training.augment_multiplicity
+        drawn, owners = draw.records.repeat(copies), draw.owners.repeat(copies)
+        self._inputs = torch.from_numpy(records.inputs[drawn])
         self._augmentation = generator if study.training.augment == "light" else None
-        self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
-        self._labels = torch.from_numpy(records.labels[draw.records])
-        self._owners, self._records = draw.owners, draw.records
+        self._statics = None if records.statics is None else torch.from_numpy(records.statics[drawn])
+        self._labels = torch.from_numpy(records.labels[drawn])
+        self._owners, self._records = owners, drawn
         self._device = device
 
     def pieces(self, size: int) -> list[Piece]:
@@ -268,20 +274,21 @@ class _Batch:
         )
 
 
-Stepper = Callable[[list[Piece]], None]
+Stepper = Callable[[_Batch], None]
 
 
 def _stepper(
     model: torch.nn.Module,
     study: Study,
+    records: Records,
     plan: PrivacyPlan | None,
     loss: Loss,
     noise: Noise,
     probe: Probe | None,
     way: Way,
 ) -> Stepper:
-    """The function that runs one step on its pieces."""
-    spec, parameters = study.training.optimizer, list(model.parameters())
+    """The function that runs one step on its batch."""
+    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -300,7 +307,8 @@ def _stepper(
 
     batch = study.training.expected_batch
     if plan is None:
-        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
+        rows = physical_batch(records)
+        return lambda drawn: _plain_step(model, optimizer, loss, drawn.pieces(rows), batch, after)
     found = gradients.of(model, way)
     private = PrivateOptimizer(
         optimizer,
@@ -312,7 +320,23 @@ def _stepper(
         after=after,
     )
     plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
-    return lambda pieces: private_step(found, private, loss, pieces, plant)
+    sizes = [private_rows(study, records)]
+
+    def step(drawn: _Batch) -> None:
+        try:
+            private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+        except torch.OutOfMemoryError:
+            if sizes[0] == 1:
+                raise
+            log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
+            sizes[0] = 1
+        else:
+            return
+        private.forget()
+        torch.cuda.empty_cache()
+        private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+
+    return step
 
 
 def private_step(
@@ -327,6 +351,7 @@ def private_step(
     Args:
         pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
     """
+    optimizer.begin()
     for piece in pieces:
         model.tape.open(Owners(piece.owners, piece.labels.device))
         with one_thread():
@@ -355,7 +380,7 @@ def _plain_step(
             losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     after()
     optimizer.step()

@@ -18,15 +18,20 @@ __all__ = ["build"]
 def build(study: Study) -> nn.Module:
     """The study's model with its initial weights, float32 on the CPU.
 
-    The weights depend on ``study.model.seed`` alone; torch's global generator is left as it was found. The model is
-    called with inputs of shape ``[B, ...]`` (and statics ``[B, K]`` where the study has them) and returns logits
-    ``[B, C]``, C the number of classes.
+    The weights depend on ``study.model.seed`` alone; torch's global generator is left as it was found. What the study
+    does not train has ``requires_grad`` False. A study that starts from a file's weights has them put in afterwards
+    (``start``). The model is called with inputs of shape ``[B, ...]`` (and statics ``[B, K]`` where the study has
+    them) and returns logits ``[B, C]``, C the number of classes.
     """
     import torch
 
+    from consilium_shared.models.adaptation import adapt
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.model.seed)
-        return _construct(study)
+        model = _construct(study)
+        adapt(model, study.model)
+        return model
 
 
 def _construct(study: Study) -> nn.Module:
