@@ -7,7 +7,9 @@ One process and one thread. All engines train the same model on one batch in tur
 within a turn: ``ratio`` is the median over rounds of an engine's seconds of a step by the plain step's. Beside it
 stands the same of the processor's time, which other work on the machine moves less. Peak memory is that of a few
 steps in a process of its own, above what it held when the model and the batch were there (on Linux). On a GPU, all
-engines compute under bfloat16 autocast. Writes tests/bench/out/dp_training.json: a list of objects with
+engines compute under bfloat16 autocast. Denormal numbers are flushed to zero: the gradients of an untrained LSTM vanish
+into them over 200 steps, and a processor that is slow on them would hide all else. Writes
+tests/bench/out/dp_training.json: a list of objects with
 
     model, batch, engine
     step_ms         median of a step, wall time
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds of one step each, to see that it runs")
     parser.add_argument("--json", type=Path, default=OUT)
     options = parser.parse_args()
-    _silence()
+    _settle()
     where = device.choose(options.device)
     rounds, turn_s = (2, QUICK_TURN_S) if options.quick else (options.rounds, TURN_S)
     engines = ["plain", *(engine for engine in options.engines if engine != "plain")]
@@ -167,7 +169,7 @@ def alone(model: str, batch: int, engine: str, where: torch.device) -> float:
 
 def peak(model: str, batch: int, engine: str, where: torch.device) -> float:
     """MiB that three steps take at most, above what model, optimizer and batch take."""
-    _silence()
+    _settle()
     case = cases(where.type)[model]
     Training(engine, case, 2, where).step()  # libraries load now what they load once
     gc.collect()
@@ -197,9 +199,10 @@ def _resident(field: str) -> float:
     return int(found[1]) / 1024
 
 
-def _silence() -> None:
+def _settle() -> None:
     warnings.filterwarnings("ignore")  # Opacus's, of hooks and of the sampling that is off
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def device_name(where: torch.device) -> str:

@@ -6,16 +6,15 @@ Opacus's own interface. A clipped sum is read from a step without noise.
 
 from __future__ import annotations
 
-import copy
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from opacus.utils.batch_memory_manager import BatchMemoryManager
+from tests.unit.clipped import ALONE, BOUND, Criterion, Private, assert_near, by_hand
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,39 +27,7 @@ from consilium_shared.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Opacus's, of sampling that is off and the like
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
 CLASSES = 3
-BOUND = 0.5
-ALONE = nn.CrossEntropyLoss(reduction="none")
-
-
-class Private:
-    """A model in training without noise; ``clipped_sum`` is what a step would add noise to."""
-
-    def __init__(self, model: nn.Module, criterion: Criterion = ALONE, batch: int = 8, **about: Any) -> None:
-        about = {"noise_multiplier": 0.0, "max_grad_norm": BOUND, "poisson_sampling": False} | about
-        self.parameters = list(model.parameters())
-        self.module, self.optimizer, self.criterion, self.loader = BookKeepingEngine().make_private(
-            module=model,
-            optimizer=torch.optim.SGD(self.parameters, lr=0.0),
-            criterion=criterion,
-            data_loader=DataLoader(TensorDataset(torch.zeros(batch, 1)), batch_size=batch),
-            grad_sample_mode="book-keeping",
-            **about,
-        )
-
-    def clipped_sum(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Σ of clipped gradients, flat."""
-        self.optimizer.zero_grad()
-        self.criterion(self.module(inputs), labels).backward()
-        self.optimizer.step()
-        return self.released() * self.optimizer.expected_batch_size
-
-    def released(self) -> Tensor:
-        """What a step left in ``grad``, flat."""
-        return torch.cat(
-            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters]
-        )
 
 
 def dense() -> nn.Module:
@@ -90,16 +57,6 @@ def rows(batch: int = 8) -> tuple[Tensor, Tensor]:
     return 3 * torch.randn(batch, 6, dtype=torch.float64), torch.randint(CLASSES, (batch,))
 
 
-def by_hand(model: nn.Module, criterion: Criterion, inputs: Tensor, labels: Tensor, bound: float) -> Tensor:
-    """The clipped sum, one sample after the other, by plain differentiation."""
-    model, total = copy.deepcopy(model), torch.zeros(())
-    for number in range(len(inputs)):
-        loss = criterion(model(inputs[number : number + 1]), labels[number : number + 1]).mean()
-        found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-        total = total + found * (bound / found.norm()).clamp(max=1.0)
-    return total
-
-
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 − Dice of each sample, ``[B]``."""
     overlap, sizes = overlaps(logits, labels)
@@ -115,11 +72,6 @@ def batch_dice(logits: Tensor, labels: Tensor) -> Tensor:
 def overlaps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     probability, truth = torch.softmax(logits, 1)[:, 1].flatten(1), (labels == 1).flatten(1).double()
     return (probability * truth).sum(1), probability.sum(1) + truth.sum(1)
-
-
-def assert_near(one: Tensor, other: Tensor) -> None:
-    """To 1e-5: of the clipping factor a millionth is kept back, so that norms are never too small."""
-    assert torch.linalg.vector_norm(one - other) <= 1e-5 * max(1e-3, float(torch.linalg.vector_norm(other)))
 
 
 # 1: losses that couple the samples of a batch
