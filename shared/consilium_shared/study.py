@@ -170,8 +170,8 @@ class Training(Strict):
     augment_multiplicity: Annotated[int, Field(ge=1, le=limits.AUGMENT_MULTIPLICITY)] = 1
     """Augmented copies of each drawn record in a step; the mean of their gradients is the record's, before clipping."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What sites' passes through the model compute in. Weights, losses, norms and sums are float32 or float64 in either:
-    a clipped gradient's norm is measured on what is added."""
+    """What sites' passes through the model compute in. Weights, losses, norms and sums are float32 or float64 in any
+    case: a clipped gradient's norm is measured on what is added."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None

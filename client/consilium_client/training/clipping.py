@@ -1,8 +1,8 @@
 """Clip each patient's gradient, add the noise, scale: the private gradient of one step.
 
 Opacus keeps the order of calls (``DPOptimizer``): clip and add up each physical batch, and once for all of them add
-noise, scale, step. What is clipped comes from a ``Tape``, and the noise is our own: Opacus's norms in float32 come out
-up to 4e-5 too small, a sample whose gradient is not finite would poison the step, and its noise can be predicted.
+noise, scale, step. What is clipped comes from a ``Tape``, whose norms are never too small and which drops a patient
+whose gradient is not finite; the noise is our own, which nobody can predict.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ class PrivateOptimizer(TapeOptimizer):
     def forget(self) -> None:
         """The step under way begins again, with the same noise."""
         self.tape.close()
+        self._step_skip_queue.clear()
         self._sum.zero_()
         self._in_sum = 0
         self.zero_grad(set_to_none=True)

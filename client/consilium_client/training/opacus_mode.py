@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from opacus import PrivacyEngine
 from opacus.grad_sample import AbstractGradSampleModule
+from opacus.utils.batch_memory_manager import BatchMemoryManager
 from torch import Tensor, nn
 
 from consilium_client.training import layers
@@ -66,10 +67,42 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
 class BookKeepingOptimizer(TapeOptimizer):
     """Opacus's noise on our clipped sums."""
 
+    @property
+    def half_way(self) -> bool:
+        """Whether a batch has begun, or was announced, and is not finished."""
+        return self._is_last_step_skipped or bool(self._step_skip_queue)
+
+    def forget(self) -> None:
+        """Drop the step under way: its sum, and what was announced of its physical batches."""
+        self._step_skip_queue.clear()
+        self._is_last_step_skipped = False
+        self.zero_grad()
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """As Opacus.
+
+        Raises:
+            RuntimeError: the batch before was left half-way, and would get into this one's sum.
+        """
+        if self._is_last_step_skipped and not self._step_skip_queue:
+            raise RuntimeError(
+                "a batch was left before its last part: call forget(), or split batches by PhysicalBatches"
+            )
+        return super().pre_step(closure)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also forget what the tape has."""
         self.tape.close()
         super().zero_grad(set_to_none)
+
+
+class PhysicalBatches(BatchMemoryManager):  # type: ignore[misc]
+    """Opacus's ``BatchMemoryManager``; a loop that is left early leaves nothing for the next."""
+
+    def __exit__(self, *about: object) -> None:
+        """Forget a batch that was left half-way."""
+        if self.optimizer.half_way:
+            self.optimizer.forget()
 
 
 class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
