@@ -38,25 +38,25 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient to ``summed_grad``."""
-        for parameter, total in self.clipped():
+        sums = {p: torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for p in self.params}
+        self.add_clipped(sums, 1.0)
+        for parameter, total in sums.items():
             part = total.view_as(parameter).to(parameter.dtype)
-            before = parameter.summed_grad  # type: ignore[attr-defined]  # opacus sets it
-            parameter.summed_grad = part if before is None else before + part  # type: ignore[attr-defined]
-        for parameter in self.params:
-            if parameter.summed_grad is None:  # not used in this step: noise alone
-                parameter.summed_grad = torch.zeros_like(parameter)
+            before = parameter.summed_grad
+            parameter.summed_grad = part if before is None else before + part
 
-    def clipped(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Sums over the tape's patients, flat float64, by parameter; the tape is closed."""
+    def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> None:
+        """Add the tape's clipped gradients, times ``scale``, to flat float64 ``totals``; the tape is closed.
+
+        Raises:
+            RuntimeError: a parameter has a gradient that is not on the tape.
+        """
         stray = [parameter for parameter in self.params if parameter.grad is not None]
         if stray:
             raise RuntimeError(f"a gradient reached a parameter of shape {tuple(stray[0].shape)} outside of its layer")
-        if self.tape.empty:
-            self.tape.close()
-            return []
-        sums = list(self.tape.sums(self.tape.factors(self.bound)))
+        if not self.tape.empty:
+            self.tape.add_up(self.tape.factors(self.bound) * scale, totals)
         self.tape.close()
-        return sums
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip; and unless this is a part of a step, add the noise and scale."""
@@ -165,8 +165,7 @@ class PrivateOptimizer(TapeOptimizer):
         self._in_sum += self.tape.owners.patients
         if self._in_sum > self.lattice.patients:
             raise RuntimeError(f"more than {self.lattice.patients} patients in one step: their sum would be too coarse")
-        for parameter, total in self.clipped():
-            self._parts[parameter].add_(total, alpha=1.0 / self.lattice.step)
+        self.add_clipped(self._parts, 1.0 / self.lattice.step)
 
     @property
     def bound(self) -> float:

@@ -26,7 +26,6 @@ several rows, the shape in which one's Gram sum is taken comes from the others t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -223,15 +222,14 @@ class Tape:
         return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), factors, torch.zeros_like(factors))
 
     @torch.no_grad()
-    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The patients' gradients, each times its factor, added up: flat float64 ``[numel]`` and the parameter of each
-        part. A parameter without a gradient in this pass has none."""
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """Add the patients' gradients, each times its factor, to ``totals``: flat float64 ``[numel]`` by parameter."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
         for entry in [*self._entries, *self._chosen]:
             if not clean:
                 entry.drop(dropped)
-            yield from entry.sums(factors)
+            entry.add_up(factors, totals)
 
     @torch.no_grad()
     def gradients(self) -> dict[Tensor, Tensor]:
@@ -279,8 +277,12 @@ class _Rows:
     def drop(self, patients: Tensor) -> None:
         self.values.masked_fill_(patients[:, None], 0.0)
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return _columns(self.weights, _weighted_sum(self.values, factors).view(self.outputs, -1))
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        if len(self.weights) == 1:
+            return _add_rows(totals[self.weights[0]], self.values, factors)
+        total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
+        _add_rows(total, self.values, factors)
+        _add_columns(totals, self.weights, total.view(self.outputs, -1))
 
     def formed(self) -> list[Tensor]:
         return _cut(self.weights, self.values.view(len(self.values), self.outputs, -1))
@@ -319,9 +321,13 @@ class _Product:
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         deltas = (self.deltas.double() * self.owners.each(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
-        return _columns(self.weights, deltas.t() @ self.inputs.double().flatten(0, 1))
+        inputs = self.inputs.double().flatten(0, 1)
+        if len(self.weights) == 1:
+            totals[self.weights[0]].view(deltas.shape[1], -1).addmm_(deltas.t(), inputs)
+        else:
+            _add_columns(totals, self.weights, deltas.t() @ inputs)
 
     def formed(self) -> list[Tensor]:
         inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
@@ -349,11 +355,9 @@ class _Scattered:
     def drop(self, patients: Tensor) -> None:
         self.values.masked_fill_(patients[self.owners, None], 0.0)
 
-    def sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         (weight,) = self.weights
-        total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
-        total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
-        yield weight, total.flatten()
+        totals[weight].view(weight.shape).index_add_(0, self.at, self.values.double() * factors[self.owners, None])
 
     def formed(self) -> list[Tensor]:
         (weight,) = self.weights
@@ -390,21 +394,18 @@ def _wide_squares(rows: Tensor) -> Tensor:
     return norms.square()
 
 
-def _weighted_sum(rows: Tensor, factors: Tensor) -> Tensor:
-    """Σ_i factors[i] · rows[i], flat float64 ``[n]``."""
+def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
+    """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
     width = _COLUMNS[rows.device.type]
-    total = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, rows.shape[1], width):
-        part = rows[:, start : start + width].double()
-        torch.mv(part.t(), factors, out=total[start : start + width])
-    return total
+        total[start : start + width].addmv_(rows[:, start : start + width].double().t(), factors)
 
 
-def _columns(weights: tuple[Tensor, ...], total: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The columns of ``[p, d]`` by weight."""
+def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:
+    """Add the columns of ``[p, d]`` by weight."""
     widths = [weight.numel() // total.shape[0] for weight in weights]
     for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
-        yield weight, part.flatten()
+        totals[weight].view(part.shape).add_(part)
 
 
 def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:
