@@ -11,7 +11,7 @@ from tests.unit.test_trainer import CPU, DP, OPEN, plan, records, run, study, wi
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import augmentation, trainer
+from consilium_client.training import augmentation, canaries, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.independence import per_sample
 from consilium_client.training.loss import per_record
@@ -96,6 +96,15 @@ def test_the_same_seed_gives_the_same_copies_again() -> None:
 def test_copies_change_nothing_of_what_is_charged() -> None:
     one, many = (plan_of(with_copies(copies, privacy=DP), 100) for copies in (1, 16))
     assert one == many
+
+
+def test_canaries_are_as_loud_in_copies_as_alone() -> None:
+    one, three = (
+        canaries.audit(with_copies(copies, privacy=DP), plan(noise_multiplier=0.3), CPU, canaries=20, seed=bytes(32))
+        for copies in (1, 3)
+    )
+    assert one == three
+    assert one.correct > one.guesses / 2
 
 
 def test_one_copy_is_what_it_was_before_there_were_copies() -> None:
