@@ -98,13 +98,30 @@ def test_copies_change_nothing_of_what_is_charged() -> None:
     assert one == many
 
 
-def test_canaries_are_as_loud_in_copies_as_alone() -> None:
-    one, three = (
-        canaries.audit(with_copies(copies, privacy=DP), plan(noise_multiplier=0.3), CPU, canaries=20, seed=bytes(32))
-        for copies in (1, 3)
-    )
-    assert one == three
-    assert one.correct > one.guesses / 2
+def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
+    """An audit plants its gradient in every row of a record."""
+    sums = []
+    for copies in (1, 3):
+        given, model = with_copies(copies), build(study("small-cnn"))
+        parameters, start = list(model.parameters()), to_vector(model)
+        run_of_one = canaries._Run(plan(), 1, len(start), 1, np.arange(sum(COUNTS)) // sum(COUNTS))
+        optimizer = PrivateOptimizer(
+            torch.optim.SGD(parameters, 1.0),
+            clipping_norm=0.5,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            noise=Noise(bytes(32)),
+        )
+        private_step(
+            per_sample(model),
+            optimizer,
+            per_record(given, CPU),
+            pieces(given, data(), 32),
+            lambda records, run=run_of_one, all=parameters: run.plant(all, records),
+        )
+        sums.append(start - to_vector(model))
+    assert sums[1] == pytest.approx(sums[0], abs=1e-6)
+    assert abs(sums[0][0]) == pytest.approx(0.5 * len(COUNTS), rel=1e-3)  # every patient is one, of the bound's norm
 
 
 def test_one_copy_is_what_it_was_before_there_were_copies() -> None:
