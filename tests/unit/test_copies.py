@@ -11,7 +11,7 @@ from tests.unit.test_trainer import CPU, DP, OPEN, plan, records, run, study, wi
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import augmentation, gradients, trainer
+from consilium_client.training import augmentation, canaries, gradients, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
@@ -96,6 +96,32 @@ def test_the_same_seed_gives_the_same_copies_again() -> None:
 def test_copies_change_nothing_of_what_is_charged() -> None:
     one, many = (plan_of(with_copies(copies, privacy=DP), 100) for copies in (1, 16))
     assert one == many
+
+
+def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
+    """An audit plants its gradient in every row of a record."""
+    sums = []
+    for copies in (1, 3):
+        given, model = with_copies(copies), build(study("small-cnn"))
+        parameters, start = list(model.parameters()), to_vector(model)
+        run_of_one = canaries._Run(plan(), 1, len(start), 1, np.arange(sum(COUNTS)) // sum(COUNTS))
+        optimizer = PrivateOptimizer(
+            torch.optim.SGD(parameters, 1.0),
+            clipping_norm=0.5,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            noise=Noise(bytes(32)),
+        )
+        private_step(
+            per_sample(model),
+            optimizer,
+            per_record(given, CPU),
+            pieces(given, data(), 32),
+            lambda records, run=run_of_one, all=parameters: run.plant(all, records),
+        )
+        sums.append(start - to_vector(model))
+    assert sums[1] == pytest.approx(sums[0], abs=1e-6)
+    assert abs(sums[0][0]) == pytest.approx(0.5 * len(COUNTS), rel=1e-3)  # every patient is one, of the bound's norm
 
 
 def test_one_copy_is_what_it_was_before_there_were_copies() -> None:
