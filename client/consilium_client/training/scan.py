@@ -200,7 +200,7 @@ class LSTMScan(torch.autograd.Function):
             _through_sigmoid(g, i, i)
             _through_sigmoid(before[part], f, f)
             g.copy_(into_g)
-            i_f_g = deltas.unflatten(2, (4, hidden))[:, :, :3]  # type: ignore[no-untyped-call]
+            i_f_g = deltas.unflatten(2, (4, hidden))[:, :, :3]
             dc_rows = at_cell.expand_as(keep)
             for delta, d_i_f_g, d_o, kept, squash, dh, dh_before, dc in order.steps_back(
                 part, deltas, i_f_g, o, keep, into_c, order.after(slots)[part], order.before(slots)[part], dc_rows
@@ -284,7 +284,7 @@ class GRUScan(torch.autograd.Function):
             _through_sigmoid(torch.mul(into_n, m, out=d_r), r, d_r)
             _through_sigmoid(torch.sub(before[part], n, out=d_z), z, d_z)
             torch.mul(into_n, r, out=d_m)
-            d_r_z_m = deltas[part].unflatten(2, (3, hidden))  # type: ignore[no-untyped-call]
+            d_r_z_m = deltas[part].unflatten(2, (3, hidden))
             for delta, by_gate, keep, dh, dh_before in order.steps_back(
                 part, deltas[part], d_r_z_m, z, order.after(slots)[part], order.before(slots)[part]
             ):
