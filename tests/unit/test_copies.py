@@ -105,19 +105,21 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
         given, model = with_copies(copies), build(study("small-cnn"))
         parameters, start = list(model.parameters()), to_vector(model)
         run_of_one = canaries._Run(plan(), 1, len(start), 1, np.arange(sum(COUNTS)) // sum(COUNTS))
+        wrapped = gradients.of(model, "book-keeping")
         optimizer = PrivateOptimizer(
             torch.optim.SGD(parameters, 1.0),
+            wrapped.tape,
             clipping_norm=0.5,
             noise_multiplier=0.0,
             expected_batch=1,
             noise=Noise(bytes(32)),
         )
         private_step(
-            per_sample(model),
+            wrapped,
             optimizer,
             per_record(given, CPU),
             pieces(given, data(), 32),
-            lambda records, run=run_of_one, all=parameters: run.plant(all, records),
+            lambda records, run=run_of_one, tape=wrapped.tape, all=parameters: run.plant(tape, all, records),
         )
         sums.append(start - to_vector(model))
     assert sums[1] == pytest.approx(sums[0], abs=1e-6)
