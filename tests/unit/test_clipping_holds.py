@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from consilium_client.data.patients import PatientSampler
 from consilium_client.training.independence import check
+from consilium_client.training.loss import dice, masked_cross_entropy
 from consilium_client.training.noise import Noise, normal_pairs
 from consilium_client.training.opacus_mode import BookKeepingEngine, PhysicalBatches
 from consilium_client.training.tape import Owners, Tape, forms_rows
@@ -55,12 +57,6 @@ def rows(batch: int = 8) -> tuple[Tensor, Tensor]:
     return 3 * torch.randn(batch, 6, dtype=torch.float64), torch.randint(CLASSES, (batch,))
 
 
-def dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 − Dice of each sample, ``[B]``."""
-    overlap, sizes = overlaps(logits, labels)
-    return 1.0 - 2.0 * overlap / (sizes + 1.0)
-
-
 def batch_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 − Dice of all pixels of the batch together."""
     overlap, sizes = overlaps(logits, labels)
@@ -75,7 +71,14 @@ def overlaps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 # losses that couple the samples of a batch
 
 WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 20.0, 0.1], dtype=torch.float64), reduction="none")
-MASKED = nn.CrossEntropyLoss(ignore_index=2, reduction="none")
+MASKED = partial(masked_cross_entropy, masked=2)
+
+
+def cox(logits: Tensor, times: Tensor) -> Tensor:
+    """Minus the logarithm of each patient's term in Cox's partial likelihood: its own score among all at risk."""
+    risk = logits[:, 0]
+    at_risk = (times[None, :] >= times[:, None]).double()
+    return torch.log((at_risk * torch.exp(risk)[None, :]).sum(1)) - risk
 
 
 @pytest.mark.parametrize("criterion", [ALONE, WEIGHTED, MASKED, dice], ids=["plain", "weighted", "masked", "dice"])
@@ -112,13 +115,35 @@ def test_a_loss_that_is_one_number_for_the_batch_is_refused(criterion: Criterion
         lambda logits, labels: ALONE(logits, labels) / len(labels),
         lambda logits, labels: ALONE(logits, labels) * (1.0 + (labels == 0).double().mean()),
         lambda logits, labels: ALONE(logits - logits.mean(0), labels),
+        cox,
     ],
-    ids=["divided by the batch", "weighted by the batch", "centred by the batch"],
+    ids=["divided by the batch", "weighted by the batch", "centred by the batch", "cox"],
 )
 def test_a_vector_of_losses_in_which_samples_are_coupled_is_noticed_at_the_start(coupled: Criterion) -> None:
     with pytest.raises(ConfigurationError, match="depends on others in its batch"):
         check(flat(), coupled, CLASSES, [(6,)])
     check(flat(), ALONE, CLASSES, [(6,)])
+
+
+def test_a_sample_counts_with_the_mean_over_its_own_places_that_are_not_masked() -> None:
+    logits, labels = (
+        torch.randn(3, CLASSES, 4, dtype=torch.float64),
+        torch.tensor([[0, 2, 2, 1], [2] * 4, [1, 1, 0, 0]]),
+    )
+    found = masked_cross_entropy(logits, labels, masked=2)
+    own = nn.functional.cross_entropy(logits[0][:, [0, 3]].t(), labels[0, [0, 3]])
+    assert found[0] == pytest.approx(float(own))
+    assert found[1] == 0.0
+    assert found[2] == pytest.approx(float(nn.functional.cross_entropy(logits[2].t(), labels[2])))
+
+
+def test_dice_is_0_where_all_is_found_and_rises_with_what_is_missed() -> None:
+    labels = torch.tensor([[0, 1, 1, 2]])
+    sure = 40.0 * nn.functional.one_hot(labels, CLASSES).transpose(1, 2).double()
+    half = sure.clone()
+    half[..., 1] = half[..., 0]
+    assert float(dice(sure, labels)) == pytest.approx(0.0, abs=1e-6)
+    assert 0.1 < float(dice(half, labels)) < float(dice(sure.roll(1, dims=1), labels)) < 1.0
 
 
 # layers that mix samples without having weights
