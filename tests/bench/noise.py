@@ -65,10 +65,14 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     )
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
-    pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).fixed_pieces(
-        trainer.private_rows(study, data)
-    )
+    drawn = trainer._Batch(study, data, everyone, where, np.random.default_rng(0))
+    pieces = list(drawn.fixed_pieces(trainer.private_rows(study, data)))
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
+
+    def private_step() -> None:
+        optimizer.begin()
+        trainer.accumulate(wrapped, optimizer, loss, pieces)
+        optimizer.finish()
 
     def plain_step() -> None:
         ordinary.zero_grad()
@@ -78,7 +82,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     median = medians(
         {
             **generators(count, where),
-            "private step": lambda: trainer.private_step(wrapped, optimizer, loss, pieces),
+            "private step": private_step,
             "plain step": plain_step,
         },
         where,

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests.unit.test_trainer import KINDS, records, study, tensors
 from torch import Tensor, nn
 
-from consilium_client.training import convolution, gradients, tape
-from consilium_client.training.tape import Owners
+from consilium_client.training import gradients
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import Tape
 from consilium_shared.models import build
 
 CPU = torch.device("cpu")
@@ -57,9 +58,8 @@ def clipped(
     model = copy.deepcopy(model)
     parameters = list(model.parameters())
     wrapped = gradients.of(model, way)
-    wrapped.tape.open(Owners(owners, CPU))
-    chosen = FORMS[form] or tape.forms_rows
-    with patch.object(tape, "forms_rows", chosen), patch.object(convolution, "forms_rows", chosen):
+    wrapped.tape.open(Owners(owners, CPU, len(inputs[0])))
+    with patch.object(Tape, "forms", FORMS[form] or Tape.forms):
         wrapped.backward(losses(wrapped(*inputs)))
         sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in parameters}
         if not wrapped.tape.empty:

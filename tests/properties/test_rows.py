@@ -23,8 +23,9 @@ from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
+from consilium_client.training.owners import Owners
 from consilium_client.training.rows import ROWS
-from consilium_client.training.tape import ERROR, Owners, Tape
+from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
@@ -169,7 +170,8 @@ class Step:
         batch = trainer._Batch(self.study, data, chosen(data, patients), CPU, np.random.default_rng(0))
         loss, pieces = per_record(self.study, CPU), batch.fixed_pieces(self.size)
         with exact_arithmetic():
-            trainer.private_step(self.wrapped, self.optimizer, loss, pieces, see)
+            trainer.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
+            self.optimizer.finish()
         return seen, self.optimizer.kept
 
     def is_rounding_alone(self, moved: Vector, patients: int) -> bool:
@@ -308,7 +310,7 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
     data = records(study, counts, draw)
     for size, expected in ((ROWS, [32, 64, 32, 32, 64, 128, 32]), (1, [1, 64, 8, 32, 64, 128, 1, 1])):
         batch = trainer._Batch(study, data, chosen(data, list(range(8))), CPU, draw)
-        pieces = batch.fixed_pieces(size)
+        pieces = list(batch.fixed_pieces(size))
         assert [len(p.labels) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
         assert sum(len(p.owners) for p in pieces) == sum(counts)
         assert all(not p.inputs[0][len(p.owners) :].any() for p in pieces)

@@ -19,7 +19,8 @@ from consilium_client.training import gradients
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
-from consilium_client.training.tape import ERROR, Owners, Tape
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.models import build
 from consilium_shared.study import Study
 

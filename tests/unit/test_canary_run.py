@@ -13,10 +13,11 @@ import torch
 
 from consilium_client.data.patients import PatientSampler
 from consilium_client.desk import make_plan
-from consilium_client.training import canaries, tape, trainer
+from consilium_client.training import canaries, trainer
 from consilium_client.training.canaries import audit
 from consilium_client.training.noise import Noise
-from consilium_client.training.tape import Owners, Tape
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build
 from consilium_shared.privacy.canaries import Outcome, compare, contradiction, lower_bound
@@ -76,12 +77,12 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
             entry.values.mul_((bound / norms).clamp(max=1.0)[:, None])
         return torch.ones_like(whole(self, bound))
 
-    patch.setattr(tape, "forms_rows", lambda *_: True)
+    patch.setattr(Tape, "forms", lambda *_: True)
     patch.setattr(Tape, "factors", each)
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainer, "Owners", lambda owners, device: Owners(torch.arange(len(owners)), device))
+    patch.setattr(trainer, "Owners", lambda owners, device, batch: Owners(torch.arange(len(owners)), device, batch))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ import math
 import secrets
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from opacus.utils.batch_memory_manager import BatchMemoryManager
 from tests.unit.clipped import ALONE, BOUND, Criterion, Private, assert_near, by_hand
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,7 +24,8 @@ from consilium_client.training.independence import check
 from consilium_client.training.loss import dice, masked_cross_entropy
 from consilium_client.training.noise import Noise, normal_pairs
 from consilium_client.training.opacus_mode import BookKeepingEngine, PhysicalBatches
-from consilium_client.training.tape import Owners, Tape, forms_rows
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import Tape, forms_rows
 from consilium_shared.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Opacus's, of sampling that is off and the like
@@ -105,7 +108,7 @@ def test_removing_one_sample_moves_the_sum_by_at_most_the_bound(criterion: Crite
 )
 def test_a_loss_that_is_one_number_for_the_batch_is_refused(criterion: Criterion) -> None:
     private = Private(dense(), criterion)
-    with pytest.raises(ConfigurationError, match="one for each sample"):
+    with pytest.raises(ConfigurationError, match="give one for each"):
         private.clipped_sum(*pixels())
 
 
@@ -259,12 +262,9 @@ def test_physical_batches_add_up_to_the_whole_batch() -> None:
     inputs, labels = rows()
     private = Private(flat())
     whole = private.clipped_sum(inputs, labels)
-    for begin, end in ((0, 3), (3, 4), (4, 8)):
-        private.optimizer.signal_skip_step(end < 8)
-        private.optimizer.zero_grad()
-        private.criterion(private.module(inputs[begin:end]), labels[begin:end]).backward()
-        private.optimizer.step()
-    assert_near(private.released() * 8, whole)
+    for parts in (1, 3, 8):
+        physical(private, inputs, labels, parts)
+        assert_near(private.released() * 8, whole)
 
 
 def test_opacus_own_split_of_batches_gives_the_same_model() -> None:
@@ -445,11 +445,84 @@ def test_a_batch_that_was_left_half_way_is_not_in_the_next_one(stop_after: int) 
     assert_near(private.released() * private.optimizer.expected_batch_size, expected)
 
 
-def test_a_step_after_a_batch_that_was_left_half_way_is_refused() -> None:
+def test_opacus_own_split_of_batches_is_refused_since_leaving_it_early_would_go_unseen() -> None:
     private, (inputs, labels) = Private(flat()), rows()
-    private.optimizer.signal_skip_step(True)
-    private.clipped_sum(inputs, labels)
-    with pytest.raises(RuntimeError, match="left before its last part"):
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=len(inputs))
+    with (
+        pytest.raises(RuntimeError, match="PhysicalBatches"),
+        BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=private.optimizer) as split,
+    ):
+        next(iter(split))
+
+
+def test_a_sum_that_was_released_is_in_no_later_one_however_gradients_are_forgotten() -> None:
+    private, (inputs, labels) = Private(flat()), rows()
+    expected = private.clipped_sum(inputs, labels)
+    for forget in (private.module.zero_grad, private.optimizer.original_optimizer.zero_grad):
+        forget(set_to_none=True)
+        private.criterion(private.module(inputs), labels).backward()
+        private.optimizer.step()
+        assert_near(private.released() * private.optimizer.expected_batch_size, expected)
+
+
+def test_a_second_forward_pass_before_a_step_is_refused() -> None:
+    private, (inputs, _) = Private(flat()), rows()
+    private.module(inputs)
+    with pytest.raises(RuntimeError, match="were not used"):
+        private.module(inputs)
+
+
+class Folded(nn.Module):
+    """Gives five rows of each sample to its layer as if they were samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs.repeat_interleave(5, dim=0)).view(len(inputs), 5, CLASSES).mean(1)
+
+
+class Positions(nn.Module):
+    """One embedding for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.layer = nn.Embedding(12, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs + self.places(torch.arange(12)).mean(0))
+
+
+@pytest.mark.parametrize("build", [Folded, Positions])
+def test_a_layer_whose_first_dimension_is_not_the_batch_is_refused(build: Callable[[], nn.Module]) -> None:
+    private, (inputs, labels) = Private(seeded(build)), rows()
+    with pytest.raises(RuntimeError, match="must be the batch"):
         private.clipped_sum(inputs, labels)
-    private.optimizer.forget()
-    assert_near(private.clipped_sum(inputs, labels), Private(flat()).clipped_sum(inputs, labels))
+    with pytest.raises(ConfigurationError):
+        check(seeded(build), ALONE, CLASSES, [(6,)])
+
+
+def test_a_batchs_mean_in_a_vector_is_refused() -> None:
+    private = Private(flat(), lambda outputs, labels: ALONE(outputs, labels).mean().reshape(1))
+    with pytest.raises(ConfigurationError, match="1 numbers for 8 samples"):
+        private.clipped_sum(*rows())
+
+
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
+def test_an_embedding_that_changes_by_which_words_occur_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="which words occur"):
+        Private(nn.Sequential(nn.Embedding(5, 3, **option), nn.Flatten(), nn.Linear(6, CLASSES)))
+
+
+def test_a_trainable_parameter_that_no_step_changes_is_refused() -> None:
+    model = flat()
+    with pytest.raises(ConfigurationError, match="the optimizer has it not"):
+        BookKeepingEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model[0].parameters(), lr=0.1),
+            criterion=ALONE,
+            data_loader=DataLoader(TensorDataset(torch.zeros(8, 1)), batch_size=8),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )

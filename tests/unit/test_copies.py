@@ -15,7 +15,7 @@ from consilium_client.training import augmentation, canaries, gradients, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
-from consilium_client.training.trainer import Piece, private_step
+from consilium_client.training.trainer import Piece, accumulate
 from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of
@@ -34,7 +34,7 @@ def data() -> Records:
 
 def pieces(given: Study, whole: Records, size: int) -> list[Piece]:
     draw = Draw(np.arange(len(whole)), whole.patients)
-    return trainer._Batch(given, whole, draw, CPU, np.random.default_rng(0)).fixed_pieces(size)
+    return list(trainer._Batch(given, whole, draw, CPU, np.random.default_rng(0)).fixed_pieces(size))
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
@@ -71,7 +71,8 @@ def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> N
         noise=Noise(bytes(32)),
     )
     start = to_vector(model)
-    private_step(wrapped, optimizer, loss, found)
+    accumulate(wrapped, optimizer, loss, found)
+    optimizer.finish()
     assert start - to_vector(model) == pytest.approx(expected, abs=1e-6, rel=2e-5)
 
 
@@ -114,13 +115,14 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
             expected_batch=1,
             noise=Noise(bytes(32)),
         )
-        private_step(
+        accumulate(
             wrapped,
             optimizer,
             per_record(given, CPU),
             pieces(given, data(), 32),
             lambda records, run=run_of_one, tape=wrapped.tape, all=parameters: run.plant(tape, all, records),
         )
+        optimizer.finish()
         sums.append(start - to_vector(model))
     assert sums[1] == pytest.approx(sums[0], abs=1e-6)
     assert abs(sums[0][0]) == pytest.approx(0.5 * len(COUNTS), rel=1e-3)  # every patient is one, of the bound's norm

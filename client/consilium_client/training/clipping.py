@@ -15,6 +15,7 @@ from opacus.optimizers import DPOptimizer
 
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
+from consilium_client.training.rows import one_thread
 from consilium_client.training.tape import Tape
 
 
@@ -53,7 +54,10 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         stray = [parameter for parameter in self.params if parameter.grad is not None]
         if stray:
-            raise RuntimeError(f"a gradient reached a parameter of shape {tuple(stray[0].shape)} outside of its layer")
+            raise RuntimeError(
+                f"a parameter of shape {tuple(stray[0].shape)} has a gradient from outside of its layer, or of a step "
+                "before: zero_grad() was not called"
+            )
         if not self.tape.empty:
             self.tape.add_up(self.tape.factors(self.bound) * scale, totals)
         self.tape.close()
@@ -65,6 +69,8 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
             self._is_last_step_skipped = True
             return False
         self.add_noise()
+        for parameter in self.params:
+            parameter.summed_grad = None  # it was released: in no later sum
         self.scale_grad()
         if self.step_hook:
             self.step_hook(self)
@@ -120,7 +126,9 @@ class PrivateOptimizer(TapeOptimizer):
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
         self._drawing: Future[None] | None = None
-        self._beside = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._beside = ThreadPoolExecutor(1)
+        with one_thread():  # a thread of torch's keeps the number that it found when it began
+            self._beside.submit(torch.get_num_threads).result()
         self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
         self._in_sum = 0
         if after is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from consilium_client.training.tape import Tape, forms_rows
+from consilium_client.training.tape import Tape
 
 _FEW_PLACES = 96
 """Up to so many places patches are copied out and multiplied; more are left to the grouped convolution."""
@@ -115,11 +115,11 @@ def _leave(tape: Tape, weight: Tensor, geometry: _Geometry, inputs: Tensor, grad
     """The weight's entry."""
     if not weight.requires_grad:
         return
-    batch, outputs, places = len(grad), grad.shape[1], grad[0, 0].numel() if len(grad) else 0
+    outputs, places = grad.shape[1], grad[0, 0].numel()
     numbers = weight[0].numel()
     cut = geometry.groups == 1 and len(geometry.kernel) < 3
     deltas = grad.flatten(2).transpose(1, 2)
-    if cut and not forms_rows(batch, places, outputs, numbers):
+    if cut and not tape.forms(places, outputs, numbers):
         tape.factored((weight,), geometry.patches(inputs), deltas)
     elif cut and (places <= _FEW_PLACES or set(geometry.kernel) == {1}):
         tape.rows(weight, torch.bmm(deltas.transpose(1, 2), geometry.patches(inputs)))

@@ -66,7 +66,7 @@ class BookKeeping:
     def backward(self, losses: Tensor) -> None:
         """See ``Gradients``."""
         if len(losses):
-            per_sample_sum(losses).backward()  # type: ignore[no-untyped-call]
+            per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
 
 
 class OpacusHooks:
@@ -86,7 +86,7 @@ class OpacusHooks:
         """See ``Gradients``."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-            per_sample_sum(losses).backward()  # type: ignore[no-untyped-call]
+            per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
         for parameter in self._parameters:
             self.tape.rows(parameter, parameter.grad_sample)  # type: ignore[attr-defined]  # opacus sets it
             parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]

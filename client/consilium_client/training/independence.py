@@ -13,7 +13,7 @@ from torch import nn
 
 from consilium_client.training import gradients
 from consilium_client.training.loss import Loss
-from consilium_client.training.tape import Owners
+from consilium_client.training.owners import Owners
 from consilium_shared.errors import ConfigurationError
 
 _SAMPLES = 3

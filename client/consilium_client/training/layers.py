@@ -50,6 +50,12 @@ def check_layer(name: str, module: nn.Module) -> None:
     where = f"layer {name or 'of the model'} ({type(module).__name__})"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         raise ConfigurationError(f"{where} mixes the samples of a batch; use nn.GroupNorm instead")
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
+        raise ConfigurationError(
+            f"{where} changes by which words occur; leave out max_norm, scale_grad_by_freq, sparse"
+        )
+    if type(module) in _LAYERS and not isinstance(getattr(module, "weight", None), nn.Parameter | None):
+        raise ConfigurationError(f"{where} makes its weight from others; use a plain weight")
     if list(module.buffers(recurse=False)):
         raise ConfigurationError(f"{where} keeps statistics over samples; it cannot be trained with privacy")
     if any(True for _ in module.parameters(recurse=False)) and type(module) not in _LAYERS:

@@ -1,7 +1,7 @@
 """The loss of each record on its own. Nothing here ever averages over a batch.
 
-A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient,
-and then clipping bounds nothing. Of Cox's partial likelihood there is no form that does not: each patient's term has the
+A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient, and
+then clipping bounds nothing. Of Cox's partial likelihood there is no form that does not: each patient's term has the
 risk scores of all who are at risk with it. ``independence.check`` refuses it; a discrete-time hazard is a cross entropy
 of each patient's own intervals (Gensheimer & Narasimhan 2019), ``masked_cross_entropy`` here.
 """
@@ -55,14 +55,13 @@ def dice(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return 1.0 - ((2.0 * overlap + 1.0) / (sizes + 1.0)).mean(1)
 
 
-def per_sample_sum(losses: torch.Tensor) -> torch.Tensor:
+def per_sample_sum(losses: torch.Tensor, batch: int) -> torch.Tensor:
     """What to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
 
     Raises:
-        ConfigurationError: a single number, in which the samples were mixed already.
+        ConfigurationError: not one for each of the batch's samples; then some were mixed already.
     """
-    if losses.dim() == 0:
-        raise ConfigurationError(
-            'the loss is one number for the whole batch; give one for each sample (reduction="none")'
-        )
+    if losses.dim() == 0 or len(losses) != batch:
+        found = "one number" if losses.dim() == 0 else f"{len(losses)} numbers"
+        raise ConfigurationError(f'the loss is {found} for {batch} samples; give one for each (reduction="none")')
     return losses.flatten(1).mean(1).sum() if losses.dim() > 1 else losses.sum()

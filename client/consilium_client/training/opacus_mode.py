@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from consilium_client.training import layers
 from consilium_client.training.clipping import TapeOptimizer
 from consilium_client.training.loss import per_sample_sum
-from consilium_client.training.tape import Owners, Tape
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 
 MODE = "book-keeping"
@@ -43,14 +44,16 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
 
     def forward(self, *inputs: Tensor, **named: Any) -> Any:
         """As the model. The first dimension of the first input is the batch; of an empty one, the output is a tensor.
+        In evaluation nothing is differentiated.
 
         Raises:
-            RuntimeError: gradients of a batch before were neither used by ``optimizer.step`` nor forgotten by
+            RuntimeError: the batch before was neither used by ``optimizer.step`` nor forgotten by
                 ``optimizer.zero_grad``.
         """
-        if not torch.is_grad_enabled():
-            return self._module(*inputs, **named)
-        if not self.tape.empty:
+        if not self.training or not torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._module(*inputs, **named)
+        if self.tape.opened:
             raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
         self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device))
         if len(inputs[0]):
@@ -67,6 +70,19 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
 class BookKeepingOptimizer(TapeOptimizer):
     """Opacus's noise on our clipped sums."""
 
+    split = False
+    """Whether batches are being split by ``PhysicalBatches``."""
+
+    def signal_skip_step(self, do_skip: bool = True) -> None:
+        """As Opacus.
+
+        Raises:
+            RuntimeError: not from ``PhysicalBatches``; a loop that is left early would get into the next one's sum.
+        """
+        if not self.split:
+            raise RuntimeError("split batches by PhysicalBatches in place of Opacus's BatchMemoryManager")
+        super().signal_skip_step(do_skip)
+
     @property
     def half_way(self) -> bool:
         """Whether a batch has begun, or was announced, and is not finished."""
@@ -78,18 +94,6 @@ class BookKeepingOptimizer(TapeOptimizer):
         self._is_last_step_skipped = False
         self.zero_grad()
 
-    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """As Opacus.
-
-        Raises:
-            RuntimeError: the batch before was left half-way, and would get into this one's sum.
-        """
-        if self._is_last_step_skipped and not self._step_skip_queue:
-            raise RuntimeError(
-                "a batch was left before its last part: call forget(), or split batches by PhysicalBatches"
-            )
-        return super().pre_step(closure)
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also forget what the tape has."""
         self.tape.close()
@@ -99,8 +103,14 @@ class BookKeepingOptimizer(TapeOptimizer):
 class PhysicalBatches(BatchMemoryManager):  # type: ignore[misc]
     """Opacus's ``BatchMemoryManager``; a loop that is left early leaves nothing for the next."""
 
+    def __enter__(self) -> Any:
+        """The loader of physical batches."""
+        self.optimizer.split = True
+        return super().__enter__()
+
     def __exit__(self, *about: object) -> None:
         """Forget a batch that was left half-way."""
+        self.optimizer.split = False
         if self.optimizer.half_way:
             self.optimizer.forget()
 
@@ -126,9 +136,17 @@ class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
         optimizer.tape = module.tape
 
         def summed(*given: Any) -> Tensor:
-            return per_sample_sum(criterion(*given))
+            return per_sample_sum(criterion(*given), module.tape.owners.batch)
 
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in module._module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in stepped:
+                raise ConfigurationError(f"parameter {name} is trainable and the optimizer has it not")
         return module, optimizer, summed, loader
+
+    def make_private_with_epsilon(self, *, grad_sample_mode: str = MODE, **about: Any) -> Any:
+        """``make_private`` with the noise that an ε asks for, as Opacus finds it."""
+        return super().make_private_with_epsilon(grad_sample_mode=grad_sample_mode, **about)
 
     def validate(self, *, module: nn.Module, optimizer: Any, data_loader: Any) -> None:
         """Layers are judged when they are attached: ours takes recurrent ones, which Opacus replaces."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -24,8 +24,9 @@ from consilium_client.training.gradients import Gradients, Way
 from consilium_client.training.independence import check_once
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
+from consilium_client.training.owners import Owners
 from consilium_client.training.rows import ROWS, filled, one_thread
-from consilium_client.training.tape import Owners, Tape
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -239,15 +240,15 @@ class _Batch:
         self._owners, self._records = owners, drawn
         self._device = device
 
-    def pieces(self, size: int) -> list[Piece]:
+    def pieces(self, size: int) -> Iterator[Piece]:
         """At most ``size`` records in each, but every patient whole: a piece has at least one patient."""
-        return [self._piece(start, end, end - start) for start, end in self._cuts(size)]
+        return (self._piece(start, end, end - start) for start, end in self._cuts(size))
 
-    def fixed_pieces(self, size: int) -> list[Piece]:
+    def fixed_pieces(self, size: int) -> Iterator[Piece]:
         """``pieces``, each filled up to ``size`` rows, a power of two. A patient with more records has a piece of its
         own, of the next power of two: so nothing about a piece's shape comes from other patients."""
         cuts = self._cuts(size)
-        return [self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts]
+        return (self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts)
 
     def _cuts(self, size: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
@@ -325,50 +326,53 @@ def _stepper(
     sizes = [private_rows(study, records)]
 
     def step(drawn: _Batch) -> None:
+        private.begin()
         try:
-            private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
         except torch.OutOfMemoryError:
             if sizes[0] == 1:
                 raise
             log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
             sizes[0] = 1
+            again = True
         else:
-            return
-        private.forget()
-        torch.cuda.empty_cache()
-        private_step(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            again = False
+        if again:  # out of the handler, which holds on to what took the memory
+            private.forget()
+            torch.cuda.empty_cache()
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+        private.finish()  # never twice: what has noise on it was released
 
     return step
 
 
-def private_step(
+def accumulate(
     model: Gradients,
     optimizer: PrivateOptimizer,
     loss: Loss,
-    pieces: list[Piece],
+    pieces: Iterable[Piece],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> None:
-    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``.
+    """Add the clipped gradients of a step's pieces to its sum.
 
     Args:
         pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+        plant: as ``Probe.plant``.
     """
-    optimizer.begin()
     for piece in pieces:
-        model.tape.open(Owners(piece.owners, piece.labels.device))
+        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels)))
         with one_thread():
             model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
             plant(piece.records)
         optimizer.accumulate()
-    optimizer.finish()
 
 
 def _plain_step(
     model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Loss,
-    pieces: list[Piece],
+    pieces: Iterable[Piece],
     expected_batch: int,
     after: Callable[[], None],
 ) -> None:
