@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-secagg clean
+.PHONY: demo test check bench bench-secagg bench-dp clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Consilium needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 2; }
@@ -27,6 +27,9 @@ bench: $(READY)          ## what a round costs outside training
 
 bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own and a plain sum
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
+
+bench-dp: $(READY)       ## what private training costs, beside plain training and Opacus
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dp_training.py
 
 clean:
 	rm -rf $(VENV) demo build

@@ -219,6 +219,4 @@ def _verified(path: Path) -> tuple[str, bytes, StoredPayload]:
 
 
 def _damaged(path: Path) -> IntegrityError:
-    return IntegrityError(
-        f"the stored answer {path} is damaged; move it away, and the round's next attempt goes on"
-    )
+    return IntegrityError(f"the stored answer {path} is damaged; move it away, and the round's next attempt goes on")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from consilium_client import data
 from consilium_client.data.records import Records
@@ -18,6 +16,9 @@ from consilium_client.site import SiteConfig
 from consilium_shared import metrics
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
+
+if TYPE_CHECKING:
+    from consilium_shared.models.vector import Vector
 
 
 def load_asset(config: SiteConfig, base: Path, asset: str, study: Study) -> Records:
@@ -34,21 +35,46 @@ def load_asset(config: SiteConfig, base: Path, asset: str, study: Study) -> Reco
     return data.load(spec.at(base), study)
 
 
+def start_from(study: Study, weights: Path | None) -> Vector | None:
+    """The weights ``[d]`` that the study names, out of their file; None where it names none.
+
+    Raises:
+        ConfigurationError: it names some and no file is given, or the file has others.
+    """
+    if study.model.start is None and weights is None:
+        return None
+    if weights is None:
+        raise ConfigurationError(
+            f"study {study.study} starts from weights that its coordinator has; give their file: --weights FILE"
+        )
+    from consilium_shared.models import start
+
+    found = start.read(weights, study).vector
+    start.check(found, study, weights)
+    return found
+
+
 def train_alone(
-    study: Study, records: Records, device_name: str, on_progress: Callable[[int, int], None] | None = None
+    study: Study,
+    records: Records,
+    device_name: str,
+    on_progress: Callable[[int, int], None] | None = None,
+    start: Vector | None = None,
 ) -> bytes:
     """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
+
+    ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
 
     Raises as ``trainer.train`` and ``desk.make_plan``.
     """
     from consilium_client.training import device
     from consilium_client.training.trainer import train
     from consilium_shared.models import build
-    from consilium_shared.models.vector import pack, to_vector
+    from consilium_shared.models.vector import pack, to_vector, trained, with_trained
 
     plan = make_plan(study, int(records.train.sum()))
     where = device.choose(device_name)
-    vector = to_vector(build(study))
+    vector = to_vector(build(study)) if start is None else start
     for number in range(1, study.training.rounds + 1):
         result = train(
             pack(vector, study),
@@ -59,7 +85,7 @@ def train_alone(
             site="alone",
             device=where,
         )
-        vector = (vector + result.update).astype(np.float32)
+        vector = with_trained(vector, trained(vector, study) + result.update, study)
         if on_progress is not None:
             on_progress(number, study.training.rounds)
     return pack(vector, study)

@@ -122,7 +122,7 @@ def _describe(study: Mapping[str, Any]) -> None:
     plan, contract = study["plan"], study["contract"]
     training = contract["training"]
     _say(f"{study['study']} version {study['version']}, digest {study['digest']}", "bold")
-    _say(f"  trains     {contract['model']['name']} for {contract['task']}")
+    _say(f"  trains     {_model(contract['model'])} for {contract['task']}")
     _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
     aggregation = contract["aggregation"]
     _say(f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of")
@@ -141,6 +141,13 @@ def _describe(study: Mapping[str, Any]) -> None:
         _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
     _say(f"  budget     {study['arithmetic']}")
     _say(f"  evaluates  {_evaluation(study)}")
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    """The architecture, what of it is trained, and what it starts from."""
+    parts = {"all": "", "head": ", its last layer alone", "lora": f", its last layer and rank {spec['lora_rank']}"}
+    start = "" if spec["start"] is None else f", starting from weights {spec['start']['sha256'][:12]}"
+    return f"{spec['name']}{parts[spec['trainable']]}{start}"
 
 
 def _evaluation(study: Mapping[str, Any]) -> str:
@@ -271,14 +278,15 @@ def baseline(
     home: HomeOption = DEFAULT_HOME,
     train_on: AssetOption = None,
     test_on: Annotated[list[str] | None, typer.Option(help="Assets to test on; that of --train-on by default.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights that the study starts from, if it names some.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a study on this site's data alone, to see what federating gains. Nothing leaves, nothing is charged."""
-    from consilium_client.baseline import load_asset, test, train_alone
+    from consilium_client.baseline import load_asset, start_from, test, train_alone
 
     place, contract = Home(home.resolve()), load_yaml(study, Study)
     config = place.config()
-    asset = train_on or contract.data.asset
+    asset, start = train_on or contract.data.asset, start_from(contract, weights)
     with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
         task = bar.add_task(f"training on {asset} alone", total=contract.training.rounds)
         model = train_alone(
@@ -286,6 +294,7 @@ def baseline(
             load_asset(config, place.root, asset, contract),
             config.device,
             lambda done, _: bar.update(task, completed=done),
+            start,
         )
     found = {
         name: test(contract, model, load_asset(config, place.root, name, contract), config.device)

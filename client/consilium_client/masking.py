@@ -81,9 +81,7 @@ class Masks:
         return sum(each.bytes for each in self._segments[: self._segments.index(segment)])
 
 
-def masked(
-    result: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool
-) -> Iterator[bytes]:
+def masked(result: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool) -> Iterator[bytes]:
     """What leaves: the masked vector and the contribution's trailer, in pieces.
 
     Args:

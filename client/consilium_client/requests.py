@@ -164,9 +164,7 @@ class Requests:
                     proposal, plan, request, payload, staged, lambda: self._witnessed(proposal, request)
                 )
                 body = Payload(sha256=staged.sha256, size=staged.size)
-                answer = messages.encode(
-                    make({**self._common(request, header), "payload": body}), self.desk.identity
-                )
+                answer = messages.encode(make({**self._common(request, header), "payload": body}), self.desk.identity)
                 stored = answer, staged.commit(where, kind, asked, answer)
         else:
             self.sums.reuse.check_charged(study, (request.round, request.purpose))
@@ -306,4 +304,3 @@ class Requests:
             detail=sentence(detail),
         )
         return messages.encode(refusal, self.desk.identity), ()
-

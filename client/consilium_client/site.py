@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ class SiteConfig(Strict):
     assets: dict[Name, AssetSpec] = Field(default_factory=dict)
     policy: SitePolicy
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
+    gradients: Literal["book-keeping", "opacus"] = "book-keeping"
+    """How per-patient gradients are found (``training/gradients.py``): the fast way, or the reference."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Sums:
         kept = self.reuse.kept(study, request, terms)
         if kept is None:
             self.reuse.check_work(study, plan, request, state)
-        work.check(self.desk, study, plan, model)
+        work.check(self.desk, study, plan, request, model)
         more = prepare()
         self.store.put(state)
         counts = self._adds_counts(part, terms)

@@ -25,11 +25,12 @@ from consilium_shared.study import Study
 from consilium_shared.summand import bound, counts_with, largest_weight
 
 
-def check(desk: Desk, study: Study, plan: Plan, model: bytes) -> None:
+def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> None:
     """Whatever can be refused is refused before it is charged.
 
     Raises:
-        PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model.
+        PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
+            not the one that the contract names for round 1.
         DataError: the data cannot be used.
     """
     from consilium_client.training.trainer import check_independence
@@ -40,7 +41,7 @@ def check(desk: Desk, study: Study, plan: Plan, model: bytes) -> None:
     check_contract(desk.config.policy, study)
     check_patients(desk.config.policy, study, patients.train, patients.held_back)
     try:
-        check(model, study)
+        check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
     if isinstance(plan, PrivacyPlan):
@@ -80,6 +81,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             seed=training.seed,
             attempt=training.number,
             on_progress=watch,
+            way=desk.config.gradients,
         )
         numbers = None
         if counting is not None:

@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
+from consilium_server.averaging import averaged
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
@@ -32,8 +35,8 @@ from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Close, Closing, Evaluate, Payload, Train, Update
 from consilium_shared.metrics import Layout, metrics
-from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models import start
+from consilium_shared.models.vector import pack, trained, width, with_trained
 from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.terms import Advert
 from consilium_shared.summand import Opened
@@ -58,11 +61,11 @@ class StudyRun:
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
         if found is None:
-            found = Checkpoint(self.study.digest, 0, to_vector(build(self.study)), {}, {})
+            found = Checkpoint(self.study.digest, 0, start.of(self.study, self.folder.start()), {}, {})
         else:
             self.optimizer.restore(found.optimizer)
         self.point = found
-        self.sums = Summation(self.asking, found.model.size)
+        self.sums = Summation(self.asking, width(self.study))
         self.packed = pack(found.model, self.study)
         """The model of ``point`` as it is sent: packed once, asked for in evaluation and in the next round."""
 
@@ -114,9 +117,15 @@ class StudyRun:
         updates = {site: (answer, sha256) for site, (answer, sha256) in sorted(summed.answers.items())}
         opened, stepped = summed.opened, self.point.model
         if opened.implausible is None:
-            stepped = self.optimizer.step(self.point.model, opened.mean)
+            part = self.optimizer.step(trained(self.point.model, self.study), opened.mean)
+            stepped = with_trained(self.point.model, part, self.study)
         else:
             self.folder.event("implausible", round=number, why=opened.implausible)
+        average, decay = None, self.study.aggregation.weight_average
+        if decay:
+            average = averaged(self.point.average, stepped, decay, number)
+            if number == self.study.training.rounds:  # what is counted on, signed and published from here on
+                stepped = average.astype(np.float32)
         after = pack(stepped, self.study)
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
         away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}
@@ -142,7 +151,7 @@ class StudyRun:
             "metrics_before": self._metrics(opened, number - 1),
             "seconds": round(time.monotonic() - began, 3),
         }
-        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record)
+        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
         self.packed = after
         self.checkpoints.write(self.point)
 

@@ -21,6 +21,7 @@ from consilium_shared.files import write_atomically
 
 MODEL = "model"
 OPTIMIZER = "optimizer."
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Checkpoint:
     """State of the server optimizer."""
     record: dict[str, Any]
     """The round's record as far as it is known: participants, problems, metrics (``rounds.py``)."""
+    average: npt.NDArray[np.float64] | None = None
+    """Average of the models so far, [d] (``averaging.py``); None before round 1, or where the study has none."""
 
 
 class CheckpointFile:
@@ -49,6 +52,8 @@ class CheckpointFile:
         """Replace the checkpoint durably; earlier arrays are deleted afterwards."""
         arrays: dict[str, npt.NDArray[Any]] = {MODEL: checkpoint.model}
         arrays.update({OPTIMIZER + name: value for name, value in checkpoint.optimizer.items()})
+        if checkpoint.average is not None:
+            arrays[AVERAGE] = checkpoint.average
         data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
         file = f"checkpoint-{checkpoint.round:05d}-{digest(data)[:16]}.safetensors"
         if not (self.folder / file).exists():
@@ -87,5 +92,6 @@ class CheckpointFile:
             raise IntegrityError(f"{path}: {error}; restore the folder from a backup") from error
         if digest(data) != index["sha256"]:
             raise IntegrityError(f"{path} is not what was written; restore the folder from a backup")
-        optimizer = {name.removeprefix(OPTIMIZER): value for name, value in arrays.items() if name != MODEL}
-        return Checkpoint(study, index["round"], arrays[MODEL], optimizer, index["record"])
+        model, average = arrays.pop(MODEL), arrays.pop(AVERAGE, None)
+        optimizer = {name.removeprefix(OPTIMIZER): value for name, value in arrays.items()}
+        return Checkpoint(study, index["round"], model, optimizer, index["record"], average)

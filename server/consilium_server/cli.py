@@ -72,8 +72,14 @@ def run(
     study: Annotated[Path, typer.Argument(help="STUDY.yaml")],
     home: HomeOption = DEFAULT_HOME,
     detach: Annotated[bool, typer.Option(help="Start it and return at once.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file of the weights to start from.")] = None,
+    new_head: Annotated[bool, typer.Option(help="Of --weights all but the last layer, which starts anew.")] = False,
 ) -> None:
-    """Start a study and show it until it ends. Ctrl-C leaves the study running."""
+    """Start a study and show it until it ends. Ctrl-C leaves the study running.
+
+    The study names the weights that it starts from by their digest (model.start), so that every hospital approves just
+    these; with --weights and a study that does not, the digest is shown and nothing is started.
+    """
     place = Home(home.resolve())
     contract = load_yaml(study, Study)
     roster = place.roster()
@@ -83,8 +89,26 @@ def run(
             "admitted (consilium-server admit)"
         )
     folder = studies.folder(place, contract.study)
-    folder.create(contract, place.roster_file.read_bytes())
+    folder.create(contract, place.roster_file.read_bytes(), _weights(study, contract, weights, new_head))
     _start(place, folder, detach)
+
+
+def _weights(file: Path, study: Study, weights: Path | None, new_head: bool) -> bytes | None:
+    """The model before round 1, where it comes from a file."""
+    if weights is None:
+        if study.model.start is not None:
+            raise ConfigurationError(
+                f"{file}: model.start names weights to start from; give their file: --weights FILE"
+            )
+        return None
+    from consilium_shared.models import start
+    from consilium_shared.models.vector import pack
+
+    found = start.read(weights, study, new_head=new_head)
+    for line in found.lines():
+        console.errors.print(line, markup=False)
+    start.check(found.vector, study, weights)
+    return pack(found.vector, study)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """A study's folder at the coordinator: the contract, the pinned roster, the state, the events as they come.
 
 studies/<name>/study.json       contract and roster document (written once)
+               start.safetensors    the weights that it starts from, where the contract names some (written once)
                state.json       wanted | running | finished | stopped | failed, and why
                run              number of its run at the SuperLink
                events.jsonl     one line an event; ``run`` and ``status`` read it
@@ -44,8 +45,13 @@ class StudyFolder:
         """The study's name."""
         return self.root.name
 
-    def create(self, study: Study, roster_document: bytes) -> None:
+    def create(self, study: Study, roster_document: bytes, start: bytes | None = None) -> None:
         """Pin contract and roster; a folder that has the same contract already is left as it is.
+
+        Args:
+            study: the contract.
+            roster_document: the roster as it is signed now.
+            start: the model before round 1 (``vector.pack``), where the contract names one.
 
         Raises:
             ConfigurationError: a study of that name with another contract was started here before.
@@ -58,6 +64,8 @@ class StudyFolder:
                     "name or raise its version and name it so (hospitals approve one exact contract)"
                 )
             return
+        if start is not None:
+            write_atomically(self._start_file, start)
         content = {"contract": study.contract, "roster": json.loads(roster_document)}
         write_atomically(file, canonical_bytes(content))
 
@@ -74,6 +82,23 @@ class StudyFolder:
     def study(self) -> Study:
         """The contract."""
         return Study.from_contract(self._content()["contract"])
+
+    @property
+    def _start_file(self) -> Path:
+        return self.root / "start.safetensors"
+
+    def start(self) -> bytes | None:
+        """The model before round 1 as it was given; None where the contract names none.
+
+        Raises:
+            IntegrityError: the file is missing or unreadable.
+        """
+        if self.study().model.start is None:
+            return None
+        try:
+            return self._start_file.read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{self._start_file}: {error.strerror}; restore it from a backup") from error
 
     def roster_document(self) -> dict[str, Any]:
         """The roster as it was signed when the study began."""

@@ -110,7 +110,7 @@ class Summation:
     """The sums of one study, one after the other."""
 
     def __init__(self, asking: Asking, parameters: int) -> None:
-        """``parameters``: of the model."""
+        """``parameters``: those that the study trains."""
         self._asking, self._talk, self._parameters = asking, asking.talk, parameters
         self._study, self._file = asking.talk.study, OpenSumFile(asking.folder.root)
         self._adverts: dict[Slot, dict[str, Advert]] = {}

@@ -29,6 +29,9 @@ STEPS_PER_ROUND = 100_000
 RECORDS_PER_PATIENT = 256
 """Most records of one patient in one private step; their gradients are in memory together."""
 
+AUGMENT_MULTIPLICITY = 16
+"""Most augmented copies of a record in a step; each costs a forward and a backward pass of its own."""
+
 STEPS = 1_000_000
 """Most private steps in a study, rounds times steps of a round: some weeks of one accelerator."""
 

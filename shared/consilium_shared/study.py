@@ -113,6 +113,14 @@ class Data(Strict):
     """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""
 
 
+class Start(Strict):
+    """Weights that the study begins with in place of the seed's. They are public, as the seed is."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1 from no
+    other model."""
+
+
 class ModelSpec(Strict):
     """Architecture by name; its input and output sizes follow from ``data``."""
 
@@ -121,6 +129,20 @@ class ModelSpec(Strict):
     layers: Annotated[int, Field(ge=1, le=4)] = 1
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] = 0
     """Seed of the initial global weights, which are public."""
+    start: Start | None = None
+    trainable: Literal["all", "head", "lora"] = "all"
+    """What training changes, and what of it is sent: every weight; the last linear layer; or that and an addition of
+    low rank to the weight of every other linear and convolutional layer (``models.adaptation``)."""
+    lora_rank: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Rank of those additions."""
+
+    @model_validator(mode="after")
+    def _adaptable(self) -> ModelSpec:
+        if (self.trainable == "lora") != (self.lora_rank is not None):
+            raise ValueError("lora_rank goes with trainable: lora, and trainable: lora with a lora_rank")
+        if self.trainable == "lora" and self.name not in _LOW_RANK:
+            raise ValueError(f"trainable: lora is for {', '.join(sorted(_LOW_RANK))}; for {self.name} take head")
+        return self
 
 
 class LocalOptimizer(Strict):
@@ -145,6 +167,11 @@ class Training(Strict):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx mu (Li et al. 2020, eq. 2): pulls local weights towards the round's global ones; 0 is FedAvg."""
     augment: Literal["none", "light"] = "none"
+    augment_multiplicity: Annotated[int, Field(ge=1, le=limits.AUGMENT_MULTIPLICITY)] = 1
+    """Augmented copies of each drawn record in a step; the mean of their gradients is the record's, before clipping."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What sites' passes through the model compute in. Weights, losses, norms and sums are float32 or float64 in any
+    case: a clipped gradient's norm is measured on what is added."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
@@ -154,6 +181,17 @@ class Training(Strict):
     def _not_too_long(self) -> Training:
         if self.rounds * self.steps_per_round > limits.STEPS:
             raise ValueError(f"rounds times steps_per_round is more than {limits.STEPS} steps in all")
+        return self
+
+    @model_validator(mode="after")
+    def _copies(self) -> Training:
+        if self.augment_multiplicity > 1 and self.augment == "none":
+            raise ValueError("augment_multiplicity takes an augmentation: copies that are alike teach nothing")
+        if self.records_per_patient * self.augment_multiplicity > limits.RECORDS_PER_PATIENT:
+            raise ValueError(
+                f"records_per_patient times augment_multiplicity is more than {limits.RECORDS_PER_PATIENT}: "
+                "the gradients of a patient are in memory together"
+            )
         return self
 
 
@@ -216,6 +254,8 @@ class Aggregation(Strict):
     """How updates become one model: which sums are opened, and what one site may add to them."""
 
     optimizer: ServerOptimizer = ServerOptimizer()
+    weight_average: Fraction = 0.0
+    """Decay of the average over rounds that the study's last model is; 0 takes the last round's as it is."""
     weighting: Literal["patients", "equal"] = "patients"
     max_weight: Annotated[int, Field(ge=1, le=limits.WEIGHT)] = 65_536
     """Largest weight of one site; a site with more patients counts as so many. The smaller, the finer the encoding."""
@@ -258,6 +298,9 @@ class Evaluation(Strict):
             raise ValueError("give either split (a fraction) or split_column (with split: null)")
         return self
 
+
+_LOW_RANK = {"small-cnn", "resnet18-gn", "mlp"}
+"""Models with linear or convolutional layers besides the head."""
 
 _PART = {"image-classification": "image", "sequence-classification": "series", "tabular-classification": "features"}
 _MODELS = {

@@ -1,6 +1,6 @@
 """What one site adds to a round's secure sum, and what is read off the sum.
 
-    training     update   [d]      weight × update in fixed point, modulo 2^ring_bits
+    training     update   [t]      weight × update in fixed point, modulo 2^ring_bits
                  weight   [1]      modulo 2^64
                  counts   [1 + k]  where they ride along: how many sites counted, and their counts, modulo 2^64
     evaluation   counts   [1 + k]
@@ -34,7 +34,7 @@ def counts_with(study: Study, number: int) -> bool:
 
 
 def segments(study: Study, purpose: Purpose, number: int, parameters: int) -> tuple[Segment, ...]:
-    """The parts of what is summed; ``parameters``: of the model."""
+    """The parts of what is summed; ``parameters``: those that the study trains (``models.vector.width``)."""
     counts = Segment(name="counts", bits=64, length=1 + Layout.of(study).width)
     if purpose == "evaluation":
         return (counts,)
@@ -54,7 +54,7 @@ def largest_weight(study: Study) -> int:
 
 
 def bound(update: npt.NDArray[np.float32], study: Study) -> float:
-    """Scale an update [d] down to the study's norm bound and cut its coordinates off at theirs, in place.
+    """Scale an update [t] down to the study's norm bound and cut its coordinates off at theirs, in place.
 
     Returns:
         The factor of the scaling, 1 where nothing was scaled.
@@ -97,7 +97,7 @@ class Opened:
     """What the sum tells.
 
     Attributes:
-        mean: float32 [d], Σ wᵢ·uᵢ / Σ wᵢ; empty without a segment of updates, and where the sum was spoilt.
+        mean: float32 [t], Σ wᵢ·uᵢ / Σ wᵢ; empty without a segment of updates, and where the sum was spoilt.
         weight: Σ wᵢ; 0 without updates.
         counted: how many sites added counts.
         counts: int64, their sum; None where none were asked for.

@@ -172,9 +172,7 @@ class Pen:
 class Rebuilt:
     """The whole evidence as if ledgers and records had been others from the start: witnesses, signatures, closings."""
 
-    def __init__(
-        self, evidence: Evidence, edited: dict[str, list[Line]], records: dict[int, dict[str, Any]]
-    ) -> None:
+    def __init__(self, evidence: Evidence, edited: dict[str, list[Line]], records: dict[int, dict[str, Any]]) -> None:
         self.evidence, self.records = evidence, records
         self.pens = {site: Pen(evidence, site, edited.get(site) or evidence.lines(site)) for site in evidence.sites}
         self.study = documents.parse(evidence.record(1).read_bytes())[0]["study"]

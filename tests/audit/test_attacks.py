@@ -209,9 +209,7 @@ def test_a_charge_given_back_although_its_update_left_is_found(evidence: Evidenc
     assert "0 of 5 steps" in evidence.fails(8, evidence.ledger("west"), settled)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("noise_multiplier", 9.0), ("sampling_rate", 0.001), ("steps", 1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("noise_multiplier", 9.0), ("sampling_rate", 0.001), ("steps", 1)])
 def test_a_charge_that_is_not_the_approved_plans_is_found(evidence: Evidence, field: str, value: float) -> None:
     charged = evidence.charge_of("west", 1)
 

@@ -20,9 +20,8 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import device, trainer
+from consilium_client.training import device, gradients, trainer
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.independence import per_sample
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_shared.models import build
@@ -54,46 +53,67 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     study = a_study(name, edge, batch)
     private, plain = build(study).to(where), build(study).to(where)
     count = sum(p.numel() for p in private.parameters())
-    loss, noise = per_record(study, where), Noise(bytes(32))
+    loss = per_record(study, where)
+    wrapped, ordinary = gradients.of(private, "book-keeping"), torch.optim.SGD(plain.parameters(), 0.1)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(private.parameters(), 0.1),
+        wrapped.tape,
         clipping_norm=1.0,
         noise_multiplier=1.0,
         expected_batch=batch,
-        noise=noise,
+        noise=Noise(bytes(32)),
     )
-    wrapped, ordinary = per_sample(private), torch.optim.SGD(plain.parameters(), 0.1)
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
-    pieces = trainer._Batch(study, data, everyone, where, np.random.default_rng(0)).fixed_pieces(
-        trainer.private_rows(private, data)
-    )
+    drawn = trainer._Batch(study, data, everyone, where, np.random.default_rng(0))
+    pieces = list(drawn.fixed_pieces(trainer.private_rows(study, data)))
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
-    total = torch.zeros(count, dtype=torch.float64, device=where)
+
+    def private_step() -> None:
+        optimizer.begin()
+        trainer.accumulate(wrapped, optimizer, loss, pieces)
+        optimizer.finish()
 
     def plain_step() -> None:
         ordinary.zero_grad()
         loss(plain(whole[0]), whole[1]).mean().backward()
         ordinary.step()
 
-    pieces_of_work: dict[str, Callable[[], object]] = {
+    median = medians(
+        {
+            **generators(count, where),
+            "private step": private_step,
+            "plain step": plain_step,
+        },
+        where,
+        repeat,
+    )
+    shares = {f"noise / {each}": median["noise"] / median[each] for each in median if each != "noise"}
+    shares["private step / plain step"] = median["private step"] / median["plain step"]
+    return {"deviates": count, **{f"{k} ms": round(v, 2) for k, v in median.items()}} | {
+        k: round(v, 4) for k, v in shares.items()
+    }
+
+
+def generators(count: int, where: torch.device) -> dict[str, Callable[[], object]]:
+    """Our noise and torch's own, ``count`` deviates of each."""
+    noise, total = Noise(bytes(32)), torch.zeros(count, dtype=torch.float64, device=where)
+    return {
         "noise": lambda: noise.add_to(total, 2.0**32),
         "torch float32": lambda: torch.randn(count, device=where),
         "torch float64": lambda: torch.randn(count, dtype=torch.float64, device=where),
-        "private step": lambda: trainer.private_step(wrapped, optimizer, loss, pieces),
-        "plain step": plain_step,
     }
+
+
+def medians(pieces_of_work: dict[str, Callable[[], object]], where: torch.device, repeat: int) -> dict[str, float]:
+    """Milliseconds of each, all in turns."""
     times: dict[str, list[float]] = {each: [] for each in pieces_of_work}
     for turn in range(repeat + 1):
         for each, work in pieces_of_work.items():
             spent = timed(work, where)
             if turn:  # the first finds cold caches
                 times[each].append(spent)
-    median = {each: statistics.median(spent) for each, spent in times.items()}
-    shares = {f"noise / {each}": median["noise"] / median[each] for each in median if each != "noise"}
-    return {"deviates": count, **{f"{k} ms": round(v, 2) for k, v in median.items()}} | {
-        k: round(v, 4) for k, v in shares.items()
-    }
+    return {each: statistics.median(spent) for each, spent in times.items()}
 
 
 def timed(work: Callable[[], object], where: torch.device) -> float:

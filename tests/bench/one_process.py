@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from consilium_client.data import AssetSpec, Records, load
 from consilium_client.desk import make_plan
 from consilium_client.training.trainer import train
 from consilium_deploy.real_data import POOLED, main
+from consilium_server.averaging import averaged
 from consilium_server.optimizer import ServerOptimizer
 from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
 from consilium_shared.privacy.plan import Plan
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
@@ -78,24 +79,50 @@ def plans(name: str, study: Study, sites: Mapping[str, Records], seed: int = 0) 
     return found
 
 
-def federated(study: Study, sites: Mapping[str, Records], plans: Mapping[str, Plan], seed: int = 0) -> bytes:
-    """The model (safetensors) after the study's rounds, as sites and server compute them."""
-    vector = to_vector(build(study))
+def federated(
+    study: Study,
+    sites: Mapping[str, Records],
+    plans: Mapping[str, Plan],
+    seed: int = 0,
+    start: Vector | None = None,
+) -> bytes:
+    """The model (safetensors) after the study's rounds, as sites and server compute them.
+
+    ``start``: float32 ``[d]``, the weights that it begins with, where they are not the seed's.
+    """
+    *_, last = rounds(study, sites, plans, seed, start)
+    return last
+
+
+def rounds(
+    study: Study,
+    sites: Mapping[str, Records],
+    plans: Mapping[str, Plan],
+    seed: int = 0,
+    start: Vector | None = None,
+) -> Iterator[bytes]:
+    """The model (safetensors) after each of the study's rounds. Contracts of one name that differ in a setting draw the
+    same from the same seed, so that runs of both differ by the setting and less by chance."""
+    vector, average, decay = to_vector(build(study)) if start is None else start, None, study.aggregation.weight_average
     server = ServerOptimizer.from_study(study.aggregation.optimizer)
     for number in range(1, study.training.rounds + 1):
         model, weights = pack(vector, study), 0
-        total = np.zeros(vector.size, dtype=DTYPES[study.aggregation.ring_bits])
+        total = np.zeros(width(study), dtype=DTYPES[study.aggregation.ring_bits])
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
-            drawn = hashlib.sha256(f"{study.digest} {seed} {number} {site}".encode()).digest()
+            drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()
             result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn)
             bound(result.update, study)
             weight = min(result.patients, largest_weight(study))
             encoding.encode(result.update, encoded, weight / largest_weight(study))
             total, weights = total + encoded, weights + weight
         totals = {"update": total, "weight": np.asarray([weights], dtype=np.uint64)}
-        vector = server.step(vector, read(study, "training", len(sites), len(sites), totals).mean)
-    return pack(vector, study)
+        mean = read(study, "training", len(sites), len(sites), totals).mean
+        vector = with_trained(vector, server.step(trained(vector, study), mean), study)
+        if decay:
+            average = averaged(average, vector, decay, number)
+        last = average is not None and number == study.training.rounds
+        yield pack(average.astype(np.float32) if last else vector, study)
 
 
 def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:

@@ -57,9 +57,7 @@ class Round:
             )
             for name in names
         }
-        slot = Slot(
-            federation="0" * 64, study="1" * 64, roster="2" * 64, purpose="training", round=1, attempt=1
-        )
+        slot = Slot(federation="0" * 64, study="1" * 64, roster="2" * 64, purpose="training", round=1, attempt=1)
         states: dict[str, SiteState] = {}
         adverts = {}
         for name in names:

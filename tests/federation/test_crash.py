@@ -14,6 +14,9 @@ SITES = ["north", "south", "west"]
 LONG = 2500
 """Steps that take about a second: a moment in the middle of them can be hit."""
 
+TWO_ROUNDS = {"rounds": 2, "steps_per_round": LONG, "weight_average": 0.5}
+"""The model is the average over both: what is known of the first must outlive a kill in the second."""
+
 KILLS = {
     "study": ("server", "consilium_server.app"),
     "superlink": ("server", "consilium_server.superlink"),
@@ -28,7 +31,7 @@ KILLS = {
 @pytest.fixture(scope="module")
 def undisturbed(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dict[str, bytes]:
     """The weights after two rounds in which nothing happened."""
-    study = shaken.run_study(contract("undisturbed", private=False, rounds=2, steps_per_round=LONG))
+    study = shaken.run_study(contract("undisturbed", private=False, **TWO_ROUNDS))
     assert shaken.ended(study.study) == "finished"
     models = [(record["model_before"], record["model_after"]) for record in shaken.records(study.study)]
     assert len(set(sum(models, ()))) == 3, "each round moves the model"
@@ -40,7 +43,7 @@ def test_a_kill_in_the_middle_of_a_round_does_not_change_the_model(
     shaken: Hospitals, contract: Callable[..., dict[str, Any]], undisturbed: dict[str, bytes], what: str
 ) -> None:
     service, program = KILLS[what]
-    study = shaken.run_study(contract(f"killed-{what}", private=False, rounds=2, steps_per_round=LONG))
+    study = shaken.run_study(contract(f"killed-{what}", private=False, **TWO_ROUNDS))
     shaken.until(lambda: shaken.trains("south", study, 2), "round 2 is under way")
     shaken.kill(service, program)
     assert [event["round"] for event in shaken.closed(study.study)] == [1], "the kill came too late to mean anything"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from consilium_shared.canonical import digest
@@ -103,6 +104,25 @@ def test_the_signed_records_follow_the_model_from_round_to_round(hospitals: Hosp
     assert [record["metrics"] for record in records[:-1]] == [None, None]
     evaluated = [*(record["metrics_before"] for record in records[1:]), records[-1]["metrics"]]
     assert all(metrics["sites"] == 3 for metrics in evaluated)
+
+
+def test_the_last_model_is_the_average_over_rounds_where_the_contract_says_so(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    """Without privacy all of a study follows from its seed, whatever its name: the rounds are the same three times."""
+    found = []
+    for name, changes in (
+        ("one", {"rounds": 1}),
+        ("two", {"rounds": 2}),
+        ("both", {"rounds": 2, "weight_average": 0.5}),
+    ):
+        study = hospitals.run_study(contract(f"average-{name}", private=False, **changes))
+        assert hospitals.ended(study.study) == "finished"
+        found.append(hospitals.weights(study.study))
+    first, second, average = ({key: np.frombuffer(v, np.float32) for key, v in each.items()} for each in found)
+    for key, weights in average.items():
+        assert weights == pytest.approx((first[key] + 2 * second[key]) / 3, abs=1e-6)
+        assert not np.array_equal(weights, second[key])
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -224,9 +224,7 @@ class Asked(RuleBasedStateMachine):
         crafted=st.booleans(),
         dies=DIES,
     )
-    def try_again(
-        self, more: int, cohort: tuple[str, ...], abandoning: bool, crafted: bool, dies: int | None
-    ) -> None:
+    def try_again(self, more: int, cohort: tuple[str, ...], abandoning: bool, crafted: bool, dies: int | None) -> None:
         """Another attempt at what was asked for last; the others give up the one before, or do not."""
         if self.last is not None:
             which, number, attempt, evaluate, model = self.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,18 @@ from hypothesis.extra import numpy as hnp
 
 from consilium_shared.errors import PeerError
 from consilium_shared.models import build
-from consilium_shared.models.vector import load_vector, pack, to_vector, unpack
+from consilium_shared.models.vector import load_vector, pack, to_vector, trained, unpack, width, with_trained
 from consilium_shared.study import Study
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def mlp(name: str = "test") -> Study:
+def mlp(name: str = "test", **model: Any) -> Study:
     return Study.model_validate(
         {
             "study": name,
             "task": "tabular-classification",
-            "model": {"name": "mlp", "hidden": 3},
+            "model": {"name": "mlp", "hidden": 3, **model},
             "data": {
                 "asset": "a",
                 "label": {"column": "y", "classes": ["0", "1"]},
@@ -54,6 +55,40 @@ def test_loading_and_reading_back_keeps_every_bit(vector: np.ndarray) -> None:
     model = build(STUDY)
     load_vector(model, vector)
     assert to_vector(model).tobytes() == vector.tobytes()
+
+
+PARTS = [mlp(), mlp(trainable="head"), mlp(trainable="lora", lora_rank=2, layers=2)]
+
+
+@pytest.mark.parametrize("study", PARTS, ids=["all", "head", "lora"])
+@given(data=st.data())
+def test_the_trained_part_goes_out_of_a_model_and_back_with_every_bit_and_moves_no_other(
+    study: Study, data: st.DataObject
+) -> None:
+    model = build(study)
+    size = sum(p.numel() for p in model.parameters())
+    whole = data.draw(hnp.arrays(np.float32, size, elements=FINITE))
+    part = data.draw(hnp.arrays(np.float32, width(study), elements=FINITE))
+    assert with_trained(whole, trained(whole, study), study).tobytes() == whole.tobytes()
+    before, mixed = whole.tobytes(), with_trained(whole, part, study)
+    assert whole.tobytes() == before
+    assert trained(mixed, study).tobytes() == part.tobytes()
+    load_vector(model, mixed)
+    other = build(study)
+    load_vector(other, whole)
+    for after, kept in zip(model.parameters(), other.parameters(), strict=True):
+        assert after.requires_grad or after.detach().numpy().tobytes() == kept.detach().numpy().tobytes()
+
+
+@pytest.mark.parametrize("study", PARTS, ids=["all", "head", "lora"])
+def test_vectors_of_another_length_have_no_trained_part(study: Study) -> None:
+    size = sum(p.numel() for p in build(study).parameters())
+    whole, part = np.zeros(size, np.float32), np.zeros(width(study), np.float32)
+    with pytest.raises(ValueError, match="parameters"):
+        trained(whole[1:], study)
+    for wrong in ((whole[1:], part), (whole, part[1:]), (whole, np.append(part, part[:1]))):
+        with pytest.raises(ValueError, match="parameters"):
+            with_trained(*wrong, study)
 
 
 @settings(max_examples=200)

@@ -13,10 +13,11 @@ import torch
 
 from consilium_client.data.patients import PatientSampler
 from consilium_client.desk import make_plan
-from consilium_client.training import canaries, clipping, trainer
+from consilium_client.training import canaries, trainer
 from consilium_client.training.canaries import audit
-from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.noise import Noise
+from consilium_client.training.owners import Owners
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build
 from consilium_shared.privacy.canaries import Outcome, compare, contradiction, lower_bound
@@ -63,25 +64,25 @@ def contradicted(given: Study, **changes: Any) -> bool:
 
 
 def without_clipping(patch: pytest.MonkeyPatch) -> None:
-    def ones(gradients: list[torch.Tensor], bound: float, owners: Any = None) -> torch.Tensor:
-        return torch.ones(len(gradients[0]) if owners is None else int(owners[-1]) + 1, dtype=torch.float64)
-
-    patch.setattr(clipping, "clipping_factors", ones)
+    whole = Tape.factors
+    patch.setattr(Tape, "factors", lambda self, bound: torch.ones_like(whole(self, bound)))
 
 
 def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
-    def each(gradients: list[torch.Tensor], bound: float, owners: Any = None) -> torch.Tensor:
-        for gradient in gradients:
-            norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=1e-30)
-            gradient.mul_((bound / norms).clamp(max=1.0).view(-1, *[1] * (gradient.dim() - 1)))
-        return torch.ones(len(gradients[0]) if owners is None else int(owners[-1]) + 1, dtype=torch.float64)
+    whole = Tape.factors
 
-    patch.setattr(clipping, "clipping_factors", each)
+    def each(self: Tape, bound: float) -> torch.Tensor:
+        for entry in [*self._entries, *self._chosen]:
+            norms = entry.squares()[0].sqrt().clamp(min=1e-30)
+            entry.values.mul_((bound / norms).clamp(max=1.0)[:, None])
+        return torch.ones_like(whole(self, bound))
+
+    patch.setattr(Tape, "forms", lambda *_: True)
+    patch.setattr(Tape, "factors", each)
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    whole = PrivateOptimizer.accumulate
-    patch.setattr(PrivateOptimizer, "accumulate", lambda self, owners=None: whole(self))
+    patch.setattr(trainer, "Owners", lambda owners, device, batch: Owners(torch.arange(len(owners)), device, batch))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
@@ -190,14 +191,25 @@ def test_canaries_gradients_are_orthogonal_and_louder_than_the_bound_and_leave_o
     plan = make_plan(given, 200)
     assert isinstance(plan, PrivacyPlan)
     parameters = list(build(given).parameters())
-    for parameter in parameters:
-        parameter.grad_sample = torch.full((4, *parameter.shape), 7.0)
-    probe(given, plan, 50, [-1, 0, 49, 20]).plant(parameters, np.array([3, 0, 1, 2]))
-    rows = torch.cat([p.grad_sample.flatten(1) for p in parameters], dim=1)  # of canary 20, of nobody, of 0, of 49
+    found = recorded(parameters, torch.full((4, 1), 7.0))
+    probe(given, plan, 50, [-1, 0, 49, 20]).plant(found, parameters, np.array([3, 0, 1, 2]))
+    gradients = found.gradients()
+    rows = torch.cat([gradients[p] for p in parameters], dim=1)  # of canary 20, of nobody, of 0, of 49
     assert (rows[1] == 7.0).all()
     products = rows[[0, 2, 3]] @ rows[[0, 2, 3]].T
-    torch.testing.assert_close(products, torch.eye(3) * (canaries.LOUD * plan.clipping_norm) ** 2, rtol=1e-4, atol=1e-2)
-    assert all((p.grad_sample[0] != 0).any() for p in parameters if p.numel() >= 50)
+    torch.testing.assert_close(
+        products, torch.eye(3).double() * (canaries.LOUD * plan.clipping_norm) ** 2, rtol=1e-4, atol=1e-2
+    )
+    assert all((gradients[p][0] != 0).any() for p in parameters if p.numel() >= 50)
+
+
+def recorded(parameters: list[torch.nn.Parameter], values: torch.Tensor) -> Tape:
+    """Gradients of as many patients, each all the same number."""
+    found = Tape()
+    found.open(Owners(torch.arange(len(values)), CPU))
+    for parameter in parameters:
+        found.rows(parameter, values.repeat(1, parameter.numel()))
+    return found
 
 
 def test_a_drawn_canary_scores_one_a_step_and_what_stays_the_same_cancels() -> None:
@@ -210,11 +222,10 @@ def test_a_drawn_canary_scores_one_a_step_and_what_stays_the_same_cancels() -> N
     for number in range(2):
         run_.begin(number)
         for _ in range(3):
-            for parameter in parameters:
-                parameter.grad_sample = torch.zeros((1, *parameter.shape))
-            run_.plant(parameters, np.array([0]))
-            for parameter in parameters:
-                clipped = parameter.grad_sample[0] / canaries.LOUD
+            found = recorded(parameters, torch.zeros(1, 1))
+            run_.plant(found, parameters, np.array([0]))
+            for parameter, rows in found.gradients().items():
+                clipped = rows[0].view_as(parameter).float() / canaries.LOUD
                 parameter.grad = (clipped + 0.25 * np.sqrt(50 / size)) / given.training.expected_batch
             run_.observe(parameters)
     assert run_.sum[7] == pytest.approx(6.0, rel=1e-3)

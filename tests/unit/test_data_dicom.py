@@ -188,9 +188,7 @@ def test_another_patients_row_for_the_same_file_pushes_nobody_out(tmp_path: Path
         assert len(both) == (1 if named else 2)
 
 
-def test_more_than_fits_in_memory_is_refused_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_fits_in_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "a.dcm", "p1")
     write(tmp_path, "b.dcm", "p2")
     monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4)

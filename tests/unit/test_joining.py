@@ -85,7 +85,11 @@ def test_what_stands_in_invitations_cannot_be_moved(server: ServerHome, tmp_path
 def test_private_keys_are_readable_by_their_owner_alone(server: ServerHome, site: SiteHome) -> None:
     keys = [*server.keys.glob("*.key"), *site.keys.glob("*.key")]
     assert {file.name for file in keys} == {
-        "coordinator.key", "ca.key", "superlink.key", "identity.key", "supernode.key"
+        "coordinator.key",
+        "ca.key",
+        "superlink.key",
+        "identity.key",
+        "supernode.key",
     }
     assert all(file.stat().st_mode & 0o077 == 0 for file in keys)
 

@@ -26,9 +26,7 @@ from consilium_shared.study import Study
 from consilium_shared.summand import counts_segment, fixed_point, largest_weight, segments
 
 STUDY = Study.model_validate(CONTRACT)
-COARSE = Study.model_validate(
-    {**CONTRACT, "aggregation": {"min_sites": 2, "ring_bits": 16, "weighting": "equal"}}
-)
+COARSE = Study.model_validate({**CONTRACT, "aggregation": {"min_sites": 2, "ring_bits": 16, "weighting": "equal"}})
 PARAMETERS = masking.PIECE_BYTES // 4 * 2 + 77  # more than two pieces, and an odd end
 WEIGHT = 300
 SITES = ("hospital-a", "hospital-b", "hospital-c")

@@ -1,4 +1,4 @@
-"""The models: shapes, names, repeatable weights, and exact gradients of the recurrent layers."""
+"""The models: shapes, names, repeatable weights; recurrent layers are torch's own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import nn
 
 from consilium_shared import limits
 from consilium_shared.errors import PeerError
-from consilium_shared.models import build, shape
-from consilium_shared.models.sequences import GRU, LSTM
+from consilium_shared.models import build, sequences, shape
 from consilium_shared.models.vector import check, pack, to_vector
 from consilium_shared.study import Study
 
@@ -107,45 +106,39 @@ def test_more_layers_are_more_parameters(name: str, data: dict[str, Any]) -> Non
     assert to_vector(build(study(name, data, layers=2))).size > to_vector(build(study(name, data, layers=1))).size
 
 
-def torch_twin(layer: GRU | LSTM) -> tuple[nn.Module, torch.Tensor]:
-    """torch's own layer with the same weights, and the order of our gates in it."""
-    width, inputs = layer.state.in_features, layer.inputs.in_features
-    gates = list(range(3)) if isinstance(layer, GRU) else [0, 1, 3, 2]  # torch: i, f, g, o; ours: i, f, o, g
-    order = torch.cat([torch.arange(g * width, (g + 1) * width) for g in gates])
-    twin: nn.Module = (nn.GRU if isinstance(layer, GRU) else nn.LSTM)(inputs, width, batch_first=True).double()
+@pytest.mark.parametrize(("name", "plain"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
+def test_a_recurrent_models_weights_load_into_the_plain_layer_that_gives_the_same(
+    name: str, plain: type[nn.LSTM | nn.GRU]
+) -> None:
+    given = study(name, SERIES, hidden=7, layers=2)
+    model, (series, _) = build(given), example(given, 3)
+    prefix = "recurrent."
+    weights = {key.removeprefix(prefix): value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    twin = plain(shape.series_inputs(given), 7, 2, batch_first=True)
+    twin.load_state_dict(weights, strict=True)
+    assert type(model.recurrent) is plain
+    assert torch.equal(twin(series)[0], model.recurrent(series)[0])
+
+
+def test_every_forget_gate_of_a_fresh_lstm_has_bias_one_and_no_other_gate_has() -> None:
+    layer = build(study("lstm", SERIES, hidden=7, layers=2)).recurrent
+    assert isinstance(layer, nn.LSTM)
+    for index in range(2):
+        bias = getattr(layer, f"bias_ih_l{index}") + getattr(layer, f"bias_hh_l{index}")
+        i, f, g, o = bias.detach().chunk(4)
+        assert torch.equal(f, torch.ones(7))
+        assert torch.cat([i, g, o]).abs().max() < 2 * 7**-0.5
+
+
+def test_an_lstm_with_its_forget_gates_open_keeps_in_its_cell_what_it_saw_first() -> None:
+    """torch's order of gates is i, f, g, o: of another gate's bias, the cell would not stay."""
+    layer = nn.LSTM(2, 3)
     with torch.no_grad():
-        twin.weight_ih_l0.copy_(layer.inputs.weight[order])
-        twin.bias_ih_l0.copy_(layer.inputs.bias[order])
-        twin.weight_hh_l0.copy_(layer.state.weight[order])
-        twin.bias_hh_l0.copy_(torch.zeros(len(order)) if layer.state.bias is None else layer.state.bias[order])
-    return twin, order
-
-
-@pytest.mark.parametrize("kind", [GRU, LSTM])
-def test_recurrent_layers_equal_torchs_in_value_and_gradient(kind: type[GRU | LSTM]) -> None:
-    torch.manual_seed(0)
-    layer = kind(5, 7).double()
-    twin, order = torch_twin(layer)
-    ours = torch.randn(3, 6, 5, dtype=torch.float64, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    weight = torch.randn(3, 6, 7, dtype=torch.float64)
-    a, (b, _) = layer(ours), twin(theirs)
-    assert torch.allclose(a, b, rtol=0, atol=1e-12)
-    (a * weight).sum().backward()
-    (b * weight).sum().backward()
-    assert torch.allclose(ours.grad, theirs.grad, rtol=0, atol=1e-12)
-    for mine, other in ((layer.inputs.weight, twin.weight_ih_l0), (layer.state.weight, twin.weight_hh_l0)):
-        assert torch.allclose(mine.grad[order], other.grad, rtol=0, atol=1e-12)
-    if kind is GRU:
-        assert torch.allclose(layer.state.bias.grad[order], twin.bias_hh_l0.grad, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_two_recurrent_layers_pass_the_numerical_gradient_check(name: str) -> None:
-    given = study(name, SERIES, hidden=3, layers=2)
-    model = build(given).double()
-    inputs = tuple(t.double().requires_grad_() for t in example(given, 2))
-    assert torch.autograd.gradcheck(model, inputs)
+        for parameter in layer.parameters():
+            parameter.zero_()
+    sequences.open_forget_gates(layer)
+    _, (_, cell) = layer(torch.zeros(4, 1, 2), (torch.zeros(1, 1, 3), torch.ones(1, 1, 3)))
+    assert torch.allclose(cell, torch.sigmoid(torch.tensor(1.0)).pow(4).expand(1, 1, 3))
 
 
 def test_importing_the_package_and_its_shapes_does_not_import_torch() -> None:

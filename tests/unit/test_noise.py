@@ -17,6 +17,7 @@ from scipy import fft, stats
 from consilium_client.training import noise
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.noise import Noise
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 
 SEED = bytes(range(32))
@@ -30,6 +31,7 @@ def released(source: Noise, steps: int = STEPS, batch: int = BATCH) -> np.ndarra
     found: list[np.ndarray] = []
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), 0.1),
+        Tape(),
         clipping_norm=BOUND,
         noise_multiplier=SIGMA,
         expected_batch=batch,
@@ -135,6 +137,7 @@ def test_a_clipping_norm_or_noise_beyond_all_measure_is_refused() -> None:
         with pytest.raises(ConfigurationError):
             PrivateOptimizer(
                 torch.optim.SGD(model.parameters(), 0.1),
+                Tape(),
                 clipping_norm=bound,
                 noise_multiplier=sigma,
                 expected_batch=1,

@@ -26,7 +26,10 @@ def test_a_checkpoint_is_read_as_it_was_written_and_only_the_newest_is_kept(tmp_
     found = file.read("s" * 64)
     assert found is not None
     assert (found.round, found.model.tolist(), found.optimizer["m"].tolist(), found.record) == (
-        2, [2.0] * 3, [0.0, 1.0, 2.0], {"round": 2}
+        2,
+        [2.0] * 3,
+        [0.0, 1.0, 2.0],
+        {"round": 2},
     )
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 

@@ -114,9 +114,10 @@ class Arrived:
 class Federation:
     """Three agents that approved the study, and the coordinator's sums; ``restart`` is a new study process."""
 
-    def __init__(self, folder: Path, **aggregation: Any) -> None:
+    def __init__(self, folder: Path, model: dict[str, Any] | None = None, **aggregation: Any) -> None:
         self.coordinator = Coordinator(folder)
         contract = {**self.coordinator.study.contract, "aggregation": {"min_sites": 2, **aggregation}}
+        contract["model"] = model or contract["model"]
         self.coordinator.study = Study.model_validate(contract)
         self.model = self.coordinator.pack(self.coordinator.study)
         self.desks, policy = {}, "threat_models: [malicious-server, honest-but-curious]"
@@ -210,6 +211,18 @@ def test_a_sum_is_the_weighted_mean_and_the_next_one_needs_three_exchanges(
     np.testing.assert_allclose(summed.opened.mean, means[1], atol=1e-4)
     assert summed.opened.counted == 3
     assert together.asking.phases == ["training", "survivors", "opening"]
+
+
+def test_of_a_model_that_is_trained_in_part_the_sum_is_of_that_part(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation(model={"name": "mlp", "hidden": 5, "trainable": "lora", "lora_rank": 1})
+    means = noting(together, monkeypatch)
+    summed = together.train(1)
+    trained = (2 + 5) + (5 * 2 + 2)  # of the first layer's addition, and the head
+    assert summed.opened.mean.shape == (trained,)
+    assert summed.opened.mean.all()
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
 
 
 def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_the_same_charges(

@@ -575,9 +575,7 @@ def test_the_key_of_the_next_sum_rides_on_the_shares_of_this_one(approved: Any) 
     assert isinstance(shares, Shares) and shares.next is None
 
 
-def test_where_no_counts_leave_no_key_for_them_rides_back(
-    new_coordinator: NewCoordinator, new_site: NewSite
-) -> None:
+def test_where_no_counts_leave_no_key_for_them_rides_back(new_coordinator: NewCoordinator, new_site: NewSite) -> None:
     c = new_coordinator(policy="allow_evaluation_counts: false")
     site = new_site(c)
     site.approve()

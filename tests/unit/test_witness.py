@@ -80,7 +80,8 @@ def test_what_fits_is_entered_before_the_charge_and_countersigned(trained: Any) 
     both = ["charge", "charge", "settle", "settle"]  # the training, and the counts that ride on it
     assert trained.kinds()[before:] == ["witness", *both, "release"]
     assert trained.desk.ledger.entries[before].body.model_dump(mode="json") == {
-        "study": trained.coordinator.study.digest, **recorded.model_dump(mode="json")
+        "study": trained.coordinator.study.digest,
+        **recorded.model_dump(mode="json"),
     }
     key = trained.desk.identity.public
     messages.verify_countersignature(update.countersignature, recorded.record, key)

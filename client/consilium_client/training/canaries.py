@@ -31,11 +31,13 @@ import numpy.typing as npt
 import torch
 
 from consilium_client.data.records import Records
+from consilium_client.training import gradients
+from consilium_client.training.tape import Tape
 from consilium_client.training.trainer import train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
@@ -88,15 +90,15 @@ def audit(
         raise ConfigurationError(f"an audit takes 10 … {limits.CANARIES} canaries, got {canaries}")
     seed = secrets.token_bytes(32) if seed is None else seed
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(b"consilium canaries\0" + seed).digest(), "big"))
-    start = to_vector(build(study))
-    model, together = pack(start, study), min(canaries, max(len(start) // _PLACES, min(len(start), _FEW)))
+    size = width(study)
+    model, together = pack(to_vector(build(study)), study), min(canaries, max(size // _PLACES, min(size, _FEW)))
     coins = draw.random(canaries) < 0.5
     runs = math.ceil(canaries / together)
     rounds, steps = plan.rounds, plan.steps_per_round
     found: list[_Run] = []
     for number in range(runs):
         part = coins[number * together : (number + 1) * together]
-        records, owners = _records(study, plan, len(start), np.flatnonzero(part), draw)
+        records, owners = _records(study, plan, size, np.flatnonzero(part), draw)
         run = _Run(plan, study.training.expected_batch, together, len(part), owners)
         found.append(run)
         for done in range(rounds):
@@ -146,7 +148,7 @@ class _Run:
         """A round starts."""
         self._sign = -1.0 if number % 2 else 1.0
 
-    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
         """Give the canaries among the records their gradients."""
         owners = self._owners[records]
         rows = np.flatnonzero(owners >= 0)
@@ -154,12 +156,12 @@ class _Run:
             return
         size, offset = sum(p.numel() for p in parameters), 0
         norm = self._sign * LOUD * self._plan.clipping_norm
-        for parameter in parameters:
-            flat: torch.Tensor = parameter.grad_sample.view(len(records), -1)  # type: ignore[attr-defined]  # opacus sets it
-            flat[torch.from_numpy(rows).to(flat.device)] = 0.0
+        planted = gradients.zero_rows(parameters, len(records))
+        for parameter, flat in planted.items():
             for row, owner in zip(rows.tolist(), owners[rows].tolist(), strict=True):
                 flat[row, (owner - offset) % self._stride :: self._stride] = norm / math.sqrt(self._places(size, owner))
             offset += parameter.numel()
+        tape.replace(torch.from_numpy(rows).to(parameters[0].device), planted)
 
     def observe(self, parameters: list[torch.nn.Parameter]) -> None:
         """Add a step's noisy sum, along each canary's direction, to its scores."""

@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
+import torch.utils.deterministic
 
 from consilium_shared.errors import ConfigurationError
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -40,12 +44,26 @@ def exact_arithmetic() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic  # whose settings torch does not type
+    filled = memory.fill_uninitialized_memory
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = False, False, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filled
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def in_precision(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], precision: Precision) -> torch.Tensor:
+    """The model's logits; in bfloat16 where that loses little (``torch.autocast``), the logits in float32 again."""
+    if precision == "float32":
+        logits: torch.Tensor = model(*inputs)
+        return logits
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+        logits = model(*inputs)
+    return logits.float()

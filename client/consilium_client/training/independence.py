@@ -7,13 +7,13 @@ per-sample gradient, and no sample's gradient depends on who else is in its batc
 from __future__ import annotations
 
 import copy
-import warnings
 
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 
+from consilium_client.training import gradients
 from consilium_client.training.loss import Loss
+from consilium_client.training.owners import Owners
 from consilium_shared.errors import ConfigurationError
 
 _SAMPLES = 3
@@ -42,12 +42,6 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
     Raises:
         ConfigurationError: a layer without a known per-sample gradient, a buffer, or a dependence between samples.
     """
-    for name, module in model.named_modules():
-        if list(module.buffers(recurse=False)):
-            raise ConfigurationError(f"layer {name} keeps statistics over samples; it cannot be trained with privacy")
-        trainable = any(p.requires_grad for p in module.parameters(recurse=False))
-        if trainable and type(module) not in GradSampleModule.GRAD_SAMPLERS:
-            raise ConfigurationError(f"layer {name} ({type(module).__name__}) has no known per-sample gradient")
     generator = torch.Generator().manual_seed(0)
     samples = [torch.rand((_SAMPLES, *shape), generator=generator, dtype=torch.float64) for shape in shapes]
     labels = torch.arange(_SAMPLES) % classes
@@ -60,21 +54,25 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
 
 def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
-    private = per_sample(copy.deepcopy(model).cpu().double())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        loss(private(*samples), labels).sum().backward()  # type: ignore[no-untyped-call]
-    return torch.cat([p.grad_sample.flatten(1) for p in private.parameters()], dim=1)
+    tested = copy.deepcopy(model).cpu().double()
+    private = gradients.of(tested, "book-keeping")
+    private.tape.open(Owners(torch.arange(_SAMPLES), torch.device("cpu")))
+    try:
+        private.backward(loss(private(*samples), labels))
+    except RuntimeError as error:
+        raise ConfigurationError(f"the model cannot be differentiated sample by sample: {error}") from error
+    if any(parameter.grad is not None for parameter in tested.parameters()):
+        raise ConfigurationError("a parameter is used outside of its layer; no clipping would bound its gradient")
+    found = private.tape.gradients()
+    trained = [p for p in tested.parameters() if p.requires_grad]
+    return torch.cat([found[p] if p in found else p.new_zeros((_SAMPLES, p.numel())) for p in trained], dim=1)
 
 
 def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
-    """Gradient ``[d]`` of one sample alone, by plain differentiation."""
+    """Gradient ``[t]`` of one sample alone, by plain differentiation."""
     plain = copy.deepcopy(model).cpu().double()
-    gradients = torch.autograd.grad(loss(plain(*sample), label).sum(), list(plain.parameters()))
-    return torch.cat([g.flatten() for g in gradients])
-
-
-def per_sample(model: nn.Module) -> GradSampleModule:
-    """The model in training mode, leaving ``grad_sample`` ``[B, ...]`` at every parameter after a backward pass over
-    summed losses."""
-    return GradSampleModule(model.train(), loss_reduction="sum", strict=True)
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss(plain(*sample), label).sum(), trained, allow_unused=True)
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(trained, found, strict=True)]
+    )

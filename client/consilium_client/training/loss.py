@@ -1,7 +1,9 @@
 """The loss of each record on its own. Nothing here ever averages over a batch.
 
-A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient,
-and then clipping bounds nothing.
+A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient, and
+then clipping bounds nothing. Of Cox's partial likelihood there is no form that does not: each patient's term has the
+risk scores of all who are at risk with it. ``independence.check`` refuses it; a discrete-time hazard is a cross entropy
+of each patient's own intervals (Gensheimer & Narasimhan 2019), ``masked_cross_entropy`` here.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,3 +29,39 @@ def per_record(study: Study, device: torch.device) -> Loss:
         return losses if constants is None else losses * constants[classes].to(losses.dtype)
 
     return loss
+
+
+def masked_cross_entropy(logits: torch.Tensor, classes: torch.Tensor, masked: int = -100) -> torch.Tensor:
+    """Cross entropy of each sample, the mean over its own places that are not masked: ``[B]``; 0 where all are.
+
+    Args:
+        logits: ``[B, C, …]``.
+        classes: int64 ``[B, …]``, ``masked`` at places that do not count.
+    """
+    losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none", ignore_index=masked).flatten(1)
+    return losses.sum(1) / (classes != masked).flatten(1).sum(1).clamp(min=1)
+
+
+def dice(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """1 − the soft Dice coefficient of each sample (Milletari et al. 2016), the mean over classes: ``[B]``.
+
+    Args:
+        logits: ``[B, C, …]``.
+        classes: int64 ``[B, …]``.
+    """
+    found = torch.softmax(logits, dim=1).flatten(2)
+    true = torch.nn.functional.one_hot(classes.flatten(1), logits.shape[1]).transpose(1, 2).to(found.dtype)
+    overlap, sizes = (found * true).sum(2), found.sum(2) + true.sum(2)
+    return 1.0 - ((2.0 * overlap + 1.0) / (sizes + 1.0)).mean(1)
+
+
+def per_sample_sum(losses: torch.Tensor, batch: int) -> torch.Tensor:
+    """What to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
+
+    Raises:
+        ConfigurationError: not one for each of the batch's samples; then some were mixed already.
+    """
+    if losses.dim() == 0 or len(losses) != batch:
+        found = "one number" if losses.dim() == 0 else f"{len(losses)} numbers"
+        raise ConfigurationError(f'the loss is {found} for {batch} samples; give one for each (reduction="none")')
+    return losses.flatten(1).mean(1).sum() if losses.dim() > 1 else losses.sum()

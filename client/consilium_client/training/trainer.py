@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,28 +17,30 @@ import torch
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
-from consilium_client.training import augmentation
+from consilium_client.training import augmentation, gradients
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic
-from consilium_client.training.independence import check_once, per_sample
+from consilium_client.training.device import exact_arithmetic, in_precision
+from consilium_client.training.gradients import Gradients, Way
+from consilium_client.training.independence import check_once
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
+from consilium_client.training.owners import Owners
 from consilium_client.training.rows import ROWS, filled, one_thread
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import load_vector, to_vector, unpack
+from consilium_shared.models.vector import load_vector, to_vector, trained, unpack
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
-PER_SAMPLE_NUMBERS = 2**27
-"""Most numbers that the per-sample gradients of one physical batch may have: 512 MiB of float32."""
-
-INPUT_NUMBERS = 2**20
-"""Most input numbers of one physical batch: 64 images of 128 × 128; activations are some ten to fifty times that."""
+INPUT_NUMBERS = 2**21
+"""Most input numbers of one physical batch: 32 images of 256 × 256; activations are some ten to fifty times that."""
 
 PHYSICAL_BATCH = 512
 """Most samples of one physical batch; beyond, nothing gets faster."""
+
+log = logging.getLogger("consilium.agent")
 
 Progress = Callable[[int, int], None]
 
@@ -45,8 +48,8 @@ Progress = Callable[[int, int], None]
 class Probe(Protocol):
     """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
 
-    def plant(self, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
-        """Change rows of ``grad_sample`` before they are clipped; ``records`` int64 ``[B]`` says whose they are."""
+    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+        """Choose gradients on the tape before they are clipped; ``records`` int64 ``[B]`` says whose its rows are."""
 
     def observe(self, parameters: list[torch.nn.Parameter]) -> None:
         """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
@@ -57,7 +60,7 @@ class TrainResult:
     """What a round gave.
 
     Attributes:
-        update: float32 ``[d]``, local minus global weights.
+        update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
     """
@@ -80,6 +83,7 @@ def train(
     attempt: int = 1,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
+    way: Way = "book-keeping",
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
@@ -103,6 +107,7 @@ def train(
         attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
+        way: how per-sample gradients are found; the event is the same.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -127,19 +132,15 @@ def train(
     sampler = _sampler(study, records, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
-    with exact_arithmetic(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        stepper = _stepper(model, study, private, loss, Noise(secret), probe)
+    with exact_arithmetic():
+        stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
-            if private is None:
-                stepper(batch.pieces(physical_batch(model, records)))
-            else:
-                stepper(batch.fixed_pieces(private_rows(model, records)))
+            stepper(batch)
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
-    update = to_vector(model) - start
+    update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
     return TrainResult(update=update, steps=done, patients=records.patient_count)
@@ -163,22 +164,23 @@ def check_independence(study: Study) -> None:
     check_once(study.digest, build(study), loss, shape.classes(study), shapes)
 
 
-def physical_batch(model: torch.nn.Module, records: Records) -> int:
+def physical_batch(records: Records) -> int:
     """Records that are computed at a time; a step of more is made of several, with the same result.
 
-    A patient with more records than that is computed at once all the same: its gradients take so much more memory.
+    A patient with more records than that is computed at once all the same, and takes so much more memory.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    inputs = int(np.prod(records.inputs.shape[1:]))
-    return max(1, min(PHYSICAL_BATCH, PER_SAMPLE_NUMBERS // parameters, INPUT_NUMBERS // inputs))
+    return max(1, min(PHYSICAL_BATCH, INPUT_NUMBERS // int(np.prod(records.inputs.shape[1:]))))
 
 
-def private_rows(model: torch.nn.Module, records: Records) -> int:
+def private_rows(study: Study, records: Records) -> int:
     """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
-    Anything between would let kernels tell one row from another (``rows``).
+    Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small
+    piece on waiting from step to step, so of a large batch they take twice as many.
     """
-    return ROWS if physical_batch(model, records) >= ROWS else 1
+    if study.data.series is not None and study.training.expected_batch >= 4 * ROWS:
+        return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
+    return ROWS if physical_batch(records) >= ROWS else 1
 
 
 def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | None) -> bytes:
@@ -203,8 +205,8 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each record is (``PrivateOptimizer.accumulate``), and
-    which it is of all. Inputs and classes may have rows of filling below those of the records."""
+    """A physical batch: the model's inputs, the classes, whose each row is (``tape.Owners``), and which record of all
+    it shows. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -213,7 +215,13 @@ class Piece(NamedTuple):
 
 
 class _Batch:
-    """The records of one step, on the device, a physical batch at a time."""
+    """The records of one step, on the device, a physical batch at a time.
+
+    With ``training.augment_multiplicity`` K a record is K rows of its patient, each augmented by its own draw (De et
+    al. 2022, section 3.2). The accountant's event stays what it was: a patient's gradient is the mean over all its
+    rows, and that one vector is clipped. So the patient still moves a step's sum by at most the clipping norm, however
+    many rows it has; who is drawn, and the noise, do not depend on K.
+    """
 
     def __init__(
         self,
@@ -223,22 +231,24 @@ class _Batch:
         device: torch.device,
         generator: np.random.Generator,
     ) -> None:
-        self._inputs = torch.from_numpy(records.inputs[draw.records])
+        copies = study.training.augment_multiplicity
+        drawn, owners = draw.records.repeat(copies), draw.owners.repeat(copies)
+        self._inputs = torch.from_numpy(records.inputs[drawn])
         self._augmentation = generator if study.training.augment == "light" else None
-        self._statics = None if records.statics is None else torch.from_numpy(records.statics[draw.records])
-        self._labels = torch.from_numpy(records.labels[draw.records])
-        self._owners, self._records = draw.owners, draw.records
+        self._statics = None if records.statics is None else torch.from_numpy(records.statics[drawn])
+        self._labels = torch.from_numpy(records.labels[drawn])
+        self._owners, self._records = owners, drawn
         self._device = device
 
-    def pieces(self, size: int) -> list[Piece]:
+    def pieces(self, size: int) -> Iterator[Piece]:
         """At most ``size`` records in each, but every patient whole: a piece has at least one patient."""
-        return [self._piece(start, end, end - start) for start, end in self._cuts(size)]
+        return (self._piece(start, end, end - start) for start, end in self._cuts(size))
 
-    def fixed_pieces(self, size: int) -> list[Piece]:
+    def fixed_pieces(self, size: int) -> Iterator[Piece]:
         """``pieces``, each filled up to ``size`` rows, a power of two. A patient with more records has a piece of its
         own, of the next power of two: so nothing about a piece's shape comes from other patients."""
         cuts = self._cuts(size)
-        return [self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts]
+        return (self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts)
 
     def _cuts(self, size: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
@@ -261,19 +271,26 @@ class _Batch:
         return Piece(
             tuple(each.to(self._device) for each in inputs),
             filled(self._labels[part], rows).to(self._device),
-            torch.from_numpy(self._owners[part] - self._owners[start]).to(self._device),
+            torch.from_numpy(self._owners[part] - self._owners[start]),
             self._records[part],
         )
 
 
-Stepper = Callable[[list[Piece]], None]
+Stepper = Callable[[_Batch], None]
 
 
 def _stepper(
-    model: torch.nn.Module, study: Study, plan: PrivacyPlan | None, loss: Loss, noise: Noise, probe: Probe | None
+    model: torch.nn.Module,
+    study: Study,
+    records: Records,
+    plan: PrivacyPlan | None,
+    loss: Loss,
+    noise: Noise,
+    probe: Probe | None,
+    way: Way,
 ) -> Stepper:
-    """The function that runs one step on its pieces."""
-    spec, parameters = study.training.optimizer, list(model.parameters())
+    """The function that runs one step on its batch."""
+    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -292,61 +309,83 @@ def _stepper(
 
     batch = study.training.expected_batch
     if plan is None:
-        return lambda pieces: _plain_step(model, optimizer, loss, pieces, batch, after)
+        rows = physical_batch(records)
+        plain = partial(in_precision, model, precision=study.training.precision)
+        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+    found = gradients.of(model, way, study.training.precision)
     private = PrivateOptimizer(
         optimizer,
+        found.tape,
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
         after=after,
     )
-    wrapped = per_sample(model)
-    plant = None if probe is None else lambda records: probe.plant(parameters, records)
-    return lambda pieces: private_step(wrapped, private, loss, pieces, plant)
+    plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
+    sizes = [private_rows(study, records)]
+
+    def step(drawn: _Batch) -> None:
+        private.begin()
+        try:
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+        except torch.OutOfMemoryError:
+            if sizes[0] == 1:
+                raise
+            log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
+            sizes[0] = 1
+            again = True
+        else:
+            again = False
+        if again:  # out of the handler, which holds on to what took the memory
+            private.forget()
+            torch.cuda.empty_cache()
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+        private.finish()  # never twice: what has noise on it was released
+
+    return step
 
 
-def private_step(
-    model: torch.nn.Module,
+def accumulate(
+    model: Gradients,
     optimizer: PrivateOptimizer,
     loss: Loss,
-    pieces: list[Piece],
+    pieces: Iterable[Piece],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> None:
-    """One private step, on no records too: then it is noise alone. ``plant`` as ``Probe.plant``.
+    """Add the clipped gradients of a step's pieces to its sum.
 
     Args:
         pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+        plant: as ``Probe.plant``.
     """
     for piece in pieces:
+        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels)))
         with one_thread():
-            loss(model(*piece.inputs), piece.labels).sum().backward()  # type: ignore[no-untyped-call]
-        for parameter in optimizer.params:
-            parameter.grad_sample = parameter.grad_sample[: len(piece.owners)]
+            model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
             plant(piece.records)
-        optimizer.accumulate(piece.owners)
-    optimizer.finish()
+        optimizer.accumulate()
 
 
 def _plain_step(
-    model: torch.nn.Module,
+    model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Loss,
-    pieces: list[Piece],
+    pieces: Iterable[Piece],
     expected_batch: int,
     after: Callable[[], None],
 ) -> None:
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
     for inputs, labels, owners, _ in pieces:
-        weights = 1.0 / torch.bincount(owners)[owners]
-        losses = loss(model(*inputs), labels)
+        weights = (1.0 / torch.bincount(owners)[owners]).to(labels.device)
+        losses = loss(model(inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN
-            losses, weights = loss(model(*(t[finite] for t in inputs)), labels[finite]), weights[finite]
+            losses, weights = loss(model(tuple(t[finite] for t in inputs)), labels[finite]), weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
-    for parameter in model.parameters():
+    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     after()

@@ -18,18 +18,25 @@ __all__ = ["build"]
 def build(study: Study) -> nn.Module:
     """The study's model with its initial weights, float32 on the CPU.
 
-    The weights depend on ``study.model.seed`` alone; torch's global generator is left as it was found. The model is
-    called with inputs of shape ``[B, ...]`` (and statics ``[B, K]`` where the study has them) and returns logits
-    ``[B, C]``, C the number of classes.
+    The weights depend on ``study.model.seed`` alone; torch's global generator is left as it was found. What the study
+    does not train has ``requires_grad`` False. A study that starts from a file's weights has them put in afterwards
+    (``start``). The model is called with inputs of shape ``[B, ...]`` (and statics ``[B, K]`` where the study has
+    them) and returns logits ``[B, C]``, C the number of classes.
     """
     import torch
 
+    from consilium_shared.models.adaptation import adapt
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.model.seed)
-        return _construct(study)
+        model = _construct(study)
+        adapt(model, study.model)
+        return model
 
 
 def _construct(study: Study) -> nn.Module:
+    from torch import nn
+
     from consilium_shared.models import images, sequences, shape, tables
 
     spec, classes = study.model, shape.classes(study)
@@ -39,7 +46,7 @@ def _construct(study: Study) -> nn.Module:
         case "resnet18-gn":
             return images.ResNet18(classes, small_images=shape.image_size(study) < images.LARGE_IMAGE)
         case "lstm" | "gru":
-            layer = sequences.LSTM if spec.name == "lstm" else sequences.GRU
+            layer = nn.LSTM if spec.name == "lstm" else nn.GRU
             return sequences.SequenceClassifier(
                 layer, shape.series_inputs(study), shape.statics_width(study), classes, spec.hidden, spec.layers
             )

@@ -1,7 +1,13 @@
-"""A model as one flat vector (for arithmetic) and as safetensors bytes (for the wire and for disk)."""
+"""A model as flat vectors (for arithmetic) and as safetensors bytes (for the wire and for disk).
+
+Two vectors are told apart. The whole model, ``[d]``: what goes down to the sites, and into files. Its trained part,
+``[t]``: the parameters that the study trains, in the same order; updates, and so all that is masked, summed and sent
+up, the noise and the server optimizer's state have these coordinates alone. t is d where the study trains everything.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -14,6 +20,7 @@ import torch
 from torch import nn
 
 from consilium_shared import limits
+from consilium_shared.canonical import canonical_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.models import build
 from consilium_shared.study import Study
@@ -41,6 +48,47 @@ def load_vector(model: nn.Module, vector: npt.NDArray[np.floating[Any]]) -> None
             part = np.asarray(vector[start : start + parameter.numel()], dtype=np.float32)
             parameter.copy_(torch.from_numpy(part.copy()).view_as(parameter))
             start += parameter.numel()
+
+
+def trained(vector: Vector, study: Study) -> Vector:
+    """The trained part ``[t]`` of a whole model ``[d]``; the vector itself where the study trains everything.
+
+    Raises:
+        ValueError: ``vector`` does not fit the study's model.
+    """
+    places, size = _places(study)
+    if vector.shape != (size,):
+        raise ValueError(f"the study's model has {size} parameters, the vector {vector.shape}")
+    return vector if places == [slice(0, size)] else np.concatenate([vector[place] for place in places])
+
+
+def with_trained(vector: Vector, part: Vector, study: Study) -> Vector:
+    """A whole model ``[d]`` with the trained part ``[t]`` put in, the rest as in ``vector``, bit for bit.
+
+    Raises:
+        ValueError: one of them does not fit the study's model.
+    """
+    places, size = _places(study)
+    if vector.shape != (size,) or part.shape != (sum(place.stop - place.start for place in places),):
+        raise ValueError(f"the study's model has {size} parameters, the vectors {vector.shape} and {part.shape}")
+    if places == [slice(0, size)]:
+        return part
+    found, start = vector.copy(), 0
+    for place in places:
+        end = start + place.stop - place.start
+        found[place], start = part[start:end], end
+    return found
+
+
+def fingerprint(vector: Vector, study: Study) -> str:
+    """SHA-256 of a whole model ``[d]`` by itself, whatever study it is in: ``study.model.start`` names it.
+
+    Of the canonical JSON list of ``[name, [shape]]``, then of the numbers in that order as little-endian float32.
+    """
+    shapes = [[name, list(p.shape)] for name, p in _shapes_alone(study).named_parameters()]
+    found = hashlib.sha256(canonical_bytes(shapes))
+    found.update(np.ascontiguousarray(vector, dtype="<f4").data)
+    return found.hexdigest()
 
 
 def pack(vector: Vector, study: Study) -> bytes:
@@ -93,21 +141,44 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
 
 
 def width(study: Study) -> int:
-    """d, the number of parameters of the study's model."""
-    return sum(p.numel() for p in _shapes_alone(study).parameters())
+    """t, the numbers of an update: the parameters of the study's model that it trains."""
+    return sum(p.numel() for p in _shapes_alone(study).parameters() if p.requires_grad)
 
 
-def check(data: bytes, study: Study) -> None:
-    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges, within ``limits.PARAMETERS``."""
-    if width(study) > limits.PARAMETERS:
+def check(data: bytes, study: Study, *, first: bool = False) -> None:
+    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges, within ``limits.PARAMETERS``.
+
+    Args:
+        first: it is the model before round 1, so the very one that the study starts from where the contract names it.
+    """
+    model = _shapes_alone(study)
+    if sum(p.numel() for p in model.parameters()) > limits.PARAMETERS:
         raise PeerError(f"the study's model has more than {limits.PARAMETERS} parameters")
-    unpack(data, _shapes_alone(study), study)
+    vector, start = unpack(data, model, study), study.model.start
+    if first and start is not None and fingerprint(vector, study) != start.sha256:
+        raise PeerError("the model is not the one that the contract says the study starts from")
 
 
 def _shapes_alone(study: Study) -> nn.Module:
     """The study's model without memory for its weights."""
     with torch.device("meta"):
         return build(study)
+
+
+def _places(study: Study) -> tuple[list[slice], int]:
+    """Where the trained parameters stand in the whole model, neighbours as one; and d."""
+    found: list[slice] = []
+    start = 0
+    for parameter in _shapes_alone(study).parameters():
+        end = start + parameter.numel()
+        if parameter.requires_grad:
+            found = (
+                [*found[:-1], slice(found[-1].start, end)]
+                if found and found[-1].stop == start
+                else [*found, slice(start, end)]
+            )
+        start = end
+    return found, start
 
 
 def _metadata(data: bytes) -> Any:

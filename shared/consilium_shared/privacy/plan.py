@@ -30,8 +30,9 @@ class PrivacyPlan:
 
     **Mechanisms.** Training (Abadi et al. 2016, algorithm 1, the patient in place of the example): in each step every
     patient is drawn with probability ``sampling_rate``, independently; the mean gradient of at most
-    ``records_per_patient`` of its records is scaled to L2 norm at most ``clipping_norm``; the sum gets noise. A step
-    that draws nobody is noise alone. The number of patients and the counts: one Gaussian release each.
+    ``records_per_patient`` of its records, each perhaps in several augmented copies, is scaled to L2 norm at most
+    ``clipping_norm``; the sum gets noise. A step that draws nobody is noise alone. The number of patients and the
+    counts: one Gaussian release each.
 
     **Public.** Every field of this plan. ``sampling_rate`` follows from the study and ``patients``, the noised number.
     Hidden is whether any one patient is among them, and everything in that patient's records.

@@ -1,0 +1,189 @@
+"""What a layer's weights leave on a tape: their squared norms by patient, and their part of the clipped sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consilium_client.training.owners import Owners
+
+SEGMENT = 16
+_ULP = 2.0**-52
+
+_COLUMNS = {"cpu": 2**10, "cuda": 2**20}
+"""Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
+
+_BLOCK = 2**19
+"""Numbers of a product computed at a time."""
+
+
+@dataclass
+class Rows:
+    """Gradients of patients ``[P, n]``: of one parameter, or of several that are columns of ``[p, d]``."""
+
+    weights: tuple[Tensor, ...]
+    values: Tensor
+    outputs: int = 1
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
+        found = row_squares(self.values)
+        return found, found
+
+    def clear(self, patients: Tensor) -> None:
+        """Leave nothing of these patients: int64 ``[k]``."""
+        self.values[patients] = 0.0
+
+    def drop(self, patients: Tensor) -> None:
+        """Leave nothing of those that are True: bool ``[P]``."""
+        self.values.masked_fill_(patients[:, None], 0.0)
+
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_up``."""
+        if len(self.weights) == 1:
+            return _add_rows(totals[self.weights[0]], self.values, factors)
+        total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
+        _add_rows(total, self.values, factors)
+        _add_columns(totals, self.weights, total.view(self.outputs, -1))
+
+    def formed(self) -> list[Tensor]:
+        """The patients' gradients at each weight: ``[P, numel]``."""
+        return _cut(self.weights, self.values.view(len(self.values), self.outputs, -1))
+
+
+@dataclass
+class Product:
+    """Inputs ``[n, T, d]`` and deltas ``[n, T, p]`` of n rows."""
+
+    weights: tuple[Tensor, ...]
+    inputs: Tensor
+    deltas: Tensor
+    owners: Owners
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
+        inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
+        steps, patients = inputs.shape[1], self.owners.patients
+        reach = (inputs.square().sum(2) * deltas.square().sum(2)).sqrt().sum(1).square()[:patients]
+        if steps == 1:
+            return reach, reach
+        together = torch.bmm(inputs, inputs.transpose(1, 2)).mul_(torch.bmm(deltas, deltas.transpose(1, 2)))
+        error = (2 * steps + inputs.shape[2] + deltas.shape[2]) * _ULP
+        return together.sum(2).sum(1)[:patients].clamp_(min=0.0) + error * reach, reach
+
+    def clear(self, patients: Tensor) -> None:
+        """Leave nothing of these patients: int64 ``[k]``."""
+        chosen = torch.zeros(self.owners.patients, dtype=torch.bool, device=patients.device)
+        chosen[patients] = True
+        self.drop(chosen)
+
+    def drop(self, patients: Tensor) -> None:
+        """Leave nothing of those that are True: bool ``[P]``."""
+        self._keep(self.owners.each(~patients, len(self.inputs)))
+
+    def _keep(self, rows: Tensor) -> None:
+        shape = (-1, 1, 1)
+        nothing = self.inputs.new_zeros(())
+        self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
+        self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
+
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_up``."""
+        deltas = (self.deltas.double() * self.owners.each(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
+        inputs = self.inputs.double().flatten(0, 1)
+        if len(self.weights) > 1:
+            return _add_columns(totals, self.weights, deltas.t() @ inputs)
+        total = totals[self.weights[0]].view(deltas.shape[1], -1)
+        size = max(1, _BLOCK // inputs.shape[1])
+        for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
+            total[start : start + size].add_(deltas[:, start : start + size].t() @ inputs)
+
+    def formed(self) -> list[Tensor]:
+        """The patients' gradients at each weight: ``[P, numel]``."""
+        rows = torch.bmm(self.deltas.double().transpose(1, 2), self.inputs.double())
+        if self.owners.grouped:
+            rows = rows.new_zeros((self.owners.patients, *rows.shape[1:])).index_add_(0, self.owners.of, rows)
+        return _cut(self.weights, rows[: self.owners.patients])
+
+
+@dataclass
+class Scattered:
+    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``."""
+
+    weights: tuple[Tensor]
+    values: Tensor
+    owners: Tensor
+    at: Tensor
+    patients: int
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
+        found = torch.zeros(self.patients, dtype=torch.float64, device=self.values.device)
+        found.index_add_(0, self.owners, row_squares(self.values))
+        return found, found
+
+    def clear(self, patients: Tensor) -> None:
+        """Leave nothing of these patients: int64 ``[k]``."""
+        self.values[torch.isin(self.owners, patients)] = 0.0
+
+    def drop(self, patients: Tensor) -> None:
+        """Leave nothing of those that are True: bool ``[P]``."""
+        self.values.masked_fill_(patients[self.owners, None], 0.0)
+
+    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_up``."""
+        (weight,) = self.weights
+        total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+        total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
+        totals[weight].add_(total.flatten())
+
+    def formed(self) -> list[Tensor]:
+        """The patients' gradients at each weight: ``[P, numel]``."""
+        (weight,) = self.weights
+        found = self.values.new_zeros((self.patients, *weight.shape))
+        found[self.owners, self.at] = self.values
+        return [found.flatten(1)]
+
+
+Entry = Rows | Product | Scattered
+
+
+def row_squares(rows: Tensor) -> Tensor:
+    """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
+    if rows.device.type != "cpu":
+        return _wide_squares(rows)
+    whole = rows.shape[1] // SEGMENT * SEGMENT
+    segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, SEGMENT), dim=2)
+    segments = segments.double()
+    found: Tensor = torch.linalg.vecdot(segments, segments)
+    rest = rows[:, whole:].double()
+    found += torch.linalg.vecdot(rest, rest)
+    finite = torch.isfinite(found)
+    return found if finite.all() else torch.where(finite, found, _wide_squares(rows))  # where float32 had no room
+
+
+def _wide_squares(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
+    """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
+    width = _COLUMNS[rows.device.type]
+    for start in range(0, rows.shape[1], width):
+        total[start : start + width].add_(torch.mv(rows[:, start : start + width].double().t(), factors))
+
+
+def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:
+    """Add the columns of ``[p, d]`` by weight."""
+    widths = [weight.numel() // total.shape[0] for weight in weights]
+    for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
+        totals[weight].view(part.shape).add_(part)
+
+
+def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:
+    """The columns of ``[P, p, d]`` by weight, each ``[P, numel]``."""
+    widths = [weight.numel() // formed.shape[1] for weight in weights]
+    return [part.flatten(1) for part in torch.split(formed, widths, dim=2)]

@@ -1,0 +1,67 @@
+"""Whose each row of a physical batch is, and what a patient's rows come to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consilium_client.training.rows import filled
+
+
+class Owners:
+    """Whose each row of a physical batch is."""
+
+    def __init__(self, owners: Tensor, device: torch.device, batch: int | None = None) -> None:
+        """``owners``: int64 ``[n]`` on the CPU: 0, 1, … without gaps, in order; the first n rows' patients. What is
+        below, of ``batch`` rows in all, is filling and counts for nothing. A patient's gradient is the mean of its
+        rows'."""
+        self.rows = len(owners)
+        self.batch = self.rows if batch is None else batch
+        numbers = torch.bincount(owners)
+        self.patients = len(numbers)
+        self.grouped = self.patients != self.rows
+        self.most = int(numbers.max()) if self.grouped else 1
+        """Most rows of one patient."""
+        starts = torch.cumsum(numbers, 0) - numbers
+        slots = owners * self.most + torch.arange(len(owners)) - starts[owners]
+        self.of = owners.to(device)
+        self._weights, self._slots = (1.0 / numbers.double())[owners].to(device), slots.to(device)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Rows ``[B, n]`` as patients ``[P, n]``."""
+        rows = rows[: self.rows].to(wide(rows))
+        if not self.grouped:
+            return rows
+        sums = rows.new_zeros((self.patients, rows.shape[1]))
+        return sums.index_add_(0, self.of, rows * self._weights[:, None].to(rows.dtype))
+
+    def kept(self, rows: Tensor) -> Tensor:
+        """Rows ``[B, T, …]`` without filling: of grouped rows those that are left, ``[n, T, …]``; else with zeros in
+        its place, ``[B, T, …]``, so that shapes do not depend on how many there are."""
+        if self.grouped:
+            return rows[: self.rows]
+        return rows if len(rows) == self.rows else filled(rows[: self.rows], len(rows))
+
+    def weighted(self, deltas: Tensor) -> Tensor:
+        """``kept`` deltas ``[B, T, p]`` such that a patient's gradient is the sum over its rows."""
+        deltas = self.kept(deltas)
+        return deltas.double() * self._weights[:, None, None] if self.grouped else deltas
+
+    def beside(self, rows: Tensor) -> Tensor:
+        """Rows ``[n, T, …]`` of a patient as further applications of the same weight: ``[P, R·T, …]``."""
+        if not self.grouped:
+            return rows
+        slots = rows.new_zeros((self.patients * self.most, *rows.shape[1:]))
+        slots[self._slots] = rows
+        return slots.view(self.patients, self.most * rows.shape[1], rows.shape[2])
+
+    def each(self, patients: Tensor, rows: int) -> Tensor:
+        """Numbers of patients ``[P]`` as of the ``rows`` that were ``kept``; 0 for filling."""
+        if self.grouped:
+            return patients[self.of]
+        return patients if rows == self.rows else filled(patients, rows)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Never less than float32."""
+    return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
