@@ -5,11 +5,13 @@
 
 Sites and server are computed in one process (``one_process.py``), on one thread. The two ways (``gradients.Way``) of
 one seed have the same initial weights, draw the same patients, add the same noise and share clipping, lattice and
-server: only where per-sample gradients come from differs. They run in turns, the first changing with the seed. Timed
-are all rounds: the sites' training and the server's mean, without reading data, calibrating noise and testing the
-model. Beside wall time stands the processor's, which other work on the machine moves less. ε is the plans' cost, the
-largest of any site, with all that the study asks for: training, the number of patients, evaluations; AUROC is that of
-the last model on all held-back patients, without noise. ``--quick``: one seed. The figures kept: ``RESULTS.md``.
+server. Only where per-sample gradients come from differs, so the final weights differ by what rounding grew to; beside
+that stands what it grows to between our own run and ours from weights that are one rounding away. The ways run in
+turns, the first changing with the seed. Timed are all rounds: the sites' training and the server's mean, without
+reading data, calibrating noise and testing the model. Beside wall time stands the processor's, which other work on the
+machine moves less. ε is the plans' cost, the largest of any site, with all that the study asks for: training, the
+number of patients, evaluations; AUROC is that of the last model on all held-back patients, without noise. ``--quick``:
+one seed. The figures kept: ``RESULTS.md``.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import torch
 from consilium_client.training.gradients import Way
 from consilium_deploy.real_data import POOLED
 from consilium_shared.models import build
-from consilium_shared.models.vector import unpack
+from consilium_shared.models.vector import Vector, to_vector, unpack
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dp_accuracy import SETS, changed
@@ -65,7 +67,8 @@ class Row:
     Attributes:
         epsilon: largest cost of any site's plan, at ``delta``.
         difference: of the two final models of one seed, the largest of any weight; one for each seed.
-        largest: magnitude of the largest weight, for comparison; one for each seed.
+        rounding: of our final model and ours from weights that are one rounding away; one for each seed.
+        largest: magnitude of the largest weight; one for each seed.
     """
 
     study: str
@@ -74,6 +77,7 @@ class Row:
     delta: float = 0.0
     runs: dict[Way, Runs] = field(default_factory=lambda: {way: Runs() for way in WAYS})
     difference: list[float] = field(default_factory=list)
+    rounding: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
 
 
@@ -108,15 +112,27 @@ def measure(name: str, seeds: int, source: Path, folder: Path) -> Row:
             row.runs[way].processor_s.append(time.process_time() - processor)
             row.runs[way].auroc.append(values(study, model, {POOLED: data[POOLED]}, "auroc")[POOLED])
             vectors[way] = unpack(model, build(study), study)
-        ours, reference = (vectors[way].astype(np.float64) for way in WAYS)
-        row.difference.append(float(np.abs(ours - reference).max()))
+        ours, reference = (vectors[way] for way in WAYS)
+        beside = federated(study, sites, planned, seed, start=one_rounding_away(to_vector(build(study)), seed))
+        row.difference.append(_distance(ours, reference))
+        row.rounding.append(_distance(ours, unpack(beside, build(study), study)))
         row.largest.append(float(np.abs(reference).max()))
     return row
 
 
+def one_rounding_away(weights: Vector, seed: int) -> Vector:
+    """Every weight's neighbour among the float32, above or below by chance: what any other order of sums may give."""
+    above = np.random.default_rng(seed).random(len(weights)) < 0.5
+    return np.nextafter(weights, np.where(above, np.inf, -np.inf).astype(np.float32))
+
+
+def _distance(one: Vector, other: Vector) -> float:
+    return float(np.abs(one.astype(np.float64) - other).max())
+
+
 HEADS = (
     "study", "model", "ε (δ)", "AUROC, ours", "AUROC, Opacus", "ours, s", "Opacus, s", "×", "ours, processor s",
-    "Opacus, processor s", "×", "weights differ by at most", "largest weight",
+    "Opacus, processor s", "×", "weights differ by", "one rounding: by", "largest weight",
 )  # fmt: skip
 
 
@@ -126,7 +142,7 @@ def line(row: Row) -> str:
     cells = [row.study, row.model, f"{row.epsilon:.2f} ({row.delta:g})", _spread(ours.auroc), _spread(reference.auroc)]
     for one, other in ((ours.wall_s, reference.wall_s), (ours.processor_s, reference.processor_s)):
         cells += [f"{statistics.fmean(one):.2f}", f"{statistics.fmean(other):.2f}", f"{sum(other) / sum(one):.1f}"]
-    cells += [f"{max(row.difference):.1e}", f"{max(row.largest):.2f}"]
+    cells += [f"{max(row.difference):.1e}", f"{max(row.rounding):.1e}", f"{max(row.largest):.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
