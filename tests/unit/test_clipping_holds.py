@@ -526,3 +526,8 @@ def test_a_trainable_parameter_that_no_step_changes_is_refused() -> None:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
         )
+
+
+def test_a_bound_below_what_float32_can_measure_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="go down to"):
+        Private(flat(), max_grad_norm=1e-12)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from consilium_client.training import layers
 from consilium_client.training.clipping import TapeOptimizer
+from consilium_client.training.lattice import SMALLEST
 from consilium_client.training.loss import per_sample_sum
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import Tape
@@ -167,4 +168,7 @@ class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
         if about.pop("clipping", "flat") != "flat" or about.pop("distributed", False):
             raise ConfigurationError("book-keeping clips the whole gradient of a sample, on one device")
         about.pop("noise_generator", None)
+        bound = about["max_grad_norm"]
+        if not bound >= SMALLEST:
+            raise ConfigurationError(f"max_grad_norm {bound}: norms in float32 go down to {SMALLEST:.1g}")
         return BookKeepingOptimizer(tape=Tape(), **about)
