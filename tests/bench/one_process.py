@@ -137,9 +137,9 @@ def rounds(
         mean = read(study, "training", len(sites), len(sites), totals).mean
         vector = with_trained(vector, server.step(trained(vector, study), mean), study)
         if decay:
-            average = averaged(average, vector, decay, number)
+            average = averaged(average, trained(vector, study), decay, number)
         last = average is not None and number == study.training.rounds
-        yield pack(average.astype(np.float32) if last else vector, study)
+        yield pack(with_trained(vector, average.astype(np.float32), study) if last else vector, study)
 
 
 def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:
