@@ -32,8 +32,9 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
         PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
             not the one that the contract names for round 1.
         DataError: the data cannot be used.
+        ConfigurationError: the study cannot be trained with privacy, or not as this site is set up.
     """
-    from consilium_client.training.trainer import check_independence
+    from consilium_client.training.trainer import check_independence, check_mechanism
     from consilium_shared.models.vector import check
 
     desk.records(study)
@@ -46,6 +47,7 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
         raise PolicyRefusal("model", str(error)) from error
     if isinstance(plan, PrivacyPlan):
         check_independence(study)
+        check_mechanism(study, plan, desk.config.gradients)
 
 
 def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:

@@ -123,9 +123,10 @@ class StudyRun:
             self.folder.event("implausible", round=number, why=opened.implausible)
         average, decay = None, self.study.aggregation.weight_average
         if decay:
-            average = averaged(self.point.average, stepped, decay, number)
-            if number == self.study.training.rounds:  # what is counted on, signed and published from here on
-                stepped = average.astype(np.float32)
+            average = averaged(self.point.average, trained(stepped, self.study), decay, number)
+            # What is counted on, signed and published from here on; but no model is changed by an implausible sum.
+            if number == self.study.training.rounds and opened.implausible is None:
+                stepped = with_trained(stepped, average.astype(np.float32), self.study)
         after = pack(stepped, self.study)
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
         away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}

@@ -17,14 +17,14 @@ PIECE = 1 << 20
 def averaged(
     before: npt.NDArray[np.float64] | None, model: npt.NDArray[np.float32], decay: float, number: int
 ) -> npt.NDArray[np.float64]:
-    """The average Σ decay^(n-i) modelᵢ / Σ decay^(n-i) of the models after rounds i = 1 … n: float64 ``[d]``.
+    """The average Σ decay^(n-i) modelᵢ / Σ decay^(n-i) of the models after rounds i = 1 … n: float64 ``[t]``.
 
     The weights add up to 1 after every round, so that the initial weights are no part of it (the correction of Kingma &
     Ba 2015, section 3, for a start at zero).
 
     Args:
         before: what this gave for round ``number`` - 1; None for the first round.
-        model: global weights after round ``number``, ``[d]``; not changed.
+        model: trained part of the global weights after round ``number``, ``[t]``; not changed.
         decay: in (0, 1).
         number: n, from 1.
 

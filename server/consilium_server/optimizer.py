@@ -25,7 +25,7 @@ PIECE = 1 << 20
 
 
 class ServerOptimizer:
-    """Steps the global model. Its state is empty before the first step, then float64 vectors ``[d]`` by name."""
+    """Steps the global model. Its state is empty before the first step, then float64 vectors ``[t]`` by name."""
 
     def __init__(self, spec: study.ServerOptimizer) -> None:
         self._spec = spec
@@ -40,8 +40,8 @@ class ServerOptimizer:
         """The next global model, computed piece by piece: besides it and the state nothing of its size is made.
 
         Args:
-            model: float32 ``[d]``; not changed.
-            mean_update: weighted mean of (local − global), float32 or float64 ``[d]``; not changed.
+            model: float32 ``[t]``; not changed.
+            mean_update: weighted mean of (local − global), float32 or float64 ``[t]``; not changed.
 
         Raises:
             ValueError: shapes that differ, or a result that is not finite (the state is then as before).

@@ -36,7 +36,7 @@ class OpenedSum(Strict):
     adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=SITES)]
     """The cohort's keys for this sum, as its sites signed them, by site."""
     parameters: Annotated[int, Field(ge=1, le=PARAMETERS)]
-    """Coordinates of the model."""
+    """Coordinates of the update: the trained part of the model."""
     signatures: Annotated[dict[Name, Hex64], Field(max_length=SITES)]
     """Of survivors, over the terms and the set of survivors; at least the threshold's number."""
 

@@ -19,7 +19,9 @@ from pydantic import TypeAdapter
 from consilium_client.baseline import test as metrics_of
 from consilium_client.data import AssetSpec, Records, load
 from consilium_client.desk import make_plan
+from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
+from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
 from consilium_server.averaging import averaged
 from consilium_server.optimizer import ServerOptimizer
@@ -44,19 +46,31 @@ def contract(name: str, file: str, seed: int = 0, **privacy: Any) -> Study:
     return Study.model_validate(content)
 
 
+def is_demonstration(name: str) -> bool:
+    """Whether the study is one of the demonstration's, whose data are generated."""
+    return name.startswith("demo-")
+
+
 def site_settings(name: str) -> dict[str, Any]:
-    """The sample study's ``site.yaml``."""
-    settings: dict[str, Any] = yaml.safe_load((STUDIES / name / "site.yaml").read_text())
+    """The sample study's ``site.yaml``; of the demonstration, what it writes for each hospital."""
+    if is_demonstration(name):
+        text = demo.SITE_YAML.format(site=demo.HOSPITALS[0], assets=demo.ASSETS.format(prefix="", data="."))
+    else:
+        text = (STUDIES / name / "site.yaml").read_text()
+    settings: dict[str, Any] = yaml.safe_load(text)
     return settings
 
 
 def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Records]:
     """Each site's records, and ``pooled``: those of all. ``folder`` keeps the prepared files."""
-    if not any(folder.iterdir()) and main([name, "--source", str(source), "--out", str(folder)]) != 0:
-        raise SystemExit(f"the set {name} cannot be prepared from {source}")
+    if not any(folder.iterdir()):
+        if is_demonstration(name):
+            synthetic.generate(folder)
+        elif main([name, "--source", str(source), "--out", str(folder)]) != 0:
+            raise SystemExit(f"the set {name} cannot be prepared from {source}")
     template = site_settings(name)["assets"][study.data.asset]
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(template)
-    return {path.name: load(asset.at(path), study) for path in sorted(folder.iterdir())}
+    return {path.name: load(asset.at(path), study) for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
 def hospitals(data: Mapping[str, Records]) -> dict[str, Records]:
@@ -85,12 +99,14 @@ def federated(
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
+    way: Way = "book-keeping",
 ) -> bytes:
     """The model (safetensors) after the study's rounds, as sites and server compute them.
 
-    ``start``: float32 ``[d]``, the weights that it begins with, where they are not the seed's.
+    ``start``: float32 ``[d]``, the weights that it begins with, where they are not the seed's. ``way``: to per-sample
+    gradients, with privacy.
     """
-    *_, last = rounds(study, sites, plans, seed, start)
+    *_, last = rounds(study, sites, plans, seed, start, way)
     return last
 
 
@@ -100,6 +116,7 @@ def rounds(
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
+    way: Way = "book-keeping",
 ) -> Iterator[bytes]:
     """The model (safetensors) after each of the study's rounds. Contracts of one name that differ in a setting draw the
     same from the same seed, so that runs of both differ by the setting and less by chance."""
@@ -111,7 +128,7 @@ def rounds(
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()
-            result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn)
+            result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn, way=way)
             bound(result.update, study)
             weight = min(result.patients, largest_weight(study))
             encoding.encode(result.update, encoded, weight / largest_weight(study))
@@ -120,9 +137,9 @@ def rounds(
         mean = read(study, "training", len(sites), len(sites), totals).mean
         vector = with_trained(vector, server.step(trained(vector, study), mean), study)
         if decay:
-            average = averaged(average, vector, decay, number)
+            average = averaged(average, trained(vector, study), decay, number)
         last = average is not None and number == study.training.rounds
-        yield pack(average.astype(np.float32) if last else vector, study)
+        yield pack(with_trained(vector, average.astype(np.float32), study) if last else vector, study)
 
 
 def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:

@@ -526,3 +526,47 @@ def test_a_trainable_parameter_that_no_step_changes_is_refused() -> None:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
         )
+
+
+def test_a_bound_below_what_float32_can_measure_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="go down to"):
+        Private(flat(), max_grad_norm=1e-12)
+
+
+def test_a_loop_over_physical_batches_that_begins_again_begins_a_batch_of_its_own() -> None:
+    private, (inputs, labels) = Private(flat()), rows()
+    expected = Private(flat()).clipped_sum(inputs, labels)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=len(inputs))
+    with PhysicalBatches(data_loader=loader, max_physical_batch_size=2, optimizer=private.optimizer) as parts:
+        for stop_after in (1, 3, None):
+            for number, (some, classes) in enumerate(parts):
+                if number == stop_after:
+                    break
+                private.optimizer.zero_grad()
+                private.criterion(private.module(some), classes).backward()
+                private.optimizer.step()
+    assert_near(private.released() * private.optimizer.expected_batch_size, expected)
+
+
+def test_in_evaluation_the_loss_is_an_ordinary_one() -> None:
+    private, (inputs, labels) = Private(flat()), rows()
+    expected = ALONE(private.module._module.eval()(inputs), labels).sum()
+    private.module.eval()
+    assert float(private.criterion(private.module(inputs), labels)) == pytest.approx(float(expected))
+    private.module.train()
+    private.clipped_sum(inputs, labels)
+
+
+def test_samples_that_are_mixed_below_a_layer_of_zeros_are_noticed() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found = self.below(inputs)
+            return self.head(found - found.mean(0))
+
+    with pytest.raises(ConfigurationError, match="depends on others in its batch"):
+        check(Mixed(), ALONE, CLASSES, [(6,)])

@@ -562,3 +562,16 @@ def test_a_step_that_was_released_is_never_made_again_when_memory_runs_out(monke
     with pytest.raises(torch.OutOfMemoryError):
         run(study(privacy=DP), records(), plan(steps_per_round=4))
     assert len(released) == 1
+
+
+# What is refused before it is charged
+
+
+def test_what_this_site_cannot_compute_is_refused_before_a_round_begins() -> None:
+    trainer.check_mechanism(study(privacy=DP), plan(), "opacus")
+    low = study(privacy=DP, precision="bfloat16")
+    trainer.check_mechanism(low, plan(), "book-keeping")
+    with pytest.raises(ConfigurationError, match="set book-keeping"):
+        trainer.check_mechanism(low, plan(), "opacus")
+    with pytest.raises(ConfigurationError, match="too far from 1"):
+        trainer.check_mechanism(study(privacy=DP), plan(clipping_norm=1e-7), "book-keeping")

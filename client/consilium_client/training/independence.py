@@ -43,6 +43,10 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
         ConfigurationError: a layer without a known per-sample gradient, a buffer, or a dependence between samples.
     """
     generator = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).cpu().double()
+    with torch.no_grad():  # weights of zero, as some models begin with, would hide what lies below them
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     samples = [torch.rand((_SAMPLES, *shape), generator=generator, dtype=torch.float64) for shape in shapes]
     labels = torch.arange(_SAMPLES) % classes
     together = _gradients(model, loss, samples, labels)
@@ -54,7 +58,7 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
 
 def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
-    tested = copy.deepcopy(model).cpu().double()
+    tested = copy.deepcopy(model)
     private = gradients.of(tested, "book-keeping")
     private.tape.open(Owners(torch.arange(_SAMPLES), torch.device("cpu")))
     try:
@@ -70,7 +74,7 @@ def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels
 
 def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
     """Gradient ``[t]`` of one sample alone, by plain differentiation."""
-    plain = copy.deepcopy(model).cpu().double()
+    plain = copy.deepcopy(model)
     trained = [p for p in plain.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(plain(*sample), label).sum(), trained, allow_unused=True)
     return torch.cat(

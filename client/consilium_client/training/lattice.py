@@ -42,7 +42,8 @@ from consilium_shared.errors import ConfigurationError
 PATIENTS = 2**20
 """Most patients in one sum; a contract's expected batch is at most a million."""
 
-_SMALLEST, _LARGEST = 2.0**-300, 2.0**300
+SMALLEST, _LARGEST = 2.0**-20, 2.0**300
+"""Between them a clipping norm lies: what float32 has no room for when a norm's numbers are squared is far below."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Lattice:
             ConfigurationError: C, σ or the batch so large that rounding would take more than a fiftieth of C.
         """
         largest = max(1.0, noise_multiplier) * clipping_norm
-        if not _SMALLEST < clipping_norm <= largest < _LARGEST:
+        if not SMALLEST < clipping_norm <= largest < _LARGEST:
             raise ConfigurationError(f"clipping_norm {clipping_norm:g}, noise {noise_multiplier:g}: too far from 1")
         step = 2.0 ** (math.ceil(math.log2(largest)) - 32)
         patients = min(PATIENTS, 2 * expected_batch + 1024)

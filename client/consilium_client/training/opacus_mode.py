@@ -14,7 +14,7 @@ with our tape under them. For experiments outside of a study; a study's rounds g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from consilium_client.training import layers
 from consilium_client.training.clipping import TapeOptimizer
+from consilium_client.training.lattice import SMALLEST
 from consilium_client.training.loss import per_sample_sum
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import Tape
@@ -100,13 +101,28 @@ class BookKeepingOptimizer(TapeOptimizer):
         super().zero_grad(set_to_none)
 
 
+class _Parts:
+    """A loader of physical batches. Each loop over it begins a batch of its own."""
+
+    def __init__(self, loader: Iterable[Any], optimizer: BookKeepingOptimizer) -> None:
+        self._loader, self._optimizer = loader, optimizer
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._optimizer.half_way:
+            self._optimizer.forget()
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+
 class PhysicalBatches(BatchMemoryManager):  # type: ignore[misc]
     """Opacus's ``BatchMemoryManager``; a loop that is left early leaves nothing for the next."""
 
     def __enter__(self) -> Any:
         """The loader of physical batches."""
         self.optimizer.split = True
-        return super().__enter__()
+        return _Parts(super().__enter__(), self.optimizer)
 
     def __exit__(self, *about: object) -> None:
         """Forget a batch that was left half-way."""
@@ -136,7 +152,8 @@ class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
         optimizer.tape = module.tape
 
         def summed(*given: Any) -> Tensor:
-            return per_sample_sum(criterion(*given), module.tape.owners.batch)
+            losses = criterion(*given)
+            return per_sample_sum(losses, module.tape.owners.batch if module.tape.opened else len(losses))
 
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in module._module.named_parameters():
@@ -167,4 +184,7 @@ class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
         if about.pop("clipping", "flat") != "flat" or about.pop("distributed", False):
             raise ConfigurationError("book-keeping clips the whole gradient of a sample, on one device")
         about.pop("noise_generator", None)
+        bound = about["max_grad_norm"]
+        if not bound >= SMALLEST:
+            raise ConfigurationError(f"max_grad_norm {bound}: norms in float32 go down to {SMALLEST:.1g}")
         return BookKeepingOptimizer(tape=Tape(), **about)

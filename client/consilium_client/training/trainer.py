@@ -22,6 +22,7 @@ from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic, in_precision
 from consilium_client.training.gradients import Gradients, Way
 from consilium_client.training.independence import check_once
+from consilium_client.training.lattice import Lattice
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
@@ -30,7 +31,7 @@ from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
-from consilium_shared.models.vector import load_vector, to_vector, trained, unpack
+from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
@@ -162,6 +163,13 @@ def check_independence(study: Study) -> None:
         shapes = [(shape.tabular_width(study),)]
     loss = per_record(study, torch.device("cpu"))
     check_once(study.digest, build(study), loss, shape.classes(study), shapes)
+
+
+def check_mechanism(study: Study, plan: PrivacyPlan, way: Way) -> None:
+    """Raises ConfigurationError where the site's way cannot compute what the study asks, or the plan's noise and bound
+    are beyond what the lattice takes."""
+    gradients.check_precision(way, study.training.precision)
+    Lattice.of(plan.clipping_norm, plan.noise_multiplier, width(study), study.training.expected_batch)
 
 
 def physical_batch(records: Records) -> int:
@@ -330,7 +338,7 @@ def _stepper(
         try:
             accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
         except torch.OutOfMemoryError:
-            if sizes[0] == 1:
+            if sizes[0] == 1 or way == "opacus":  # whose hooks a pass that broke off leaves unusable
                 raise
             log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
             sizes[0] = 1
