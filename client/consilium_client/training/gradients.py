@@ -42,8 +42,6 @@ def of(model: nn.Module, way: Way, precision: Precision = "float32") -> Gradient
     Raises:
         ConfigurationError: a layer whose per-sample gradients are not known, or a precision that the way has not.
     """
-    for name, module in model.named_modules():
-        layers.check_layer(name, module)
     check_precision(way, precision)
     return BookKeeping(model.train(), Tape(), precision) if way == "book-keeping" else OpacusHooks(model.train())
 
@@ -78,6 +76,7 @@ class OpacusHooks:
     """Opacus's module hooks. Its own recurrent layers stand in for torch's, on the same parameters."""
 
     def __init__(self, model: nn.Module) -> None:
+        layers.check(model)
         self.tape = Tape()
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._hooked = GradSampleModule(_with_opacus_layers(model), loss_reduction="sum", strict=True)

@@ -31,8 +31,7 @@ def attach(model: nn.Module, tape: Tape) -> None:
     Raises:
         ConfigurationError: a layer whose per-sample gradients are not known; it is named, and what to use instead.
     """
-    for name, module in model.named_modules():
-        check_layer(name, module)
+    check(model)
     for module in model.modules():
         layer = _LAYERS.get(type(module))
         if layer is not None and any(True for _ in module.parameters(recurse=False)):
@@ -45,7 +44,13 @@ def detach(model: nn.Module) -> None:
         module.__dict__.pop("forward", None)
 
 
-def check_layer(name: str, module: nn.Module) -> None:
+def check(model: nn.Module) -> None:
+    """Raises ConfigurationError for a layer that cannot be trained with privacy."""
+    for name, module in model.named_modules():
+        _check_layer(name, module)
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
     """Raises ConfigurationError for a module that mixes samples, or has weights and no known per-sample gradient."""
     where = f"layer {name or 'of the model'} ({type(module).__name__})"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from consilium_client.training.scan import GRUScan, LSTMScan, Order, Tape
+from consilium_client.training.scan import GRUScan, LSTMScan, Order
+from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError
 
 Series = Tensor | PackedSequence

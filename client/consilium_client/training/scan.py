@@ -17,28 +17,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from consilium_client.training.tape import Tape
 
 _ROWS_IN_CACHE = 1024
 """Samples times steps: with 128 hidden units some 4 MiB."""
 
 Row = int | tuple[Tensor, Tensor]
 """An index of ``[T, B, ...]`` that gives ``[B, ...]``: one step, or each sample's own."""
-
-
-class Tape(Protocol):
-    """What the layers' backward passes write to."""
-
-    def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
-        """Inputs ``[B, T, d]`` and gradients ``[B, T, p]``: sample i's gradient is ``deltas[i].T @ inputs[i]``, its
-        columns the weights' one after the other."""
-
-    def rows(self, parameter: Tensor, gradients: Tensor) -> None:
-        """Per-sample gradients ``[B, *parameter.shape]``."""
 
 
 @dataclass(frozen=True)

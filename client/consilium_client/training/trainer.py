@@ -213,7 +213,7 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
 
 
 class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each row is (``tape.Owners``), and which record of all
+    """A physical batch: the model's inputs, the classes, whose each row is (``owners.Owners``), and which record of all
     it shows. Inputs and classes may have rows of filling below those of the records."""
 
     inputs: tuple[torch.Tensor, ...]
