@@ -34,10 +34,14 @@ def _claims(
     yield "study", (card.study, card.version, card.study_digest) == (study.study, study.version, study.digest)
     yield "contract", canonical_digest(card.contract) == study.digest
     yield "federation", card.federation == roster.federation
-    yield "roster", (card.roster.digest, card.roster.version, card.roster.sites) == (
-        roster.digest,
-        roster.version,
-        sites,
+    yield (
+        "roster",
+        (card.roster.digest, card.roster.version, card.roster.sites)
+        == (
+            roster.digest,
+            roster.version,
+            sites,
+        ),
     )
     yield "number of rounds", len(records) == study.training.rounds
     yield "list of rounds", list(card.rounds) == [CardRound.of(record) for record in records]

@@ -123,9 +123,7 @@ class Layout:
         return dict(zip(self.sizes, np.split(counts, ends[:-1]), strict=True))
 
 
-def count(
-    labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.floating[Any]], layout: Layout
-) -> Counts:
+def count(labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.floating[Any]], layout: Layout) -> Counts:
     """Exact counts of records with true classes ``labels`` ``[N]`` and predicted distributions ``[N, C]``.
 
     The predicted class is the most probable one, the first among equals.

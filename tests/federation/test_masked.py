@@ -21,6 +21,7 @@ from consilium_shared.privacy.plan import NonPrivatePlan
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
 from consilium_shared.summand import bound, fixed_point, largest_weight
+from live_files import contents
 
 if TYPE_CHECKING:
     from conftest import Hospitals
@@ -72,7 +73,7 @@ def memory(pid: int) -> Iterator[bytes]:
 
 def files(folder: Path) -> Iterator[bytes]:
     """Every file below a folder."""
-    return (path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+    return (content for _, content in contents(folder))
 
 
 def found(sought: set[bytes], places: Iterator[bytes]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 SITES = ["north", "south", "west"]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-LISTEN, UNCONNECTED = "0A", "07"
-"""States in /proc/net (include/net/tcp_states.h); a UDP socket that takes datagrams is in the second."""
+STATES = {"tcp": "0A", "udp": "07"}
+"""Of sockets that take connections or datagrams, in /proc/net (include/net/tcp_states.h): LISTEN and CLOSE."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,23 @@ class Listener:
 
 
 def listeners(pid: int) -> Iterator[Listener]:
-    """The listening TCP and UDP sockets of one process, in its own network namespace."""
-    own = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    for protocol, state in (("tcp", LISTEN), ("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)):
-        for line in Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]:
+    """The listening TCP and UDP sockets of one process, in its own network namespace; one that has ended has none."""
+    own = set()
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                own.add(str(link.readlink()))
+        tables = {
+            protocol: Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]
+            for protocol in ("tcp", "tcp6", "udp", "udp6")
+        }
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for protocol, lines in tables.items():
+        for line in lines:
             words = line.split()
             address, port = words[1].split(":")
-            if words[3] == state and f"socket:[{words[9]}]" in own:
+            if words[3] == STATES[protocol[:3]] and f"socket:[{words[9]}]" in own:
                 yield Listener(pid, address in LOOPBACK, int(port, 16))
 
 

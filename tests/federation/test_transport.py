@@ -51,6 +51,7 @@ from consilium_server.exchange import ask
 from consilium_server.study_run import StudyGrid, open_grid
 from consilium_server.superlink_settings import SuperLinkSettings
 from consilium_shared.errors import ConfigurationError, TransportError
+from live_files import contents, modes
 
 AGENT = """
 import sys, time
@@ -306,15 +307,14 @@ def test_the_store_is_empty_after_the_answers_were_pulled(federation: Federation
     with contextlib.closing(sqlite3.connect(federation.settings.database)) as database:
         tables = ("message_ins", "message_res", "objects")
         assert [database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables] == [0, 0, 0]
-    files = list(federation.settings.directory.glob("state.db*"))
-    eventually(lambda: sum(each.stat().st_size for each in files if each.exists()) < 2_000_000)
+    stored = federation.settings.directory
+    eventually(lambda: sum(len(content) for _, content in contents(stored, "state.db*")) < 2_000_000)
 
 
 def test_secrets_and_database_are_for_the_owner_alone(federation: Federation) -> None:
-    settings = federation.settings
-    files = [*settings.directory.iterdir(), *(site.home / "run" for site in federation.sites.values())]
-    files += [path for site in federation.sites.values() for path in (site.home / "run").iterdir()]
-    assert [path for path in files if path.stat().st_mode & 0o077] == []
+    runs = [site.home / "run" for site in federation.sites.values()]
+    found = [*modes(federation.settings.directory, *runs), *((run, run.stat().st_mode) for run in runs)]
+    assert [path for path, mode in found if mode & 0o077] == []
 
 
 @pytest.mark.parametrize("path", ["/v1/control/list-nodes", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/"])
@@ -423,8 +423,8 @@ def test_a_reply_in_another_sites_name_is_refused(federation: Federation, grid: 
 def test_an_agents_exception_does_not_leave_the_site(federation: Federation, grid: StudyGrid) -> None:
     answer = federation.ask(grid, b"fail", sites=("north",))["north"]
     assert (answer.problem, answer.header, answer.payload) == ("crashed", b"", b"")
-    logs = [*federation.root.rglob("*.log"), *federation.settings.directory.glob("state.db*")]
-    assert [path for path in logs if b"Mustermann" in path.read_bytes()] == []
+    logs = [*contents(federation.root, "*.log"), *contents(federation.settings.directory, "state.db*")]
+    assert [path for path, content in logs if b"Mustermann" in content] == []
 
 
 def test_a_reply_above_the_limit_is_malformed(federation: Federation, grid: StudyGrid) -> None:

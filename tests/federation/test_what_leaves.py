@@ -23,6 +23,7 @@ from consilium_client.site import Home
 from consilium_shared import messages
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
+from live_files import contents
 
 if TYPE_CHECKING:
     from conftest import Hospitals
@@ -114,10 +115,10 @@ def hits(haystack: Iterable[tuple[str, bytes]], sought: set[bytes]) -> set[str]:
 
 def files(folder: Path, *leave_out: str) -> Iterator[tuple[str, bytes]]:
     """Every file below a folder, and of a database every value too (in the file a long one lies in pieces)."""
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in leave_out:
+    for path, content in contents(folder):
+        if path.name in leave_out:
             continue
-        yield str(path), path.read_bytes()
+        yield str(path), content
         if path.suffix == ".db":
             yield from values(path)
 

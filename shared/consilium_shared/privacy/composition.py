@@ -322,9 +322,7 @@ class Series:
             out += 1
         return min(self.points // 2 ** (out + 1) + 1, everything), float(terms[:out].sum())
 
-    def _characteristic(
-        self, weight: Floats, first: Integers, index: Integers
-    ) -> Iterator[tuple[Integers, Complexes]]:
+    def _characteristic(self, weight: Floats, first: Integers, index: Integers) -> Iterator[tuple[Integers, Complexes]]:
         """Σ weight · e^(it·loss) at all frequencies, for some steps at a time; complex128 [steps, frequencies]."""
         rows, size = weight.shape
         count = len(self.t)

@@ -18,6 +18,7 @@ _POINTS = 1e6
 _NODES = 25
 """Where a loss is looked at, for each of the two normal distributions of a step."""
 
+
 def tuned(q: Floats, sigma: Floats, steps: Floats, delta: float, tail: float) -> tuple[float, float]:
     """The tilt θ and the lattice's interval h.
 

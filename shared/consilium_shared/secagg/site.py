@@ -151,9 +151,7 @@ class SitePart:
     def advert(self, state: SiteState) -> Advert:
         """What ``advertise`` sent: the same bytes."""
         public = _private(state).public_key().public_bytes_raw()
-        return Advert.sign(
-            state.slot, state.site, public, self._identity, signed=state.signed, counts=state.counts
-        )
+        return Advert.sign(state.slot, state.site, public, self._identity, signed=state.signed, counts=state.counts)
 
     def mask(self, state: SiteState, terms: Terms) -> tuple[SiteState, Contribution]:
         """Agree to a sum. In ``masked`` and after, the same terms again give the same contribution."""
@@ -215,9 +213,7 @@ class SitePart:
             return state, signature
         return _next(state, stage="signed", survivors=survivors), signature
 
-    def release(
-        self, state: SiteState, signatures: Mapping[str, bytes], sealed: bytes
-    ) -> tuple[SiteState, bytes]:
+    def release(self, state: SiteState, signatures: Mapping[str, bytes], sealed: bytes) -> tuple[SiteState, bytes]:
         """This site's shares of what opens the sum over the set that it signed, and of nothing else.
 
         Args:
