@@ -74,7 +74,7 @@ def train_alone(
 
     plan = make_plan(study, int(records.train.sum()))
     where = device.choose(device_name)
-    vector = to_vector(build(study)) if start is None else start
+    vector, norm = to_vector(build(study)) if start is None else start, None
     for number in range(1, study.training.rounds + 1):
         result = train(
             pack(vector, study),
@@ -84,7 +84,9 @@ def train_alone(
             round=number,
             site="alone",
             device=where,
+            clipping_norm=norm,
         )
+        norm = result.clipping_norm
         vector = with_trained(vector, trained(vector, study) + result.update, study)
         if on_progress is not None:
             on_progress(number, study.training.rounds)

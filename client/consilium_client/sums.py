@@ -186,6 +186,7 @@ class Sums:
         """The study is over: its secrets and results are deleted."""
         self.store.forget(study.digest)
         self.desk.results.forget(study.digest)
+        self.desk.clipping_norms.forget(study.digest)
 
     # -- keys
 

@@ -59,6 +59,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     from consilium_client.training import device, trainer
 
     study, number, basis = proposal.study, request.round, request.payload.sha256
+    norm = desk.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
     records, where = desk.records(study), device.choose(desk.config.device)
     with ExitStack() as undertakings:
@@ -82,6 +83,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             device=where,
             seed=training.seed,
             attempt=training.number,
+            clipping_norm=norm,
             on_progress=watch,
             way=desk.config.gradients,
         )
@@ -103,6 +105,8 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             parameters=found.update.size,
             counts=0 if numbers is None else numbers.size,
         )
+        if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
+            desk.clipping_norms.put(study.digest, number, found.clipping_norm)
         result = desk.results.put(study.digest, about, found.update, numbers)
         training.settle(found.steps)
         if counting is not None:

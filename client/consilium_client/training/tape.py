@@ -171,17 +171,22 @@ class Tape:
 
     # -- what comes of it
 
-    @torch.no_grad()
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
         ``[P]``; for one that has a number that is not finite, 0."""
+        return self.ratios(bound).clamp(max=1.0)
+
+    @torch.no_grad()
+    def ratios(self, bound: float) -> Tensor:
+        """``factors`` before they are held to 1: above it the gradient is shorter than ``bound``; infinite where there
+        is none."""
         self._merge()
         squares = reaches = torch.zeros((), dtype=torch.float64)
         for entry in [*self._entries, *self._chosen]:
             square, reach = entry.squares()
             squares, reaches = squares + square, reaches + reach
-        factors = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt()).clamp(max=1.0)
-        return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), factors, torch.zeros_like(factors))
+        ratios = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt())
+        return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), ratios, torch.zeros_like(ratios))
 
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:

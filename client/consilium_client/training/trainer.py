@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -27,7 +27,6 @@ from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.rows import ROWS, filled, one_thread
-from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -49,10 +48,11 @@ Progress = Callable[[int, int], None]
 class Probe(Protocol):
     """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
 
-    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
-        """Choose gradients on the tape before they are clipped; ``records`` int64 ``[B]`` says whose its rows are."""
+    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
+        """Choose gradients on the optimizer's tape before they are clipped; ``records`` int64 ``[B]`` says whose its
+        rows are."""
 
-    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
+    def observe(self, optimizer: PrivateOptimizer) -> None:
         """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
 
 
@@ -64,11 +64,13 @@ class TrainResult:
         update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
+        clipping_norm: that the next round begins with; None without privacy.
     """
 
     update: npt.NDArray[np.float32]
     steps: int
     patients: int
+    clipping_norm: float | None
 
 
 def train(
@@ -82,6 +84,7 @@ def train(
     device: torch.device,
     seed: bytes | None = None,
     attempt: int = 1,
+    clipping_norm: float | None = None,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
     way: Way = "book-keeping",
@@ -106,6 +109,8 @@ def train(
             is answered so that a round which a crash interrupted is the same round again; None for fresh ones. A study
             can give a seed (``training.seed``) without privacy alone; that then takes this one's place.
         attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
+        clipping_norm: to begin with, where the study lets it follow the gradients and the round before ended with it;
+            None for the plan's.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
         way: how per-sample gradients are found; the event is the same.
@@ -134,7 +139,9 @@ def train(
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     done = 0
     with exact_arithmetic():
-        stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
+        if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
+            private = replace(private, clipping_norm=clipping_norm)
+        stepper, optimizer = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
         for draw in sampler:
             batch = _Batch(study, records, draw, device, drift)
             stepper(batch)
@@ -144,7 +151,8 @@ def train(
     update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
-    return TrainResult(update=update, steps=done, patients=records.patient_count)
+    norm = None if optimizer is None else optimizer.clipping_norm
+    return TrainResult(update=update, steps=done, patients=records.patient_count, clipping_norm=norm)
 
 
 def check_independence(study: Study) -> None:
@@ -169,7 +177,8 @@ def check_mechanism(study: Study, plan: PrivacyPlan, way: Way) -> None:
     """Raises ConfigurationError where the site's way cannot compute what the study asks, or the plan's noise and bound
     are beyond what the lattice takes."""
     gradients.check_precision(way, study.training.precision)
-    Lattice.of(plan.clipping_norm, plan.noise_multiplier, width(study), study.training.expected_batch)
+    numbers = width(study) + (study.training.adaptive_clipping is not None)
+    Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, study.training.expected_batch)
 
 
 def physical_batch(records: Records) -> int:
@@ -296,8 +305,8 @@ def _stepper(
     noise: Noise,
     probe: Probe | None,
     way: Way,
-) -> Stepper:
-    """The function that runs one step on its batch."""
+) -> tuple[Stepper, PrivateOptimizer | None]:
+    """The function that runs one step on its batch; and with privacy, whose step it is."""
     spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
@@ -309,7 +318,7 @@ def _stepper(
     def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
         if probe is not None:
-            probe.observe(parameters)
+            probe.observe(private)
         if study.training.proximal > 0:
             for parameter, anchor in zip(parameters, anchors, strict=True):
                 assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
@@ -319,7 +328,7 @@ def _stepper(
     if plan is None:
         rows = physical_batch(records)
         plain = partial(in_precision, model, precision=study.training.precision)
-        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after), None
     found = gradients.of(model, way, study.training.precision)
     private = PrivateOptimizer(
         optimizer,
@@ -328,9 +337,10 @@ def _stepper(
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
+        adaptive=study.training.adaptive_clipping,
         after=after,
     )
-    plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
+    plant = None if probe is None else partial(probe.plant, private)
     sizes = [private_rows(study, records)]
 
     def step(drawn: _Batch) -> None:
@@ -351,7 +361,7 @@ def _stepper(
             accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
         private.finish()  # never twice: what has noise on it was released
 
-    return step
+    return step, private
 
 
 def accumulate(
