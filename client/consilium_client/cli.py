@@ -132,8 +132,9 @@ def _describe(study: Mapping[str, Any]) -> None:
     _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
     if plan["kind"] == "dp-sgd":
         _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")
+        begins = " to begin with" if training["adaptive_clipping"] else ""
         _say(
-            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}, "
+            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}{begins}, "
             f"noise multiplier {plan['noise_multiplier']:g}"
         )
         _say(f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})")
