@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,18 @@ import torch
 from torch import nn
 
 from consilium_client.clipping_norms import ClippingNorms
+from consilium_client.results import Results
+from consilium_client.training import trainer
 from consilium_client.training.adaptive import following, marks
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import Tape
+from consilium_client.training.trainer import TrainResult, train
 from consilium_shared.errors import IntegrityError
 from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM
+from consilium_shared.messages import Update
+from consilium_shared.privacy.event import DpSgdEvent
 from consilium_shared.study import AdaptiveClipping, Study
 
 PATIENTS, PLACES = 400, 50
@@ -161,3 +166,64 @@ def test_a_contract_without_privacy_has_nothing_to_clip() -> None:
     assert (spec.quantile, spec.rate) == (0.5, 0.2)
     with pytest.raises(ValueError, match="nothing is clipped"):
         Study.model_validate({**content, "privacy": {"mode": "none"}})
+
+
+@pytest.fixture
+def site(coordinator: Any, new_site: Callable[[Any], Any]) -> Any:
+    content = coordinator.study.contract
+    content["training"]["adaptive_clipping"] = {"quantile": 0.5, "rate": 0.5}
+    coordinator.study = Study.model_validate(content)
+    coordinator.model = coordinator.pack(coordinator.study)
+    made = new_site(coordinator)
+    made.approve()
+    return made
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float | None, TrainResult]]:
+    """What each round here began with and gave."""
+    found: list[tuple[float | None, TrainResult]] = []
+
+    def note(*arguments: Any, clipping_norm: float | None, **named: Any) -> TrainResult:
+        found.append((clipping_norm, train(*arguments, clipping_norm=clipping_norm, **named)))
+        return found[-1][1]
+
+    monkeypatch.setattr(trainer, "train", note)
+    return found
+
+
+def test_a_site_begins_each_round_where_it_ended_the_one_before_and_is_charged_as_ever(
+    site: Any, trained: list[tuple[float | None, TrainResult]]
+) -> None:
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(site.coordinator.train(number), site.coordinator.model), Update)
+        site.restart()
+    ended = [result.clipping_norm for _, result in trained]
+    assert [began for began, _ in trained] == [None, *ended[:2]]
+    assert len({1.0, *ended}) == 4
+    plan = site.desk.spending.approval(site.coordinator.study.digest).plan
+    events = site.desk.spending.state("synthetic-table").study(site.coordinator.study.digest)
+    assert [event for event in events if isinstance(event, DpSgdEvent)] == [plan.event()] * 3
+
+
+def test_a_round_that_a_crash_interrupted_is_the_same_round_again(
+    site: Any, trained: list[tuple[float | None, TrainResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(*_: Any) -> None:
+        raise Crash
+
+    coordinator = site.coordinator
+    site.ask(coordinator.train(1), coordinator.model)
+    with monkeypatch.context() as dying, pytest.raises(Crash):
+        dying.setattr(Results, "put", crash)  # when the norm that the round ended with is on the disk
+        site.requests.handle(coordinator.train(2), coordinator.model)
+    site.restart()
+    site.ask(coordinator.train(2), coordinator.model)
+    (_, first), (before, lost), (again, kept) = trained
+    assert before == again == first.clipping_norm
+    assert (lost.update == kept.update).all()
+    assert lost.clipping_norm == kept.clipping_norm
+    assert site.charges() == 2
