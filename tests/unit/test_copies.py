@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
             optimizer,
             per_record(given, CPU),
             pieces(given, data(), 32),
-            lambda records, run=run_of_one, tape=wrapped.tape, all=parameters: run.plant(tape, all, records),
+            partial(run_of_one.plant, optimizer),
         )
         optimizer.finish()
         sums.append(start - to_vector(model))

@@ -173,7 +173,7 @@ class _Run:
         padded = torch.nn.functional.pad(flat, (0, places * self._stride - len(flat)))
         along = padded.view(places, self._stride).sum(dim=0)[: len(self.sum)].cpu().numpy()
         length = np.sqrt(self._places(len(flat), np.arange(len(self.sum))))
-        x = self._sign * self._expected_batch / optimizer.clipping_norm * along / length
+        x = self._sign * self._expected_batch / optimizer.longest * along / length
         self.sum += x
         q, variance = self._plan.sampling_rate, self._plan.noise_multiplier**2
         drawn = math.log(q) + (2.0 * x - 1.0) / (2.0 * variance)

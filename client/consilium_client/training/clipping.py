@@ -99,7 +99,8 @@ class PrivateOptimizer(TapeOptimizer):
     """A torch optimizer whose every step sees (Σ clipped gradients + N(0, (noise × bound)²)) / expected batch.
 
     One term of the sum is one patient: the mean gradient of its records in the step, clipped. The sum is rounded to the
-    ``lattice``. With adaptive clipping each patient's mark is in it, and the bound is another one after each step.
+    ``lattice``. With adaptive clipping each patient's mark is in it, the bound is another one after each step, and what
+    the torch optimizer sees is in units of the bound, so that the length of a step does not follow it.
     """
 
     def __init__(
@@ -206,6 +207,11 @@ class PrivateOptimizer(TapeOptimizer):
         return float(self.max_grad_norm)
 
     @property
+    def longest(self) -> float:
+        """Norm that a patient's clipped gradient has at most in what the torch optimizer sees, before the mean."""
+        return self.clipping_norm if self._adaptive is None else 1.0
+
+    @property
     def bound(self) -> float:
         """Below the clipping norm by what rounding may add, and a mark."""
         return self.lattice.row_bound * (1.0 if self._adaptive is None else GRADIENT)
@@ -216,9 +222,10 @@ class PrivateOptimizer(TapeOptimizer):
         assert self._drawing is not None  # noqa: S101  (begin gave it)
         self._drawing.result()
         self._drawing = None
-        released = self._sum.round_().add_(self._drawn).mul_(self.lattice.step)
-        self._gradient.copy_(released[: len(self._gradient)])
-        self._marks.copy_(released[len(self._gradient) :])
+        released = self._sum.round_().add_(self._drawn)
+        unit = self.lattice.step * self.longest / self.clipping_norm
+        self._gradient.copy_(released[: len(self._gradient)].mul_(unit))
+        self._marks.copy_(released[len(self._gradient) :]).mul_(self.lattice.step)
         parts = torch.split(self._gradient, [p.numel() for p in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view_as(parameter)
