@@ -141,6 +141,11 @@ def test_a_study_that_names_weights_starts_with_no_others(file: Path) -> None:
         cli._weights(Path("study.yaml"), given, file, new_head=False)
 
 
+def test_a_new_head_of_no_weights_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigurationError, match="add --weights FILE, or leave --new-head out"):
+        cli._weights(Path("study.yaml"), study(), None, new_head=True)
+
+
 def test_the_studys_process_begins_with_the_weights_that_were_kept(coordinator: Any) -> None:
     vector = to_vector(build(study())) + np.float32(1)
     given, home = named(study(), vector), coordinator.home
