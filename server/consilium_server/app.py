@@ -19,7 +19,6 @@ import numpy as np
 
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
-from consilium_server.averaging import averaged
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
@@ -31,6 +30,7 @@ from consilium_server.summation import Asked, Contribution, NotOpened, Summation
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
+from consilium_shared.averaging import averaged
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Close, Closing, Evaluate, Payload, Train, Update
