@@ -18,6 +18,7 @@ from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
+    from consilium_client.training.gradients import Way
     from consilium_shared.models.vector import Vector
 
 
@@ -60,6 +61,7 @@ def train_alone(
     device_name: str,
     on_progress: Callable[[int, int], None] | None = None,
     start: Vector | None = None,
+    way: Way = "book-keeping",
 ) -> bytes:
     """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
 
@@ -68,6 +70,7 @@ def train_alone(
     from what the one before gave, unbounded and without a server's optimizer.
 
     ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
+    ``way``: to per-sample gradients.
 
     Raises as ``trainer.train`` and ``desk.make_plan``.
     """
@@ -90,6 +93,7 @@ def train_alone(
             round=number,
             site="alone",
             device=where,
+            way=way,
         )
         vector = with_trained(vector, trained(vector, study) + result.update, study)
         if decay:

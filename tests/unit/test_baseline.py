@@ -9,6 +9,7 @@ import pytest
 
 from consilium_client.baseline import train_alone
 from consilium_client.data.records import Records
+from consilium_client.training import trainer
 from consilium_shared.models import build
 from consilium_shared.models.vector import unpack
 from consilium_shared.study import Study
@@ -60,6 +61,18 @@ def test_a_study_whose_model_is_an_average_over_rounds_is_compared_with_such_an_
     assert not np.array_equal(models[1], models[2])
     by_hand = (0.25 * models[0] + 0.5 * models[1] + models[2]) / 1.75
     assert reached(study(3, average=0.5, **model)) == pytest.approx(by_hand, rel=1e-6, abs=1e-7)
+
+
+def test_a_baseline_computes_as_the_sites_rounds_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, ways = trainer.train, []
+
+    def train(*args: Any, **kept: Any) -> Any:
+        ways.append(kept["way"])
+        return whole(*args, **kept)
+
+    monkeypatch.setattr(trainer, "train", train)
+    train_alone(study(1), records(), "cpu", way="opacus")
+    assert ways == ["opacus"]
 
 
 def test_without_an_average_it_is_the_last_rounds_model() -> None:
