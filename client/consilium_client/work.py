@@ -25,12 +25,15 @@ from consilium_shared.study import Study
 from consilium_shared.summand import bound, counts_with, largest_weight
 
 
-def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> None:
+def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
     """Whatever can be refused is refused before it is charged.
+
+    Returns:
+        The digest of what the study does not train of the model (``models.vector.check``).
 
     Raises:
         PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
-            not the one that the contract names for round 1.
+            not what the contract has the study start from.
         DataError: the data cannot be used.
         ConfigurationError: the study cannot be trained with privacy, or not as this site is set up.
     """
@@ -42,12 +45,13 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
     check_contract(desk.config.policy, study)
     check_patients(desk.config.policy, study, patients.train, patients.held_back)
     try:
-        check(model, study, first=isinstance(request, Train) and request.round == 1)
+        frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
     if isinstance(plan, PrivacyPlan):
         check_independence(study)
         check_mechanism(study, plan, desk.config.gradients)
+    return frozen
 
 
 def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:

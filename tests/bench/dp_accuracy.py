@@ -30,7 +30,7 @@ import numpy as np
 
 from consilium_client.data import Records
 from consilium_deploy.real_data import POOLED
-from consilium_server.averaging import averaged
+from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, unpack
 from consilium_shared.study import Study

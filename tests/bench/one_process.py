@@ -23,8 +23,8 @@ from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
 from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
-from consilium_server.averaging import averaged
 from consilium_server.optimizer import ServerOptimizer
+from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
 from consilium_shared.privacy.plan import Plan

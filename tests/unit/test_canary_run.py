@@ -17,6 +17,7 @@ from consilium_client.desk import make_plan
 from consilium_client.training import canaries, trainer
 from consilium_client.training.canaries import audit
 from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.gradients import Way
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import Tape
@@ -58,6 +59,16 @@ def run(given: Study, number: int = 1000, **changes: Any) -> tuple[Outcome, Priv
     plan = dataclasses.replace(make_plan(given, 200), **changes)
     assert isinstance(plan, PrivacyPlan)
     return audit(given, plan, CPU, canaries=number, seed=SEED), plan
+
+
+@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+def test_both_ways_to_gradients_are_audited_alike(way: Way) -> None:
+    given = study("gru")
+    plan = make_plan(given, 200)
+    assert isinstance(plan, PrivacyPlan)
+    found = audit(given, plan, CPU, canaries=500, seed=SEED, way=way)
+    assert found == audit(given, plan, CPU, canaries=500, seed=SEED)
+    assert found.correct > found.guesses / 2
 
 
 def contradicted(given: Study, **changes: Any) -> bool:

@@ -129,6 +129,32 @@ def test_a_gram_sum_too_large_for_its_shape_to_be_nobodys_is_not_taken() -> None
     assert not found.forms(1, 16384, 4096)
 
 
+@pytest.mark.parametrize("form", ["rows", "product", "scattered"])
+@pytest.mark.parametrize(("alone", "beside_others"), [([0], [0, 1, 2]), ([0, 0], [0, 0, 1, 2, 2])])
+def test_a_patients_row_of_a_tied_weight_is_formed_the_same_whoever_is_beside_it(
+    alone: list[int], beside_others: list[int], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a kernel that rounds by how many there are: of rows that cancel, rounding may be all that is left."""
+    whole = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda one, other: whole(one, other) * (1 + len(one) * 2.0**-40))
+    generator = torch.Generator().manual_seed(0)
+    inputs, deltas = torch.randn(8, 2, 3, generator=generator), torch.randn(8, 2, 4, generator=generator)
+    weight, found = nn.Parameter(torch.zeros(4, 3)), Tape()
+
+    def row(owners: list[int]) -> torch.Tensor:
+        found.open(Owners(torch.tensor(owners), CPU, 8))
+        found.factored((weight,), inputs, deltas)
+        if form == "rows":
+            found.rows(weight, whole(deltas.transpose(1, 2), inputs))
+        elif form == "product":
+            found.factored((weight,), inputs, -deltas / 3)
+        else:
+            found.scattered(weight, torch.arange(16).view(8, 2) % 4, inputs, None)
+        return found.gradients()[weight][0]
+
+    assert torch.equal(row(alone), row(beside_others))
+
+
 @pytest.mark.parametrize("leave", ["rows", "product", "factored", "scattered"])
 def test_what_has_not_one_row_for_each_sample_is_refused(leave: str) -> None:
     found, weight, five = opened(4), nn.Parameter(torch.zeros(3, 3)), torch.zeros(5, 2, 3)

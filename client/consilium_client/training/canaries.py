@@ -1,10 +1,10 @@
 """One-run audit of a study's plan: the site's own trainer on generated patients and canaries, and nobody's data.
 
-The run takes every private step of the plan through the trainer, as a study's rounds do: sampler, backward pass,
-clipping, noise, optimizer, device. Two things are different. The patients are generated, so nothing that comes out says
-anything about anybody: it costs no budget and may leave. And among them are canaries, each put in by a fair coin
-(Steinke, Nasr & Jagielski 2023, algorithm 1), whose gradient is chosen: the guarantee holds for any gradient of one
-patient and any observer of every noisy sum, so both are taken at their strongest.
+The run takes every private step of the plan through the trainer, as a study's rounds do: sampler, backward pass (the
+site's way), clipping, noise, optimizer, device. Two things are different. The patients are generated, so nothing that
+comes out says anything about anybody: it costs no budget and may leave. And among them are canaries, each put in by a
+fair coin (Steinke, Nasr & Jagielski 2023, algorithm 1), whose gradient is chosen: the guarantee holds for any gradient
+of one patient and any observer of every noisy sum, so both are taken at their strongest.
 
 * A canary's gradient lies along a direction of its own, orthogonal to all others': the flat gradient's coordinates are
   dealt to the canaries in turn, so that each has some in every larger tensor. Its norm is ``LOUD`` times the clipping
@@ -33,6 +33,7 @@ import torch
 from consilium_client.data.records import Records
 from consilium_client.training import gradients
 from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
@@ -68,6 +69,7 @@ def audit(
     canaries: int = CANARIES,
     seed: bytes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    way: Way = "book-keeping",
 ) -> Outcome:
     """Run the plan on generated patients and canaries, guess which canaries were in, and count the right guesses.
 
@@ -78,6 +80,7 @@ def audit(
         canaries: number of canaries, 10 or more.
         seed: everything random follows from it; None for fresh bytes. No patient's data is here that it could expose.
         on_progress: told (steps done, steps in all).
+        way: to per-sample gradients, as the study's rounds have it here.
 
     Returns:
         The outcome of that way of guessing which comes nearest to contradicting the plan (``WAYS``).
@@ -117,6 +120,7 @@ def audit(
                 seed=hashlib.sha256(b"consilium canary round\0%d\0%d\0" % (number, done) + seed).digest(),
                 on_progress=_shifted(on_progress, before, runs * rounds * steps),
                 probe=run,
+                way=way,
             ).clipping_norm
     scores = {
         "likelihood": np.concatenate([run.likelihood for run in found]),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from consilium_client.training.owners import Owners
+from consilium_client.training.rows import filled
 
 SEGMENT = 16
 _ULP = 2.0**-52
@@ -101,10 +102,13 @@ class Product:
             total[start : start + size].add_(deltas[:, start : start + size].t() @ inputs)
 
     def formed(self) -> list[Tensor]:
-        """The patients' gradients at each weight: ``[P, numel]``."""
-        rows = torch.bmm(self.deltas.double().transpose(1, 2), self.inputs.double())
+        """The patients' gradients at each weight: ``[P, numel]``. Of as many rows as the physical batch has with its
+        filling, so that nobody else has a part in how a row is rounded (``rows``)."""
+        inputs, deltas = (filled(side.double(), self.owners.batch) for side in (self.inputs, self.deltas))
+        rows = torch.bmm(deltas.transpose(1, 2), inputs)
         if self.owners.grouped:
-            rows = rows.new_zeros((self.owners.patients, *rows.shape[1:])).index_add_(0, self.owners.of, rows)
+            sums = rows.new_zeros((self.owners.patients, *rows.shape[1:]))
+            rows = sums.index_add_(0, self.owners.of, rows[: self.owners.rows])
         return _cut(self.weights, rows[: self.owners.patients])
 
 

@@ -209,7 +209,7 @@ class Tape:
         return found
 
     def _merge(self) -> None:
-        """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them."""
+        """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them, rows."""
         users: dict[Tensor, list[Entry]] = {}
         for entry in self._entries:
             for weight in entry.weights:
