@@ -110,8 +110,8 @@ class Product:
 
 @dataclass
 class Scattered:
-    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several of one patient
-    at one row all but one are zero."""
+    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several that one
+    patient has at one row, all but one are zero."""
 
     weights: tuple[Tensor]
     values: Tensor

@@ -19,15 +19,15 @@ from consilium_client.data.records import Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
 from consilium_client.training import gradients
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic, in_precision
+from consilium_client.training.device import exact_arithmetic, in_precision, onto
 from consilium_client.training.gradients import Gradients, Way
 from consilium_client.training.independence import check_once
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
-from consilium_client.training.pieces import Batch, Piece
-from consilium_client.training.rows import ROWS, one_thread
+from consilium_client.training.pieces import Batch, Batches, Piece, Split
+from consilium_client.training.rows import ROWS, one_thread, without_denormals
 from consilium_client.training.tape import Tape
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
@@ -133,11 +133,12 @@ def train(
     secret = _seed(study, round, attempt, site, seed)
     sampler = _sampler(study, records, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
+    rows = physical_batch(records) if private is None else private_rows(study, records)
+    split = Split(rows, fixed=private is not None)
     done = 0
-    with exact_arithmetic():
+    with exact_arithmetic(), Batches(study, records, sampler, device, drift, split) as batches:
         stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
-        for draw in sampler:
-            batch = Batch(study, records, draw, device, drift)
+        for batch in batches:
             stepper(batch)
             done += 1
             if on_progress is not None:
@@ -298,7 +299,7 @@ def accumulate(
     """
     for piece in pieces:
         model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels)))
-        with one_thread():
+        with one_thread(), without_denormals():
             model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
             plant(piece.records)
@@ -316,7 +317,7 @@ def _plain_step(
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
     for inputs, labels, owners, _ in pieces:
-        weights = (1.0 / torch.bincount(owners)[owners]).to(labels.device)
+        weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
         losses = loss(model(inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN
