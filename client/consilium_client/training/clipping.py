@@ -126,7 +126,7 @@ class PrivateOptimizer(TapeOptimizer):
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
         self._drawing: Future[None] | None = None
-        self._beside = thread_beside()
+        self._beside = thread_beside("noise")
         self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
         self._in_sum = 0
         if after is not None:

@@ -201,7 +201,7 @@ class Batches:
         self._thread: ThreadPoolExecutor | None = None
         self._coming: Future[Batch | None] | None = None
         if device.type == "cuda" if ahead is None else ahead:
-            self._thread = thread_beside()
+            self._thread = thread_beside("pieces")
             if device.type == "cuda":  # whose copies wait for nothing that is computed
                 stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 self._thread.submit(torch.cuda.set_stream, stream).result()

@@ -61,9 +61,9 @@ def without_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def thread_beside() -> ThreadPoolExecutor:
+def thread_beside(name: str) -> ThreadPoolExecutor:
     """A thread beside the caller's, whose kernels on the CPU use that one thread."""
-    beside = ThreadPoolExecutor(1)
+    beside = ThreadPoolExecutor(1, thread_name_prefix=name)
     with one_thread():  # a thread of torch's keeps the number that it found when it began
         beside.submit(torch.get_num_threads).result()
     return beside
