@@ -139,15 +139,15 @@ class Kept(PrivateOptimizer):
     """Keeps the sum before noise, in steps of the lattice."""
 
     def finish(self) -> None:
-        self.kept = self._sum.round().numpy()
+        self.kept = self._sum.round().cpu().numpy()
         super().finish()
 
 
 class Step:
     """A private step of a model, again and again from the same weights."""
 
-    def __init__(self, study: Study, weights: Vector, size: int = ROWS) -> None:
-        self.study, self.size, self.model = study, size, build(study)
+    def __init__(self, study: Study, weights: Vector, size: int = ROWS, where: torch.device = CPU) -> None:
+        self.study, self.size, self.where, self.model = study, size, where, build(study).to(where)
         load_vector(self.model, weights)
         self.parameters, self.tape = list(self.model.parameters()), Seen()
         self.wrapped = gradients.BookKeeping(self.model.train(), self.tape)
@@ -166,10 +166,10 @@ class Step:
 
         def see(indices: npt.NDArray[np.int64]) -> None:
             for number, i in enumerate(indices.tolist()):
-                seen[i] = b"".join(part[number].contiguous().numpy().tobytes() for part in self.tape.parts)
+                seen[i] = b"".join(part[number].contiguous().cpu().numpy().tobytes() for part in self.tape.parts)
 
-        batch = Batch(self.study, data, chosen(data, patients), CPU, np.random.default_rng(0))
-        loss, pieces = per_record(self.study, CPU), batch.fixed_pieces(self.size)
+        batch = Batch(self.study, data, chosen(data, patients), self.where, np.random.default_rng(0))
+        loss, pieces = per_record(self.study, self.where), batch.fixed_pieces(self.size)
         with exact_arithmetic():
             trainer.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
             self.optimizer.finish()
