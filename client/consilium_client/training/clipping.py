@@ -8,7 +8,7 @@ whose gradient is not finite; the noise is our own, which nobody can predict.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -16,7 +16,7 @@ from opacus.optimizers import DPOptimizer
 from consilium_client.training.adaptive import GRADIENT, MARK, following, marks
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
-from consilium_client.training.rows import one_thread
+from consilium_client.training.rows import thread_beside
 from consilium_client.training.tape import Tape
 from consilium_shared.study import AdaptiveClipping
 
@@ -140,9 +140,7 @@ class PrivateOptimizer(TapeOptimizer):
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
         self._drawing: Future[None] | None = None
-        self._beside = ThreadPoolExecutor(1)
-        with one_thread():  # a thread of torch's keeps the number that it found when it began
-            self._beside.submit(torch.get_num_threads).result()
+        self._beside = thread_beside("noise")
         self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
         self._marks = self._sum[parameters:].clone()
         self._in_sum = 0

@@ -13,7 +13,7 @@ from consilium_client.training.rows import filled
 SEGMENT = 16
 _ULP = 2.0**-52
 
-_COLUMNS = {"cpu": 2**10, "cuda": 2**20}
+_COLUMNS, _MANY_COLUMNS = 2**10, 2**20
 """Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
 
 _BLOCK = 2**19
@@ -114,7 +114,8 @@ class Product:
 
 @dataclass
 class Scattered:
-    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``."""
+    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several that one
+    patient has at one row, all but one are zero."""
 
     weights: tuple[Tensor]
     values: Tensor
@@ -130,7 +131,7 @@ class Scattered:
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
-        self.values[torch.isin(self.owners, patients)] = 0.0
+        self.values.masked_fill_(torch.isin(self.owners, patients)[:, None], 0.0)
 
     def drop(self, patients: Tensor) -> None:
         """Leave nothing of those that are True: bool ``[P]``."""
@@ -147,7 +148,7 @@ class Scattered:
         """The patients' gradients at each weight: ``[P, numel]``."""
         (weight,) = self.weights
         found = self.values.new_zeros((self.patients, *weight.shape))
-        found[self.owners, self.at] = self.values
+        found.index_put_((self.owners, self.at), self.values, accumulate=True)
         return [found.flatten(1)]
 
 
@@ -175,7 +176,7 @@ def _wide_squares(rows: Tensor) -> Tensor:
 
 def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
-    width = _COLUMNS[rows.device.type]
+    width = _COLUMNS if rows.device.type == "cpu" else _MANY_COLUMNS
     for start in range(0, rows.shape[1], width):
         total[start : start + width].add_(torch.mv(rows[:, start : start + width].double().t(), factors))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consilium_client.training.device import onto
 from consilium_client.training.rows import filled
 
 
@@ -24,8 +25,8 @@ class Owners:
         """Most rows of one patient."""
         starts = torch.cumsum(numbers, 0) - numbers
         slots = owners * self.most + torch.arange(len(owners)) - starts[owners]
-        self.of = owners.to(device)
-        self._weights, self._slots = (1.0 / numbers.double())[owners].to(device), slots.to(device)
+        self.of = onto(owners, device)
+        self._weights, self._slots = onto((1.0 / numbers.double())[owners], device), onto(slots, device)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Rows ``[B, n]`` as patients ``[P, n]``."""

@@ -16,7 +16,8 @@ is cheaper is a sample's gradient formed.
   patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true
   squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham 2002, section 3.1), which is added. Where so much
   cancels that rounding could matter, it is this that makes the norm too large, never too small.
-* scattered: as rows, of an embedding, where most of a row is zero.
+* scattered: as rows, of an embedding, where most of a row is zero. Numbers that are there only so that shapes depend
+  on nothing are zero too: adding them is exact.
 
 **Why the sum may be trusted.** A sum in floating point depends on all its terms. In float64 one of K terms is off by at
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
@@ -149,10 +150,12 @@ class Tape:
             return
         owners, entries = self.owners, parameter.shape[0]
         places, gradients = places[: owners.rows], owners.weighted(gradients)[: owners.rows]
-        unique, inverse = torch.unique((owners.of[:, None] * entries + places).flatten(), return_inverse=True)
-        values = gradients.new_zeros((len(unique), parameter.shape[1]), dtype=wide(gradients))
-        values.index_add_(0, inverse, gradients.flatten(0, 1).to(values.dtype))
-        at, patients = unique % entries, torch.div(unique, entries, rounding_mode="floor")
+        # As many rows as were looked up, whichever they are: no shape waits for the device. What one patient has at one
+        # place is in the first of its rows, and the others are zero.
+        keys, order = torch.sort((owners.of[:, None] * entries + places).flatten(), stable=True)
+        values = gradients.new_zeros((len(keys), parameter.shape[1]), dtype=wide(gradients))
+        values.index_add_(0, torch.searchsorted(keys, keys), gradients.flatten(0, 1)[order].to(values.dtype))
+        at, patients = keys % entries, torch.div(keys, entries, rounding_mode="floor")
         if skipped is not None:
             values.masked_fill_((at == skipped)[:, None], 0.0)
         self._entries.append(Scattered((parameter,), values, patients, at, owners.patients))
