@@ -10,7 +10,7 @@ from torch import Tensor
 from consilium_client.training.owners import Owners
 
 SEGMENT = 16
-_ULP = 2.0**-52
+ULP = 2.0**-52
 
 _COLUMNS = {"cpu": 2**10, "cuda": 2**20}
 """Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
@@ -65,13 +65,19 @@ class Product:
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
         inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
-        steps, patients = inputs.shape[1], self.owners.patients
-        reach = (inputs.square().sum(2) * deltas.square().sum(2)).sqrt().sum(1).square()[:patients]
-        if steps == 1:
+        if inputs.shape[1] == 1:
+            reach = (inputs.square().sum(2) * deltas.square().sum(2)).squeeze(1)[: self.owners.patients]
             return reach, reach
-        together = torch.bmm(inputs, inputs.transpose(1, 2)).mul_(torch.bmm(deltas, deltas.transpose(1, 2)))
-        error = (2 * steps + inputs.shape[2] + deltas.shape[2]) * _ULP
-        return together.sum(2).sum(1)[:patients].clamp_(min=0.0) + error * reach, reach
+        grams = torch.bmm(inputs, inputs.transpose(1, 2)), torch.bmm(deltas, deltas.transpose(1, 2))
+        return self._squares(*grams, inputs.shape[2] + deltas.shape[2])
+
+    def _squares(self, grams: Tensor, others: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+        """``squares`` of the inputs' and the deltas' Gram matrices ``[P, T, T]``, which are sums of ``terms`` in all.
+        The first is used up."""
+        reach = (grams.diagonal(dim1=1, dim2=2) * others.diagonal(dim1=1, dim2=2)).sqrt().sum(1).square()
+        square = grams.mul_(others).sum(2).sum(1).clamp_(min=0.0)
+        reach, square = reach[: self.owners.patients], square[: self.owners.patients]
+        return square + (2 * grams.shape[1] + terms) * ULP * reach, reach
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
@@ -84,7 +90,7 @@ class Product:
         self._keep(self.owners.each(~patients, len(self.inputs)))
 
     def _keep(self, rows: Tensor) -> None:
-        shape = (-1, 1, 1)
+        shape = (-1, *[1] * (self.inputs.dim() - 1))
         nothing = self.inputs.new_zeros(())
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
