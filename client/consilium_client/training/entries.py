@@ -10,7 +10,7 @@ from torch import Tensor
 from consilium_client.training.owners import Owners
 
 SEGMENT = 16
-ULP = 2.0**-52
+_ULP = 2.0**-52
 
 _COLUMNS = {"cpu": 2**10, "cuda": 2**20}
 """Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
@@ -77,7 +77,7 @@ class Product:
         reach = (grams.diagonal(dim1=1, dim2=2) * others.diagonal(dim1=1, dim2=2)).sqrt().sum(1).square()
         square = grams.mul_(others).sum(2).sum(1).clamp_(min=0.0)
         reach, square = reach[: self.owners.patients], square[: self.owners.patients]
-        return square + (2 * grams.shape[1] + terms) * ULP * reach, reach
+        return square + (2 * grams.shape[1] + terms) * _ULP * reach, reach
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
@@ -104,7 +104,7 @@ class Product:
         total = totals[self.weights[0]].view(deltas.shape[1], -1)
         size = max(1, _BLOCK // inputs.shape[1])
         for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
-            total[start : start + size].add_(deltas[:, start : start + size].t() @ inputs)
+            add(total[start : start + size], deltas[:, start : start + size].t() @ inputs)
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
@@ -143,7 +143,7 @@ class Scattered:
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
-        totals[weight].add_(total.flatten())
+        add(totals[weight], total.flatten())
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
@@ -179,14 +179,19 @@ def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
     width = _COLUMNS[rows.device.type]
     for start in range(0, rows.shape[1], width):
-        total[start : start + width].add_(torch.mv(rows[:, start : start + width].double().t(), factors))
+        add(total[start : start + width], torch.mv(rows[:, start : start + width].double().t(), factors))
 
 
 def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:
     """Add the columns of ``[p, d]`` by weight."""
     widths = [weight.numel() // total.shape[0] for weight in weights]
     for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
-        totals[weight].view(part.shape).add_(part)
+        add(totals[weight].view(part.shape), part)
+
+
+def add(total: Tensor, part: Tensor) -> None:
+    """Add a float64 sum to a total, in the total's precision."""
+    total.add_(part.to(total.dtype))
 
 
 def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consilium_client.training.entries import ULP, Product
+from consilium_client.training.entries import Product, add
 
 _BLOCK = {"cpu": 2**18, "cuda": 2**24}
 """Numbers of patches, and of their product, computed at a time."""
@@ -154,7 +154,7 @@ class Convolved(Product):
         size = max(1, _BLOCK[deltas.device.type] // (kernel * max(deltas.shape)))
         for start in range(0, len(padded), size):  # each block's sum by itself, and then once to the total
             patches = geometry.under(padded[start : start + size], places)
-            total[:, start * kernel : (start + size) * kernel].add_(deltas @ patches.t())
+            add(total[:, start * kernel : (start + size) * kernel], deltas @ patches.t())
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""

@@ -195,10 +195,14 @@ class Tape:
 
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """Add the patients' gradients, each times its factor, to ``totals``: flat float64 ``[numel]`` by parameter."""
+        """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
+        entry's sum is taken in float64, rounded to its total's precision, and then the entry is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
-        for entry in [*self._entries, *self._chosen]:
+        left = [*self._chosen[::-1], *self._entries[::-1]]
+        self._entries, self._chosen = [], []
+        while left:
+            entry = left.pop()
             if not clean:
                 entry.drop(dropped)
             entry.add_up(factors, totals)
