@@ -56,9 +56,7 @@ def apply(
         inputs = nn.functional.pad(inputs, module._reversed_padding_repeated_twice, mode)
     else:
         padding = tuple(module.padding)
-    geometry = Geometry(
-        tuple(module.kernel_size), tuple(module.stride), padding, tuple(module.dilation), module.groups
-    )
+    geometry = Geometry(tuple(module.kernel_size), tuple(module.stride), padding, tuple(module.dilation), module.groups)
 
     def leave(inputs: Tensor, grad: Tensor) -> None:
         if module.bias is not None:

@@ -101,7 +101,8 @@ class BookKeepingOptimizer(TapeOptimizer):
     def add_noise(self) -> None:
         """As Opacus, drawn in pieces that stay in the cache and added where the sum is. A sum is released once."""
         if self.secure_mode:
-            return super().add_noise()
+            super().add_noise()
+            return
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             released, parameter.summed_grad = parameter.summed_grad, None

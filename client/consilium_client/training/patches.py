@@ -1,4 +1,4 @@
-"""What lies under a convolution's kernel at each place of its output, and the entry that a convolution leaves on a tape.
+"""What lies under a convolution's kernel at each place of its output, and the entry that it leaves on a tape.
 
 A convolution's weight is applied to T patches of C · K numbers, K the size of the kernel: up to K times what its inputs
 are. So an entry keeps the inputs. Its norms need no patch: the product of two patches is the sum over the kernel's K
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,13 @@ from torch import Tensor, nn
 
 from consilium_client.training.entries import Product, add
 
+Cut = tuple[slice, ...]
+
+_PATCHES = 2**22
+"""Numbers of patches copied out at a time."""
+
 _BLOCK = {"cpu": 2**18, "cuda": 2**24}
-"""Numbers of patches, and of their product, computed at a time."""
+"""Numbers of a sum computed at a time: what fits a processor's cache, what fills an accelerator."""
 
 _SUMMING, _GRAM, _SHIFTING = 0.033, 0.05, 1.2
 """Nanoseconds for each multiplication in a sum, for one in a Gram matrix, and for each number of a shifted one, as of
@@ -91,35 +97,27 @@ class Geometry:
         Returns:
             ``[P, R, *places, R, *places]``.
         """
-        around = [side for padding in reversed(self.padding) for side in (padding, padding)] + [0, 0]
-        pixel_grams = nn.functional.pad(pixel_grams, around + around) if any(self.padding) else pixel_grams
-        patients, images, every = *pixel_grams.shape[:2], slice(None)
+        (patients, images), pixels, every = pixel_grams.shape[:2], pixel_grams.shape[2 : 2 + len(places)], slice(None)
         found = pixel_grams.new_zeros((patients, images, *places, images, *places))
+        for at, under in self.positions(tuple(pixels), places):
+            found[(every, every, *at, every, *at)] += pixel_grams[(every, every, *under, every, *under)]
+        return found
+
+    def positions(self, pixels: tuple[int, ...], places: tuple[int, ...]) -> Iterator[tuple[Cut, Cut]]:
+        """For each of the kernel's K positions the places at which it lies on a pixel and not on padding, and those
+        pixels; ``pixels`` and ``places`` are sizes."""
+        about = list(zip(pixels, places, self.stride, self.padding, self.dilation, strict=True))
         for position in itertools.product(*(range(size) for size in self.kernel)):
-            start = [at * dilation for at, dilation in zip(position, self.dilation, strict=True)]
-            under = tuple(
-                slice(first, first + (size - 1) * stride + 1, stride)
-                for first, size, stride in zip(start, places, self.stride, strict=True)
-            )
-            found += pixel_grams[(every, every, *under, every, *under)]
-        return found
-
-    def padded(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[n, C, *pixels]`` with their padding, samples last: float64 ``[C, *padded, n]``."""
-        sizes = [size + 2 * padding for size, padding in zip(inputs.shape[2:], self.padding, strict=True)]
-        found = inputs.new_zeros((inputs.shape[1], *sizes, len(inputs)), dtype=torch.float64)
-        within = (slice(p, p + size) for p, size in zip(self.padding, inputs.shape[2:], strict=True))
-        found[(slice(None), *within)] = inputs.movedim(0, -1)
-        return found
-
-    def under(self, padded: Tensor, places: tuple[int, ...]) -> Tensor:
-        """Patches ``[c · K, T · n]`` of c channels of ``padded``."""
-        channel, *steps, sample = padded.stride()
-        shape = (len(padded), *self.kernel, *places, padded.shape[-1])
-        kernel = (step * dilation for step, dilation in zip(steps, self.dilation, strict=True))
-        moves = (step * stride for step, stride in zip(steps, self.stride, strict=True))
-        found = padded.as_strided(shape, (channel, *kernel, *moves, sample), padded.storage_offset())
-        return found.reshape(len(padded) * math.prod(self.kernel), -1)
+            at, under = [], []
+            for number, (size, most, stride, padding, dilation) in zip(position, about, strict=True):
+                shift = number * dilation - padding
+                first, last = max(0, -(shift // stride)), min(most, (size - 1 - shift) // stride + 1)
+                first = min(first, last := max(last, 0))
+                at.append(slice(first, last))
+                under.append(slice(first * stride + shift, (last - 1) * stride + shift + 1, stride))
+                if first == last:
+                    under[-1] = at[-1] = slice(0, 0)
+            yield tuple(at), tuple(under)
 
 
 @dataclass
@@ -146,15 +144,29 @@ class Convolved(Product):
 
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         """See ``Tape.add_up``."""
-        geometry, (weight,) = self.geometry, self.weights
-        outputs, places = self.deltas.shape[1], tuple(self.deltas.shape[2:])
-        deltas = self.deltas.movedim(0, -1).double() * self.owners.each(factors, len(self.deltas))
-        deltas, padded = deltas.reshape(outputs, -1), geometry.padded(self.inputs)
-        total, kernel = totals[weight].view(outputs, -1), math.prod(geometry.kernel)
-        size = max(1, _BLOCK[deltas.device.type] // (kernel * max(deltas.shape)))
-        for start in range(0, len(padded), size):  # each block's sum by itself, and then once to the total
-            patches = geometry.under(padded[start : start + size], places)
-            add(total[:, start * kernel : (start + size) * kernel], deltas @ patches.t())
+        (weight,), (rows, channels, *pixels) = self.weights, self.inputs.shape
+        outputs, *places = self.deltas.shape[1:]
+        deltas = _wide(self.deltas.movedim(0, -1)).mul_(self.owners.each(factors, rows))
+        inputs = _wide(self.inputs.movedim((0, 1), (-2, -1)))
+        positions = list(self.geometry.positions(tuple(pixels), tuple(places)))
+        total = totals[weight].view(outputs, channels, len(positions))
+        size = max(1, _PATCHES // (len(positions) * deltas[0].numel()))
+        for start in range(0, channels, size):
+            cut = inputs[..., start : start + size]
+            patches = [(at, cut[under].flatten(0, -2)) for at, under in positions]
+            self._add_block(patches, deltas, total[:, start : start + size])
+
+    @staticmethod
+    def _add_block(patches: list[tuple[Cut, Tensor]], deltas: Tensor, total: Tensor) -> None:
+        """Add to ``total`` ``[O, c, K]`` what ``deltas`` ``[O, *places, n]`` and ``patches`` ``[· n, c]`` give at each
+        of the kernel's positions."""
+        size = max(1, _BLOCK[deltas.device.type] // total[0].numel())
+        for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
+            block = deltas[start : start + size]
+            part = torch.empty((len(patches), len(block), total.shape[1]), dtype=deltas.dtype, device=deltas.device)
+            for (at, each), found in zip(patches, part, strict=True):
+                torch.mm(block[(slice(None), *at)].flatten(1), each, out=found)
+            add(total[start : start + size], part.permute(1, 2, 0))
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
@@ -163,3 +175,8 @@ class Convolved(Product):
     def _unfolded(self) -> Product:
         patches = self.geometry.patches(self.inputs)
         return Product(self.weights, patches, self.deltas.flatten(2).transpose(1, 2), self.owners)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, and in memory as it is indexed."""
+    return torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device).copy_(tensor)
