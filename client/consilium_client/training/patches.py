@@ -25,6 +25,10 @@ Cut = tuple[slice, ...]
 _PATCHES = 2**22
 """Numbers of patches copied out at a time."""
 
+_FEW_CHANNELS, _MANY_PLACES = 16, 2**12
+"""Below so many channels of a group, and from so many places of the output on, a processor is faster with one sample
+after the other than with all of them as groups of one convolution."""
+
 _BLOCK = {"cpu": 2**18, "cuda": 2**24}
 """Numbers of a sum computed at a time: what fits a processor's cache, what fills an accelerator."""
 
@@ -54,6 +58,10 @@ class Geometry:
         """Per-sample gradients ``[B, O, C / groups, *kernel]`` of inputs ``[B, C, …]`` and output gradients
         ``[B, O, …]``."""
         batch, channels, outputs = len(inputs), inputs.shape[1], grad.shape[1]
+        if grad.device.type == "cpu" and (channels // self.groups < _FEW_CHANNELS or grad[0, 0].numel() >= _MANY_PLACES):
+            one = grad.new_zeros(()).expand(outputs, channels // self.groups, *self.kernel)
+            each = zip(grad.split(1), inputs.split(1), strict=True)
+            return torch.stack([self.backward(*sample, one, self.groups, (False, True))[1] for sample in each])
         one = grad.new_zeros(()).expand(batch * outputs, channels // self.groups, *self.kernel)  # its sizes alone count
         found: Tensor = self.backward(
             grad.reshape(1, batch * outputs, *grad.shape[2:]),
