@@ -41,15 +41,13 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient to ``summed_grad``."""
-        sums = {p: torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for p in self.params}
-        self.add_clipped(sums, 1.0)
+        sums = {p: p.new_zeros(p.shape) if p.summed_grad is None else p.summed_grad for p in self.params}
+        self.add_clipped({parameter: total.view(-1) for parameter, total in sums.items()}, 1.0)
         for parameter, total in sums.items():
-            part = total.view_as(parameter).to(parameter.dtype)
-            before = parameter.summed_grad
-            parameter.summed_grad = part if before is None else before + part
+            parameter.summed_grad = total
 
     def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
-        """Add the tape's clipped gradients, times ``scale``, to flat float64 ``totals``; the tape is closed.
+        """Add the tape's clipped gradients, times ``scale``, to flat ``totals``; the tape is closed.
 
         Returns:
             ``Tape.ratios``, float64 ``[P]``.

@@ -66,13 +66,19 @@ class Product:
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
         inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
-        steps, patients = inputs.shape[1], self.owners.patients
-        reach = (inputs.square().sum(2) * deltas.square().sum(2)).sqrt().sum(1).square()[:patients]
-        if steps == 1:
+        if inputs.shape[1] == 1:
+            reach = (inputs.square().sum(2) * deltas.square().sum(2)).squeeze(1)[: self.owners.patients]
             return reach, reach
-        together = torch.bmm(inputs, inputs.transpose(1, 2)).mul_(torch.bmm(deltas, deltas.transpose(1, 2)))
-        error = (2 * steps + inputs.shape[2] + deltas.shape[2]) * _ULP
-        return together.sum(2).sum(1)[:patients].clamp_(min=0.0) + error * reach, reach
+        grams = torch.bmm(inputs, inputs.transpose(1, 2)), torch.bmm(deltas, deltas.transpose(1, 2))
+        return self._squares(*grams, inputs.shape[2] + deltas.shape[2])
+
+    def _squares(self, grams: Tensor, others: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+        """``squares`` of the inputs' and the deltas' Gram matrices ``[P, T, T]``, which are sums of ``terms`` in all.
+        The first is used up."""
+        reach = (grams.diagonal(dim1=1, dim2=2) * others.diagonal(dim1=1, dim2=2)).sqrt().sum(1).square()
+        square = grams.mul_(others).sum(2).sum(1).clamp_(min=0.0)
+        reach, square = reach[: self.owners.patients], square[: self.owners.patients]
+        return square + (2 * grams.shape[1] + terms) * _ULP * reach, reach
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
@@ -85,7 +91,7 @@ class Product:
         self._keep(self.owners.each(~patients, len(self.inputs)))
 
     def _keep(self, rows: Tensor) -> None:
-        shape = (-1, 1, 1)
+        shape = (-1, *[1] * (self.inputs.dim() - 1))
         nothing = self.inputs.new_zeros(())
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
@@ -99,7 +105,7 @@ class Product:
         total = totals[self.weights[0]].view(deltas.shape[1], -1)
         size = max(1, _BLOCK // inputs.shape[1])
         for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
-            total[start : start + size].add_(deltas[:, start : start + size].t() @ inputs)
+            add(total[start : start + size], deltas[:, start : start + size].t() @ inputs)
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``. Of as many rows as the physical batch has with its
@@ -142,7 +148,7 @@ class Scattered:
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
-        totals[weight].add_(total.flatten())
+        add(totals[weight], total.flatten())
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
@@ -178,14 +184,19 @@ def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
     width = _COLUMNS if rows.device.type == "cpu" else _MANY_COLUMNS
     for start in range(0, rows.shape[1], width):
-        total[start : start + width].add_(torch.mv(rows[:, start : start + width].double().t(), factors))
+        add(total[start : start + width], torch.mv(rows[:, start : start + width].double().t(), factors))
 
 
 def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:
     """Add the columns of ``[p, d]`` by weight."""
     widths = [weight.numel() // total.shape[0] for weight in weights]
     for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
-        totals[weight].view(part.shape).add_(part)
+        add(totals[weight].view(part.shape), part)
+
+
+def add(total: Tensor, part: Tensor) -> None:
+    """Add a float64 sum to a total, in the total's precision."""
+    total.add_(part.to(total.dtype))
 
 
 def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:

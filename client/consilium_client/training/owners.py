@@ -44,9 +44,9 @@ class Owners:
         return rows if len(rows) == self.rows else filled(rows[: self.rows], len(rows))
 
     def weighted(self, deltas: Tensor) -> Tensor:
-        """``kept`` deltas ``[B, T, p]`` such that a patient's gradient is the sum over its rows."""
+        """``kept`` deltas ``[B, T, …]`` such that a patient's gradient is the sum over its rows."""
         deltas = self.kept(deltas)
-        return deltas.double() * self._weights[:, None, None] if self.grouped else deltas
+        return deltas.double() * self._weights.view(-1, *[1] * (deltas.dim() - 1)) if self.grouped else deltas
 
     def beside(self, rows: Tensor) -> Tensor:
         """Rows ``[n, T, …]`` of a patient as further applications of the same weight: ``[P, R·T, …]``."""

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from consilium_client.training.entries import Entry, Product, Rows, Scattered
 from consilium_client.training.owners import Owners, wide
+from consilium_client.training.patches import Convolved, Geometry
 
 SLACK = 1.0 + 1e-6
 """Norms are taken as so much larger than they come out."""
@@ -54,8 +55,9 @@ _FORMED, _FORMING, _SUMMING, _GRAM = 2.2, 1 / 60, 0.045, 0.13
 included; for each application more to form it, or to do without; and for each multiplication in a Gram matrix."""
 
 
-def forms_rows(rows: int, steps: int, outputs: int, inputs: int) -> bool:
-    """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without.
+def forms_rows(rows: int, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
+    """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without, which takes
+    ``spared`` nanoseconds for each row; None: what Gram matrices and products of ``[T, p]`` and ``[T, d]`` take.
 
     From sizes alone, never by trying: what is computed must be the same in every run.
     """
@@ -63,7 +65,9 @@ def forms_rows(rows: int, steps: int, outputs: int, inputs: int) -> bool:
         return True
     numbers = outputs * inputs
     formed = numbers * (_FORMED + steps * _FORMING)
-    return formed < numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
+    if spared is None:
+        spared = numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
+    return formed < spared
 
 
 class Tape:
@@ -99,10 +103,10 @@ class Tape:
         """Whether no layer has left anything."""
         return not self._entries
 
-    def forms(self, steps: int, outputs: int, inputs: int) -> bool:
+    def forms(self, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
         """``forms_rows`` of this batch, also where a Gram sum would be too large for its shape to be nobody's."""
         wide = self.owners.grouped and 2 * steps * self.owners.most + outputs + inputs > _DIMENSIONS
-        return wide or forms_rows(self.owners.batch, steps, outputs, inputs)
+        return wide or forms_rows(self.owners.batch, steps, outputs, inputs, spared)
 
     def _takes(self, left: Tensor) -> bool:
         """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""
@@ -142,6 +146,12 @@ class Tape:
         """``product`` of trainable weights where the caller knows that it is cheaper not to form any gradient."""
         if self._takes(inputs) and self._takes(deltas):
             self._entries.append(Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
+
+    def convolved(self, weight: Tensor, geometry: Geometry, inputs: Tensor, deltas: Tensor) -> None:
+        """``factored`` of a convolution's weight ``[O, C, *kernel]``, inputs ``[B, C, …]`` and deltas ``[B, O, …]``."""
+        if self._takes(inputs) and self._takes(deltas):
+            kept = self.owners.kept(inputs), self.owners.weighted(deltas)
+            self._entries.append(Convolved((weight,), *kept, self.owners, geometry))
 
     def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
@@ -193,10 +203,14 @@ class Tape:
 
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """Add the patients' gradients, each times its factor, to ``totals``: flat float64 ``[numel]`` by parameter."""
+        """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
+        entry's sum is taken in float64, rounded to its total's precision, and then the entry is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
-        for entry in [*self._entries, *self._chosen]:
+        left = [*self._chosen[::-1], *self._entries[::-1]]
+        self._entries, self._chosen = [], []
+        while left:
+            entry = left.pop()
             if not clean:
                 entry.drop(dropped)
             entry.add_up(factors, totals)
