@@ -17,9 +17,9 @@ import torch
 
 from consilium_client.data.records import Records
 from consilium_client.training import entries
+from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.entries import Product
 from consilium_client.training.noise import Noise
-from consilium_client.training.tape import Tape
 from consilium_client.training.trainer import train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -110,14 +110,14 @@ class Watching:
         """Of the last patient's gradient before clipping: the whole, and of weights whose norms are Gram sums."""
         self.sum: npt.NDArray[np.float64] = np.zeros(0)
 
-    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
         if OTHERS in records:  # it is the last
-            found = [(entry, float(entry.squares()[0][-1].detach())) for entry in tape._entries]
+            found = [(entry, float(entry.squares()[0][-1].detach())) for entry in optimizer.tape._entries]
             grams = [square for entry, square in found if isinstance(entry, Product) and entry.inputs.shape[1] > 1]
             self.norm, self.by_gram = math.sqrt(sum(square for _, square in found)), math.sqrt(sum(grams))
 
-    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    def observe(self, optimizer: PrivateOptimizer) -> None:
+        flat = torch.cat([p.grad.flatten() for p in optimizer.params if p.grad is not None])
         self.sum = flat.double().numpy() * (OTHERS + 1)
 
 
