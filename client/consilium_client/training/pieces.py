@@ -112,7 +112,7 @@ class Batch:
         return self._prepared(Split(size, fixed=True))
 
     def _drawn(self, split: Split, generator: np.random.Generator) -> Moves:
-        """The moves of all rows, drawn piece by piece, filling too: as many draws whatever is drawn for whom."""
+        """The moves of all records, drawn piece by piece; filling takes its draws too."""
         parts = [Moves(np.zeros(0), np.zeros((0, 2)))]
         for start, end, rows in self._places(split):
             parts.append(augmentation.draw(rows, generator).part(0, end - start, end - start))
