@@ -198,8 +198,8 @@ class Tape:
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
-        entry's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds; float32 in
-        Opacus's mode), and then the entry is forgotten."""
+        entry's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
+        in Opacus's mode), and then the entry is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
         left = [*self._chosen[::-1], *self._entries[::-1]]
