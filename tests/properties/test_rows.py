@@ -24,6 +24,7 @@ from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
+from consilium_client.training.patches import Geometry
 from consilium_client.training.pieces import Batch
 from consilium_client.training.rows import ROWS
 from consilium_client.training.tape import ERROR, Tape
@@ -133,6 +134,10 @@ class Seen(Tape):
     def factored(self, weights: tuple[torch.Tensor, ...], inputs: torch.Tensor, deltas: torch.Tensor) -> None:
         self.parts += [inputs.clone(), deltas.clone()]
         super().factored(weights, inputs, deltas)
+
+    def convolved(self, weight: torch.Tensor, geometry: Geometry, inputs: torch.Tensor, deltas: torch.Tensor) -> None:
+        self.parts += [inputs.clone(), deltas.clone()]
+        super().convolved(weight, geometry, inputs, deltas)
 
 
 class Kept(PrivateOptimizer):

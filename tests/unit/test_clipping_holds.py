@@ -316,6 +316,27 @@ def test_noise_that_nobody_can_predict_needs_no_other_package() -> None:
     assert not torch.equal(*found)
 
 
+def test_opacus_noise_is_added_once_to_every_number_of_a_sum_and_no_two_are_the_same() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 250)
+    model, optimizer, criterion, _ = BookKeepingEngine().make_private(
+        module=layer,
+        optimizer=torch.optim.SGD(layer.parameters(), lr=0.0),
+        criterion=nn.CrossEntropyLoss(reduction="none"),
+        data_loader=DataLoader(TensorDataset(torch.zeros(8, 300), torch.zeros(8)), batch_size=4),
+        noise_multiplier=3.0,
+        max_grad_norm=0.5,
+    )
+    criterion(model(torch.zeros(4, 300)), torch.zeros(4, dtype=torch.int64)).backward()
+    optimizer.step()
+    assert layer.weight.grad is not None
+    noise = layer.weight.grad.flatten() * optimizer.expected_batch_size
+    assert float(noise.std()) == pytest.approx(1.5, rel=0.02)
+    assert abs(float(noise.mean())) < 5 * 1.5 / len(noise) ** 0.5
+    assert len(noise.unique()) > 0.99 * len(noise)
+    assert all(parameter.summed_grad is None for parameter in optimizer.params)
+
+
 def test_noise_reaches_beyond_nine_standard_deviations() -> None:
     words = torch.tensor([0, 0], dtype=torch.int64)  # the radius's smallest word, and angle 0
     largest, _ = normal_pairs(words, 1.0, torch.empty((3, 1), dtype=torch.float64))

@@ -21,6 +21,16 @@ from consilium_client.training.tape import Tape
 from consilium_shared.study import AdaptiveClipping
 
 
+class _Sums(dict[torch.Tensor, torch.Tensor]):
+    """Flat totals by parameter, in its precision. One that is not there yet is 0, and takes its memory only then, when
+    others' entries on the tape are gone."""
+
+    def __missing__(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        found = self[parameter] = parameter.new_zeros(parameter.numel())
+        return found
+
+
 class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus's optimizer, which takes clipped sums from a tape in place of per-sample gradients."""
 
@@ -41,10 +51,10 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient to ``summed_grad``."""
-        sums = {p: p.new_zeros(p.shape) if p.summed_grad is None else p.summed_grad for p in self.params}
-        self.add_clipped({parameter: total.view(-1) for parameter, total in sums.items()}, 1.0)
-        for parameter, total in sums.items():
-            parameter.summed_grad = total
+        sums = _Sums({p: p.summed_grad.view(-1) for p in self.params if p.summed_grad is not None})
+        self.add_clipped(sums, 1.0)
+        for parameter in self.params:
+            parameter.summed_grad = sums[parameter].view(parameter.shape)
 
     def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
         """Add the tape's clipped gradients, times ``scale``, to flat ``totals``; the tape is closed.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +57,11 @@ class Geometry:
         """Per-sample gradients ``[B, O, C / groups, *kernel]`` of inputs ``[B, C, …]`` and output gradients
         ``[B, O, …]``."""
         batch, channels, outputs = len(inputs), inputs.shape[1], grad.shape[1]
-        if grad.device.type == "cpu" and (channels // self.groups < _FEW_CHANNELS or grad[0, 0].numel() >= _MANY_PLACES):
-            one = grad.new_zeros(()).expand(outputs, channels // self.groups, *self.kernel)
-            each = zip(grad.split(1), inputs.split(1), strict=True)
-            return torch.stack([self.backward(*sample, one, self.groups, (False, True))[1] for sample in each])
         one = grad.new_zeros(()).expand(batch * outputs, channels // self.groups, *self.kernel)  # its sizes alone count
+        in_turn = channels // self.groups < _FEW_CHANNELS or grad[0, 0].numel() >= _MANY_PLACES
+        if in_turn and grad.device.type == "cpu":
+            pairs = ((grad[i : i + 1], inputs[i : i + 1]) for i in range(batch))
+            return torch.stack([self.backward(*pair, one[:outputs], self.groups, (False, True))[1] for pair in pairs])
         found: Tensor = self.backward(
             grad.reshape(1, batch * outputs, *grad.shape[2:]),
             inputs.reshape(1, batch * channels, *inputs.shape[2:]),
@@ -111,21 +110,24 @@ class Geometry:
             found[(every, every, *at, every, *at)] += pixel_grams[(every, every, *under, every, *under)]
         return found
 
-    def positions(self, pixels: tuple[int, ...], places: tuple[int, ...]) -> Iterator[tuple[Cut, Cut]]:
+    def positions(self, pixels: tuple[int, ...], places: tuple[int, ...]) -> list[tuple[Cut, Cut]]:
         """For each of the kernel's K positions the places at which it lies on a pixel and not on padding, and those
         pixels; ``pixels`` and ``places`` are sizes."""
-        about = list(zip(pixels, places, self.stride, self.padding, self.dilation, strict=True))
-        for position in itertools.product(*(range(size) for size in self.kernel)):
-            at, under = [], []
-            for number, (size, most, stride, padding, dilation) in zip(position, about, strict=True):
-                shift = number * dilation - padding
-                first, last = max(0, -(shift // stride)), min(most, (size - 1 - shift) // stride + 1)
-                first = min(first, last := max(last, 0))
-                at.append(slice(first, last))
-                under.append(slice(first * stride + shift, (last - 1) * stride + shift + 1, stride))
-                if first == last:
-                    under[-1] = at[-1] = slice(0, 0)
-            yield tuple(at), tuple(under)
+        along = [
+            [_meeting(number * dilation - padding, stride, size, most) for number in range(kernel)]
+            for kernel, stride, padding, dilation, size, most in zip(
+                self.kernel, self.stride, self.padding, self.dilation, pixels, places, strict=True
+            )
+        ]
+        return [(tuple(at for at, _ in each), tuple(under for _, under in each)) for each in itertools.product(*along)]
+
+
+def _meeting(shift: int, stride: int, pixels: int, places: int) -> tuple[slice, slice]:
+    """The places t, and their pixels t · stride + shift, that are between 0 and ``pixels``."""
+    first, last = max(0, -(shift // stride)), min(places, (pixels - 1 - shift) // stride + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0)
+    return slice(first, last), slice(first * stride + shift, (last - 1) * stride + shift + 1, stride)
 
 
 @dataclass
@@ -145,10 +147,8 @@ class Convolved(Product):
         images = deltas.shape[1] // places.numel()
         grams = torch.bmm(inputs, inputs.transpose(1, 2)).view(len(inputs), images, *pixels, images, *pixels)
         grams = self.geometry.patch_grams(grams, tuple(places)).view(len(inputs), deltas.shape[1], deltas.shape[1])
-        return self._squares(grams, torch.bmm(deltas, deltas.transpose(1, 2)), self._terms())
-
-    def _terms(self) -> int:
-        return self.weights[0].numel() // self.deltas.shape[1] + self.deltas.shape[1]
+        terms = self.weights[0][0].numel() + self.deltas.shape[1]
+        return self._squares(grams, torch.bmm(deltas, deltas.transpose(1, 2)), terms)
 
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         """See ``Tape.add_up``."""
@@ -156,7 +156,7 @@ class Convolved(Product):
         outputs, *places = self.deltas.shape[1:]
         deltas = _wide(self.deltas.movedim(0, -1)).mul_(self.owners.each(factors, rows))
         inputs = _wide(self.inputs.movedim((0, 1), (-2, -1)))
-        positions = list(self.geometry.positions(tuple(pixels), tuple(places)))
+        positions = self.geometry.positions(tuple(pixels), tuple(places))
         total = totals[weight].view(outputs, channels, len(positions))
         size = max(1, _PATCHES // (len(positions) * deltas[0].numel()))
         for start in range(0, channels, size):

@@ -12,10 +12,12 @@ is cheaper is a sample's gradient formed.
   rounding in forming them does not matter. Norms are taken in pieces of ``SEGMENT`` numbers, whose squares are added
   in float32 (an error of the norm below (``SEGMENT`` / 2 + 1) · 2^-24, for which ``SLACK`` has room) and over pieces
   in float64.
-* products: a and δ as they were, and all arithmetic in float64, where the products of float32 are exact. With a
-  patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true
-  squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham 2002, section 3.1), which is added. Where so much
-  cancels that rounding could matter, it is this that makes the norm too large, never too small.
+* products: a and δ as they were (of convolutions the inputs, whose patches are the a_t), and all arithmetic in float64,
+  where the products of float32 are exact. With a patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the
+  Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham
+  2002, section 3.1; twice what any order of the sums needs, which leaves room for r, from the Gram matrices' diagonals,
+  to be off as much), which is added. Where so much cancels that rounding could matter, it is this that makes the norm
+  too large, never too small.
 * scattered: as rows, of an embedding, where most of a row is zero. Numbers that are there only so that shapes depend
   on nothing are zero too: adding them is exact.
 
@@ -204,7 +206,8 @@ class Tape:
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
-        entry's sum is taken in float64, rounded to its total's precision, and then the entry is forgotten."""
+        entry's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
+        in Opacus's mode), and then the entry is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
         left = [*self._chosen[::-1], *self._entries[::-1]]
