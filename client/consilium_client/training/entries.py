@@ -157,15 +157,15 @@ def row_squares(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms.square()
-    many, (patients, numbers) = _WIDE["cpu"], rows.shape
+    many, numbers = _WIDE["cpu"], rows.shape[1]
     wide = rows.new_empty(min(many, rows.numel()), dtype=torch.float64)
     if numbers < _SHORT:
-        parts = rows.split(many // max(1, numbers))
+        parts = torch.split(rows, many // max(1, numbers))
         return torch.cat([wide[: each.numel()].view(each.shape).copy_(each).square_().sum(1) for each in parts])
     found = []
     for row in rows:
         squares = rows.new_zeros((), dtype=torch.float64)
-        for part in row.split(many):
+        for part in torch.split(row, many):
             here = wide[: len(part)].copy_(part)  # always at one address: kernels go by where a vector begins
             squares += torch.dot(here, here)
         found.append(squares)
@@ -176,7 +176,7 @@ def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
     width = max(1, _WIDE[rows.device.type] // len(rows))
     wide = rows.new_empty(min(width, rows.shape[1]) * len(rows), dtype=torch.float64)
-    for part, into in zip(rows.split(width, dim=1), total.split(width), strict=True):
+    for part, into in zip(torch.split(rows, width, dim=1), torch.split(total, width), strict=True):
         into.add_(torch.mv(wide[: part.numel()].view(part.shape).copy_(part).t(), factors))
 
 
