@@ -34,7 +34,8 @@ def test_the_errors_that_the_lattice_allows_for_are_the_sum_of_what_can_go_wrong
     factors = tape._DIMENSIONS * 2.0**-52 * REACH**2
     batches = 2.0**20 * 2.0**-53 / 2
     assert terms + factors + batches <= ERROR
-    assert (entries.SEGMENT / 2 + 1) * 2.0**-24 <= SLACK - 1 - 2.0**-30
+    numbers = 2**30  # in one norm
+    assert numbers * 2.0**-53 <= SLACK - 1 - 2.0**-30
 
 
 @pytest.mark.parametrize("batch", [1, 64, 10_000])
@@ -59,12 +60,16 @@ def test_a_clipped_row_is_never_longer_than_the_bound() -> None:
     assert all(bound * Fraction(1 - 1e-5) <= square <= bound for square in clipped)
 
 
-def test_one_row_without_room_in_float32_changes_no_other_rows_norm() -> None:
-    values = torch.randn(40, 333, generator=torch.Generator().manual_seed(0))
-    alone = entries.row_squares(values)
+@pytest.mark.parametrize("numbers", [1, 333, 2**14 - 1, 2**14, 2**17 + 5])
+def test_a_rows_norm_depends_on_neither_its_place_nor_its_neighbours(numbers: int) -> None:
+    values = torch.randn(9, numbers, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([entries.row_squares(row[None]) for row in values])
+    places = torch.tensor([8, 3, 0, 1, 7])
+    assert torch.equal(entries.row_squares(values[places]), alone[places])
+    assert torch.allclose(alone, values.double().square().sum(1), rtol=1e-13, atol=0.0)
     for loud in (float("nan"), 1e25):
         values[7] = loud
-        rest = torch.arange(40) != 7
+        rest = torch.arange(9) != 7
         assert torch.equal(entries.row_squares(values)[rest], alone[rest])
 
 

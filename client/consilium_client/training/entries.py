@@ -10,11 +10,13 @@ from torch import Tensor
 from consilium_client.training.owners import Owners
 from consilium_client.training.rows import filled
 
-SEGMENT = 16
 _ULP = 2.0**-52
 
-_COLUMNS, _MANY_COLUMNS = 2**10, 2**20
-"""Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
+_WIDE = {"cpu": 2**17, "cuda": 2**26}
+"""Numbers that are float64 at a time: what fits a processor's cache, what fills an accelerator."""
+
+_SHORT = 2**14
+"""Rows of fewer numbers are taken several at a time."""
 
 _BLOCK = 2**19
 """Numbers of a product computed at a time."""
@@ -162,29 +164,31 @@ Entry = Rows | Product | Scattered
 
 
 def row_squares(rows: Tensor) -> Tensor:
-    """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
+    """Squared norm of each row of ``[P, n]``: float64 ``[P]``, of a row the same bits whatever the others hold."""
     if rows.device.type != "cpu":
-        return _wide_squares(rows)
-    whole = rows.shape[1] // SEGMENT * SEGMENT
-    segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, SEGMENT), dim=2)
-    segments = segments.double()
-    found: Tensor = torch.linalg.vecdot(segments, segments)
-    rest = rows[:, whole:].double()
-    found += torch.linalg.vecdot(rest, rest)
-    finite = torch.isfinite(found)
-    return found if finite.all() else torch.where(finite, found, _wide_squares(rows))  # where float32 had no room
-
-
-def _wide_squares(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return norms.square()
+    many, numbers = _WIDE["cpu"], rows.shape[1]
+    wide = rows.new_empty(min(many, rows.numel()), dtype=torch.float64)
+    if numbers < _SHORT:
+        parts = torch.split(rows, many // max(1, numbers))
+        return torch.cat([wide[: each.numel()].view(each.shape).copy_(each).square_().sum(1) for each in parts])
+    found = []
+    for row in rows:
+        squares = rows.new_zeros((), dtype=torch.float64)
+        for part in torch.split(row, many):
+            here = wide[: len(part)].copy_(part)  # always at one address: kernels go by where a vector begins
+            squares += torch.dot(here, here)
+        found.append(squares)
+    return torch.stack(found)
 
 
 def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
-    width = _COLUMNS if rows.device.type == "cpu" else _MANY_COLUMNS
-    for start in range(0, rows.shape[1], width):
-        add(total[start : start + width], torch.mv(rows[:, start : start + width].double().t(), factors))
+    width = max(1, _WIDE[rows.device.type] // len(rows))
+    wide = rows.new_empty(min(width, rows.shape[1]) * len(rows), dtype=torch.float64)
+    for part, into in zip(torch.split(rows, width, dim=1), torch.split(total, width), strict=True):
+        add(into, torch.mv(wide[: part.numel()].view(part.shape).copy_(part).t(), factors))
 
 
 def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:

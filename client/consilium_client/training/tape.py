@@ -9,9 +9,8 @@ is cheaper is a sample's gradient formed.
 **Why the norms may be trusted.** Three kinds of entry are kept:
 
 * rows: a sample's gradient, formed in the model's own precision from this sample alone. The rows are what is summed, so
-  rounding in forming them does not matter. Norms are taken in pieces of ``SEGMENT`` numbers, whose squares are added
-  in float32 (an error of the norm below (``SEGMENT`` / 2 + 1) · 2^-24, for which ``SLACK`` has room) and over pieces
-  in float64.
+  rounding in forming them does not matter. Norms of n numbers are taken in float64, where the squares of float32 are
+  exact: an error below n · 2^-53 of the norm, for which ``SLACK`` has room.
 * products: a and δ as they were (of convolutions the inputs, whose patches are the a_t), and all arithmetic in float64,
   where the products of float32 are exact. With a patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the
   Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham
@@ -36,6 +35,7 @@ from torch import Tensor
 from consilium_client.training.entries import Entry, Product, Rows, Scattered
 from consilium_client.training.owners import Owners, wide
 from consilium_client.training.patches import Convolved, Geometry
+from consilium_client.training.room import Room
 
 SLACK = 1.0 + 1e-6
 """Norms are taken as so much larger than they come out."""
@@ -79,10 +79,12 @@ class Tape:
         self._owners: Owners | None = None
         self._entries: list[Entry] = []
         self._chosen: list[Rows] = []
+        self._room = Room()
 
     def open(self, owners: Owners) -> None:
         """Forget everything, and record what comes."""
         self._entries, self._chosen, self._owners = [], [], owners
+        self._room.empty()
 
     @property
     def owners(self) -> Owners:
@@ -139,8 +141,9 @@ class Tape:
                 return
             weights, inputs = tuple(weight for weight, _ in kept), torch.cat([part for _, part in kept], dim=2)
         if self.forms(deltas.shape[1], deltas.shape[2], inputs.shape[2]):
-            formed = torch.bmm(deltas.transpose(1, 2), inputs).flatten(1)
-            self._entries.append(Rows(weights, self.owners.mean(formed), deltas.shape[2]))
+            formed = self._room.take(inputs, (len(inputs), deltas.shape[2], inputs.shape[2]))
+            torch.bmm(deltas.transpose(1, 2), inputs, out=formed)
+            self._entries.append(Rows(weights, self.owners.mean(formed.flatten(1)), deltas.shape[2]))
         else:
             self.factored(weights, inputs, deltas)
 
