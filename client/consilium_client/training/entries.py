@@ -12,7 +12,7 @@ from consilium_client.training.rows import filled
 
 _ULP = 2.0**-52
 
-_WIDE = {"cpu": 2**17, "cuda": 2**26}
+_WIDE, _WIDEST = 2**17, 2**26
 """Numbers that are float64 at a time: what fits a processor's cache, what fills an accelerator."""
 
 _SHORT = 2**14
@@ -168,7 +168,7 @@ def row_squares(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms.square()
-    many, numbers = _WIDE["cpu"], rows.shape[1]
+    many, numbers = _WIDE, rows.shape[1]
     wide = rows.new_empty(min(many, rows.numel()), dtype=torch.float64)
     if numbers < _SHORT:
         parts = torch.split(rows, many // max(1, numbers))
@@ -185,7 +185,7 @@ def row_squares(rows: Tensor) -> Tensor:
 
 def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
-    width = max(1, _WIDE[rows.device.type] // len(rows))
+    width = max(1, (_WIDE if rows.device.type == "cpu" else _WIDEST) // len(rows))
     wide = rows.new_empty(min(width, rows.shape[1]) * len(rows), dtype=torch.float64)
     for part, into in zip(torch.split(rows, width, dim=1), torch.split(total, width), strict=True):
         add(into, torch.mv(wide[: part.numel()].view(part.shape).copy_(part).t(), factors))

@@ -28,7 +28,7 @@ _FEW_CHANNELS, _MANY_PLACES = 16, 2**12
 """Below so many channels of a group, and from so many places of the output on, a processor is faster with one sample
 after the other than with all of them as groups of one convolution."""
 
-_BLOCK = {"cpu": 2**18, "cuda": 2**24}
+_BLOCK, _LARGE_BLOCK = 2**18, 2**24
 """Numbers of a sum computed at a time: what fits a processor's cache, what fills an accelerator."""
 
 _SUMMING, _GRAM, _SHIFTING = 0.033, 0.05, 1.2
@@ -168,7 +168,7 @@ class Convolved(Product):
     def _add_block(patches: list[tuple[Cut, Tensor]], deltas: Tensor, total: Tensor) -> None:
         """Add to ``total`` ``[O, c, K]`` what ``deltas`` ``[O, *places, n]`` and ``patches`` ``[· n, c]`` give at each
         of the kernel's positions."""
-        size = max(1, _BLOCK[deltas.device.type] // total[0].numel())
+        size = max(1, (_BLOCK if deltas.device.type == "cpu" else _LARGE_BLOCK) // total[0].numel())
         for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
             block = deltas[start : start + size]
             part = torch.empty((len(patches), len(block), total.shape[1]), dtype=deltas.dtype, device=deltas.device)
