@@ -76,7 +76,7 @@ def test_a_private_round_forms_gradients_without_them_and_clips_adds_and_draws_n
     trainer.check_independence(given)
     for owner, name in [
         (Tape, "rows"),
-        (Tape, "factors"),
+        (Tape, "ratios"),
         (Tape, "add_up"),
         (Noise, "add_to"),
         (PrivateOptimizer, "add_noise"),
@@ -84,7 +84,7 @@ def test_a_private_round_forms_gradients_without_them_and_clips_adds_and_draws_n
         seen(monkeypatch, owner, name, found)
     start = pack(to_vector(build(given)), given)
     trainer.train(start, given, records("lstm"), plan(), round=1, site="north", device=CPU, way=way)
-    assert found == {"rows": {True}, "factors": {False}, "add_up": {False}, "add_noise": {False}, "add_to": {False}}
+    assert found == {"rows": {True}, "ratios": {False}, "add_up": {False}, "add_noise": {False}, "add_to": {False}}
     assert not flushed()
 
 

@@ -80,7 +80,7 @@ def test_norms_are_those_of_the_patches(
 def test_sums_are_those_of_the_patches_in_blocks_of_any_size(
     name: str, rows: Tensor, block: int, copied: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(patches._BLOCK, "cpu", block)
+    monkeypatch.setattr(patches, "_BLOCK", block)
     monkeypatch.setattr(patches, "_PATCHES", copied)
     found = entry(name, Owners(rows, CPU, 6))
     factors = torch.linspace(0.5, 2.0, int(rows[-1]) + 1, dtype=torch.float64)
