@@ -30,7 +30,8 @@ class ClippingNorms:
 
     def put(self, study: str, round_number: int, norm: float) -> None:
         """Keep what a round ended with, durably."""
-        ended = {**self._read(study), round_number: norm}
+        before = {number: ended for number, ended in self._read(study).items() if number < round_number}
+        ended = {**before, round_number: norm}
         last = sorted(ended)[-_KEPT:]
         write_atomically(self._file(study), canonical_bytes({str(number): ended[number] for number in last}))
 

@@ -135,6 +135,8 @@ def test_the_norm_goes_on_from_the_round_before_and_a_round_made_again_begins_as
     again.put("study", 3, 0.75)
     assert (again.before("study", 3), again.before("study", 4)) == (0.25, 0.75)
     assert again.before("another", 2) is None
+    again.put("study", 1, 0.3)  # the rounds after it are to be made again
+    assert (again.before("study", 1), again.before("study", 2), again.before("study", 9)) == (None, 0.3, 0.3)
     again.forget("study")
     assert again.before("study", 4) is None
 

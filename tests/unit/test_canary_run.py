@@ -95,7 +95,7 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainer, "Owners", lambda owners, device, batch: Owners(torch.arange(len(owners)), device, batch))
+    patch.setattr(trainer, "Owners", lambda owners, *about: Owners(torch.arange(len(owners)), *about))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:

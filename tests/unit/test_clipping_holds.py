@@ -536,6 +536,11 @@ def test_an_embedding_that_changes_by_which_words_occur_is_refused(option: dict[
         Private(nn.Sequential(nn.Embedding(5, 3, **option), nn.Flatten(), nn.Linear(6, CLASSES)))
 
 
+def test_a_transposed_convolution_that_pads_its_output_by_its_stride_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"layer 0 .*smaller output_padding"):
+        Private(nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=1, dilation=2, output_padding=1)))
+
+
 def test_a_trainable_parameter_that_no_step_changes_is_refused() -> None:
     model = flat()
     with pytest.raises(ConfigurationError, match="the optimizer has it not"):

@@ -173,3 +173,17 @@ def test_a_sample_that_is_not_finite_is_not_in_the_sum() -> None:
     assert sums[0].norm() > 0
     assert torch.equal(sums[0], sums[1])
     assert torch.equal(sums[0], sums[2])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_lies_on_no_pixel_is_zero_whatever_a_kernel_left_there(
+    groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 some leave the memory as it was: another patient's numbers."""
+    geometry = Geometry((3, 2), (3, 1), (1, 0), (1, 1), groups)
+    inputs, grad = torch.ones(5, 4, 2, 3), torch.ones(5, 6, 1, 2)
+    shape = (5, 6, 4 // groups, 3, 2)
+    monkeypatch.setattr(Geometry, "_formed", lambda *_: torch.full(shape, torch.nan))
+    found = geometry.formed(inputs, grad)
+    assert (found[..., 0, :] == 0.0).all()  # above the first row of pixels
+    assert found[..., 1:, :].isnan().all()

@@ -127,11 +127,40 @@ def test_a_patient_whose_gradient_is_what_is_left_of_much_more_is_held_by_what_c
 
 def test_a_gram_sum_too_large_for_its_shape_to_be_nobodys_is_not_taken() -> None:
     found = Tape()
-    found.open(Owners(torch.tensor([0, 0, 1]), CPU))
+    found.open(Owners(torch.tensor([0, 0, 1]), CPU, limit=2))
     assert not found.forms(1, 4096, 2048)
     assert found.forms(1, 16384, 4096)
-    found.open(Owners(torch.arange(3), CPU))
+    found.open(Owners(torch.arange(3), CPU, limit=1))
     assert not found.forms(1, 16384, 4096)
+
+
+BESIDE = {
+    "nobody": ([0], 32),
+    "nobody, when memory had run out": ([0], 1),
+    "others": ([0, 1, 2, 3], 32),
+    "one of several records": ([0, 1, 1], 32),
+    "one of as many as there may be": ([0, *[1] * 25], 32),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 25, 31, 32, 200])
+def test_whoever_is_beside_a_patient_its_gradients_have_the_same_form(limit: int) -> None:
+    """Of one form more may be left after clipping than of the other."""
+    sizes = [(steps, p, d) for steps in (1, 16, 64, 128, 400) for p in (4, 64, 512, 4096) for d in (9, 576, 4608)]
+    seen = set()
+    for owners, batch in BESIDE.values():
+        if max(owners.count(0), owners.count(1)) > limit:
+            continue
+        found = Tape()
+        found.open(Owners(torch.tensor(owners), CPU, batch, limit))
+        seen.add(tuple(found.forms(*size) for size in sizes))
+    (forms,) = seen
+    assert {True, False} == set(forms)
+
+
+def test_a_patient_of_more_records_than_the_study_allows_is_no_batch() -> None:
+    with pytest.raises(RuntimeError, match="3 rows in a step, and the study allows 2"):
+        Owners(torch.tensor([0, 1, 1, 1]), CPU, 32, 2)
 
 
 @pytest.mark.parametrize("form", ["rows", "product", "scattered"])

@@ -552,6 +552,24 @@ def test_when_memory_runs_out_the_same_step_is_made_in_smaller_pieces(monkeypatc
     assert set(asked[1:]) == {1}
 
 
+def test_what_was_clipped_before_memory_ran_out_is_not_in_the_sum_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, data, how = study(privacy=DP), records(patients=80), plan(steps_per_round=2, sampling_rate=1.0)
+    whole, asked = gradients.BookKeeping.backward, []
+
+    def short(self: gradients.BookKeeping, losses: torch.Tensor) -> None:
+        asked.append(len(losses))
+        if len(losses) > 1 and len(asked) == 2:
+            raise torch.OutOfMemoryError
+        whole(self, losses)
+
+    monkeypatch.setattr(trainer, "private_rows", lambda *_: 1)
+    alone = run(given, data, how, seed=bytes(32)).update
+    monkeypatch.setattr(trainer, "private_rows", lambda *_: 32)
+    monkeypatch.setattr(gradients.BookKeeping, "backward", short)
+    assert np.array_equal(run(given, data, how, seed=bytes(32)).update, alone)
+    assert asked == [32, 32, *[1] * 160]
+
+
 def test_a_step_that_was_released_is_never_made_again_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     released = []
 

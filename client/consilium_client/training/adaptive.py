@@ -12,7 +12,8 @@ noise on both, which comes to the same). C of a step follows from what earlier s
 and the event's cost does not depend on C.
 
 **What the optimizer sees** is in units of C: the clipped mean gradient over C, which is post-processing. So the length
-of a step, which noise fills, does not shrink and grow with C, and a learning rate that suits C = 1 suits.
+of a step, which noise fills, does not shrink and grow with C, and a learning rate that suits C = 1 suits; FedProx's
+pull and weight decay are weighed against that.
 
 **A mark is a ramp.** With u = bound / norm it is clamp((u - 1) / ``WIDTH``, -1, 1), minus the same for γ, in place of a
 jump at u = 1: what rounding does to a norm (``tape.py``: where patients have several rows, the others can shift u by

@@ -11,7 +11,8 @@ of one patient and any observer of every noisy sum, so both are taken at their s
   norm, so that clipping is tested too, and its sign changes from step to step and from round to round, so that noise
   which repeats, or whatever else stays the same, cancels out of its score instead of hiding it.
 * In each step, x is the noisy sum along the direction, times the sign, in units of the clipping norm: N(0, σ²) when it
-  was not drawn, N(1, σ²) when it was, and background beside it. Scores are Σ x, and the logarithm of the likelihood
+  was not drawn, N(1, σ²) when it was (with adaptive clipping 0.992, and the noisy sum of marks is not looked at), and
+  background beside it. Scores are Σ x, and the logarithm of the likelihood
   ratio Σ ln(1 - q + q·exp((2x - 1) / 2σ²)), the best score there is when the plan holds (Neyman & Pearson).
 
 A model of few numbers cannot have many orthogonal directions: then the canaries are shared out among several runs of

@@ -12,13 +12,26 @@ from consilium_client.training.rows import filled
 class Owners:
     """Whose each row of a physical batch is."""
 
-    def __init__(self, owners: Tensor, device: torch.device, batch: int | None = None) -> None:
-        """``owners``: int64 ``[n]`` on the CPU: 0, 1, … without gaps, in order; the first n rows' patients. What is
-        below, of ``batch`` rows in all, is filling and counts for nothing. A patient's gradient is the mean of its
-        rows'."""
+    def __init__(
+        self, owners: Tensor, device: torch.device, batch: int | None = None, limit: int | None = None
+    ) -> None:
+        """A patient's gradient is the mean of its rows'.
+
+        Args:
+            owners: int64 ``[n]`` on the CPU: 0, 1, … without gaps, in order; the first n rows' patients.
+            device: where the rows are.
+            batch: rows in all; what is below the first n is filling and counts for nothing.
+            limit: most rows that a patient may have, by the study and not by who was drawn; None: all of the batch.
+
+        Raises:
+            RuntimeError: a patient has more.
+        """
         self.rows = len(owners)
         self.batch = self.rows if batch is None else batch
+        self.limit = self.batch if limit is None else limit
         numbers = torch.bincount(owners)
+        if len(numbers) and int(numbers.max()) > self.limit:
+            raise RuntimeError(f"a patient has {int(numbers.max())} rows in a step, and the study allows {self.limit}")
         self.patients = len(numbers)
         self.grouped = self.patients != self.rows
         self.most = int(numbers.max()) if self.grouped else 1

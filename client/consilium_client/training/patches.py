@@ -56,6 +56,14 @@ class Geometry:
     def formed(self, inputs: Tensor, grad: Tensor) -> Tensor:
         """Per-sample gradients ``[B, O, C / groups, *kernel]`` of inputs ``[B, C, …]`` and output gradients
         ``[B, O, …]``."""
+        found = self._formed(inputs, grad)
+        met = self.positions(tuple(inputs.shape[2:]), tuple(grad.shape[2:]))
+        empty = [any(each.start == each.stop for each in at) for at, _ in met]
+        if any(empty):  # some kernels leave in bfloat16 whatever was in the memory there
+            found.masked_fill_(torch.tensor(empty, device=found.device).view(self.kernel), 0.0)
+        return found
+
+    def _formed(self, inputs: Tensor, grad: Tensor) -> Tensor:
         batch, channels, outputs = len(inputs), inputs.shape[1], grad.shape[1]
         one = grad.new_zeros(()).expand(batch * outputs, channels // self.groups, *self.kernel)  # its sizes alone count
         in_turn = channels // self.groups < _FEW_CHANNELS or grad[0, 0].numel() >= _MANY_PLACES

@@ -24,7 +24,8 @@ is cheaper is a sample's gradient formed.
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
 several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i
 / norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
-``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity.
+``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. Which form an entry has follows from the
+layer's sizes and the study alone (``forms``): of one form c_i is not that of another.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from consilium_client.training.entries import Entry, Product, Rows, Scattered
 from consilium_client.training.owners import Owners, wide
 from consilium_client.training.patches import Convolved, Geometry
 from consilium_client.training.room import Room
+from consilium_client.training.rows import ROWS
 
 SLACK = 1.0 + 1e-6
 """Norms are taken as so much larger than they come out."""
@@ -108,9 +110,15 @@ class Tape:
         return not self._entries
 
     def forms(self, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
-        """``forms_rows`` of this batch, also where a Gram sum would be too large for its shape to be nobody's."""
-        wide = self.owners.grouped and 2 * steps * self.owners.most + outputs + inputs > _DIMENSIONS
-        return wide or forms_rows(self.owners.batch, steps, outputs, inputs, spared)
+        """``forms_rows``, also where a Gram sum could be too large for its shape to be nobody's.
+
+        The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
+        was drawn: it is made for the most rows that a patient of the study may have, and the largest piece.
+        """
+        limit = self.owners.limit
+        wide = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
+        rows = max(self.owners.batch, 2 * ROWS, 1 << (limit - 1).bit_length())
+        return wide or forms_rows(rows, steps, outputs, inputs, spared)
 
     def _takes(self, left: Tensor) -> bool:
         """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""

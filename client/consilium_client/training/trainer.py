@@ -271,12 +271,12 @@ def _stepper(
         after=after,
     )
     plant = None if probe is None else partial(probe.plant, private)
-    sizes = [private_rows(study, records)]
+    sizes, limit = [private_rows(study, records)], plan.records_per_patient * study.training.augment_multiplicity
 
     def step(drawn: Batch) -> None:
         private.begin()
         try:
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
         except torch.OutOfMemoryError:
             if sizes[0] == 1 or way == "opacus":  # whose hooks a pass that broke off leaves unusable
                 raise
@@ -288,7 +288,7 @@ def _stepper(
         if again:  # out of the handler, which holds on to what took the memory
             private.forget()
             torch.cuda.empty_cache()
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
         private.finish()  # never twice: what has noise on it was released
 
     return step, private
@@ -300,15 +300,17 @@ def accumulate(
     loss: Loss,
     pieces: Iterable[Piece],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
+    limit: int | None = None,
 ) -> None:
     """Add the clipped gradients of a step's pieces to its sum.
 
     Args:
         pieces: ``Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
         plant: as ``Probe.plant``.
+        limit: as of ``Owners``.
     """
     for piece in pieces:
-        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels)))
+        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels), limit))
         with one_thread(), without_denormals():
             model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
