@@ -18,6 +18,7 @@ from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
+    from consilium_client.training.gradients import Way
     from consilium_shared.models.vector import Vector
 
 
@@ -60,21 +61,29 @@ def train_alone(
     device_name: str,
     on_progress: Callable[[int, int], None] | None = None,
     start: Vector | None = None,
+    way: Way = "book-keeping",
 ) -> bytes:
     """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
 
+    It is the average over rounds where the study's last model is that (``aggregation.weight_average``), so that the two
+    differ by whose records they saw. The rest of ``aggregation`` is about several sites' updates: each round goes on
+    from what the one before gave, unbounded and without a server's optimizer.
+
     ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
+    ``way``: to per-sample gradients.
 
     Raises as ``trainer.train`` and ``desk.make_plan``.
     """
     from consilium_client.training import device
     from consilium_client.training.trainer import train
+    from consilium_shared.averaging import averaged
     from consilium_shared.models import build
     from consilium_shared.models.vector import pack, to_vector, trained, with_trained
 
     plan = make_plan(study, int(records.train.sum()))
     where = device.choose(device_name)
     vector = to_vector(build(study)) if start is None else start
+    average, decay, norm = None, study.aggregation.weight_average, None
     for number in range(1, study.training.rounds + 1):
         result = train(
             pack(vector, study),
@@ -84,11 +93,16 @@ def train_alone(
             round=number,
             site="alone",
             device=where,
+            clipping_norm=norm,
+            way=way,
         )
+        norm = result.clipping_norm
         vector = with_trained(vector, trained(vector, study) + result.update, study)
+        if decay:
+            average = averaged(average, trained(vector, study), decay, number)
         if on_progress is not None:
             on_progress(number, study.training.rounds)
-    return pack(vector, study)
+    return pack(vector if average is None else with_trained(vector, average.astype("float32"), study), study)
 
 
 def test(study: Study, model: bytes, records: Records, device_name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from consilium_client.site import SiteConfig
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.canaries import CONFIDENCE, Bounds, Outcome, compare, contradiction, most
 from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
@@ -97,9 +98,12 @@ class Result:
 
 
 def run(
-    audited: Audited, canaries: int | None, device_name: str, on_progress: Callable[[int, int], None] | None = None
+    audited: Audited,
+    canaries: int | None,
+    config: SiteConfig,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Run the whole plan on invented patients, in this process.
+    """Run the whole plan on invented patients, in this process, computed as the site computes its rounds.
 
     Raises:
         ConfigurationError, DataError: as ``training.canaries.audit``.
@@ -108,7 +112,14 @@ def run(
     from consilium_client.training.canaries import CANARIES, audit
 
     plan, number = audited.plan, CANARIES if canaries is None else canaries
-    outcome = audit(audited.study, plan, device.choose(device_name), canaries=number, on_progress=on_progress)
+    outcome = audit(
+        audited.study,
+        plan,
+        device.choose(config.device),
+        canaries=number,
+        on_progress=on_progress,
+        way=config.gradients,
+    )
     events = [plan.event(plan.rounds)]
     return Result(audited, outcome, compare(outcome, events, plan.delta), most(number, events, plan.delta))
 

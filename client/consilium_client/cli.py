@@ -132,8 +132,9 @@ def _describe(study: Mapping[str, Any]) -> None:
     _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
     if plan["kind"] == "dp-sgd":
         _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")
+        begins = " to begin with" if training["adaptive_clipping"] else ""
         _say(
-            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}, "
+            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}{begins}, "
             f"noise multiplier {plan['noise_multiplier']:g}"
         )
         _say(f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})")
@@ -295,6 +296,7 @@ def baseline(
             config.device,
             lambda done, _: bar.update(task, completed=done),
             start,
+            config.gradients,
         )
     found = {
         name: test(contract, model, load_asset(config, place.root, name, contract), config.device)
@@ -320,10 +322,10 @@ def audit_canaries(
 
     who, place = _decider(by), Home(home.resolve())
     audited = canary_audit.Audited.of(ask(place.admin_socket, "plan", study=study))
-    device = place.config().device
+    config = place.config()
     with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
         task = bar.add_task(f"auditing {audited.study.study} with canaries", total=None)
-        result = canary_audit.run(audited, canaries, device, lambda n, all_: bar.update(task, completed=n, total=all_))
+        result = canary_audit.run(audited, canaries, config, lambda n, all_: bar.update(task, completed=n, total=all_))
     entry = ask(place.admin_socket, "audit", **result.entry(who))["entry"]
     if as_json:
         print(json.dumps({**result.to_json(), "entry": entry}, indent=2, sort_keys=True))

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from consilium_client import data
 from consilium_client.answers import AnswerStore
 from consilium_client.attempts import Attempt, Attempts
+from consilium_client.clipping_norms import ClippingNorms
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
@@ -128,6 +129,7 @@ class Desk:
         self.attempts = Attempts(home.store / "attempts")
         self.attempts.end_kept(self.results, self.ledger)
         self.cohorts = CohortSizes(home.store / "cohorts")
+        self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies")
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None

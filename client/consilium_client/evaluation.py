@@ -102,18 +102,20 @@ def _probabilities(model_bytes: bytes, study: Study, records: Records, device: t
     """
     import torch
 
-    from consilium_client.training.device import exact_arithmetic
-    from consilium_client.training.rows import ROWS, filled, one_thread
+    from consilium_client.training.device import exact_arithmetic, onto
+    from consilium_client.training.rows import ROWS, filled, one_thread, without_denormals
     from consilium_shared.models.vector import load_vector, unpack
 
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
     model.to(device).eval()
-    found = [np.zeros((0, shape.classes(study)))]
-    with exact_arithmetic(), one_thread(), torch.inference_mode():
+    parts, found = [], [np.zeros((0, shape.classes(study)))]
+    with exact_arithmetic(), one_thread(), without_denormals(), torch.inference_mode():
         for start in range(0, len(records), ROWS):
             part = slice(start, start + ROWS)
             inputs = [records.inputs[part], *([] if records.statics is None else [records.statics[part]])]
-            logits = model(*(filled(torch.from_numpy(array), ROWS).to(device) for array in inputs))
-            found.append(torch.softmax(logits.double().cpu(), dim=1).numpy()[: len(inputs[0])])
+            logits = model(*(onto(filled(torch.from_numpy(array), ROWS), device) for array in inputs))
+            parts.append((logits.double(), len(inputs[0])))
+        for logits, rows in parts:  # only now is a GPU waited for
+            found.append(torch.softmax(logits.cpu(), dim=1).numpy()[:rows])
     return np.concatenate(found)

@@ -91,11 +91,18 @@ class Reuse:
             )
         log.warning("round %d is worked on anew: an earlier attempt may still be opened, or was", request.round)
 
-    def note(self, study: Study, request: Train | Evaluate) -> None:
+    def check_frozen(self, study: Study, frozen: str) -> None:
+        """Raises PolicyRefusal where what the study does not train is not what it was, by digest, in the first model
+        that was worked on here."""
+        known = self.desk.sums.session(study.digest).frozen
+        if known not in (None, frozen):
+            raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
+
+    def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
         """Before the first masked byte leaves: what was worked on, and where it is masked."""
         session = self.desk.sums.session(study.digest)
         seen = {**session.seen, **dict.fromkeys(_what(study, request), _where(request))}
-        self.desk.sums.put_session(study.digest, session.model_copy(update={"seen": seen}))
+        self.desk.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
 
     def left(self, request: Train | Evaluate | Survivors) -> bool:
         """Whether anything left on the last charge for this round: a crash may have come between the two."""

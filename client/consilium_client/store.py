@@ -6,7 +6,6 @@ file is replaced as a whole or not at all. All files have mode 0600.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -23,44 +22,13 @@ from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.ledger.chain import Books, LedgerHead, split_lines
 from consilium_shared.ledger.entry import Body, Entry, make_body, sign_entry, timestamp
 from consilium_shared.ledger.verify import LedgerVerifier, VerifiedLedger, verify_ledger
+from consilium_shared.process_lock import ProcessLock
 
 Clock = Callable[[], datetime]
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-class ProcessLock:
-    """Held by one process at a time; the kernel frees it when that process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        """Takes the lock at once; raises ConfigurationError when another process has it, naming that process."""
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = self.note or "unknown"
-            os.close(self._fd)
-            raise ConfigurationError(f"{path} is held by another process ({holder}); stop that one first") from error
-
-    @property
-    def note(self) -> str:
-        """What the last holder wrote; empty when there never was one."""
-        return os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip()
-
-    def write_note(self, text: str) -> None:
-        """Leave a word for whoever finds the lock held, or finds it later."""
-        os.pwrite(self._fd, text.encode().ljust(80), 0)
-        os.fsync(self._fd)
-
-    def release(self) -> None:
-        """Free the lock; the file stays. Again: nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class LedgerFile:
@@ -185,7 +153,7 @@ class LedgerFile:
             write_atomically(self.path, b"")
         for leftover in self.path.parent.glob(f".{self.path.name}.*"):  # a crash in the middle of a recovery
             leftover.unlink()
-        self._lock.write_note(f"process {os.getpid()}")
+        self._lock.write_note()
         data = self.path.read_bytes()
         lines, rest = split_lines(data)
         try:

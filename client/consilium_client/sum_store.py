@@ -40,6 +40,8 @@ class Session(Strict):
     peers: dict[Name, Peer] = Field(default_factory=dict)
     seen: dict[Hex32, str] = Field(default_factory=dict)
     """What was worked on, to where it was masked last: a sum with this site's numbers may be opened there, or was."""
+    frozen: Hex32 | None = None
+    """Of what the study does not train, in the models that were worked on."""
 
     def __repr__(self) -> str:
         return f"Session({', '.join(self.peers)}; secrets hidden)"

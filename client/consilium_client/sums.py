@@ -129,7 +129,8 @@ class Sums:
         kept = self.reuse.kept(study, request, terms)
         if kept is None:
             self.reuse.check_work(study, plan, request, state)
-        work.check(self.desk, study, plan, request, model)
+        frozen = work.check(self.desk, study, plan, request, model)
+        self.reuse.check_frozen(study, frozen)
         more = prepare()
         self.store.put(state)
         counts = self._adds_counts(part, terms)
@@ -142,7 +143,7 @@ class Sums:
                 kept = work.evaluate(self.desk, proposal, plan, request, model)
             with _refused_as_sum():
                 self.store.put(part.bind(state, kept.sha256))
-            self.reuse.note(study, request)
+            self.reuse.note(study, request, frozen)
             for piece in masked(kept, study, contribution, masks, counts=counts):
                 staged.write(piece)
         self.store.forget_rounds_before(study.digest, request.round)
@@ -186,6 +187,7 @@ class Sums:
         """The study is over: its secrets and results are deleted."""
         self.store.forget(study.digest)
         self.desk.results.forget(study.digest)
+        self.desk.clipping_norms.forget(study.digest)
 
     # -- keys
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
 import sys
 from collections.abc import Callable
 
 from consilium_client.network import without_network
 from consilium_client.site import Home
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.process_lock import ProcessLock
 from consilium_shared.supervisor import Program, Supervisor
 
 
@@ -23,11 +21,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
     config = home.config()
     invitation = home.invitation()
     home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(home.root / "run" / "up.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"consilium-site up runs already for {home.root}") from error
+    with ProcessLock(home.root / "run" / "up.lock", f"consilium-site up runs already for {home.root}"):
         prefix = without_network()
         if not prefix:
             say(

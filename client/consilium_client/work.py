@@ -25,12 +25,15 @@ from consilium_shared.study import Study
 from consilium_shared.summand import bound, counts_with, largest_weight
 
 
-def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> None:
+def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
     """Whatever can be refused is refused before it is charged.
+
+    Returns:
+        The digest of what the study does not train of the model (``models.vector.check``).
 
     Raises:
         PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
-            not the one that the contract names for round 1.
+            not what the contract has the study start from.
         DataError: the data cannot be used.
         ConfigurationError: the study cannot be trained with privacy, or not as this site is set up.
     """
@@ -42,12 +45,13 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
     check_contract(desk.config.policy, study)
     check_patients(desk.config.policy, study, patients.train, patients.held_back)
     try:
-        check(model, study, first=isinstance(request, Train) and request.round == 1)
+        frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
     if isinstance(plan, PrivacyPlan):
         check_independence(study)
         check_mechanism(study, plan, desk.config.gradients)
+    return frozen
 
 
 def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:
@@ -59,6 +63,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     from consilium_client.training import device, trainer
 
     study, number, basis = proposal.study, request.round, request.payload.sha256
+    norm = desk.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
     records, where = desk.records(study), device.choose(desk.config.device)
     with ExitStack() as undertakings:
@@ -82,6 +87,7 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             device=where,
             seed=training.seed,
             attempt=training.number,
+            clipping_norm=norm,
             on_progress=watch,
             way=desk.config.gradients,
         )
@@ -103,6 +109,8 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             parameters=found.update.size,
             counts=0 if numbers is None else numbers.size,
         )
+        if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
+            desk.clipping_norms.put(study.digest, number, found.clipping_norm)
         result = desk.results.put(study.digest, about, found.update, numbers)
         training.settle(found.steps)
         if counting is not None:

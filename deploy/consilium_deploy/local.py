@@ -210,10 +210,10 @@ class LocalFederation:
         )
 
     def events(self, study: str) -> list[dict[str, Any]]:
-        """The study's events so far."""
+        """The study's events so far; one that is being written is not there yet."""
         file = self.server / "studies" / study / "events.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines if line.strip()]
+        written = file.read_bytes() if file.exists() else b""
+        return [json.loads(line) for line in written[: written.rfind(b"\n") + 1].splitlines() if line.strip()]
 
     def state(self, study: str) -> str:
         """The study's state by its events (cheaper to ask often than ``status``)."""

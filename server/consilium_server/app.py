@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import sys
@@ -19,7 +18,6 @@ import numpy as np
 
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
-from consilium_server.averaging import averaged
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
 from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
@@ -31,12 +29,14 @@ from consilium_server.summation import Asked, Contribution, NotOpened, Summation
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
+from consilium_shared.averaging import averaged
 from consilium_shared.canonical import digest
-from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
+from consilium_shared.errors import ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Close, Closing, Evaluate, Payload, Train, Update
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import start
 from consilium_shared.models.vector import pack, trained, width, with_trained
+from consilium_shared.process_lock import LockHeld, ProcessLock
 from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.terms import Advert
 from consilium_shared.summand import Opened
@@ -226,11 +226,7 @@ def conduct(home: Home, name: str) -> int:
     """Run one study to its end; returns the exit status (0: nothing more to do, ``AGAIN``: start again)."""
     folder = studies.folder(home, name)
     folder.study()
-    with os.fdopen(os.open(folder.root / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"study {name} runs already") from error
+    with ProcessLock(folder.root / "lock", f"study {name} runs already"):
         if folder.state()[0] not in ("wanted", "running"):
             return 0  # stopped between up's look and now
         link = settings(home)
@@ -263,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     home = Home(options.home)
     try:
         return conduct(home, options.study)
-    except TransportError as error:
+    except (LockHeld, TransportError) as error:  # who runs it, runs it: its state is not ours to set
         log.warning("%s", error)
         return AGAIN
     except ConsiliumError as error:

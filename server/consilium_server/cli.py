@@ -96,6 +96,11 @@ def run(
 def _weights(file: Path, study: Study, weights: Path | None, new_head: bool) -> bytes | None:
     """The model before round 1, where it comes from a file."""
     if weights is None:
+        if new_head:
+            raise ConfigurationError(
+                "--new-head leaves the last layer of given weights out, and none are given: add --weights FILE, or "
+                "leave --new-head out (without weights every layer starts from model.seed)"
+            )
         if study.model.start is not None:
             raise ConfigurationError(
                 f"{file}: model.start names weights to start from; give their file: --weights FILE"

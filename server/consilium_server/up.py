@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
 import time
 from collections.abc import Callable
-from typing import BinaryIO
 
 from consilium_server import studies
 from consilium_server.federation import Home
 from consilium_server.superlink import SuperLinkSettings, register_nodes, wait_until_ready
 from consilium_shared.errors import ConfigurationError, ConsiliumError, TransportError
+from consilium_shared.process_lock import ProcessLock, is_held
 from consilium_shared.supervisor import Program, Supervisor
 
 LOOK_SECONDS = 0.5
@@ -32,15 +30,7 @@ def settings(home: Home) -> SuperLinkSettings:
 
 def is_up(home: Home) -> bool:
     """Whether ``consilium-server up`` runs for this home."""
-    file = home.run / "up.lock"
-    if not file.exists():
-        return False
-    with file.open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_held(home.run / "up.lock")
 
 
 def up_forever(home: Home, say: Callable[[str], None]) -> None:
@@ -52,8 +42,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
     link = settings(home)
     home.roster()  # refuse an edited roster before anything listens
     home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(home.run / "up.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
-        _lock(lock, home)
+    with ProcessLock(home.run / "up.lock", f"consilium-server up runs already for {home.root}"):
         supervisor = Supervisor(home.logs, say)
         supervisor.add(
             Program(
@@ -69,17 +58,6 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
         _wait_for_superlink(home, link, supervisor)
         say(f"sites reach this server at {home.federation().address}:{link.public_port}")
         supervisor.run(_Watch(home, link, supervisor, say).look)
-
-
-def _lock(file: BinaryIO, home: Home) -> None:
-    for again in (True, True, True, False):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if not again:
-                raise ConfigurationError(f"consilium-server up runs already for {home.root}") from error
-            time.sleep(0.2)  # ``is_up`` holds the lock for a moment while it looks
 
 
 def _wait_for_superlink(home: Home, link: SuperLinkSettings, supervisor: Supervisor) -> None:

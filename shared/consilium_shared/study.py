@@ -154,6 +154,15 @@ class LocalOptimizer(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
+class AdaptiveClipping(Strict):
+    """A clipping norm that each site moves after each step, by a noised count (Andrew et al. 2021, equation 2)."""
+
+    quantile: Annotated[float, Field(ge=0.05, le=0.95)] = 0.5
+    """Fraction of patients whose gradient is to be shorter than the norm."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """What a step may change: the norm is multiplied by exp(-rate · (fraction - quantile))."""
+
+
 class Training(Strict):
     """What one round is at a site."""
 
@@ -169,6 +178,8 @@ class Training(Strict):
     augment: Literal["none", "light"] = "none"
     augment_multiplicity: Annotated[int, Field(ge=1, le=limits.AUGMENT_MULTIPLICITY)] = 1
     """Augmented copies of each drawn record in a step; the mean of their gradients is the record's, before clipping."""
+    adaptive_clipping: AdaptiveClipping | None = None
+    """Lets the clipping norm follow the gradients, from ``privacy.clipping_norm`` on; the count's noise is in the ε."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What sites' passes through the model compute in. Weights, losses, norms and sums are float32 or float64 in any
     case: a clipped gradient's norm is measured on what is added."""
@@ -338,6 +349,8 @@ class Study(Strict):
             raise ValueError("training.class_weights needs one number for each class")
         if self.training.seed is not None and self.privacy.mode == "dp":
             raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
+        if self.training.adaptive_clipping is not None and self.privacy.mode == "none":
+            raise ValueError("training.adaptive_clipping is for studies with privacy: without, nothing is clipped")
         limit = self.privacy.epsilon
         if self.evaluation.epsilon is not None and (limit is None or self.evaluation.epsilon >= limit):
             raise ValueError("evaluation.epsilon is a part of privacy.epsilon, and without privacy there is none")

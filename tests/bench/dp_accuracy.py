@@ -1,10 +1,11 @@
 """What settings of a contract bring in accuracy at the same ε, on published sets: a Markdown table.
 
-    CONSILIUM_DATA=FOLDER python tests/bench/dp_accuracy.py copies average rates [--sets heart-disease …] [--seeds 3]
-        [--epsilon 1 3 8] [--prepared FOLDER] [--json FILE]
+    CONSILIUM_DATA=FOLDER python tests/bench/dp_accuracy.py copies average rates clipping [--sets heart-disease …]
+        [--seeds 3] [--epsilon 1 3 8] [--prepared FOLDER] [--json FILE]
 
 ``copies``: ``training.augment`` and ``augment_multiplicity``. ``average``: ``aggregation.weight_average``. ``rates``:
-``training.optimizer.lr`` and ``expected_batch``, over a grid. Every row costs every site the same ε, all of it in the
+``training.optimizer.lr`` and ``expected_batch``, over a grid. ``clipping``: ``privacy.clipping_norm``, fixed and as the
+first of ``training.adaptive_clipping``. Every row costs every site the same ε, all of it in the
 noise, which is calibrated anew for each row. Rows of one seed share initial weights, noise draws and, where the
 sampling rate is the same, the patients of each step, so that the gain over a table's first row, in points of AUROC
 with its standard error, is of the setting and less of chance. Sites and server are computed in one process
@@ -29,7 +30,7 @@ import numpy as np
 
 from consilium_client.data import Records
 from consilium_deploy.real_data import POOLED
-from consilium_server.averaging import averaged
+from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, unpack
 from consilium_shared.study import Study
@@ -91,6 +92,7 @@ SETS = {
 }
 
 DECAYS = (0.5, 0.8)
+NORMS, QUANTILES = (0.1, 1.0, 10.0), (0.2, 0.5, 0.8)
 
 
 def arms(setting: Setting, options: argparse.Namespace) -> dict[str, Changes]:
@@ -105,6 +107,12 @@ def arms(setting: Setting, options: argparse.Namespace) -> dict[str, Changes]:
         for batch, rate in itertools.product(options.batches or setting.batches, options.rates or setting.rates):
             changes = {"training.optimizer": {"name": "sgd", "lr": rate}, "training.expected_batch": batch}
             found[f"expected_batch: {batch}, lr: {rate:g}"] = changes
+    if "clipping" in options.features:
+        for norm, quantile in itertools.product(NORMS, (None, *QUANTILES)):
+            adaptive = None if quantile is None else {"quantile": quantile}
+            name = "fixed" if quantile is None else f"adaptive_clipping: {{quantile: {quantile:g}}}"
+            changes = {"privacy.clipping_norm": norm, "training.adaptive_clipping": adaptive}
+            found[f"clipping_norm: {norm:g}, {name}"] = changes
     return found
 
 
@@ -182,7 +190,7 @@ def _deviation(found: list[float]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", nargs="+", choices=["copies", "average", "rates"])
+    parser.add_argument("features", nargs="+", choices=["copies", "average", "rates", "clipping"])
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=sorted(SETS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])

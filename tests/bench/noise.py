@@ -24,6 +24,7 @@ from consilium_client.training import device, gradients, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
+from consilium_client.training.pieces import Batch
 from consilium_shared.models import build
 from consilium_shared.study import Study
 
@@ -65,7 +66,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     )
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
-    drawn = trainer._Batch(study, data, everyone, where, np.random.default_rng(0))
+    drawn = Batch(study, data, everyone, where, np.random.default_rng(0))
     pieces = list(drawn.fixed_pieces(trainer.private_rows(study, data)))
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
 

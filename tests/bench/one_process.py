@@ -23,8 +23,8 @@ from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
 from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
-from consilium_server.averaging import averaged
 from consilium_server.optimizer import ServerOptimizer
+from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
 from consilium_shared.privacy.plan import Plan
@@ -122,13 +122,16 @@ def rounds(
     same from the same seed, so that runs of both differ by the setting and less by chance."""
     vector, average, decay = to_vector(build(study)) if start is None else start, None, study.aggregation.weight_average
     server = ServerOptimizer.from_study(study.aggregation.optimizer)
+    norms: dict[str, float | None] = dict.fromkeys(sites)
     for number in range(1, study.training.rounds + 1):
         model, weights = pack(vector, study), 0
         total = np.zeros(width(study), dtype=DTYPES[study.aggregation.ring_bits])
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()
-            result = train(model, study, data, plans[site], round=number, site=site, device=CPU, seed=drawn, way=way)
+            about = {"round": number, "site": site, "device": CPU, "seed": drawn, "way": way}
+            result = train(model, study, data, plans[site], clipping_norm=norms[site], **about)
+            norms[site] = result.clipping_norm
             bound(result.update, study)
             weight = min(result.patients, largest_weight(study))
             encoding.encode(result.update, encoded, weight / largest_weight(study))

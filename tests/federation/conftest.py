@@ -24,7 +24,7 @@ from consilium_client.agent_socket import AgentAway, call_admin
 from consilium_client.site import Home as SiteHome
 from consilium_client.store import read_ledger
 from consilium_deploy.dicom_files import Scanner, write_radiograph
-from consilium_deploy.local import LocalFederation
+from consilium_deploy.local import LocalFederation, LocalFederationError
 from consilium_server import studies
 from consilium_server.federation import Home as ServerHome
 from consilium_shared.ledger.verify import VerifiedLedger
@@ -172,6 +172,17 @@ class Hospitals(LocalFederation):
         assert "error" not in answer, answer
         return answer["value"]
 
+    def pid(self, service: str, program: str) -> int:
+        """As of every federation, but waits for a program that is just being started."""
+
+        def look() -> int | None:
+            try:
+                return LocalFederation.pid(self, service, program)
+            except LocalFederationError:
+                return None
+
+        return int(self.until(look, f"{program} of {service} runs", service))
+
     def until_phase(self, study: str, number: int, phase: str) -> None:
         """Until the study's process opens a phase of a round, just before its question goes out.
 
@@ -232,8 +243,8 @@ class Hospitals(LocalFederation):
 
     def trains(self, site: str, study: Study, number: int) -> bool:
         """Whether a site is in the middle of a round: charged and not settled. Reads without verifying: it is quick."""
-        lines = (self.site(site) / "ledger.jsonl").read_text().splitlines()
-        entries = [json.loads(line) for line in lines[-20:] if line.endswith("}")]
+        written = (self.site(site) / "ledger.jsonl").read_bytes()
+        entries = [json.loads(line) for line in written[: written.rfind(b"\n") + 1].splitlines()[-20:]]
         settled = {entry["body"]["charge_seq"] for entry in entries if entry["kind"] == "settle"}
         charged = [e for e in entries if e["kind"] == "charge" and e["body"]["study"] == study.digest]
         return any(entry["body"]["round"] == number and entry["seq"] not in settled for entry in charged)

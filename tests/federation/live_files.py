@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 def contents(folder: Path, pattern: str = "*") -> Iterator[tuple[Path, bytes]]:
-    """Every file below a folder, in order, that is there when it is read."""
+    """Every file below a folder, in order, that is there when it is read; no sockets, folders and the like."""
     for path in sorted(folder.rglob(pattern)):
-        with suppress(FileNotFoundError, IsADirectoryError):
-            yield path, path.read_bytes()
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.read_bytes()
 
 
 def modes(*folders: Path) -> Iterator[tuple[Path, int]]:

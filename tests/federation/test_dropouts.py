@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 
 if TYPE_CHECKING:
     from conftest import Hospitals
+    from consilium_shared.study import Study
 
 SITES = ["north", "south", "west"]
+ENDED = ("finished", "stopped", "failed")
 LONG = 2500
 """Steps that take about a second."""
 CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout": "30s"}
@@ -110,7 +113,6 @@ def test_a_site_that_dies_for_good_is_in_the_sum_only_if_its_update_had_come(
         assert not close(by_two, by_three)
     else:
         assert record["participants"] == SITES
-        assert "south" not in record["opened"]["signatures"] or phase == "opening"
         assert shaken.weights(study.study) == by_three
 
 
@@ -118,7 +120,7 @@ def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_a
     shaken: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
     study = shaken.run_study(
-        contract("dead-private", private=True, rounds=1, steps_per_round=20, min_sites=2, round_timeout="30s")
+        contract("dead-private", private=True, rounds=1, steps_per_round=500, min_sites=2, round_timeout="30s")
     )
     shaken.until_phase(study.study, 1, "training")
     shaken.kill("south", None)
@@ -132,15 +134,33 @@ def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_a
         assert [each.body.attempt for each in shaken.charges(site, study)] == [1]
 
 
+def killed_in(shaken: Hospitals, phase: str, contract: Callable[[str], dict[str, Any]]) -> Study:
+    """A study in whose first round south died before it had answered in this phase; on a busy machine south may be
+    quicker than the kill, and then the next study is the one."""
+    for again in range(5):
+        study = shaken.run_study(contract(f"needed-{phase}-{again}"))
+        shaken.until_phase(study.study, 1, phase)
+        shaken.kill("south", None)
+        shaken.until(
+            lambda study=study: (
+                shaken.state(study.study) in ENDED or shaken.answered(study.study, 1, phase) >= {"north", "west"}
+            ),
+            "the others have answered",
+        )
+        time.sleep(1.0)  # an answer that had left south would be in
+        if shaken.state(study.study) not in ENDED and "south" not in shaken.answered(study.study, 1, phase):
+            return study
+        shaken.up("south")
+        shaken.ended(study.study)
+    pytest.fail("south answered each time before it was killed")
+
+
 @pytest.mark.parametrize("phase", ["survivors", "opening"])
 def test_a_round_that_needs_a_site_which_went_away_after_its_update_waits_for_it_and_opens_the_same_set(
     shaken: Hospitals, contract: Callable[..., dict[str, Any]], phase: str
 ) -> None:
-    name = f"needed-{phase}"
-    study = shaken.run_study(contract(name, private=True, rounds=1, min_sites=2, round_timeout="12s"))
-    shaken.until_phase(study.study, 1, phase)
-    shaken.kill("south", None)
-    opened = time.monotonic()
+    study = killed_in(shaken, phase, partial(contract, private=True, rounds=1, min_sites=2, round_timeout="12s"))
+    name, opened = study.study, time.monotonic()
     told = "2 of at least 3 sites; waiting for south (offline)"
     shaken.until(lambda: shaken.status()["studies"][name]["waiting"] == told, "the round waits")
     time.sleep(max(0.0, opened + 15 - time.monotonic()))  # longer than round_timeout

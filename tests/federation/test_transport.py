@@ -304,7 +304,7 @@ def asking(federation: Federation, grid: StudyGrid, header: bytes, site: str) ->
 
 def test_the_store_is_empty_after_the_answers_were_pulled(federation: Federation, grid: StudyGrid) -> None:
     federation.ask(grid, b"leave nothing", secrets.token_bytes(6_000_000))
-    with contextlib.closing(sqlite3.connect(federation.settings.database)) as database:
+    with contextlib.closing(sqlite3.connect(federation.settings.database, timeout=60)) as database:
         tables = ("message_ins", "message_res", "objects")
         assert [database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables] == [0, 0, 0]
     stored = federation.settings.directory

@@ -125,7 +125,7 @@ def files(folder: Path, *leave_out: str) -> Iterator[tuple[str, bytes]]:
 
 def values(database: Path) -> Iterator[tuple[str, bytes]]:
     """Every row of every table."""
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60) as connection:
         for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
             for row in connection.execute(f'select * from "{table}"'):
                 cells = [cell if isinstance(cell, bytes) else str(cell).encode() for cell in row]

@@ -136,8 +136,8 @@ def linear(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
 
 @st.composite
 def normalisations(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    shape = tuple(draw(st.integers(2, 4)) for _ in range(3))
-    inputs = torch.randn(draw(st.integers(0, 4)), 4, *shape[1:])
+    # Of two or three numbers the variance can be so small that float32 has few digits of what is normalised.
+    inputs = torch.randn(draw(st.integers(0, 4)), 4, draw(st.integers(2, 4)), draw(st.integers(5, 7)))
     if draw(st.booleans()):
         return nn.GroupNorm(draw(st.sampled_from([1, 2, 4])), 4), inputs
     last = draw(st.integers(1, 3))
@@ -158,7 +158,14 @@ def recurrent(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return layer, torch.randn(draw(st.integers(1, 4)), draw(st.integers(1, 5)), width)
 
 
-LAYERS = st.one_of(convolutions(), transposed(), linear(), normalisations(), recurrent())
+@st.composite
+def layers(draw: st.DrawFn, *kinds: st.SearchStrategy[tuple[nn.Module, Tensor]]) -> tuple[nn.Module, Tensor]:
+    """One of a kind, and inputs for it; weights and numbers come from the seed that is drawn, in every run the same."""
+    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
+    return draw(st.one_of(*kinds))
+
+
+LAYERS = layers(convolutions(), transposed(), linear(), normalisations(), recurrent())
 
 
 @given(LAYERS, BOUNDS, Ways, st.booleans())
@@ -188,7 +195,7 @@ def test_a_patients_rows_count_with_their_mean_and_rows_of_filling_with_nothing(
     assert_equal(found, one_by_one(model, inputs, owners, bound))
 
 
-OPACUS = st.one_of(convolutions(), linear(), normalisations(), recurrent())
+OPACUS = layers(convolutions(), linear(), normalisations(), recurrent())
 
 
 @given(OPACUS, BOUNDS, Ways)
@@ -228,6 +235,8 @@ def test_our_models_clipped_sums_are_opacus(kind: str, patients: int, bound: flo
 def test_an_embeddings_clipped_sum_is_that_of_its_samples_one_by_one(
     batch: int, steps: int, padded: bool, bound: float
 ) -> None:
+    torch.manual_seed(0)
+
     class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()

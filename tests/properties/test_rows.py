@@ -24,6 +24,8 @@ from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
+from consilium_client.training.patches import Geometry
+from consilium_client.training.pieces import Batch
 from consilium_client.training.rows import ROWS
 from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.metrics import Layout
@@ -133,20 +135,24 @@ class Seen(Tape):
         self.parts += [inputs.clone(), deltas.clone()]
         super().factored(weights, inputs, deltas)
 
+    def convolved(self, weight: torch.Tensor, geometry: Geometry, inputs: torch.Tensor, deltas: torch.Tensor) -> None:
+        self.parts += [inputs.clone(), deltas.clone()]
+        super().convolved(weight, geometry, inputs, deltas)
+
 
 class Kept(PrivateOptimizer):
     """Keeps the sum before noise, in steps of the lattice."""
 
     def finish(self) -> None:
-        self.kept = self._sum.round().numpy()
+        self.kept = self._sum.round().cpu().numpy()
         super().finish()
 
 
 class Step:
     """A private step of a model, again and again from the same weights."""
 
-    def __init__(self, study: Study, weights: Vector, size: int = ROWS) -> None:
-        self.study, self.size, self.model = study, size, build(study)
+    def __init__(self, study: Study, weights: Vector, size: int = ROWS, where: torch.device = CPU) -> None:
+        self.study, self.size, self.where, self.model = study, size, where, build(study).to(where)
         load_vector(self.model, weights)
         self.parameters, self.tape = list(self.model.parameters()), Seen()
         self.wrapped = gradients.BookKeeping(self.model.train(), self.tape)
@@ -165,10 +171,10 @@ class Step:
 
         def see(indices: npt.NDArray[np.int64]) -> None:
             for number, i in enumerate(indices.tolist()):
-                seen[i] = b"".join(part[number].contiguous().numpy().tobytes() for part in self.tape.parts)
+                seen[i] = b"".join(part[number].contiguous().cpu().numpy().tobytes() for part in self.tape.parts)
 
-        batch = trainer._Batch(self.study, data, chosen(data, patients), CPU, np.random.default_rng(0))
-        loss, pieces = per_record(self.study, CPU), batch.fixed_pieces(self.size)
+        batch = Batch(self.study, data, chosen(data, patients), self.where, np.random.default_rng(0))
+        loss, pieces = per_record(self.study, self.where), batch.fixed_pieces(self.size)
         with exact_arithmetic():
             trainer.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
             self.optimizer.finish()
@@ -276,7 +282,7 @@ def test_a_kernel_that_goes_by_the_number_of_rows_is_seen_unless_pieces_are_of_o
         return step(data, list(range(16)))[1] - step(data, list(range(15)))[1]
 
     assert step.within_the_bound(moved())
-    monkeypatch.setattr(trainer._Batch, "fixed_pieces", trainer._Batch.pieces)
+    monkeypatch.setattr(Batch, "fixed_pieces", Batch.pieces)
     assert not step.within_the_bound(moved())
 
 
@@ -294,7 +300,7 @@ def test_an_image_is_turned_the_same_whoever_is_beside_it(edge: int) -> None:
     data = dataclasses.replace(records(study, [1] * 40, draw), inputs=images)
 
     def turned(patients: list[int]) -> npt.NDArray[np.float32]:
-        batch = trainer._Batch(study, data, chosen(data, patients), CPU, Always())  # type: ignore[arg-type]
+        batch = Batch(study, data, chosen(data, patients), CPU, Always())  # type: ignore[arg-type]
         return np.concatenate([p.inputs[0][: len(p.owners)].numpy() for p in batch.fixed_pieces(ROWS)])
 
     whole = turned(list(range(40)))
@@ -309,7 +315,7 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
     counts = [1, 33, 5, 32, 64, 65, 1, 1]
     data = records(study, counts, draw)
     for size, expected in ((ROWS, [32, 64, 32, 32, 64, 128, 32]), (1, [1, 64, 8, 32, 64, 128, 1, 1])):
-        batch = trainer._Batch(study, data, chosen(data, list(range(8))), CPU, draw)
+        batch = Batch(study, data, chosen(data, list(range(8))), CPU, draw)
         pieces = list(batch.fixed_pieces(size))
         assert [len(p.labels) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
         assert sum(len(p.owners) for p in pieces) == sum(counts)

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from consilium_client.training import gradients
+from consilium_client.training import clipping, gradients
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.models import build
-from consilium_shared.study import Study
+from consilium_shared.study import AdaptiveClipping, Study
 
 CPU = torch.device("cpu")
 
@@ -47,17 +47,17 @@ def patients(draw: st.DrawFn) -> Patients:
     return found
 
 
-def an_optimizer(parameters: list[nn.Parameter], bound: float, sigma: float, tape: Tape) -> PrivateOptimizer:
-    plain = torch.optim.SGD(parameters, 1.0)
-    return PrivateOptimizer(
-        plain, tape, clipping_norm=bound, noise_multiplier=sigma, expected_batch=1, noise=Noise(bytes(32))
-    )
+def an_optimizer(
+    parameters: list[nn.Parameter], bound: float, sigma: float, tape: Tape, adaptive: AdaptiveClipping | None = None
+) -> PrivateOptimizer:
+    about = {"clipping_norm": bound, "noise_multiplier": sigma, "expected_batch": 1, "noise": Noise(bytes(32))}
+    return PrivateOptimizer(torch.optim.SGD(parameters, 1.0), tape, adaptive=adaptive, **about)
 
 
-def summed(batches: list[Patients], bound: float, sigma: float) -> list[int]:
-    """The sum before noise, in steps of the lattice."""
+def summed(batches: list[Patients], bound: float, sigma: float, adaptive: AdaptiveClipping | None = None) -> list[int]:
+    """The sum before noise, in steps of the lattice; with adaptive clipping the sum of marks is its last number."""
     parameters, tape = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES], Tape()
-    optimizer = an_optimizer(parameters, bound, sigma, tape)
+    optimizer = an_optimizer(parameters, bound, sigma, tape, adaptive)
     for batch in batches:
         rows, owners = torch.cat(batch), torch.repeat_interleave(torch.tensor([len(p) for p in batch]))
         parts = rows.split([math.prod(shape) for shape in SHAPES], dim=1)
@@ -92,15 +92,18 @@ BOUNDS = st.floats(1e-3, 1e3)
 SIGMAS = st.floats(0.0, 50.0)
 
 
-@given(patients(), BOUNDS, SIGMAS, st.data())
+ADAPTIVE = st.none() | st.builds(AdaptiveClipping, quantile=st.floats(0.05, 0.95))
+
+
+@given(patients(), BOUNDS, SIGMAS, ADAPTIVE, st.data())
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_one_patient_moves_the_sum_by_its_own_clipped_gradient_and_no_other(
-    everyone: Patients, bound: float, sigma: float, data: st.DataObject
+    everyone: Patients, bound: float, sigma: float, adaptive: AdaptiveClipping | None, data: st.DataObject
 ) -> None:
     leaver = data.draw(st.integers(0, len(everyone) - 1))
     others = everyone[:leaver] + everyone[leaver + 1 :]
-    before, after = (summed([batch] if batch else [], bound, sigma) for batch in (everyone, others))
-    alone = summed([[everyone[leaver]]], bound, sigma)
+    before, after = (summed([batch] if batch else [], bound, sigma, adaptive) for batch in (everyone, others))
+    alone = summed([[everyone[leaver]]], bound, sigma, adaptive)
     step, moved = Lattice.of(bound, sigma, 12, 1).step, minus(before, after)
     assert norm_is_at_most(moved, bound, step)
     assert is_rounding_alone(minus(moved, alone), len(everyone), bound, step)
@@ -133,7 +136,7 @@ def test_a_patient_below_the_bound_counts_as_the_mean_of_its_records(everyone: P
             assert not norm_is_at_most(found, 0.999 * bound, step)  # clipped, but by no more than needed
 
 
-FACTORS = Tape.factors
+RATIOS = Tape.ratios
 
 
 def no_clipping(tape: Tape, bound: float) -> torch.Tensor:
@@ -141,20 +144,31 @@ def no_clipping(tape: Tape, bound: float) -> torch.Tensor:
 
 
 def a_little_less_clipping(tape: Tape, bound: float) -> torch.Tensor:
-    return FACTORS(tape, bound * 1.00003)
+    return RATIOS(tape, bound * 1.00003)
 
 
 def by_the_largest_tensor(tape: Tape, bound: float) -> torch.Tensor:
     norms = torch.stack([entry.squares()[0].sqrt() for entry in tape._entries])
-    return (bound / norms).amin(dim=0).clamp(max=1.0)
+    return (bound / norms).amin(dim=0)
 
 
 @pytest.mark.parametrize("planted", [no_clipping, a_little_less_clipping, by_the_largest_tensor])
 def test_a_wrong_clipper_is_seen(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step, rows = Lattice.of(1.0, 1.0, 12, 1).step, torch.full((1, 12), 7.0)
     assert norm_is_at_most(summed([[rows]], 1.0, 1.0), 1.0, step)
-    monkeypatch.setattr(Tape, "factors", planted)
+    monkeypatch.setattr(Tape, "ratios", planted)
     assert not norm_is_at_most(summed([[rows]], 1.0, 1.0), 1.0, step)
+
+
+@pytest.mark.parametrize("norm", [7.0, 1.0, 0.1])
+def test_a_mark_beside_a_gradient_that_was_clipped_as_without_it_is_seen(
+    norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, adaptive = torch.full((1, 12), norm), AdaptiveClipping()
+    step = Lattice.of(1.0, 1.0, 13, 1).step
+    assert norm_is_at_most(summed([[rows]], 1.0, 1.0, adaptive), 1.0, step)
+    monkeypatch.setattr(clipping, "GRADIENT", 1.0)
+    assert norm_is_at_most(summed([[rows]], 1.0, 1.0, adaptive), 1.0, step) == (norm < 0.2)
 
 
 def test_a_patient_whose_records_count_one_by_one_is_seen() -> None:

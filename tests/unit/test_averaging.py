@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consilium_server import averaging
-from consilium_server.averaging import averaged
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
-from consilium_shared import study
+from consilium_shared import averaging, study
+from consilium_shared.averaging import averaged
 
 
 def models(rounds: int, size: int = 3) -> list[np.ndarray]:

@@ -75,6 +75,20 @@ def test_what_is_said_names_both_bounds_the_power_and_that_nobody_was_needed(
     assert "too few to contradict" in said
 
 
+@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+def test_the_audit_computes_as_the_sites_rounds_do(running: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, whole, ways = running.coordinator.site.config_file, canaries.train, []
+
+    def train(*args: Any, **kept: Any) -> Any:
+        ways.append(kept["way"])
+        return whole(*args, **kept)
+
+    config.write_text(config.read_text() + f"gradients: {way}\n")
+    monkeypatch.setattr(canaries, "train", train)
+    audit(running)
+    assert set(ways) == {way}
+
+
 def test_the_audit_reads_no_patients_file(running: Any) -> None:
     running.approve()
     (running.coordinator.site.root / "synthetic.csv").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from consilium_client.data.patients import PatientSampler
 from consilium_client.desk import make_plan
 from consilium_client.training import canaries, trainer
 from consilium_client.training.canaries import audit
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.gradients import Way
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.tape import Tape
@@ -58,18 +61,28 @@ def run(given: Study, number: int = 1000, **changes: Any) -> tuple[Outcome, Priv
     return audit(given, plan, CPU, canaries=number, seed=SEED), plan
 
 
+@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+def test_both_ways_to_gradients_are_audited_alike(way: Way) -> None:
+    given = study("gru")
+    plan = make_plan(given, 200)
+    assert isinstance(plan, PrivacyPlan)
+    found = audit(given, plan, CPU, canaries=500, seed=SEED, way=way)
+    assert found == audit(given, plan, CPU, canaries=500, seed=SEED)
+    assert found.correct > found.guesses / 2
+
+
 def contradicted(given: Study, **changes: Any) -> bool:
     outcome, plan = run(given, **changes)
     return contradiction(compare(outcome, [plan.event(plan.rounds)], plan.delta)) is not None
 
 
 def without_clipping(patch: pytest.MonkeyPatch) -> None:
-    whole = Tape.factors
-    patch.setattr(Tape, "factors", lambda self, bound: torch.ones_like(whole(self, bound)))
+    whole = Tape.ratios
+    patch.setattr(Tape, "ratios", lambda self, bound: torch.ones_like(whole(self, bound)))
 
 
 def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
-    whole = Tape.factors
+    whole = Tape.ratios
 
     def each(self: Tape, bound: float) -> torch.Tensor:
         for entry in [*self._entries, *self._chosen]:
@@ -78,11 +91,11 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
         return torch.ones_like(whole(self, bound))
 
     patch.setattr(Tape, "forms", lambda *_: True)
-    patch.setattr(Tape, "factors", each)
+    patch.setattr(Tape, "ratios", each)
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainer, "Owners", lambda owners, device, batch: Owners(torch.arange(len(owners)), device, batch))
+    patch.setattr(trainer, "Owners", lambda owners, *about: Owners(torch.arange(len(owners)), *about))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
@@ -118,9 +131,26 @@ def the_same_batch_in_every_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PatientSampler, "_drawn", first)
 
 
+def noise_for_the_first_norm_in_every_step(patch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+
+    def draw(self: PrivateOptimizer) -> None:
+        norms.append(self.clipping_norm)
+        self._drawn.zero_()
+        self._noise.add_to(self._drawn, self.noise_multiplier * norms[0] / self.lattice.step)
+
+    patch.setattr(PrivateOptimizer, "_draw", draw)
+
+
+@pytest.mark.parametrize("adaptive", [None, {}])
 @pytest.mark.parametrize(("model", "epsilon"), [("gru", 1.0), ("gru", 8.0), ("small-cnn", 8.0)])
-def test_a_faithful_run_is_not_contradicted(model: str, epsilon: float) -> None:
-    assert not contradicted(study(model, epsilon))
+def test_a_faithful_run_is_not_contradicted(model: str, epsilon: float, adaptive: dict[str, Any] | None) -> None:
+    assert not contradicted(study(model, epsilon, adaptive_clipping=adaptive))
+
+
+def test_noise_that_stays_behind_a_growing_norm_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise_for_the_first_norm_in_every_step(monkeypatch)
+    assert contradicted(study(rounds=4, adaptive_clipping={"rate": 1.0}))  # loud canaries make it grow
 
 
 def test_an_audit_has_power_so_weak_noise_shows_more_than_strong() -> None:
@@ -192,7 +222,7 @@ def test_canaries_gradients_are_orthogonal_and_louder_than_the_bound_and_leave_o
     assert isinstance(plan, PrivacyPlan)
     parameters = list(build(given).parameters())
     found = recorded(parameters, torch.full((4, 1), 7.0))
-    probe(given, plan, 50, [-1, 0, 49, 20]).plant(found, parameters, np.array([3, 0, 1, 2]))
+    probe(given, plan, 50, [-1, 0, 49, 20]).plant(stepping(plan, parameters, found), np.array([3, 0, 1, 2]))
     gradients = found.gradients()
     rows = torch.cat([gradients[p] for p in parameters], dim=1)  # of canary 20, of nobody, of 0, of 49
     assert (rows[1] == 7.0).all()
@@ -201,6 +231,12 @@ def test_canaries_gradients_are_orthogonal_and_louder_than_the_bound_and_leave_o
         products, torch.eye(3).double() * (canaries.LOUD * plan.clipping_norm) ** 2, rtol=1e-4, atol=1e-2
     )
     assert all((gradients[p][0] != 0).any() for p in parameters if p.numel() >= 50)
+
+
+def stepping(plan: PrivacyPlan, parameters: list[torch.nn.Parameter], tape: Tape) -> Any:
+    """What a probe looks at of an optimizer."""
+    norm = plan.clipping_norm
+    return SimpleNamespace(params=parameters, tape=tape, clipping_norm=norm, longest=norm)
 
 
 def recorded(parameters: list[torch.nn.Parameter], values: torch.Tensor) -> Tape:
@@ -223,11 +259,11 @@ def test_a_drawn_canary_scores_one_a_step_and_what_stays_the_same_cancels() -> N
         run_.begin(number)
         for _ in range(3):
             found = recorded(parameters, torch.zeros(1, 1))
-            run_.plant(found, parameters, np.array([0]))
+            run_.plant(stepping(plan, parameters, found), np.array([0]))
             for parameter, rows in found.gradients().items():
                 clipped = rows[0].view_as(parameter).float() / canaries.LOUD
                 parameter.grad = (clipped + 0.25 * np.sqrt(50 / size)) / given.training.expected_batch
-            run_.observe(parameters)
+            run_.observe(stepping(plan, parameters, found))
     assert run_.sum[7] == pytest.approx(6.0, rel=1e-3)
     assert np.abs(np.delete(run_.sum, 7)).max() < 1e-3
     assert run_.likelihood.argmax() == 7

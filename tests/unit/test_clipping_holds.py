@@ -316,6 +316,27 @@ def test_noise_that_nobody_can_predict_needs_no_other_package() -> None:
     assert not torch.equal(*found)
 
 
+def test_opacus_noise_is_added_once_to_every_number_of_a_sum_and_no_two_are_the_same() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 250)
+    model, optimizer, criterion, _ = BookKeepingEngine().make_private(
+        module=layer,
+        optimizer=torch.optim.SGD(layer.parameters(), lr=0.0),
+        criterion=nn.CrossEntropyLoss(reduction="none"),
+        data_loader=DataLoader(TensorDataset(torch.zeros(8, 300), torch.zeros(8)), batch_size=4),
+        noise_multiplier=3.0,
+        max_grad_norm=0.5,
+    )
+    criterion(model(torch.zeros(4, 300)), torch.zeros(4, dtype=torch.int64)).backward()
+    optimizer.step()
+    assert layer.weight.grad is not None
+    noise = layer.weight.grad.flatten() * optimizer.expected_batch_size
+    assert float(noise.std()) == pytest.approx(1.5, rel=0.02)
+    assert abs(float(noise.mean())) < 5 * 1.5 / len(noise) ** 0.5
+    assert len(noise.unique()) > 0.99 * len(noise)
+    assert all(parameter.summed_grad is None for parameter in optimizer.params)
+
+
 def test_noise_reaches_beyond_nine_standard_deviations() -> None:
     words = torch.tensor([0, 0], dtype=torch.int64)  # the radius's smallest word, and angle 0
     largest, _ = normal_pairs(words, 1.0, torch.empty((3, 1), dtype=torch.float64))
@@ -513,6 +534,11 @@ def test_a_batchs_mean_in_a_vector_is_refused() -> None:
 def test_an_embedding_that_changes_by_which_words_occur_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="which words occur"):
         Private(nn.Sequential(nn.Embedding(5, 3, **option), nn.Flatten(), nn.Linear(6, CLASSES)))
+
+
+def test_a_transposed_convolution_that_pads_its_output_by_its_stride_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"layer 0 .*smaller output_padding"):
+        Private(nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=1, dilation=2, output_padding=1)))
 
 
 def test_a_trainable_parameter_that_no_step_changes_is_refused() -> None:

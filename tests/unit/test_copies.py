@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from tests.unit.test_trainer import CPU, DP, OPEN, plan, records, run, study, wi
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import augmentation, canaries, gradients, trainer
+from consilium_client.training import augmentation, canaries, gradients
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
-from consilium_client.training.trainer import Piece, accumulate
+from consilium_client.training.pieces import Batch, Piece
+from consilium_client.training.trainer import accumulate
 from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of
@@ -34,7 +36,7 @@ def data() -> Records:
 
 def pieces(given: Study, whole: Records, size: int) -> list[Piece]:
     draw = Draw(np.arange(len(whole)), whole.patients)
-    return list(trainer._Batch(given, whole, draw, CPU, np.random.default_rng(0)).fixed_pieces(size))
+    return list(Batch(given, whole, draw, CPU, np.random.default_rng(0)).fixed_pieces(size))
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
@@ -120,7 +122,7 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
             optimizer,
             per_record(given, CPU),
             pieces(given, data(), 32),
-            lambda records, run=run_of_one, tape=wrapped.tape, all=parameters: run.plant(tape, all, records),
+            partial(run_of_one.plant, optimizer),
         )
         optimizer.finish()
         sums.append(start - to_vector(model))

@@ -119,7 +119,7 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=f"process {os.getpid()}"):
             _open(tmp_path)
         code = (
-            "import sys; from pathlib import Path; from consilium_client.store import ProcessLock\n"
+            "import sys; from pathlib import Path; from consilium_shared.process_lock import ProcessLock\n"
             "from consilium_shared.errors import ConfigurationError\n"
             "try: ProcessLock(Path(sys.argv[1]))\n"
             "except ConfigurationError: sys.exit(7)"

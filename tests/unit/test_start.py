@@ -15,9 +15,9 @@ from consilium_client.baseline import start_from
 from consilium_server import cli, studies
 from consilium_server.federation import Home
 from consilium_shared.errors import ConfigurationError, IntegrityError
-from consilium_shared.messages import Refusal, Update
+from consilium_shared.messages import Counts, Refusal, Update
 from consilium_shared.models import build, start
-from consilium_shared.models.vector import fingerprint, pack, to_vector
+from consilium_shared.models.vector import fingerprint, pack, to_vector, trained, with_trained
 from consilium_shared.study import Study
 
 
@@ -141,6 +141,11 @@ def test_a_study_that_names_weights_starts_with_no_others(file: Path) -> None:
         cli._weights(Path("study.yaml"), given, file, new_head=False)
 
 
+def test_a_new_head_of_no_weights_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigurationError, match="add --weights FILE, or leave --new-head out"):
+        cli._weights(Path("study.yaml"), study(), None, new_head=True)
+
+
 def test_the_studys_process_begins_with_the_weights_that_were_kept(coordinator: Any) -> None:
     vector = to_vector(build(study())) + np.float32(1)
     given, home = named(study(), vector), coordinator.home
@@ -195,6 +200,92 @@ def test_a_site_trains_in_round_one_from_the_named_weights_alone(site: Any) -> N
     model = pack(vector, given)
     assert isinstance(site.ask(c.train(1, model), model), Update)
     assert site.charges() == 1
+
+
+def test_a_site_trains_in_round_one_from_nothing_but_what_the_contracts_seed_gives(site: Any) -> None:
+    given, c = study(seed=3), site.coordinator
+    site.approve(given)
+    c.study = given
+    seeds = to_vector(build(given))
+    crafted = seeds.copy()
+    crafted[7] += np.float32(1e-4)
+    for other in (pack(crafted, given), pack(to_vector(build(study(seed=4))), given)):
+        answer = site.ask(c.train(1, other), other)
+        assert isinstance(answer, Refusal) and answer.reason == "model"
+    assert site.charges() == 0
+    rounded = pack(np.nextafter(seeds, np.float32(2)), given)  # as a processor with other instructions may have it
+    assert isinstance(site.ask(c.train(1, rounded), rounded), Update)
+    assert site.charges() == 1
+
+
+PARTS = [{"trainable": "head"}, {"trainable": "lora", "lora_rank": 2}]
+
+
+def moved(vector: np.ndarray, given: Study, *, frozen: float = 0.0) -> bytes:
+    """A model whose trained part is another, and of the rest one number by so much."""
+    found = with_trained(vector, trained(vector, given) + np.float32(0.5), given)
+    place = np.flatnonzero(with_trained(vector, trained(vector, given) + np.float32(1), given) == vector)[3]
+    found[place] += np.float32(frozen)
+    return pack(found, given)
+
+
+@pytest.mark.parametrize("named_start", [True, False], ids=["of a file", "of the seed"])
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_trained_cannot_be_exchanged_in_a_later_round(
+    site: Any, part: dict[str, Any], named_start: bool
+) -> None:
+    """An attack: approved was the training of a part of known weights, and round two comes with other weights."""
+    given, c = study(**part), site.coordinator
+    vector = to_vector(build(given)) + np.float32(named_start)
+    given = named(given, vector) if named_start else given
+    site.approve(given)
+    c.study, model = given, pack(vector, given)
+    assert isinstance(site.ask(c.train(1, model), model), Update)
+    charges = site.charges()
+    for other in (moved(vector, given, frozen=1e-3), moved(vector, given, frozen=100.0)):
+        answer = site.ask(c.train(2, other), other)
+        assert isinstance(answer, Refusal) and answer.reason == "model"
+    site.restart()
+    swapped = moved(vector, given, frozen=1.0)
+    answer = site.ask(c.train(2, swapped, attempt=2), swapped)
+    assert isinstance(answer, Refusal) and answer.reason == "model"
+    assert site.charges() == charges
+    honest = moved(vector, given)
+    assert isinstance(site.ask(c.train(2, honest, attempt=3), honest), Update)
+    assert site.charges() > charges
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_model_to_count_on_has_what_is_not_trained_as_it_was_too(site: Any, part: dict[str, Any]) -> None:
+    vector = to_vector(build(study(**part))) + np.float32(1)
+    given, c = named(study(**part), vector), site.coordinator
+    site.approve(given)
+    c.study, model = given, pack(vector, given)
+    assert isinstance(site.ask(c.train(1, model), model), Update)
+    for number in (2, 3):
+        model = moved(vector, given)
+        assert isinstance(site.ask(c.train(number, model), model), Update)
+    charges, swapped = site.charges(), moved(vector, given, frozen=1.0)
+    answer = site.ask(c.evaluate(3, swapped), swapped)
+    assert isinstance(answer, Refusal) and answer.reason == "model"
+    assert site.charges() == charges
+    honest = moved(vector, given)
+    assert isinstance(site.ask(c.evaluate(3, honest, attempt=2), honest), Counts)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_site_that_joins_later_holds_what_is_not_trained_against_the_contracts_seed(
+    site: Any, part: dict[str, Any]
+) -> None:
+    given, c = study(**part), site.coordinator
+    vector = to_vector(build(given))
+    site.approve(given)
+    c.study, swapped = given, moved(vector, given, frozen=1e-3)
+    answer = site.ask(c.train(2, swapped), swapped)
+    assert isinstance(answer, Refusal) and answer.reason == "model"
+    assert site.charges() == 0
+    honest = moved(vector, given)
+    assert isinstance(site.ask(c.train(2, honest, attempt=2), honest), Update)
 
 
 def test_from_round_two_on_the_model_is_what_training_made_of_it(site: Any) -> None:

@@ -387,7 +387,7 @@ def other(site: Any, by: float) -> bytes:
 def test_without_privacy_the_counts_of_one_model_are_in_one_sum(plain: Any) -> None:
     c = plain.coordinator
     for number in (1, 2):
-        model = other(plain, number)
+        model = other(plain, number - 1)
         assert isinstance(plain.ask(c.train(number, model), model), Update)
     last = other(plain, 3)
     assert isinstance(plain.ask(c.train(3, last), last), Update)  # with the counts of this very model
@@ -398,7 +398,7 @@ def test_without_privacy_the_counts_of_one_model_are_in_one_sum(plain: Any) -> N
 def test_without_privacy_a_round_is_worked_on_once_whatever_the_model(plain: Any) -> None:
     c = plain.coordinator
     for number in (1, 2, 3):
-        model = other(plain, number)
+        model = other(plain, number - 1)
         answer = plain.requests.handle(c.train(number, model), model)
         c.opened(c.train(number, model), answer)
         again = other(plain, number + 0.5)

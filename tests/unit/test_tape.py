@@ -34,7 +34,8 @@ def test_the_errors_that_the_lattice_allows_for_are_the_sum_of_what_can_go_wrong
     factors = tape._DIMENSIONS * 2.0**-52 * REACH**2
     batches = 2.0**20 * 2.0**-53 / 2
     assert terms + factors + batches <= ERROR
-    assert (entries.SEGMENT / 2 + 1) * 2.0**-24 <= SLACK - 1 - 2.0**-30
+    numbers = 2**30  # in one norm
+    assert numbers * 2.0**-53 <= SLACK - 1 - 2.0**-30
 
 
 @pytest.mark.parametrize("batch", [1, 64, 10_000])
@@ -59,12 +60,16 @@ def test_a_clipped_row_is_never_longer_than_the_bound() -> None:
     assert all(bound * Fraction(1 - 1e-5) <= square <= bound for square in clipped)
 
 
-def test_one_row_without_room_in_float32_changes_no_other_rows_norm() -> None:
-    values = torch.randn(40, 333, generator=torch.Generator().manual_seed(0))
-    alone = entries.row_squares(values)
+@pytest.mark.parametrize("numbers", [1, 333, 2**14 - 1, 2**14, 2**17 + 5])
+def test_a_rows_norm_depends_on_neither_its_place_nor_its_neighbours(numbers: int) -> None:
+    values = torch.randn(9, numbers, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([entries.row_squares(row[None]) for row in values])
+    places = torch.tensor([8, 3, 0, 1, 7])
+    assert torch.equal(entries.row_squares(values[places]), alone[places])
+    assert torch.allclose(alone, values.double().square().sum(1), rtol=1e-13, atol=0.0)
     for loud in (float("nan"), 1e25):
         values[7] = loud
-        rest = torch.arange(40) != 7
+        rest = torch.arange(9) != 7
         assert torch.equal(entries.row_squares(values)[rest], alone[rest])
 
 
@@ -122,11 +127,66 @@ def test_a_patient_whose_gradient_is_what_is_left_of_much_more_is_held_by_what_c
 
 def test_a_gram_sum_too_large_for_its_shape_to_be_nobodys_is_not_taken() -> None:
     found = Tape()
-    found.open(Owners(torch.tensor([0, 0, 1]), CPU))
+    found.open(Owners(torch.tensor([0, 0, 1]), CPU, limit=2))
     assert not found.forms(1, 4096, 2048)
     assert found.forms(1, 16384, 4096)
-    found.open(Owners(torch.arange(3), CPU))
+    found.open(Owners(torch.arange(3), CPU, limit=1))
     assert not found.forms(1, 16384, 4096)
+
+
+BESIDE = {
+    "nobody": ([0], 32),
+    "nobody, when memory had run out": ([0], 1),
+    "others": ([0, 1, 2, 3], 32),
+    "one of several records": ([0, 1, 1], 32),
+    "one of as many as there may be": ([0, *[1] * 25], 32),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 25, 31, 32, 200])
+def test_whoever_is_beside_a_patient_its_gradients_have_the_same_form(limit: int) -> None:
+    """Of one form more may be left after clipping than of the other."""
+    sizes = [(steps, p, d) for steps in (1, 16, 64, 128, 400) for p in (4, 64, 512, 4096) for d in (9, 576, 4608)]
+    seen = set()
+    for owners, batch in BESIDE.values():
+        if max(owners.count(0), owners.count(1)) > limit:
+            continue
+        found = Tape()
+        found.open(Owners(torch.tensor(owners), CPU, batch, limit))
+        seen.add(tuple(found.forms(*size) for size in sizes))
+    (forms,) = seen
+    assert {True, False} == set(forms)
+
+
+def test_a_patient_of_more_records_than_the_study_allows_is_no_batch() -> None:
+    with pytest.raises(RuntimeError, match="3 rows in a step, and the study allows 2"):
+        Owners(torch.tensor([0, 1, 1, 1]), CPU, 32, 2)
+
+
+@pytest.mark.parametrize("form", ["rows", "product", "scattered"])
+@pytest.mark.parametrize(("alone", "beside_others"), [([0], [0, 1, 2]), ([0, 0], [0, 0, 1, 2, 2])])
+def test_a_patients_row_of_a_tied_weight_is_formed_the_same_whoever_is_beside_it(
+    alone: list[int], beside_others: list[int], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a kernel that rounds by how many there are: of rows that cancel, rounding may be all that is left."""
+    whole = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda one, other: whole(one, other) * (1 + len(one) * 2.0**-40))
+    generator = torch.Generator().manual_seed(0)
+    inputs, deltas = torch.randn(8, 2, 3, generator=generator), torch.randn(8, 2, 4, generator=generator)
+    weight, found = nn.Parameter(torch.zeros(4, 3)), Tape()
+
+    def row(owners: list[int]) -> torch.Tensor:
+        found.open(Owners(torch.tensor(owners), CPU, 8))
+        found.factored((weight,), inputs, deltas)
+        if form == "rows":
+            found.rows(weight, whole(deltas.transpose(1, 2), inputs))
+        elif form == "product":
+            found.factored((weight,), inputs, -deltas / 3)
+        else:
+            found.scattered(weight, torch.arange(16).view(8, 2) % 4, inputs, None)
+        return found.gradients()[weight][0]
+
+    assert torch.equal(row(alone), row(beside_others))
 
 
 @pytest.mark.parametrize("leave", ["rows", "product", "factored", "scattered"])

@@ -19,6 +19,7 @@ from consilium_client.training.independence import check
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
+from consilium_client.training.pieces import Batch
 from consilium_client.training.trainer import TrainResult, accumulate, train
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
@@ -114,7 +115,7 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
     before = to_vector(model)
     indices = np.array(chosen, dtype=np.int64)
     owners = np.cumsum(np.diff(data.patients[indices], prepend=-1) != 0) - 1
-    batch = trainer._Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
+    batch = Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
     accumulate(wrapped, optimizer, per_record(given, CPU), batch.fixed_pieces(size))
     optimizer.finish()
     return before.astype(np.float64) - to_vector(model)
@@ -212,7 +213,7 @@ def test_a_patient_with_one_record_that_is_not_finite_is_dropped_whole() -> None
 def test_a_physical_batch_never_splits_a_patient(size: int) -> None:
     given, data = study(), with_owners(records(patients=sum(COUNTS)), COUNTS)
     draw = Draw(np.arange(len(data)), data.patients)
-    pieces = list(trainer._Batch(given, data, draw, CPU, np.random.default_rng(0)).pieces(size))
+    pieces = list(Batch(given, data, draw, CPU, np.random.default_rng(0)).pieces(size))
     assert np.array_equal(np.concatenate([piece.labels for piece in pieces]), data.labels)
     counts = [np.bincount(piece.owners.numpy()).tolist() for piece in pieces]
     assert [number for part in counts for number in part] == COUNTS
@@ -549,6 +550,24 @@ def test_when_memory_runs_out_the_same_step_is_made_in_smaller_pieces(monkeypatc
     assert np.array_equal(run(given, data, how, seed=bytes(32)).update, alone)
     assert asked[0] == 32
     assert set(asked[1:]) == {1}
+
+
+def test_what_was_clipped_before_memory_ran_out_is_not_in_the_sum_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, data, how = study(privacy=DP), records(patients=80), plan(steps_per_round=2, sampling_rate=1.0)
+    whole, asked = gradients.BookKeeping.backward, []
+
+    def short(self: gradients.BookKeeping, losses: torch.Tensor) -> None:
+        asked.append(len(losses))
+        if len(losses) > 1 and len(asked) == 2:
+            raise torch.OutOfMemoryError
+        whole(self, losses)
+
+    monkeypatch.setattr(trainer, "private_rows", lambda *_: 1)
+    alone = run(given, data, how, seed=bytes(32)).update
+    monkeypatch.setattr(trainer, "private_rows", lambda *_: 32)
+    monkeypatch.setattr(gradients.BookKeeping, "backward", short)
+    assert np.array_equal(run(given, data, how, seed=bytes(32)).update, alone)
+    assert asked == [32, 32, *[1] * 160]
 
 
 def test_a_step_that_was_released_is_never_made_again_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,21 +3,42 @@ mirrored: left and right matter in a radiograph."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 TURN = np.deg2rad(8.0)
 SHIFT = 0.06
 """Largest turn in radians, and largest shift in each direction as a part of the edge."""
 
 
-def light(images: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Images ``[B, 1, S, S]``, each moved by its own draw; what comes in from outside repeats the border."""
-    count = len(images)
-    if not count:
-        return images
-    angle = generator.uniform(-TURN, TURN, count)
-    shift = generator.uniform(-2 * SHIFT, 2 * SHIFT, (count, 2))  # the grid's coordinates span -1 … 1
+class Moves(NamedTuple):
+    """How images are moved.
+
+    Attributes:
+        angles: float64 ``[B]``, radians.
+        shifts: float64 ``[B, 2]``, where the image spans -1 … 1.
+    """
+
+    angles: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+
+    def part(self, start: int, end: int, rows: int) -> Moves:
+        """Those from ``start`` to ``end``, and none at all for the others of ``rows``."""
+        pad = (0, rows - (end - start))
+        return Moves(np.pad(self.angles[start:end], pad), np.pad(self.shifts[start:end], (pad, (0, 0))))
+
+
+def draw(count: int, generator: np.random.Generator) -> Moves:
+    """Moves of so many images, each by its own draw."""
+    return Moves(generator.uniform(-TURN, TURN, count), generator.uniform(-2 * SHIFT, 2 * SHIFT, (count, 2)))
+
+
+def light(images: torch.Tensor, moves: Moves) -> torch.Tensor:
+    """Images ``[B, 1, S, S]``, moved; what comes in from outside repeats the border."""
+    angle, shift = moves
     cosine, sine = np.cos(angle), np.sin(angle)
     rows = [np.stack([cosine, -sine, shift[:, 0]], axis=1), np.stack([sine, cosine, shift[:, 1]], axis=1)]
     transform = torch.from_numpy(np.stack(rows, axis=1)).to(images)

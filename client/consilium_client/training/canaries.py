@@ -1,17 +1,18 @@
 """One-run audit of a study's plan: the site's own trainer on generated patients and canaries, and nobody's data.
 
-The run takes every private step of the plan through the trainer, as a study's rounds do: sampler, backward pass,
-clipping, noise, optimizer, device. Two things are different. The patients are generated, so nothing that comes out says
-anything about anybody: it costs no budget and may leave. And among them are canaries, each put in by a fair coin
-(Steinke, Nasr & Jagielski 2023, algorithm 1), whose gradient is chosen: the guarantee holds for any gradient of one
-patient and any observer of every noisy sum, so both are taken at their strongest.
+The run takes every private step of the plan through the trainer, as a study's rounds do: sampler, backward pass (the
+site's way), clipping, noise, optimizer, device. Two things are different. The patients are generated, so nothing that
+comes out says anything about anybody: it costs no budget and may leave. And among them are canaries, each put in by a
+fair coin (Steinke, Nasr & Jagielski 2023, algorithm 1), whose gradient is chosen: the guarantee holds for any gradient
+of one patient and any observer of every noisy sum, so both are taken at their strongest.
 
 * A canary's gradient lies along a direction of its own, orthogonal to all others': the flat gradient's coordinates are
   dealt to the canaries in turn, so that each has some in every larger tensor. Its norm is ``LOUD`` times the clipping
   norm, so that clipping is tested too, and its sign changes from step to step and from round to round, so that noise
   which repeats, or whatever else stays the same, cancels out of its score instead of hiding it.
 * In each step, x is the noisy sum along the direction, times the sign, in units of the clipping norm: N(0, σ²) when it
-  was not drawn, N(1, σ²) when it was, and background beside it. Scores are Σ x, and the logarithm of the likelihood
+  was not drawn, N(1, σ²) when it was (with adaptive clipping 0.992, and the noisy sum of marks is not looked at), and
+  background beside it. Scores are Σ x, and the logarithm of the likelihood
   ratio Σ ln(1 - q + q·exp((2x - 1) / 2σ²)), the best score there is when the plan holds (Neyman & Pearson).
 
 A model of few numbers cannot have many orthogonal directions: then the canaries are shared out among several runs of
@@ -32,7 +33,8 @@ import torch
 
 from consilium_client.data.records import Records
 from consilium_client.training import gradients
-from consilium_client.training.tape import Tape
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError
@@ -68,6 +70,7 @@ def audit(
     canaries: int = CANARIES,
     seed: bytes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    way: Way = "book-keeping",
 ) -> Outcome:
     """Run the plan on generated patients and canaries, guess which canaries were in, and count the right guesses.
 
@@ -78,6 +81,7 @@ def audit(
         canaries: number of canaries, 10 or more.
         seed: everything random follows from it; None for fresh bytes. No patient's data is here that it could expose.
         on_progress: told (steps done, steps in all).
+        way: to per-sample gradients, as the study's rounds have it here.
 
     Returns:
         The outcome of that way of guessing which comes nearest to contradicting the plan (``WAYS``).
@@ -101,10 +105,11 @@ def audit(
         records, owners = _records(study, plan, size, np.flatnonzero(part), draw)
         run = _Run(plan, study.training.expected_batch, together, len(part), owners)
         found.append(run)
+        norm: float | None = None
         for done in range(rounds):
             before = (number * rounds + done) * steps
             run.begin(done)
-            train(
+            norm = train(
                 model,
                 study,
                 records,
@@ -112,10 +117,12 @@ def audit(
                 round=done + 1,
                 site="canaries",
                 device=device,
+                clipping_norm=norm,
                 seed=hashlib.sha256(b"consilium canary round\0%d\0%d\0" % (number, done) + seed).digest(),
                 on_progress=_shifted(on_progress, before, runs * rounds * steps),
                 probe=run,
-            )
+                way=way,
+            ).clipping_norm
     scores = {
         "likelihood": np.concatenate([run.likelihood for run in found]),
         "sum": np.concatenate([run.sum for run in found]),
@@ -141,36 +148,37 @@ class _Run:
         canary whose each record is, or -1."""
         self.likelihood, self.sum = np.zeros(canaries), np.zeros(canaries)
         self._plan, self._owners, self._stride = plan, owners, stride
-        self._unit = expected_batch / plan.clipping_norm
+        self._expected_batch = expected_batch
         self._sign = 1.0
 
     def begin(self, number: int) -> None:
         """A round starts."""
         self._sign = -1.0 if number % 2 else 1.0
 
-    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
+    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
         """Give the canaries among the records their gradients."""
         owners = self._owners[records]
         rows = np.flatnonzero(owners >= 0)
         if not len(rows):
             return
+        parameters = optimizer.params
         size, offset = sum(p.numel() for p in parameters), 0
-        norm = self._sign * LOUD * self._plan.clipping_norm
+        norm = self._sign * LOUD * optimizer.clipping_norm
         planted = gradients.zero_rows(parameters, len(records))
         for parameter, flat in planted.items():
             for row, owner in zip(rows.tolist(), owners[rows].tolist(), strict=True):
                 flat[row, (owner - offset) % self._stride :: self._stride] = norm / math.sqrt(self._places(size, owner))
             offset += parameter.numel()
-        tape.replace(torch.from_numpy(rows).to(parameters[0].device), planted)
+        optimizer.tape.replace(torch.from_numpy(rows).to(parameters[0].device), planted)
 
-    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
+    def observe(self, optimizer: PrivateOptimizer) -> None:
         """Add a step's noisy sum, along each canary's direction, to its scores."""
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]).double()
+        flat = torch.cat([p.grad.reshape(-1) for p in optimizer.params if p.grad is not None]).double()
         places = -(-len(flat) // self._stride)
         padded = torch.nn.functional.pad(flat, (0, places * self._stride - len(flat)))
         along = padded.view(places, self._stride).sum(dim=0)[: len(self.sum)].cpu().numpy()
         length = np.sqrt(self._places(len(flat), np.arange(len(self.sum))))
-        x = self._sign * self._unit * along / length
+        x = self._sign * self._expected_batch / optimizer.longest * along / length
         self.sum += x
         q, variance = self._plan.sampling_rate, self._plan.noise_multiplier**2
         drawn = math.log(q) + (2.0 * x - 1.0) / (2.0 * variance)

@@ -8,15 +8,27 @@ whose gradient is not finite; the noise is our own, which nobody can predict.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from opacus.optimizers import DPOptimizer
 
+from consilium_client.training.adaptive import GRADIENT, MARK, following, marks
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
-from consilium_client.training.rows import one_thread
+from consilium_client.training.rows import thread_beside
 from consilium_client.training.tape import Tape
+from consilium_shared.study import AdaptiveClipping
+
+
+class _Sums(dict[torch.Tensor, torch.Tensor]):
+    """Flat totals by parameter, in its precision. One that is not there yet is 0, and takes its memory only then, when
+    others' entries on the tape are gone."""
+
+    def __missing__(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        found = self[parameter] = parameter.new_zeros(parameter.numel())
+        return found
 
 
 class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -39,15 +51,16 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient to ``summed_grad``."""
-        sums = {p: torch.zeros(p.numel(), dtype=torch.float64, device=p.device) for p in self.params}
+        sums = _Sums({p: p.summed_grad.view(-1) for p in self.params if p.summed_grad is not None})
         self.add_clipped(sums, 1.0)
-        for parameter, total in sums.items():
-            part = total.view_as(parameter).to(parameter.dtype)
-            before = parameter.summed_grad
-            parameter.summed_grad = part if before is None else before + part
+        for parameter in self.params:
+            parameter.summed_grad = sums[parameter].view(parameter.shape)
 
-    def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> None:
-        """Add the tape's clipped gradients, times ``scale``, to flat float64 ``totals``; the tape is closed.
+    def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
+        """Add the tape's clipped gradients, times ``scale``, to flat ``totals``; the tape is closed.
+
+        Returns:
+            ``Tape.ratios``, float64 ``[P]``.
 
         Raises:
             RuntimeError: a parameter has a gradient that is not on the tape.
@@ -58,9 +71,13 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
                 f"a parameter of shape {tuple(stray[0].shape)} has a gradient from outside of its layer, or of a step "
                 "before: zero_grad() was not called"
             )
-        if not self.tape.empty:
-            self.tape.add_up(self.tape.factors(self.bound) * scale, totals)
+        if self.tape.empty:
+            self.tape.close()
+            return torch.zeros(0, dtype=torch.float64)
+        ratios = self.tape.ratios(self.bound)
+        self.tape.add_up(ratios.clamp(max=1.0) * scale, totals)
         self.tape.close()
+        return ratios
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip; and unless this is a part of a step, add the noise and scale."""
@@ -90,7 +107,8 @@ class PrivateOptimizer(TapeOptimizer):
     """A torch optimizer whose every step sees (Σ clipped gradients + N(0, (noise × bound)²)) / expected batch.
 
     One term of the sum is one patient: the mean gradient of its records in the step, clipped. The sum is rounded to the
-    ``lattice``.
+    ``lattice``. With adaptive clipping each patient's mark is in it, the bound is another one after each step, and what
+    the torch optimizer sees is in units of the bound, so that the length of a step does not follow it.
     """
 
     def __init__(
@@ -102,9 +120,11 @@ class PrivateOptimizer(TapeOptimizer):
         noise_multiplier: float,
         expected_batch: int,
         noise: Noise,
+        adaptive: AdaptiveClipping | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """``after`` is called on each step when the private gradient stands in ``.grad``: post-processing.
+        """``clipping_norm``: of the first step, with ``adaptive``. ``after`` is called on each step when the private
+        gradient stands in ``.grad``: post-processing.
 
         Raises:
             ConfigurationError: noise, bound or batch beyond what the lattice takes.
@@ -118,18 +138,19 @@ class PrivateOptimizer(TapeOptimizer):
             loss_reduction="mean",
         )
         parameters = sum(p.numel() for p in self.params)
-        self.lattice = Lattice.of(clipping_norm, noise_multiplier, parameters, expected_batch)
+        self._adaptive = adaptive
         self._noise = noise
-        # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat.
-        self._sum = torch.zeros(parameters, dtype=torch.float64, device=self.params[0].device)
-        parts = torch.split(self._sum, [p.numel() for p in self.params])
+        # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat. What
+        # follows the parameters is the sum of marks.
+        self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
+        self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), expected_batch)
+        parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
         self._drawing: Future[None] | None = None
-        self._beside = ThreadPoolExecutor(1)
-        with one_thread():  # a thread of torch's keeps the number that it found when it began
-            self._beside.submit(torch.get_num_threads).result()
+        self._beside = thread_beside("noise")
         self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
+        self._marks = self._sum[parameters:].clone()
         self._in_sum = 0
         if after is not None:
             self.attach_step_hook(lambda _: after())
@@ -164,6 +185,14 @@ class PrivateOptimizer(TapeOptimizer):
         self.tape.close()
         self.step()
         self.zero_grad(set_to_none=True)
+        if self._adaptive is not None:
+            self._follow(self._adaptive)
+
+    def _follow(self, adaptive: AdaptiveClipping) -> None:
+        """Take the bound of the next step from the sum of marks that was released: the one number a step waits for."""
+        total, batch = float(self._marks) / (MARK * self.lattice.row_bound), self.expected_batch_size
+        self.max_grad_norm = following(self.clipping_norm, total, batch, adaptive)
+        self.lattice = Lattice.of(self.clipping_norm, self.noise_multiplier, len(self._sum), batch)
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient; drop one that is not finite."""
@@ -173,12 +202,25 @@ class PrivateOptimizer(TapeOptimizer):
         self._in_sum += self.tape.owners.patients
         if self._in_sum > self.lattice.patients:
             raise RuntimeError(f"more than {self.lattice.patients} patients in one step: their sum would be too coarse")
-        self.add_clipped(self._parts, 1.0 / self.lattice.step)
+        ratios = self.add_clipped(self._parts, 1.0 / self.lattice.step)
+        if self._adaptive is not None:
+            most = MARK * self.lattice.row_bound / self.lattice.step
+            self._sum[-1:].add_(marks(ratios, self._adaptive).sum(), alpha=most)
+
+    @property
+    def clipping_norm(self) -> float:
+        """Of the step that is under way, or follows."""
+        return float(self.max_grad_norm)
+
+    @property
+    def longest(self) -> float:
+        """Norm that a patient's clipped gradient has at most in what the torch optimizer sees, before the mean."""
+        return self.clipping_norm if self._adaptive is None else 1.0
 
     @property
     def bound(self) -> float:
-        """Below the clipping norm by what rounding may add."""
-        return self.lattice.row_bound
+        """Below the clipping norm by what rounding may add, and a mark."""
+        return self.lattice.row_bound * (1.0 if self._adaptive is None else GRADIENT)
 
     def add_noise(self) -> None:
         """Set ``grad`` to the rounded sum plus noise, and begin the next sum."""
@@ -186,7 +228,10 @@ class PrivateOptimizer(TapeOptimizer):
         assert self._drawing is not None  # noqa: S101  (begin gave it)
         self._drawing.result()
         self._drawing = None
-        self._gradient.copy_(self._sum.round_().add_(self._drawn).mul_(self.lattice.step))
+        released = self._sum.round_().add_(self._drawn)
+        unit = self.lattice.step * self.longest / self.clipping_norm
+        self._gradient.copy_(released[: len(self._gradient)].mul_(unit))
+        self._marks.copy_(released[len(self._gradient) :]).mul_(self.lattice.step)
         parts = torch.split(self._gradient, [p.numel() for p in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view_as(parameter)

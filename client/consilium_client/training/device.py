@@ -35,6 +35,29 @@ def choose(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
+def onto(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host's tensor on ``device``; on the CPU itself.
+
+    Nothing is waited for: a GPU copies it, in the order of the caller's stream, from page-locked memory that is its own
+    until then. ``tensor`` may be changed at once.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """On a GPU, what is queued inside is computed beside what the caller's stream is queued meanwhile: after all that
+    was queued there before, and before all that is queued there after."""
+    if device.type != "cuda":
+        yield
+        return
+    callers, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    own.wait_stream(callers)
+    with torch.cuda.stream(own):
+        yield
+    callers.wait_stream(own)
+
+
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Deterministic kernels and full float32 products while inside; the caller's settings come back after.

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from consilium_client.training.owners import Owners
+from consilium_client.training.rows import filled
 
-SEGMENT = 16
 _ULP = 2.0**-52
 
-_COLUMNS = {"cpu": 2**10, "cuda": 2**20}
-"""Numbers of each row computed at a time: what fits a processor's cache, what fills an accelerator."""
+_WIDE, _WIDEST = 2**17, 2**26
+"""Numbers that are float64 at a time: what fits a processor's cache, what fills an accelerator."""
+
+_SHORT = 2**14
+"""Rows of fewer numbers are taken several at a time."""
 
 _BLOCK = 2**19
 """Numbers of a product computed at a time."""
@@ -65,13 +68,19 @@ class Product:
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
         inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
-        steps, patients = inputs.shape[1], self.owners.patients
-        reach = (inputs.square().sum(2) * deltas.square().sum(2)).sqrt().sum(1).square()[:patients]
-        if steps == 1:
+        if inputs.shape[1] == 1:
+            reach = (inputs.square().sum(2) * deltas.square().sum(2)).squeeze(1)[: self.owners.patients]
             return reach, reach
-        together = torch.bmm(inputs, inputs.transpose(1, 2)).mul_(torch.bmm(deltas, deltas.transpose(1, 2)))
-        error = (2 * steps + inputs.shape[2] + deltas.shape[2]) * _ULP
-        return together.sum(2).sum(1)[:patients].clamp_(min=0.0) + error * reach, reach
+        grams = torch.bmm(inputs, inputs.transpose(1, 2)), torch.bmm(deltas, deltas.transpose(1, 2))
+        return self._squares(*grams, inputs.shape[2] + deltas.shape[2])
+
+    def _squares(self, grams: Tensor, others: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+        """``squares`` of the inputs' and the deltas' Gram matrices ``[P, T, T]``, which are sums of ``terms`` in all.
+        The first is used up."""
+        reach = (grams.diagonal(dim1=1, dim2=2) * others.diagonal(dim1=1, dim2=2)).sqrt().sum(1).square()
+        square = grams.mul_(others).sum(2).sum(1).clamp_(min=0.0)
+        reach, square = reach[: self.owners.patients], square[: self.owners.patients]
+        return square + (2 * grams.shape[1] + terms) * _ULP * reach, reach
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
@@ -84,7 +93,7 @@ class Product:
         self._keep(self.owners.each(~patients, len(self.inputs)))
 
     def _keep(self, rows: Tensor) -> None:
-        shape = (-1, 1, 1)
+        shape = (-1, *[1] * (self.inputs.dim() - 1))
         nothing = self.inputs.new_zeros(())
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
@@ -98,19 +107,23 @@ class Product:
         total = totals[self.weights[0]].view(deltas.shape[1], -1)
         size = max(1, _BLOCK // inputs.shape[1])
         for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
-            total[start : start + size].add_(deltas[:, start : start + size].t() @ inputs)
+            add(total[start : start + size], deltas[:, start : start + size].t() @ inputs)
 
     def formed(self) -> list[Tensor]:
-        """The patients' gradients at each weight: ``[P, numel]``."""
-        rows = torch.bmm(self.deltas.double().transpose(1, 2), self.inputs.double())
+        """The patients' gradients at each weight: ``[P, numel]``. Of as many rows as the physical batch has with its
+        filling, so that nobody else has a part in how a row is rounded (``rows``)."""
+        inputs, deltas = (filled(side.double(), self.owners.batch) for side in (self.inputs, self.deltas))
+        rows = torch.bmm(deltas.transpose(1, 2), inputs)
         if self.owners.grouped:
-            rows = rows.new_zeros((self.owners.patients, *rows.shape[1:])).index_add_(0, self.owners.of, rows)
+            sums = rows.new_zeros((self.owners.patients, *rows.shape[1:]))
+            rows = sums.index_add_(0, self.owners.of, rows[: self.owners.rows])
         return _cut(self.weights, rows[: self.owners.patients])
 
 
 @dataclass
 class Scattered:
-    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``."""
+    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several that one
+    patient has at one row, all but one are zero."""
 
     weights: tuple[Tensor]
     values: Tensor
@@ -126,7 +139,7 @@ class Scattered:
 
     def clear(self, patients: Tensor) -> None:
         """Leave nothing of these patients: int64 ``[k]``."""
-        self.values[torch.isin(self.owners, patients)] = 0.0
+        self.values.masked_fill_(torch.isin(self.owners, patients)[:, None], 0.0)
 
     def drop(self, patients: Tensor) -> None:
         """Leave nothing of those that are True: bool ``[P]``."""
@@ -137,13 +150,13 @@ class Scattered:
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
-        totals[weight].add_(total.flatten())
+        add(totals[weight], total.flatten())
 
     def formed(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
         (weight,) = self.weights
         found = self.values.new_zeros((self.patients, *weight.shape))
-        found[self.owners, self.at] = self.values
+        found.index_put_((self.owners, self.at), self.values, accumulate=True)
         return [found.flatten(1)]
 
 
@@ -151,36 +164,43 @@ Entry = Rows | Product | Scattered
 
 
 def row_squares(rows: Tensor) -> Tensor:
-    """Squared norm of each row of ``[P, n]``: float64 ``[P]``."""
+    """Squared norm of each row of ``[P, n]``: float64 ``[P]``, of a row the same bits whatever the others hold."""
     if rows.device.type != "cpu":
-        return _wide_squares(rows)
-    whole = rows.shape[1] // SEGMENT * SEGMENT
-    segments = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, SEGMENT), dim=2)
-    segments = segments.double()
-    found: Tensor = torch.linalg.vecdot(segments, segments)
-    rest = rows[:, whole:].double()
-    found += torch.linalg.vecdot(rest, rest)
-    finite = torch.isfinite(found)
-    return found if finite.all() else torch.where(finite, found, _wide_squares(rows))  # where float32 had no room
-
-
-def _wide_squares(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return norms.square()
+    many, numbers = _WIDE, rows.shape[1]
+    wide = rows.new_empty(min(many, rows.numel()), dtype=torch.float64)
+    if numbers < _SHORT:
+        parts = torch.split(rows, many // max(1, numbers))
+        return torch.cat([wide[: each.numel()].view(each.shape).copy_(each).square_().sum(1) for each in parts])
+    found = []
+    for row in rows:
+        squares = rows.new_zeros((), dtype=torch.float64)
+        for part in torch.split(row, many):
+            here = wide[: len(part)].copy_(part)  # always at one address: kernels go by where a vector begins
+            squares += torch.dot(here, here)
+        found.append(squares)
+    return torch.stack(found)
 
 
 def _add_rows(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add Σ_i factors[i] · rows[i] to a flat float64 ``[n]``."""
-    width = _COLUMNS[rows.device.type]
-    for start in range(0, rows.shape[1], width):
-        total[start : start + width].add_(torch.mv(rows[:, start : start + width].double().t(), factors))
+    width = max(1, (_WIDE if rows.device.type == "cpu" else _WIDEST) // len(rows))
+    wide = rows.new_empty(min(width, rows.shape[1]) * len(rows), dtype=torch.float64)
+    for part, into in zip(torch.split(rows, width, dim=1), torch.split(total, width), strict=True):
+        add(into, torch.mv(wide[: part.numel()].view(part.shape).copy_(part).t(), factors))
 
 
 def _add_columns(totals: dict[Tensor, Tensor], weights: tuple[Tensor, ...], total: Tensor) -> None:
     """Add the columns of ``[p, d]`` by weight."""
     widths = [weight.numel() // total.shape[0] for weight in weights]
     for weight, part in zip(weights, torch.split(total, widths, dim=1), strict=True):
-        totals[weight].view(part.shape).add_(part)
+        add(totals[weight].view(part.shape), part)
+
+
+def add(total: Tensor, part: Tensor) -> None:
+    """Add a float64 sum to a total, in the total's precision."""
+    total.add_(part.to(total.dtype))
 
 
 def _cut(weights: tuple[Tensor, ...], formed: Tensor) -> list[Tensor]:

@@ -61,6 +61,10 @@ def _check_layer(name: str, module: nn.Module) -> None:
         )
     if type(module) in _LAYERS and not isinstance(getattr(module, "weight", None), nn.Parameter | None):
         raise ConfigurationError(f"{where} makes its weight from others; use a plain weight")
+    if isinstance(module, nn.ConvTranspose2d) and any(
+        more >= stride for more, stride in zip(module.output_padding, module.stride, strict=True)
+    ):
+        raise ConfigurationError(f"{where} pads its output by its stride or more; take a smaller output_padding")
     if list(module.buffers(recurse=False)):
         raise ConfigurationError(f"{where} keeps statistics over samples; it cannot be trained with privacy")
     if any(True for _ in module.parameters(recurse=False)) and type(module) not in _LAYERS:

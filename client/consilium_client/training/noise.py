@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from consilium_client.keystream import KeyStream
+from consilium_client.training.device import onto, own_stream
 
 _PIECE = 1 << 17
 """Deviates made at a time: what is computed with stays in the processor's cache."""
@@ -34,16 +35,17 @@ class Noise:
             total: contiguous float64 ``[N]`` on any device.
             deviation: standard deviation before rounding, finite and at least 0.
         """
-        work = torch.empty((3, (min(len(total), _PIECE) + 1) // 2), dtype=torch.float64, device=total.device)
-        for start in range(0, len(total), _PIECE):
-            part = total[start : start + _PIECE]
-            pairs = (len(part) + 1) // 2
-            words = self._words[: 2 * pairs]
-            self._stream.fill(words)
-            uniform = torch.from_numpy(words.view(np.int64)).to(total.device)
-            cosine, sine = normal_pairs(uniform, deviation, work[:, :pairs])
-            part[:pairs].add_(cosine.round_())
-            part[pairs:].add_(sine.round_()[: len(part) - pairs])
+        with own_stream(total.device):
+            work = torch.empty((3, (min(len(total), _PIECE) + 1) // 2), dtype=torch.float64, device=total.device)
+            for start in range(0, len(total), _PIECE):
+                part = total[start : start + _PIECE]
+                pairs = (len(part) + 1) // 2
+                words = self._words[: 2 * pairs]
+                self._stream.fill(words)
+                uniform = onto(torch.from_numpy(words.view(np.int64)), total.device)
+                cosine, sine = normal_pairs(uniform, deviation, work[:, :pairs])
+                part[:pairs].add_(cosine.round_())
+                part[pairs:].add_(sine.round_()[: len(part) - pairs])
 
 
 def normal_pairs(words: torch.Tensor, deviation: float, work: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,9 @@ from consilium_shared.errors import ConfigurationError
 
 MODE = "book-keeping"
 
+_PIECE = 2**15
+"""Numbers of noise drawn at a time."""
+
 
 class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
     """A model that leaves what clipping needs on ``tape`` in each backward pass; its weights keep their names."""
@@ -56,7 +59,7 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
                 return self._module(*inputs, **named)
         if self.tape.opened:
             raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
-        self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device))
+        self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device, limit=1))
         if len(inputs[0]):
             return self._module(*inputs, **named)
         with torch.no_grad():  # kernels differ in what they make of no samples, and nobody has left a gradient
@@ -94,6 +97,18 @@ class BookKeepingOptimizer(TapeOptimizer):
         self._step_skip_queue.clear()
         self._is_last_step_skipped = False
         self.zero_grad()
+
+    def add_noise(self) -> None:
+        """As Opacus, drawn in pieces that stay in the cache and added where the sum is. A sum is released once."""
+        if self.secure_mode:
+            super().add_noise()
+            return
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            released, parameter.summed_grad = parameter.summed_grad, None
+            for piece in released.view(-1).split(_PIECE) if deviation else ():
+                piece.add_(torch.empty_like(piece).normal_(0.0, deviation, generator=self.generator))
+            parameter.grad = released.view_as(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also forget what the tape has."""

@@ -5,27 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consilium_client.training.device import onto
 from consilium_client.training.rows import filled
 
 
 class Owners:
     """Whose each row of a physical batch is."""
 
-    def __init__(self, owners: Tensor, device: torch.device, batch: int | None = None) -> None:
-        """``owners``: int64 ``[n]`` on the CPU: 0, 1, … without gaps, in order; the first n rows' patients. What is
-        below, of ``batch`` rows in all, is filling and counts for nothing. A patient's gradient is the mean of its
-        rows'."""
+    def __init__(
+        self, owners: Tensor, device: torch.device, batch: int | None = None, limit: int | None = None
+    ) -> None:
+        """A patient's gradient is the mean of its rows'.
+
+        Args:
+            owners: int64 ``[n]`` on the CPU: 0, 1, … without gaps, in order; the first n rows' patients.
+            device: where the rows are.
+            batch: rows in all; what is below the first n is filling and counts for nothing.
+            limit: most rows that a patient may have, by the study and not by who was drawn; None: all of the batch.
+
+        Raises:
+            RuntimeError: a patient has more.
+        """
         self.rows = len(owners)
         self.batch = self.rows if batch is None else batch
+        self.limit = self.batch if limit is None else limit
         numbers = torch.bincount(owners)
+        if len(numbers) and int(numbers.max()) > self.limit:
+            raise RuntimeError(f"a patient has {int(numbers.max())} rows in a step, and the study allows {self.limit}")
         self.patients = len(numbers)
         self.grouped = self.patients != self.rows
         self.most = int(numbers.max()) if self.grouped else 1
         """Most rows of one patient."""
         starts = torch.cumsum(numbers, 0) - numbers
         slots = owners * self.most + torch.arange(len(owners)) - starts[owners]
-        self.of = owners.to(device)
-        self._weights, self._slots = (1.0 / numbers.double())[owners].to(device), slots.to(device)
+        self.of = onto(owners, device)
+        self._weights, self._slots = onto((1.0 / numbers.double())[owners], device), onto(slots, device)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Rows ``[B, n]`` as patients ``[P, n]``."""
@@ -43,9 +57,9 @@ class Owners:
         return rows if len(rows) == self.rows else filled(rows[: self.rows], len(rows))
 
     def weighted(self, deltas: Tensor) -> Tensor:
-        """``kept`` deltas ``[B, T, p]`` such that a patient's gradient is the sum over its rows."""
+        """``kept`` deltas ``[B, T, …]`` such that a patient's gradient is the sum over its rows."""
         deltas = self.kept(deltas)
-        return deltas.double() * self._weights[:, None, None] if self.grouped else deltas
+        return deltas.double() * self._weights.view(-1, *[1] * (deltas.dim() - 1)) if self.grouped else deltas
 
     def beside(self, rows: Tensor) -> Tensor:
         """Rows ``[n, T, …]`` of a patient as further applications of the same weight: ``[P, R·T, …]``."""

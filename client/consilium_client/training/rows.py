@@ -10,11 +10,19 @@ a CPU would make it: the last elements of a vector loop, fewer than two register
 another implementation of tanh and exp; and threads cut a loop anywhere, which makes more such ends. So rows come in
 multiples of 32 and one thread computes. ``tests/properties/test_rows.py`` sees it, bit by bit, on the CPU that runs it;
 it is proved of no kernel, and GPU kernels were not tested.
+
+**Numbers below 2^-126** take a processor up to a hundred times as long, and a long recurrence makes many. The passes
+through a model take them as zero, but nothing else does. torch tells that to the calling thread alone, so where several
+compute it would hold for some. One of them could then leave out of a norm what another adds to the sum, and that can be
+large: 2^-127 from the data times 2^127 from a crafted weight. So what is clipped is formed inside of
+``without_denormals``, by one thread, and its norms and sums are taken outside, where all read the same.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -39,3 +47,23 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """On the CPU the caller's thread takes numbers of float32 below 2^-126 as zero while inside, and float64 below
+    2^-1022. Only for what one thread computes: others are not told, and one that was begun here would keep it."""
+    before = sys.float_info.min / 2 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def thread_beside(name: str) -> ThreadPoolExecutor:
+    """A thread beside the caller's, whose kernels on the CPU use that one thread."""
+    beside = ThreadPoolExecutor(1, thread_name_prefix=name)
+    with one_thread():  # a thread of torch's keeps the number that it found when it began
+        beside.submit(torch.get_num_threads).result()
+    return beside

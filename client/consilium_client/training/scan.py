@@ -139,14 +139,14 @@ class LSTMScan(torch.autograd.Function):
         """Series ``[T, B, d]`` and states ``[B, H]`` to states ``[T, B, H]``, the last state, the last cell."""
         (length, batch, width), hidden = series.shape, w_hh.shape[1]
         # A step's input and the state it starts from stand side by side: so the tape takes them, in one product.
-        joined = series.new_empty(length + 1, batch, width + hidden)
+        joined = series.new_empty(length + 1, batch, 1 + width + hidden)
         cells = series.new_empty(length + 1, batch, hidden)
-        order.before(joined)[..., :width] = series
-        states = joined[..., width:]
+        states = joined[..., 1 + width :]
         _begin(states, h_0, order)
         _begin(cells, c_0, order)
         gates = series.new_empty(length, batch, 4 * hidden)
-        _project(order.before(joined)[..., :width], w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh, gates)
+        bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+        _project(series, w_ih, bias, order.before(joined)[..., : 1 + width], gates)
         recurrent = w_hh.t().contiguous()
         for gate, i_f, i, f, g, o, h, c, h_after, c_after in order.steps(
             gates,
@@ -202,8 +202,11 @@ class LSTMScan(torch.autograd.Function):
                 dc.mul_(kept)
                 dh_before.addmm_(delta, w_hh)
         deltas = order.silenced(gates)
-        ctx.tape.product((w_ih, w_hh), order.by_sample(order.before(joined)), order.by_sample(deltas))
-        _tell_biases(ctx.tape, (b_ih, b_hh), deltas, order)
+        ctx.tape.product((w_ih, w_hh), order.by_sample(order.before(joined)[..., 1:]), order.by_sample(deltas))
+        if b_ih is not None and b_hh is not None:
+            by_bias = order.of_samples(deltas.sum(dim=0), 0)
+            ctx.tape.rows(b_ih, by_bias)
+            ctx.tape.rows(b_hh, by_bias)
         at_series = _product(deltas, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], at_cell, None, None, None, None, None, None
 
@@ -227,8 +230,7 @@ class GRUScan(torch.autograd.Function):
         order: Order,
     ) -> tuple[Tensor, Tensor]:
         """Series ``[T, B, d]`` and states ``[B, H]`` to states ``[T, B, H]`` and the last state."""
-        (length, batch, _), hidden = series.shape, w_hh.shape[1]
-        series = series.contiguous()
+        (length, batch, width), hidden = series.shape, w_hh.shape[1]
         states = series.new_empty(length + 1, batch, hidden)
         _begin(states, h_0, order)
         # [m, r, z, n] with m = W_hn h' + b_hn: series give the last three, states the first three, each in one product.
@@ -236,7 +238,8 @@ class GRUScan(torch.autograd.Function):
         bias = None
         if b_ih is not None and b_hh is not None:
             bias = torch.cat([b_ih[: 2 * hidden] + b_hh[: 2 * hidden], b_ih[2 * hidden :]])
-        _project(series, w_ih, bias, gates[..., hidden:])
+        given = series.new_empty(length, batch, 1 + width)
+        _project(series, w_ih, bias, given, gates[..., hidden:])
         gates[..., :hidden] = 0.0 if b_hh is None else b_hh[2 * hidden :]
         recurrent = torch.cat([w_hh[2 * hidden :], w_hh[: 2 * hidden]]).t().contiguous()
         for m_r_z, r_z, m, r, z, n, h, h_after in order.steps(
@@ -251,7 +254,7 @@ class GRUScan(torch.autograd.Function):
             n.addcmul_(r, m).tanh_()
             torch.lerp(n, h, z, out=h_after)
         ctx.parameters, ctx.tape, ctx.order = (w_ih, w_hh, b_ih, b_hh), tape, order
-        ctx.save_for_backward(series, states, gates, w_ih, w_hh)  # the weights only to see that they are the same
+        ctx.save_for_backward(given, states, gates, w_ih, w_hh)  # the weights only to see that they are the same
         found = order.after(states)
         return found, found[order.last()].clone()
 
@@ -260,7 +263,7 @@ class GRUScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial state; the parameters' go to the tape."""
-        series, states, gates, _, _ = ctx.saved_tensors
+        given, states, gates, _, _ = ctx.saved_tensors
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
         (steps, batch, _), hidden = gates.shape, w_hh.shape[1]
         before, one = order.before(states), gates.new_ones(())
@@ -285,10 +288,12 @@ class GRUScan(torch.autograd.Function):
             gates[part, :, hidden : 3 * hidden] = deltas[part, :, : 2 * hidden]
             torch.mul(into_n, order.after(slots)[part], out=n)
         at_inputs, deltas = order.silenced(gates[..., hidden:]), order.silenced(deltas)
-        ctx.tape.product((w_ih,), order.by_sample(series), order.by_sample(at_inputs))
+        ctx.tape.product((w_ih,), order.by_sample(given[..., 1:]), order.by_sample(at_inputs))
         ctx.tape.product((w_hh,), order.by_sample(before), order.by_sample(deltas))
-        _tell_biases(ctx.tape, (b_ih,), at_inputs, order)
-        _tell_biases(ctx.tape, (b_hh,), deltas, order)
+        if b_ih is not None and b_hh is not None:
+            by_inputs, by_m = at_inputs.sum(dim=0), deltas[..., 2 * hidden :].sum(dim=0)
+            ctx.tape.rows(b_ih, order.of_samples(by_inputs, 0))
+            ctx.tape.rows(b_hh, order.of_samples(torch.cat([by_inputs[:, : 2 * hidden], by_m], dim=1), 0))
         at_series = _product(at_inputs, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], None, None, None, None, None, None
 
@@ -301,14 +306,17 @@ def _begin(slots: Tensor, initial: Tensor, order: Order) -> None:
         slots.copy_(initial)
 
 
-def _project(series: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """``series @ weight.T + bias`` of all steps in one product, into ``out``: ``[T, B, ...]``, rows evenly spaced."""
+def _project(series: Tensor, weight: Tensor, bias: Tensor | None, given: Tensor, out: Tensor) -> None:
+    """``series @ weight.T + bias`` of all steps in one product, into ``out``: ``[T, B, ...]``, rows evenly spaced.
+
+    ``given`` ``[T, B, 1 + d]`` takes ones and the series: so the bias is one more column of the weight, and is not
+    written to every row first.
+    """
+    given[..., 0] = 1.0
+    given[..., 1:] = series
+    wide = torch.cat([weight.new_zeros(len(weight)).unsqueeze(1) if bias is None else bias.unsqueeze(1), weight], dim=1)
     count = out.shape[0] * out.shape[1]
-    rows, found = series.view(count, series.shape[2]), out.view(count, out.shape[2])
-    if bias is None:
-        torch.mm(rows, weight.t(), out=found)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=found)
+    torch.mm(given.view(count, given.shape[2]), wide.t(), out=out.view(count, out.shape[2]))
 
 
 def _product(deltas: Tensor, weight: Tensor) -> Tensor:
@@ -343,12 +351,3 @@ def _gradients(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:
     after.copy_(at_states)
     after[order.last()] += at_last
     return slots
-
-
-def _tell_biases(tape: Tape, biases: tuple[Tensor | None, ...], deltas: Tensor, order: Order) -> None:
-    """A bias adds to every step alike."""
-    told = [bias for bias in biases if bias is not None]
-    if told:
-        gradients = order.of_samples(deltas.sum(dim=0), 0)
-        for bias in told:
-            tape.rows(bias, gradients)

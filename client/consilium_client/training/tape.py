@@ -9,20 +9,23 @@ is cheaper is a sample's gradient formed.
 **Why the norms may be trusted.** Three kinds of entry are kept:
 
 * rows: a sample's gradient, formed in the model's own precision from this sample alone. The rows are what is summed, so
-  rounding in forming them does not matter. Norms are taken in pieces of ``SEGMENT`` numbers, whose squares are added
-  in float32 (an error of the norm below (``SEGMENT`` / 2 + 1) · 2^-24, for which ``SLACK`` has room) and over pieces
-  in float64.
-* products: a and δ as they were, and all arithmetic in float64, where the products of float32 are exact. With a
-  patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true
-  squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham 2002, section 3.1), which is added. Where so much
-  cancels that rounding could matter, it is this that makes the norm too large, never too small.
-* scattered: as rows, of an embedding, where most of a row is zero.
+  rounding in forming them does not matter. Norms of n numbers are taken in float64, where the squares of float32 are
+  exact: an error below n · 2^-53 of the norm, for which ``SLACK`` has room.
+* products: a and δ as they were (of convolutions the inputs, whose patches are the a_t), and all arithmetic in float64,
+  where the products of float32 are exact. With a patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the
+  Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham
+  2002, section 3.1; twice what any order of the sums needs, which leaves room for r, from the Gram matrices' diagonals,
+  to be off as much), which is added. Where so much cancels that rounding could matter, it is this that makes the norm
+  too large, never too small.
+* scattered: as rows, of an embedding, where most of a row is zero. Numbers that are there only so that shapes depend
+  on nothing are zero too: adding them is exact.
 
 **Why the sum may be trusted.** A sum in floating point depends on all its terms. In float64 one of K terms is off by at
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
 several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i
 / norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
-``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity.
+``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. Which form an entry has follows from the
+layer's sizes and the study alone (``forms``): of one form c_i is not that of another.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from torch import Tensor
 
 from consilium_client.training.entries import Entry, Product, Rows, Scattered
 from consilium_client.training.owners import Owners, wide
+from consilium_client.training.patches import Convolved, Geometry
+from consilium_client.training.room import Room
+from consilium_client.training.rows import ROWS
 
 SLACK = 1.0 + 1e-6
 """Norms are taken as so much larger than they come out."""
@@ -53,8 +59,9 @@ _FORMED, _FORMING, _SUMMING, _GRAM = 2.2, 1 / 60, 0.045, 0.13
 included; for each application more to form it, or to do without; and for each multiplication in a Gram matrix."""
 
 
-def forms_rows(rows: int, steps: int, outputs: int, inputs: int) -> bool:
-    """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without.
+def forms_rows(rows: int, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
+    """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without, which takes
+    ``spared`` nanoseconds for each row; None: what Gram matrices and products of ``[T, p]`` and ``[T, d]`` take.
 
     From sizes alone, never by trying: what is computed must be the same in every run.
     """
@@ -62,7 +69,9 @@ def forms_rows(rows: int, steps: int, outputs: int, inputs: int) -> bool:
         return True
     numbers = outputs * inputs
     formed = numbers * (_FORMED + steps * _FORMING)
-    return formed < numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
+    if spared is None:
+        spared = numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
+    return formed < spared
 
 
 class Tape:
@@ -72,10 +81,12 @@ class Tape:
         self._owners: Owners | None = None
         self._entries: list[Entry] = []
         self._chosen: list[Rows] = []
+        self._room = Room()
 
     def open(self, owners: Owners) -> None:
         """Forget everything, and record what comes."""
         self._entries, self._chosen, self._owners = [], [], owners
+        self._room.empty()
 
     @property
     def owners(self) -> Owners:
@@ -98,10 +109,16 @@ class Tape:
         """Whether no layer has left anything."""
         return not self._entries
 
-    def forms(self, steps: int, outputs: int, inputs: int) -> bool:
-        """``forms_rows`` of this batch, also where a Gram sum would be too large for its shape to be nobody's."""
-        wide = self.owners.grouped and 2 * steps * self.owners.most + outputs + inputs > _DIMENSIONS
-        return wide or forms_rows(self.owners.batch, steps, outputs, inputs)
+    def forms(self, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
+        """``forms_rows``, also where a Gram sum could be too large for its shape to be nobody's.
+
+        The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
+        was drawn: it is made for the most rows that a patient of the study may have, and the largest piece.
+        """
+        limit = self.owners.limit
+        wide = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
+        rows = max(self.owners.batch, 2 * ROWS, 1 << (limit - 1).bit_length())
+        return wide or forms_rows(rows, steps, outputs, inputs, spared)
 
     def _takes(self, left: Tensor) -> bool:
         """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""
@@ -132,8 +149,9 @@ class Tape:
                 return
             weights, inputs = tuple(weight for weight, _ in kept), torch.cat([part for _, part in kept], dim=2)
         if self.forms(deltas.shape[1], deltas.shape[2], inputs.shape[2]):
-            formed = torch.bmm(deltas.transpose(1, 2), inputs).flatten(1)
-            self._entries.append(Rows(weights, self.owners.mean(formed), deltas.shape[2]))
+            formed = self._room.take(inputs, (len(inputs), deltas.shape[2], inputs.shape[2]))
+            torch.bmm(deltas.transpose(1, 2), inputs, out=formed)
+            self._entries.append(Rows(weights, self.owners.mean(formed.flatten(1)), deltas.shape[2]))
         else:
             self.factored(weights, inputs, deltas)
 
@@ -142,6 +160,12 @@ class Tape:
         if self._takes(inputs) and self._takes(deltas):
             self._entries.append(Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
 
+    def convolved(self, weight: Tensor, geometry: Geometry, inputs: Tensor, deltas: Tensor) -> None:
+        """``factored`` of a convolution's weight ``[O, C, *kernel]``, inputs ``[B, C, …]`` and deltas ``[B, O, …]``."""
+        if self._takes(inputs) and self._takes(deltas):
+            kept = self.owners.kept(inputs), self.owners.weighted(deltas)
+            self._entries.append(Convolved((weight,), *kept, self.owners, geometry))
+
     def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
         ``skipped`` is none."""
@@ -149,10 +173,12 @@ class Tape:
             return
         owners, entries = self.owners, parameter.shape[0]
         places, gradients = places[: owners.rows], owners.weighted(gradients)[: owners.rows]
-        unique, inverse = torch.unique((owners.of[:, None] * entries + places).flatten(), return_inverse=True)
-        values = gradients.new_zeros((len(unique), parameter.shape[1]), dtype=wide(gradients))
-        values.index_add_(0, inverse, gradients.flatten(0, 1).to(values.dtype))
-        at, patients = unique % entries, torch.div(unique, entries, rounding_mode="floor")
+        # As many rows as were looked up, whichever they are: no shape waits for the device. What one patient has at one
+        # place is in the first of its rows, and the others are zero.
+        keys, order = torch.sort((owners.of[:, None] * entries + places).flatten(), stable=True)
+        values = gradients.new_zeros((len(keys), parameter.shape[1]), dtype=wide(gradients))
+        values.index_add_(0, torch.searchsorted(keys, keys), gradients.flatten(0, 1)[order].to(values.dtype))
+        at, patients = keys % entries, torch.div(keys, entries, rounding_mode="floor")
         if skipped is not None:
             values.masked_fill_((at == skipped)[:, None], 0.0)
         self._entries.append(Scattered((parameter,), values, patients, at, owners.patients))
@@ -171,24 +197,34 @@ class Tape:
 
     # -- what comes of it
 
-    @torch.no_grad()
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
         ``[P]``; for one that has a number that is not finite, 0."""
+        return self.ratios(bound).clamp(max=1.0)
+
+    @torch.no_grad()
+    def ratios(self, bound: float) -> Tensor:
+        """``factors`` before they are held to 1: above it the gradient is shorter than ``bound``; infinite where there
+        is none."""
         self._merge()
         squares = reaches = torch.zeros((), dtype=torch.float64)
         for entry in [*self._entries, *self._chosen]:
             square, reach = entry.squares()
             squares, reaches = squares + square, reaches + reach
-        factors = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt()).clamp(max=1.0)
-        return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), factors, torch.zeros_like(factors))
+        ratios = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt())
+        return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), ratios, torch.zeros_like(ratios))
 
     @torch.no_grad()
     def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """Add the patients' gradients, each times its factor, to ``totals``: flat float64 ``[numel]`` by parameter."""
+        """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
+        entry's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
+        in Opacus's mode), and then the entry is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
-        for entry in [*self._entries, *self._chosen]:
+        left = [*self._chosen[::-1], *self._entries[::-1]]
+        self._entries, self._chosen = [], []
+        while left:
+            entry = left.pop()
             if not clean:
                 entry.drop(dropped)
             entry.add_up(factors, totals)
@@ -204,7 +240,7 @@ class Tape:
         return found
 
     def _merge(self) -> None:
-        """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them."""
+        """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them, rows."""
         users: dict[Tensor, list[Entry]] = {}
         for entry in self._entries:
             for weight in entry.weights:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.data.patients import Draw, PatientSampler
+from consilium_client.data.patients import PatientSampler
 from consilium_client.data.records import Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
-from consilium_client.training import augmentation, gradients
+from consilium_client.training import gradients
 from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic, in_precision
+from consilium_client.training.device import exact_arithmetic, in_precision, onto
 from consilium_client.training.gradients import Gradients, Way
 from consilium_client.training.independence import check_once
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.loss import Loss, per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
-from consilium_client.training.rows import ROWS, filled, one_thread
-from consilium_client.training.tape import Tape
+from consilium_client.training.pieces import Batch, Batches, Piece, Split
+from consilium_client.training.rows import ROWS, one_thread, without_denormals
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -49,10 +49,11 @@ Progress = Callable[[int, int], None]
 class Probe(Protocol):
     """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
 
-    def plant(self, tape: Tape, parameters: list[torch.nn.Parameter], records: npt.NDArray[np.int64]) -> None:
-        """Choose gradients on the tape before they are clipped; ``records`` int64 ``[B]`` says whose its rows are."""
+    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
+        """Choose gradients on the optimizer's tape before they are clipped; ``records`` int64 ``[B]`` says whose its
+        rows are."""
 
-    def observe(self, parameters: list[torch.nn.Parameter]) -> None:
+    def observe(self, optimizer: PrivateOptimizer) -> None:
         """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
 
 
@@ -64,11 +65,13 @@ class TrainResult:
         update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
+        clipping_norm: that the next round begins with; None without privacy.
     """
 
     update: npt.NDArray[np.float32]
     steps: int
     patients: int
+    clipping_norm: float | None
 
 
 def train(
@@ -82,6 +85,7 @@ def train(
     device: torch.device,
     seed: bytes | None = None,
     attempt: int = 1,
+    clipping_norm: float | None = None,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
     way: Way = "book-keeping",
@@ -106,6 +110,8 @@ def train(
             is answered so that a round which a crash interrupted is the same round again; None for fresh ones. A study
             can give a seed (``training.seed``) without privacy alone; that then takes this one's place.
         attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
+        clipping_norm: to begin with, where the study lets it follow the gradients and the round before ended with it;
+            None for the plan's.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
         way: how per-sample gradients are found; the event is the same.
@@ -132,11 +138,14 @@ def train(
     secret = _seed(study, round, attempt, site, seed)
     sampler = _sampler(study, records, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
+    rows = physical_batch(records) if private is None else private_rows(study, records)
+    split = Split(rows, fixed=private is not None)
     done = 0
-    with exact_arithmetic():
-        stepper = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
-        for draw in sampler:
-            batch = _Batch(study, records, draw, device, drift)
+    if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
+        private = replace(private, clipping_norm=clipping_norm)
+    with exact_arithmetic(), Batches(study, records, sampler, device, drift, split) as batches:
+        stepper, optimizer = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
+        for batch in batches:
             stepper(batch)
             done += 1
             if on_progress is not None:
@@ -144,7 +153,8 @@ def train(
     update = trained(to_vector(model), study) - trained(start, study)
     if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
         raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
-    return TrainResult(update=update, steps=done, patients=records.patient_count)
+    norm = None if optimizer is None else optimizer.clipping_norm
+    return TrainResult(update=update, steps=done, patients=records.patient_count, clipping_norm=norm)
 
 
 def check_independence(study: Study) -> None:
@@ -169,7 +179,8 @@ def check_mechanism(study: Study, plan: PrivacyPlan, way: Way) -> None:
     """Raises ConfigurationError where the site's way cannot compute what the study asks, or the plan's noise and bound
     are beyond what the lattice takes."""
     gradients.check_precision(way, study.training.precision)
-    Lattice.of(plan.clipping_norm, plan.noise_multiplier, width(study), study.training.expected_batch)
+    numbers = width(study) + (study.training.adaptive_clipping is not None)
+    Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, study.training.expected_batch)
 
 
 def physical_batch(records: Records) -> int:
@@ -212,79 +223,7 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
     return PatientSampler(records.patients, records.patient_count, rate, plan.steps_per_round, seed, most)
 
 
-class Piece(NamedTuple):
-    """A physical batch: the model's inputs, the classes, whose each row is (``owners.Owners``), and which record of all
-    it shows. Inputs and classes may have rows of filling below those of the records."""
-
-    inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor
-    owners: torch.Tensor
-    records: npt.NDArray[np.int64]
-
-
-class _Batch:
-    """The records of one step, on the device, a physical batch at a time.
-
-    With ``training.augment_multiplicity`` K a record is K rows of its patient, each augmented by its own draw (De et
-    al. 2022, section 3.2). The accountant's event stays what it was: a patient's gradient is the mean over all its
-    rows, and that one vector is clipped. So the patient still moves a step's sum by at most the clipping norm, however
-    many rows it has; who is drawn, and the noise, do not depend on K.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        records: Records,
-        draw: Draw,
-        device: torch.device,
-        generator: np.random.Generator,
-    ) -> None:
-        copies = study.training.augment_multiplicity
-        drawn, owners = draw.records.repeat(copies), draw.owners.repeat(copies)
-        self._inputs = torch.from_numpy(records.inputs[drawn])
-        self._augmentation = generator if study.training.augment == "light" else None
-        self._statics = None if records.statics is None else torch.from_numpy(records.statics[drawn])
-        self._labels = torch.from_numpy(records.labels[drawn])
-        self._owners, self._records = owners, drawn
-        self._device = device
-
-    def pieces(self, size: int) -> Iterator[Piece]:
-        """At most ``size`` records in each, but every patient whole: a piece has at least one patient."""
-        return (self._piece(start, end, end - start) for start, end in self._cuts(size))
-
-    def fixed_pieces(self, size: int) -> Iterator[Piece]:
-        """``pieces``, each filled up to ``size`` rows, a power of two. A patient with more records has a piece of its
-        own, of the next power of two: so nothing about a piece's shape comes from other patients."""
-        cuts = self._cuts(size)
-        return (self._piece(start, end, max(size, 1 << (end - start - 1).bit_length())) for start, end in cuts)
-
-    def _cuts(self, size: int) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
-        start, ends = 0, np.append(np.flatnonzero(np.diff(self._owners)) + 1, len(self._owners))
-        while start < len(self._owners):
-            fits = ends[(ends > start) & (ends <= start + size)]
-            end = int(fits[-1] if len(fits) else ends[ends > start][0])
-            found.append((start, end))
-            start = end
-        return found
-
-    def _piece(self, start: int, end: int, rows: int) -> Piece:
-        part = slice(start, end)
-        inputs = [filled(self._inputs[part], rows)]
-        if self._augmentation is not None:  # of rows that are filled up too: it rounds as a model's kernels do
-            with one_thread():
-                inputs = [augmentation.light(inputs[0], self._augmentation)]
-        if self._statics is not None:
-            inputs.append(filled(self._statics[part], rows))
-        return Piece(
-            tuple(each.to(self._device) for each in inputs),
-            filled(self._labels[part], rows).to(self._device),
-            torch.from_numpy(self._owners[part] - self._owners[start]),
-            self._records[part],
-        )
-
-
-Stepper = Callable[[_Batch], None]
+Stepper = Callable[[Batch], None]
 
 
 def _stepper(
@@ -296,8 +235,8 @@ def _stepper(
     noise: Noise,
     probe: Probe | None,
     way: Way,
-) -> Stepper:
-    """The function that runs one step on its batch."""
+) -> tuple[Stepper, PrivateOptimizer | None]:
+    """The function that runs one step on its batch; and with privacy, whose step it is."""
     spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
@@ -309,7 +248,7 @@ def _stepper(
     def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
         if probe is not None:
-            probe.observe(parameters)
+            probe.observe(private)
         if study.training.proximal > 0:
             for parameter, anchor in zip(parameters, anchors, strict=True):
                 assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
@@ -319,7 +258,7 @@ def _stepper(
     if plan is None:
         rows = physical_batch(records)
         plain = partial(in_precision, model, precision=study.training.precision)
-        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after), None
     found = gradients.of(model, way, study.training.precision)
     private = PrivateOptimizer(
         optimizer,
@@ -328,15 +267,16 @@ def _stepper(
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
         noise=noise,
+        adaptive=study.training.adaptive_clipping,
         after=after,
     )
-    plant = None if probe is None else lambda records: probe.plant(found.tape, parameters, records)
-    sizes = [private_rows(study, records)]
+    plant = None if probe is None else partial(probe.plant, private)
+    sizes, limit = [private_rows(study, records)], plan.records_per_patient * study.training.augment_multiplicity
 
-    def step(drawn: _Batch) -> None:
+    def step(drawn: Batch) -> None:
         private.begin()
         try:
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
         except torch.OutOfMemoryError:
             if sizes[0] == 1 or way == "opacus":  # whose hooks a pass that broke off leaves unusable
                 raise
@@ -348,10 +288,10 @@ def _stepper(
         if again:  # out of the handler, which holds on to what took the memory
             private.forget()
             torch.cuda.empty_cache()
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant)
+            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
         private.finish()  # never twice: what has noise on it was released
 
-    return step
+    return step, private
 
 
 def accumulate(
@@ -360,16 +300,18 @@ def accumulate(
     loss: Loss,
     pieces: Iterable[Piece],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
+    limit: int | None = None,
 ) -> None:
     """Add the clipped gradients of a step's pieces to its sum.
 
     Args:
-        pieces: ``_Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+        pieces: ``Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
         plant: as ``Probe.plant``.
+        limit: as of ``Owners``.
     """
     for piece in pieces:
-        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels)))
-        with one_thread():
+        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels), limit))
+        with one_thread(), without_denormals():
             model.backward(loss(model(*piece.inputs), piece.labels))
         if plant is not None:
             plant(piece.records)
@@ -387,7 +329,7 @@ def _plain_step(
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
     for inputs, labels, owners, _ in pieces:
-        weights = (1.0 / torch.bincount(owners)[owners]).to(labels.device)
+        weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
         losses = loss(model(inputs), labels)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN

@@ -27,6 +27,10 @@ from consilium_shared.study import Study
 
 Vector = npt.NDArray[np.float32]
 
+INITIAL = 1e-6
+"""By how much a weight may differ from what a seed gives here. One release of torch draws the same everywhere, but
+processors with fused multiply-add round it otherwise: by 3e-8, measured of every model."""
+
 
 def to_vector(model: nn.Module) -> Vector:
     """All parameters in the order of ``named_parameters``, flat: float32 ``[d]``."""
@@ -145,18 +149,40 @@ def width(study: Study) -> int:
     return sum(p.numel() for p in _shapes_alone(study).parameters() if p.requires_grad)
 
 
-def check(data: bytes, study: Study, *, first: bool = False) -> None:
-    """Raises PeerError unless ``data`` is a model of the study, as ``unpack`` judges, within ``limits.PARAMETERS``.
+def check(data: bytes, study: Study, *, first: bool = False) -> str:
+    """Whether ``data`` is a model of the study, as far as a site can tell.
 
     Args:
-        first: it is the model before round 1, so the very one that the study starts from where the contract names it.
+        first: it is the model before round 1, so the very one that the contract names, or that its seed gives.
+
+    Returns:
+        SHA-256 of what the study does not train of it, little-endian float32: the same in every round.
+
+    Raises:
+        PeerError: it is none, as ``unpack`` judges; has more than ``limits.PARAMETERS``; or is not what a study starts
+            from. Of a study that names no weights what it does not train is its seed's in every round.
     """
     model = _shapes_alone(study)
     if sum(p.numel() for p in model.parameters()) > limits.PARAMETERS:
         raise PeerError(f"the study's model has more than {limits.PARAMETERS} parameters")
     vector, start = unpack(data, model, study), study.model.start
-    if first and start is not None and fingerprint(vector, study) != start.sha256:
+    kept = _frozen(vector, study)
+    if start is None and (first or kept.size):
+        seeds = to_vector(build(study))
+        found, expected = (vector, seeds) if first else (kept, _frozen(seeds, study))
+        if not np.allclose(found, expected, rtol=0.0, atol=INITIAL):
+            raise PeerError(f"the model does not begin as the contract's seed has it (torch {torch.__version__} here)")
+    elif start is not None and first and fingerprint(vector, study) != start.sha256:
         raise PeerError("the model is not the one that the contract says the study starts from")
+    return hashlib.sha256(np.ascontiguousarray(kept, dtype="<f4").data).hexdigest()
+
+
+def _frozen(vector: Vector, study: Study) -> Vector:
+    """What the study does not train of a whole model ``[d]``."""
+    kept = np.ones(vector.shape, dtype=bool)
+    for place in _places(study)[0]:
+        kept[place] = False
+    return vector[kept]
 
 
 def _shapes_alone(study: Study) -> nn.Module:

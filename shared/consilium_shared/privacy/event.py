@@ -23,7 +23,8 @@ class DpSgdEvent:
     Each step independently: every patient is drawn with probability ``sampling_rate`` (Poisson sampling); each drawn
     patient's gradient is scaled to an L2 norm of at most C; the gradients are added; to each coordinate of the sum
     Gaussian noise of standard deviation ``noise_multiplier`` × C is added; the noisy sum is what later steps and
-    the outside may see. (Abadi et al. 2016, algorithm 1, with the patient in place of the example.)
+    the outside may see. (Abadi et al. 2016, algorithm 1, with the patient in place of the example.) C may be another in
+    each step, chosen by what earlier steps released.
 
     Attributes:
         sampling_rate: q, in (0, 1].

@@ -31,8 +31,10 @@ class PrivacyPlan:
     **Mechanisms.** Training (Abadi et al. 2016, algorithm 1, the patient in place of the example): in each step every
     patient is drawn with probability ``sampling_rate``, independently; the mean gradient of at most
     ``records_per_patient`` of its records, each perhaps in several augmented copies, is scaled to L2 norm at most
-    ``clipping_norm``; the sum gets noise. A step that draws nobody is noise alone. The number of patients and the
-    counts: one Gaussian release each.
+    ``clipping_norm``; the sum gets noise. A step that draws nobody is noise alone. With ``training.adaptive_clipping``
+    the bound of each step follows from what earlier steps released, and the vector that is bounded is the gradient with
+    one number more (``training/adaptive.py`` at the site). The number of patients and the counts: one Gaussian release
+    each.
 
     **Public.** Every field of this plan. ``sampling_rate`` follows from the study and ``patients``, the noised number.
     Hidden is whether any one patient is among them, and everything in that patient's records.
@@ -41,7 +43,8 @@ class PrivacyPlan:
 
     Attributes:
         sampling_rate: q in (0, 1], the probability with which a patient takes part in a step, independently.
-        clipping_norm: C > 0, the largest L2 norm of one patient's contribution to a step's sum.
+        clipping_norm: C > 0, the largest L2 norm of one patient's contribution to a step's sum; with adaptive clipping,
+            to the first step's.
         noise_multiplier: σ > 0; σ·C is the standard deviation of the noise on each coordinate of a step's sum.
         steps_per_round: private steps in a round, at least 1.
         rounds: rounds of the study, at least 1.
