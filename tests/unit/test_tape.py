@@ -140,6 +140,8 @@ BESIDE = {
     "others": ([0, 1, 2, 3], 32),
     "one of several records": ([0, 1, 1], 32),
     "one of as many as there may be": ([0, *[1] * 25], 32),
+    "another, of a long series": ([0, 1], 64),
+    "nobody, with many records of its own": ([0] * 200, 256),
 }
 
 

@@ -552,6 +552,22 @@ def test_when_memory_runs_out_the_same_step_is_made_in_smaller_pieces(monkeypatc
     assert set(asked[1:]) == {1}
 
 
+@pytest.mark.parametrize(("allowed", "copies"), [(1, 1), (3, 1), (2, 4)])
+def test_a_step_is_told_how_many_rows_a_patient_may_have_and_not_how_many_somebody_has(
+    allowed: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmented = {"augment": "light", "augment_multiplicity": copies} if copies > 1 else {}
+    given, told = study("small-cnn", privacy=DP, **augmented), set()
+
+    def note(*about: Any) -> Owners:
+        told.add(about[-1])
+        return Owners(*about)
+
+    monkeypatch.setattr(trainer, "Owners", note)
+    run(given, records("small-cnn"), plan(records_per_patient=allowed))
+    assert told == {allowed * copies}
+
+
 def test_what_was_clipped_before_memory_ran_out_is_not_in_the_sum_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     given, data, how = study(privacy=DP), records(patients=80), plan(steps_per_round=2, sampling_rate=1.0)
     whole, asked = gradients.BookKeeping.backward, []

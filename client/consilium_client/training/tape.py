@@ -113,7 +113,9 @@ class Tape:
         """``forms_rows``, also where a Gram sum could be too large for its shape to be nobody's.
 
         The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
-        was drawn: it is made for the most rows that a patient of the study may have, and the largest piece.
+        was drawn: it is made for the most rows that a patient of the study may have, and the largest piece. (Not so in
+        ``opacus_mode``, whose batches have as many rows as were drawn, nor of packed series, whose T is the longest's;
+        no study has either.)
         """
         limit = self.owners.limit
         wide = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
@@ -172,7 +174,8 @@ class Tape:
         if not self._takes(gradients) or not parameter.requires_grad:
             return
         owners, entries = self.owners, parameter.shape[0]
-        places, gradients = places[: owners.rows], owners.weighted(gradients)[: owners.rows]
+        # In float64 also where nobody has several rows: in which precision they are added is for nobody else to decide.
+        places, gradients = places[: owners.rows], owners.weighted(gradients.double())[: owners.rows]
         # As many rows as were looked up, whichever they are: no shape waits for the device. What one patient has at one
         # place is in the first of its rows, and the others are zero.
         keys, order = torch.sort((owners.of[:, None] * entries + places).flatten(), stable=True)
