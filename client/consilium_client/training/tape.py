@@ -118,9 +118,9 @@ class Tape:
         no study has either.)
         """
         limit = self.owners.limit
-        wide = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
+        large = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
         rows = max(self.owners.batch, 2 * ROWS, 1 << (limit - 1).bit_length())
-        return wide or forms_rows(rows, steps, outputs, inputs, spared)
+        return large or forms_rows(rows, steps, outputs, inputs, spared)
 
     def _takes(self, left: Tensor) -> bool:
         """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""
