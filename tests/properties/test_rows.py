@@ -197,13 +197,18 @@ CASES = [(name, width) for name in MODELS for width in WIDTHS if name != "logist
 def test_a_records_gradient_depends_on_neither_its_place_nor_its_neighbours(
     name: str, width: int, three_threads: None
 ) -> None:
+    check_gradients(name, width, CPU)
+
+
+def check_gradients(name: str, width: int, where: torch.device) -> None:
+    """That a record's gradient is the same bits wherever it stands and whoever is beside it."""
     draw = np.random.default_rng(0)
     study = a_study(name, width)
     data = records(study, [1, 2, 40, 3, 1] + [1] * 35, draw)
     data.inputs[7] = np.nan
     data.inputs[50] *= np.float32(1e30)
     for weights in (to_vector(build(study)), crafted(study, data.inputs[0], draw)):
-        step, everyone = Step(study, weights), list(range(data.patient_count))
+        step, everyone = Step(study, weights, where=where), list(range(data.patient_count))
         seen, total = step(data, everyone)
         assert len(seen) == len(data)
         for size in (1, 16, data.patient_count - 1):

@@ -180,20 +180,7 @@ def test_a_private_step_never_waits_for_the_device(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "width"), rows.CASES)
 def test_a_records_gradient_depends_on_neither_its_place_nor_its_neighbours(name: str, width: int) -> None:
-    draw, given = np.random.default_rng(0), rows.a_study(name, width)
-    data = rows.records(given, [1, 2, 40, 3, 1] + [1] * 35, draw)
-    data.inputs[7] = np.nan
-    data.inputs[50] *= np.float32(1e30)
-    for weights in (to_vector(build(given)), rows.crafted(given, data.inputs[0], draw)):
-        step, everyone = rows.Step(given, weights, where=GPU), list(range(data.patient_count))
-        seen, total = step(data, everyone)
-        for size in (1, 16, data.patient_count - 1):
-            some = draw.permutation(data.patient_count)[:size].tolist()
-            found, part = step(data, some)
-            assert all(seen[record] == gradient for record, gradient in found.items())
-            others, rest = step(data, [p for p in draw.permutation(everyone).tolist() if p not in some])
-            assert all(seen[record] == gradient for record, gradient in others.items())
-            assert step.is_rounding_alone(part + rest - total, len(data))
+    rows.check_gradients(name, width, GPU)
 
 
 @pytest.mark.parametrize("size", [1, 32, 64])

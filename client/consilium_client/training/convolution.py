@@ -29,10 +29,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.geometry, ctx.leave = geometry, leave
-        none = [0] * len(geometry.kernel)
-        about = geometry.stride, geometry.padding, geometry.dilation, False, none, geometry.groups
-        found: Tensor = torch.ops.aten.convolution(inputs, weight, bias, *about)
-        return found
+        return geometry.convolve(inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -104,11 +101,7 @@ class _Transposed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
-        geometry, by_inputs = ctx.geometry, None
-        if ctx.needs_input_grad[0]:
-            none = [0] * len(geometry.kernel)
-            about = geometry.stride, geometry.padding, geometry.dilation, False, none, geometry.groups
-            by_inputs = torch.ops.aten.convolution(grad, weight, None, *about)
+        by_inputs = ctx.geometry.convolve(grad, weight, None) if ctx.needs_input_grad[0] else None
         if len(grad):
             ctx.leave(inputs, grad)
         return by_inputs, None, None, None, None, None

@@ -46,6 +46,12 @@ class Geometry:
     dilation: tuple[int, ...]
     groups: int
 
+    def convolve(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """torch's convolution."""
+        about = self.stride, self.padding, self.dilation, False, [0] * len(self.kernel), self.groups
+        found: Tensor = torch.ops.aten.convolution(inputs, weight, bias, *about)
+        return found
+
     def backward(self, grad: Tensor, inputs: Tensor, weight: Tensor, groups: int, which: tuple[bool, bool]) -> Any:
         """torch's gradients of a convolution: of its inputs, of its weight."""
         none = [0] * len(self.kernel)

@@ -144,7 +144,7 @@ def train(
     if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
         private = replace(private, clipping_norm=clipping_norm)
     with exact_arithmetic(), Batches(study, records, sampler, device, drift, split) as batches:
-        stepper, optimizer = _stepper(model, study, records, private, loss, Noise(secret), probe, way)
+        stepper, optimizer = _stepper(model, study, rows, private, loss, Noise(secret), probe, way)
         for batch in batches:
             stepper(batch)
             done += 1
@@ -229,14 +229,14 @@ Stepper = Callable[[Batch], None]
 def _stepper(
     model: torch.nn.Module,
     study: Study,
-    records: Records,
+    rows: int,
     plan: PrivacyPlan | None,
     loss: Loss,
     noise: Noise,
     probe: Probe | None,
     way: Way,
 ) -> tuple[Stepper, PrivateOptimizer | None]:
-    """The function that runs one step on its batch; and with privacy, whose step it is."""
+    """The function that runs one step on its batch, in pieces of so many rows; and with privacy, whose step it is."""
     spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
@@ -256,7 +256,6 @@ def _stepper(
 
     batch = study.training.expected_batch
     if plan is None:
-        rows = physical_batch(records)
         plain = partial(in_precision, model, precision=study.training.precision)
         return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after), None
     found = gradients.of(model, way, study.training.precision)
@@ -271,7 +270,7 @@ def _stepper(
         after=after,
     )
     plant = None if probe is None else partial(probe.plant, private)
-    sizes, limit = [private_rows(study, records)], plan.records_per_patient * study.training.augment_multiplicity
+    sizes, limit = [rows], plan.records_per_patient * study.training.augment_multiplicity
 
     def step(drawn: Batch) -> None:
         private.begin()
