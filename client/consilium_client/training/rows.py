@@ -5,11 +5,12 @@ one of 15, so one more patient rounds every other's logit and gradient anew. Whe
 and cancel, what is left is rounding alone: then clipping bounds nothing, and a count moves for every patient at once.
 
 **What is done.** Whatever is counted or clipped is computed in pieces of ``ROWS`` rows, or of one patient alone,
-however many others there are. What a row gives must then depend on neither its place nor its neighbours. Two things on
-a CPU would make it: the last elements of a vector loop, fewer than two registers (32 float32 with AVX-512), go through
-another implementation of tanh and exp; and threads cut a loop anywhere, which makes more such ends. So rows come in
-multiples of 32 and one thread computes. ``tests/properties/test_rows.py`` sees it, bit by bit, on the CPU that runs it;
-it is proved of no kernel, and GPU kernels were not tested.
+however many others there are. What a row gives must then depend on neither its place nor its neighbours. Three things
+on a CPU would make it: the last elements of a vector loop, fewer than two registers (32 float32 with AVX-512), go
+through another implementation of tanh and exp; threads cut a loop anywhere, which makes more such ends; and MKL chooses
+its path by a matrix's address. So rows come in multiples of 32, one thread computes, and MKL is in strict mode
+(``blas.py``). ``tests/properties/test_rows.py`` sees it, bit by bit, on the CPU that runs it; it is proved of no
+kernel, and GPU kernels were not tested.
 
 **Numbers below 2^-126** take a processor up to a hundred times as long, and a long recurrence makes many. The passes
 through a model take them as zero, but nothing else does. torch tells that to the calling thread alone, so where several
