@@ -112,11 +112,11 @@ class Administration:
         }
 
     def estimate(self, study: str) -> dict[str, Any]:
-        """What a study would train on and cost, and the whole contract."""
+        """What a study would train on and cost, and all that its contract says, absent keys by their meaning."""
         proposal = self.desk.proposals.find(study)
         return {
             **self._describe(proposal),
-            "contract": proposal.study.contract,
+            "contract": proposal.study.model_dump(mode="json"),  # with what absent keys mean
             **self._estimate(self.desk.estimate(proposal.study)),
         }
 

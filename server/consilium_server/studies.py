@@ -58,10 +58,15 @@ class StudyFolder:
         """
         file = self.root / "study.json"
         if file.exists():
-            if self.study().digest != study.digest:
+            if (known := self.study()).digest != study.digest:
+                schema = known.schema_version
+                older = (
+                    f". That one is of contract schema {schema}; go on with it: consilium-server resume {study.study}"
+                )
                 raise ConfigurationError(
                     f"study {study.study} was started here before with another contract; give the new one another "
                     "name or raise its version and name it so (hospitals approve one exact contract)"
+                    + (older if schema < study.schema_version else "")
                 )
             return
         if start is not None:

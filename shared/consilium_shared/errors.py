@@ -6,7 +6,8 @@
     ├── IntegrityError          one of our own files is damaged or was edited; stop, restore, do not guess
     │   └── LedgerError         … the ledger, with the line and the verification step that failed
     ├── PeerError               the other side sent something that it must not send; never retried as it is
-    │   └── SignatureError      … signed by nobody we know, or altered
+    │   ├── SignatureError      … signed by nobody we know, or altered
+    │   └── VersionError        … written by a release that this one has no version in common with
     ├── TransportError          the network or a process is away; trying again may help
     └── PolicyRefusal           this hospital's policy says no; carries a reason code that may leave the site
         └── BudgetRefused       … because the privacy budget does not cover it
@@ -53,6 +54,10 @@ class PeerError(ConsiliumError):
 
 class SignatureError(PeerError):
     """A signature does not verify. Says nothing about why: that would help only a forger."""
+
+
+class VersionError(PeerError):
+    """The other side speaks no version that this release speaks. The text names both, and who has to upgrade."""
 
 
 class TransportError(ConsiliumError):

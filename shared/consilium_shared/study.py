@@ -1,116 +1,33 @@
 """The study contract: what is trained, on what, at which privacy cost. Data, never a program.
 
-Its digest is what a hospital approves and what every message of the study carries.
+Its digest is what a hospital approves and what every message of the study carries. How contracts of older and newer
+releases are read, and how to add a key: ``schema.py``.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
+from consilium_shared.fields import Column as Column
+from consilium_shared.fields import Duration as Duration
+from consilium_shared.fields import Fraction as Fraction
+from consilium_shared.fields import Name as Name
+from consilium_shared.fields import Positive as Positive
+from consilium_shared.fields import seconds as seconds
+from consilium_shared.inputs import Data
 from consilium_shared.printable import printable
+from consilium_shared.schema import SCHEMA, Since, check_known, later_keys, written_out
 
 Task = Literal["image-classification", "sequence-classification", "tabular-classification"]
 Metric = Literal["auroc", "accuracy", "f1", "sensitivity", "specificity", "loss"]
 ThreatModel = Literal["malicious-server", "honest-but-curious"]
 SEED_LIMIT = 2**53 - 1  # the largest integer that canonical JSON carries
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", text):
-        raise ValueError("a name has 1 to 64 lower-case letters, digits and inner hyphens")
-    return text
-
-
-def _duration(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,5}(s|m|h)", text):
-        raise ValueError("a duration is a number and a unit, as 90s, 30m or 2h")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Column = Annotated[str, Field(min_length=1, max_length=limits.NAME_CHARACTERS)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-def seconds(duration: str) -> float:
-    """Seconds of a duration such as ``30m``."""
-    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
-
-
-class Label(Strict):
-    """Which column of the label table is predicted; its values in the order of the model's outputs."""
-
-    column: Column
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Label:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("two classes have the same name")
-        return self
-
-
-class Numeric(Strict):
-    """A numeric column, scaled by constants of the study: ``(value - center) / scale``.
-
-    The constants are public (from the literature or a data dictionary). Statistics of the site's own patients would
-    let one patient's value move another's gradient, which breaks the bound that clipping gives.
-    """
-
-    name: Column
-    center: float = 0.0
-    scale: Positive = 1.0
-    low: float | None = None
-    high: float | None = None
-
-
-class Categorical(Strict):
-    """A column of categories, one-hot over the listed values; any other value is set aside with a reason."""
-
-    name: Column
-    categories: Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
-
-
-Feature = Numeric | Categorical
-
-
-class Image(Strict):
-    """How an image is presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
-
-    size: Annotated[int, Field(ge=8, le=1024)]
-    channels: Literal[1] = 1
-    modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ("CR", "DX")
-
-
-class Series(Strict):
-    """How an irregular series is presented: ``bins`` steps of ``step_minutes``; each variable gives three inputs a
-    step: the mean of its samples (or the last known), a mask, and the hours since its last sample."""
-
-    variables: Annotated[tuple[Numeric, ...], Field(min_length=1, max_length=500)]
-    bins: Annotated[int, Field(ge=1, le=10_000)]
-    step_minutes: Positive
-    statics: Annotated[tuple[Feature, ...], Field(max_length=500)] = ()
-
-
-class Data(Strict):
-    """The asset (a name that each site maps to its own files) and how its records become inputs."""
-
-    asset: Name
-    label: Label
-    image: Image | None = None
-    series: Series | None = None
-    features: Annotated[tuple[Feature, ...], Field(max_length=2000)] | None = None
-    missing: Literal["refuse", "center"] = "refuse"
-    """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""
 
 
 class Start(Strict):
@@ -321,8 +238,16 @@ _MODELS = {
 }
 
 
+_AS_GIVEN = {"as given": True}
+"""Validation context of a received contract: nothing is added to it."""
+
+
 class Study(Strict):
-    """A whole study. ``digest`` identifies it everywhere."""
+    """A whole study. ``digest`` identifies it everywhere.
+
+    One that is read from a person's file, or made of parts, is written out in full under its schema, the newest by
+    default; a received one (``from_contract``) stays exactly as it was written.
+    """
 
     study: Name
     version: Annotated[int, Field(ge=1, le=1_000_000)] = 1
@@ -333,6 +258,20 @@ class Study(Strict):
     privacy: Privacy
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA), Since(2, fresh=SCHEMA)] = 1
+    """Of the contract's schema; absent for 1. A file that says 1 gives a study that release 0.1 takes part in."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _written_out(cls, value: Any, handler: ModelWrapValidatorHandler[Study], info: ValidationInfo) -> Study:
+        study = handler(value)
+        if info.context is _AS_GIVEN:
+            return study
+        schema = study.schema_version if "schema_version" in study.model_fields_set else SCHEMA
+        later = [f"{key} (schema {number})" for key, number in later_keys(study, schema) if key != "schema_version"]
+        if later:
+            raise ValueError(f"schema_version: {schema} has no {', '.join(later)}")
+        return handler(written_out(study, schema))
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -368,8 +307,8 @@ class Study(Strict):
 
     @property
     def contract(self) -> dict[str, Any]:
-        """The study with every default written out, as canonical JSON carries it."""
-        contract: dict[str, Any] = self.model_dump(mode="json")
+        """The study with exactly the keys that it was written with, as canonical JSON carries it."""
+        contract: dict[str, Any] = self.model_dump(mode="json", exclude_unset=True)
         return contract
 
     @property
@@ -382,14 +321,19 @@ class Study(Strict):
         """The study of a received contract.
 
         Raises:
-            PeerError: not a valid contract, or not written out in full (its digest would not be its content's).
+            VersionError: of a schema that came after this release.
+            PeerError: not a valid contract, a key that its schema lacks, or a value that is not written as this
+                program writes it (its digest would not be its content's).
         """
+        check_known(contract)
         try:
-            study = cls.model_validate(contract)
+            study = cls.model_validate(contract, context=_AS_GIVEN)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise PeerError(printable(f"study: {where}: {first['msg']}")) from error
+        for key, number in later_keys(study, study.schema_version):
+            raise PeerError(f"study: {key} is a key of schema {number}, the contract is of {study.schema_version}")
         if canonical_bytes(study.contract) != canonical_bytes(contract):
-            raise PeerError("study: the contract is not written out in full")
+            raise PeerError("study: a value of the contract is not written as it is read")
         return study

@@ -232,14 +232,6 @@ def test_every_sample_study_parses_and_survives_the_wire(file: Path) -> None:
     assert again.digest == study.digest == digest(canonical_bytes(study.contract))
 
 
-def test_a_contract_that_is_not_written_out_in_full_is_refused() -> None:
-    study = load_yaml(STUDIES[0], Study)
-    contract = {**study.contract}
-    del contract["evaluation"]
-    with pytest.raises(PeerError, match="in full"):
-        Study.from_contract(contract)
-
-
 def test_a_misspelt_key_is_refused_with_file_line_and_the_nearest_key(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     text = STUDIES[0].read_text().replace("rounds:", "ronuds:", 1)

@@ -13,7 +13,8 @@ from consilium_client.data.labels import LabelRows, explain, number_rows, read_l
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
 from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
-from consilium_shared.study import Image, Study
+from consilium_shared.inputs import Image
+from consilium_shared.study import Study
 
 
 def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:

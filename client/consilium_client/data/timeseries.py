@@ -14,8 +14,9 @@ from consilium_client.data.features import columns_of, encode, scale
 from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
 from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
+from consilium_shared.inputs import Numeric, Series
 from consilium_shared.models.shape import series_inputs, statics_width
-from consilium_shared.study import Numeric, Series, Study
+from consilium_shared.study import Study
 
 _MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
 _NEVER = np.int64(-1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from consilium_shared.study import Categorical, Feature, Study
+from consilium_shared.inputs import Categorical, Feature
+from consilium_shared.study import Study
 
 INPUTS_PER_VARIABLE = 3
 """Value, mask and hours since the last sample (``study.Series``)."""

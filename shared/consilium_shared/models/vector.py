@@ -137,7 +137,8 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
             raise PeerError(f"parameter {name} has another shape or type than in the study's model")
         parts.append(np.frombuffer(entry["data"], dtype="<f4"))
     if study is not None and _metadata(data) != {"study": study.digest}:
-        raise PeerError("the model's bytes belong to another study")
+        older = f", or to this one in an older contract schema than {study.schema_version} (schema_version in its file)"
+        raise PeerError("the model's bytes belong to another study" + (older if study.schema_version > 1 else ""))
     vector = np.concatenate(parts).astype(np.float32, copy=False)
     if not np.isfinite(vector).all():
         raise PeerError("the model's bytes hold a value that is not finite")

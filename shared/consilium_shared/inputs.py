@@ -1,0 +1,77 @@
+"""The part of the contract about data: the asset, the label, and how records become inputs of the model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from consilium_shared.config import Strict
+from consilium_shared.fields import Column, Name, Positive
+
+
+class Label(Strict):
+    """Which column of the label table is predicted; its values in the order of the model's outputs."""
+
+    column: Column
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Label:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        return self
+
+
+class Numeric(Strict):
+    """A numeric column, scaled by constants of the study: ``(value - center) / scale``.
+
+    The constants are public (from the literature or a data dictionary). Statistics of the site's own patients would
+    let one patient's value move another's gradient, which breaks the bound that clipping gives.
+    """
+
+    name: Column
+    center: float = 0.0
+    scale: Positive = 1.0
+    low: float | None = None
+    high: float | None = None
+
+
+class Categorical(Strict):
+    """A column of categories, one-hot over the listed values; any other value is set aside with a reason."""
+
+    name: Column
+    categories: Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
+
+
+Feature = Numeric | Categorical
+
+
+class Image(Strict):
+    """How an image is presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
+
+    size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1] = 1
+    modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ("CR", "DX")
+
+
+class Series(Strict):
+    """How an irregular series is presented: ``bins`` steps of ``step_minutes``; each variable gives three inputs a
+    step: the mean of its samples (or the last known), a mask, and the hours since its last sample."""
+
+    variables: Annotated[tuple[Numeric, ...], Field(min_length=1, max_length=500)]
+    bins: Annotated[int, Field(ge=1, le=10_000)]
+    step_minutes: Positive
+    statics: Annotated[tuple[Feature, ...], Field(max_length=500)] = ()
+
+
+class Data(Strict):
+    """The asset (a name that each site maps to its own files) and how its records become inputs."""
+
+    asset: Name
+    label: Label
+    image: Image | None = None
+    series: Series | None = None
+    features: Annotated[tuple[Feature, ...], Field(max_length=2000)] | None = None
+    missing: Literal["refuse", "center"] = "refuse"
+    """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""

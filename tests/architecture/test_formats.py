@@ -1,0 +1,59 @@
+"""Formats are for ever: no key of a released contract schema is lost, gets another default, or appears unmarked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from consilium_shared.schema import SCHEMA, since
+from consilium_shared.study import Study
+
+RELEASED: dict[str, dict[str, dict[str, Any]]] = json.loads(
+    (Path(__file__).parents[1] / "vectors" / "contracts" / "schema-1.json").read_text()
+)
+
+
+def parts(kind: Any) -> Iterator[type[BaseModel]]:
+    """Every class that a contract is made of."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+        for field in kind.model_fields.values():
+            yield from parts(field.annotation)
+    for argument in getattr(kind, "__args__", ()):
+        yield from parts(argument)
+
+
+def test_a_key_that_schema_1_lacks_is_marked_with_the_schema_that_brought_it() -> None:
+    for part in parts(Study):
+        for key in part.model_fields:
+            known = key in RELEASED.get(part.__name__, {})
+            mark = since(part, key).schema
+            if part.__name__ in RELEASED:  # the keys of a new part stand under a key that is marked
+                assert known == (mark == 1), f"mark {part.__name__}.{key} as Since({SCHEMA}), see schema.py"
+            assert mark <= SCHEMA
+
+
+def test_no_key_of_schema_1_is_lost_and_no_absence_means_something_new() -> None:
+    found = {part.__name__: part for part in parts(Study)}
+    for name, keys in RELEASED.items():
+        for key, was in keys.items():
+            field = found[name].model_fields[key]
+            where = f"{name}.{key}"
+            assert field.is_required() == was.get("required", False), where
+            if not field.is_required():
+                default = field.get_default(call_default_factory=True)
+                plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+                now = json.loads(json.dumps(plain))
+                if isinstance(was["default"], dict):  # a part of later keys too, each with a default of its own
+                    now = {key: value for key, value in now.items() if key in was["default"]}
+                assert now == was["default"], where
+
+
+def test_a_later_key_may_be_absent() -> None:
+    for part in parts(Study):
+        for key, field in part.model_fields.items():
+            assert since(part, key).schema == 1 or not field.is_required(), f"{part.__name__}.{key} needs a default"
