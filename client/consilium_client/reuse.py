@@ -70,6 +70,28 @@ class Reuse:
         without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
         return self.desk.config.policy.allow_evaluation_counts and not without
 
+    def check_counts(self, request: Train | Evaluate, kept: Result | None, *, offered: bool) -> None:
+        """Whether what this site offered with its key, and the others rely on, is still what it adds.
+
+        Zeros in place of counts that the others reckon with could leave one other site's counts alone in the sum.
+
+        Args:
+            kept: what would be masked, where it was made before.
+            offered: whether these terms have counts of this site.
+
+        Raises:
+            PolicyRefusal: its policy has changed since, or its result goes without counts; the next attempt's key
+                says so.
+        """
+        if not offered:
+            if request.purpose == "evaluation":
+                raise PolicyRefusal("sum", "too few sites of the cohort offer counts, and there is nothing else to add")
+            return
+        if not self.desk.config.policy.allow_evaluation_counts:
+            raise PolicyRefusal("sum", "this site offered counts with these keys, and lets none leave any more")
+        if request.purpose == "training" and kept is not None and not kept.about.counted:
+            raise PolicyRefusal("sum", "this site offered counts with these keys, and its result goes without any")
+
     def check_work(self, study: Study, plan: Plan, request: Train | Evaluate, state: SiteState) -> None:
         """Whether the round may be worked on, anew where it was before.
 

@@ -126,14 +126,14 @@ class Sums:
         part, terms = self._part(proposal), _terms(study, request)
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
-        kept = self.reuse.kept(study, request, terms)
+        kept, counts = self.reuse.kept(study, request, terms), part.adds_counts(state, terms)
+        self.reuse.check_counts(request, kept, offered=counts)
         if kept is None:
             self.reuse.check_work(study, plan, request, state)
         frozen = work.check(self.desk, study, plan, request, model)
         self.reuse.check_frozen(study, frozen)
         more = prepare()
         self.store.put(state)
-        counts = self._adds_counts(part, terms)
         with Masks(contribution, self.store.folder / study.digest) as masks:
             if kept is not None:
                 self.reuse.settle(study, plan, kept)
@@ -142,7 +142,7 @@ class Sums:
             else:
                 kept = work.evaluate(self.desk, proposal, plan, request, model)
             with _refused_as_sum():
-                self.store.put(part.bind(state, kept.sha256))
+                self.store.put(part.bind(state, kept.sha256, counted=counts and kept.about.counted))
             self.reuse.note(study, request, frozen)
             for piece in masked(kept, study, contribution, masks, counts=counts):
                 staged.write(piece)
@@ -157,7 +157,7 @@ class Sums:
         if kept is None or kept.round != request.round or state is None or state.terms is None:
             return {}  # the sum was opened: the entry is there
         rides = request.purpose == "training" and kept.counts > 0 and kept.counted
-        rides = rides and self._adds_counts(self._part(proposal), state.terms)
+        rides = rides and self._part(proposal).adds_counts(state, state.terms)
         again = kept.attempt != request.attempt and self.reuse.left(request)
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
@@ -249,10 +249,6 @@ class Sums:
         if state is None:
             raise PolicyRefusal("sum", "this site takes no part in this sum")
         return state
-
-    def _adds_counts(self, part: SitePart, terms: Terms) -> bool:
-        """Whether this site's counts leave under these terms."""
-        return self.desk.config.policy.allow_evaluation_counts and part.adds_counts(terms, terms.cohort)
 
 
 def _of(request: Advertise | Survivors | Open) -> dict[str, Any]:

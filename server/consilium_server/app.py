@@ -209,8 +209,8 @@ class StudyRun:
         }
 
     def _metrics(self, opened: Opened, number: int) -> dict[str, Any] | None:
-        """Metrics of the model after a round, and how many sites counted; None where none did."""
-        if opened.counts is None or not opened.counted:
+        """Metrics of the model after a round, and how many sites counted; None where too few did to be told."""
+        if opened.counts is None or opened.counted < self.study.aggregation.min_sites:
             return None
         values = metrics(opened.counts, Layout.of(self.study))
         asked: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}

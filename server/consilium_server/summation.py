@@ -62,11 +62,12 @@ class _Abandoned(Exception):
 
     Attributes:
         present: sites that answered until then.
+        without_others: whether the next attempt is for them alone.
     """
 
-    def __init__(self, why: str, present: list[str]) -> None:
+    def __init__(self, why: str, present: list[str], *, without_others: bool = False) -> None:
         super().__init__(why)
-        self.present = frozenset(present)
+        self.present, self.without_others = frozenset(present), without_others
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,15 @@ class Summation:
         """
         under_way = self._file.read(asked.purpose, asked.number)
         attempt, earlier, in_vain = 1 if under_way is None else under_way.attempt, None, 0
+        only: frozenset[str] | None = None
         while True:
             try:
                 if under_way is None:
-                    under_way = self._convene(asked, attempt, awaited, earlier)
+                    under_way = self._convene(asked, attempt, awaited, earlier, only)
                 return self._attempt(asked, under_way)
             except _Abandoned as abandoned:
                 why, awaited = str(abandoned), abandoned.present
+                only = awaited if abandoned.without_others else None
             log.warning("round %d, attempt %d is abandoned unopened: %s", asked.number, attempt, why)
             self._asking.folder.event("abandoned", round=asked.number, attempt=attempt, why=why)
             in_vain = 0 if awaited else in_vain + 1
@@ -156,14 +159,21 @@ class Summation:
         common = self._talk.common
         return Slot(**common, purpose=asked.purpose, round=asked.number, attempt=attempt)
 
-    def _convene(self, asked: Asked, attempt: int, awaited: frozenset[str], earlier: Terms | None) -> OpenSum:
-        """Keys of everybody who comes, and secrets between each two of them.
+    def _convene(
+        self,
+        asked: Asked,
+        attempt: int,
+        awaited: frozenset[str],
+        earlier: Terms | None,
+        only: frozenset[str] | None = None,
+    ) -> OpenSum:
+        """Keys of everybody who comes, or ``only`` of these, and secrets between each two of them.
 
         After an earlier attempt at least so many of its cohort must come that it is dead; else nobody could go on.
         """
         slot, minimum = self._slot(asked, attempt), self._study.aggregation.min_sites
         adverts = self._adverts.setdefault(slot, {})
-        approved = self._asking.recruitment.sites("approved")
+        approved = self._approved(only)
         missing = tuple(site for site in approved if site not in adverts or site not in self._bundles)
         if missing:
             have = len(approved) - len(missing)
@@ -186,10 +196,10 @@ class Summation:
                 lacking = earlier.enough_to_abandon - earlier.promised(adverts)
                 question = self._asking.question(asked.number, "keys", late, lacking, awaited=frozenset())
                 self._asking.ask(question, asked.number, dict.fromkeys(late, (header, b"")), 0, accept)
-        cohort = sorted(site for site in self._asking.recruitment.sites("approved") if site in adverts)
+        cohort = sorted(site for site in self._approved(only) if site in adverts)
         encapsulated = self._shake_hands(asked.number, cohort)
         cohort = [site for site in cohort if site in encapsulated]
-        if len(self._asking.recruitment.sites("approved")) < minimum:
+        if len(self._approved(None)) < minimum:
             raise NotOpened(f"{len(cohort)} sites can take part, and {minimum} are needed")
         if len(cohort) < minimum:
             raise _Abandoned(f"{len(cohort)} sites have given keys, and {minimum} are needed", cohort)
@@ -203,6 +213,10 @@ class Summation:
         self._file.write(under_way)
         self._adverts = {slot: adverts}
         return under_way
+
+    def _approved(self, only: frozenset[str] | None) -> tuple[str, ...]:
+        approved = self._asking.recruitment.sites("approved")
+        return tuple(site for site in approved if only is None or site in only)
 
     def _shake_hands(self, number: int, cohort: list[str]) -> dict[str, dict[str, Encapsulated]]:
         """Site to what it needs from others to share a secret with each; who does not answer is left out."""
@@ -257,17 +271,18 @@ class Summation:
         slot = terms.slot
         total = ServerSum(terms, self._identities, under_way.survivors)
         collected, answers = self._collect(asked, under_way, total)
-        if under_way.survivors is None:
-            try:
-                survivors = total.close(self._study.aggregation.min_sites)
-            except PeerError as error:
-                raise _Abandoned(str(error), collected.answered) from error
-            self._file.write(under_way.model_copy(update={"survivors": survivors}))
-        elif total.missing():
+        if under_way.survivors is not None and total.missing():
             why = f"after a restart {', '.join(total.missing())} did not give again what went into the sum"
             raise _Abandoned(why, collected.answered)
-        else:
-            total.close(self._study.aggregation.min_sites)
+        try:
+            survivors = total.close(self._study.aggregation.min_sites)
+        except PeerError as error:
+            # So many that the sum could be opened, but for the counts of a few. Among these sites alone too few offer
+            # some, so that nobody adds any, and the round goes on without; with the absent, it might never.
+            enough = len(total.survivors) >= max(terms.threshold, self._study.aggregation.min_sites)
+            raise _Abandoned(str(error), collected.answered, without_others=enough) from error
+        if under_way.survivors is None:
+            self._file.write(under_way.model_copy(update={"survivors": survivors}))
         self._sign(slot, total)
         self._release(slot, total)
         try:

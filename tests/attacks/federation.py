@@ -43,9 +43,10 @@ def words(segment: Segment, *about: object) -> Any:
 
 
 class Federation:
-    """Sites of one study, each with its keys and a secret with every other.
+    """Sites of one study, each with its keys and a secret with every other. They differ: every third adds no counts.
 
     Attributes:
+        counting: those that offer counts.
         parts: site to its state machine.
         secrets: site to what it shares with each other.
     """
@@ -61,6 +62,7 @@ class Federation:
         """``handshake``: the real one; else secrets from nowhere, which is faster. ``about``: which federation."""
         self.names = tuple(f"site-{number:02}" for number in range(sites))
         self.threat_model, self.minimum, self.about = threat_model, minimum, about
+        self.counting = frozenset(site for number, site in enumerate(self.names) if number % 3 != 2)
         self.identities = {site: Identity.generate() for site in self.names}
         self.public = {site: identity.public for site, identity in self.identities.items()}
         self.secrets: dict[str, dict[str, bytes]] = {site: {} for site in self.names}
@@ -118,21 +120,28 @@ class Sum:
         vectors: Mapping[str, dict[str, Any]] | None = None,
         model: str = MODEL,
         segments: tuple[Segment, ...] = SEGMENTS,
+        counting: Iterable[str] | None = None,
     ) -> None:
         self.federation, self.slot = federation, slot or federation.slot()
         self.cohort = tuple(cohort or federation.names)
+        self.counting = federation.counting if counting is None else frozenset(counting)
         self.states: dict[str, SiteState] = {}
         self.adverts: dict[str, Advert] = {}
         for site in self.cohort:
-            about = {"signed": (signed or {}).get(site, ()), "counts": True}
+            about = {"signed": (signed or {}).get(site, ()), "counts": site in self.counting}
             secret = seed("slot", repr(self.slot), site)
             self.states[site], self.adverts[site] = federation.parts[site].advertise(self.slot, site, secret, **about)
         self.terms = self.terms_with(model=model, segments=segments)
-        self.vectors = vectors or {
-            site: {each.name: words(each, site, self.slot.round) for each in segments} for site in self.cohort
-        }
+        self.vectors = vectors or {site: self._vector(site, segments) for site in self.cohort}
         self.sent: dict[str, bytes] = {}
         self.total = ServerSum(self.terms, federation.public)
+
+    def _vector(self, site: str, segments: tuple[Segment, ...]) -> dict[str, Any]:
+        """What an honest site adds: where too few offer counts, or it offers none, zeros in their place."""
+        vector = {each.name: words(each, site, self.slot.round) for each in segments}
+        if not self.federation.parts[site].adds_counts(self.states[site], self.terms):
+            vector.update({name: np.zeros_like(vector[name]) for name in vector if name == "counts"})
+        return vector
 
     def terms_with(self, **changes: Any) -> Terms:
         """The terms of the sum, but for the changes."""

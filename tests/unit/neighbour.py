@@ -69,7 +69,7 @@ def nothing(study: Study, terms: Terms, contribution: Contribution) -> bytes:
         vector = np.zeros(segment.length, dtype=ring.DTYPES[segment.bits])
         if segment.name == "update":
             fixed_point(study, sites).encode(np.zeros(segment.length, dtype=np.float32), vector)
-        else:
+        elif segment.name == "weight" or terms.adds_counts(2):
             vector[0] = 1  # the weight, or that it counted
         prg.apply(vector, *contribution.mask_keys(segment))
         found += vector.tobytes()
@@ -84,6 +84,8 @@ class Neighbour:
         self.states: dict[Slot, SiteState] = {}
         self.secrets: dict[tuple[str, str], bytes] = {}
         """Study and peer to the secret that both have."""
+        self.counts = True
+        """Whether it offers counts with its keys."""
         self._seed = secrets.token_bytes(32)
 
     def keys(self, coordinator: Any, study: Study) -> SessionKeys:
@@ -108,7 +110,8 @@ class Neighbour:
                 else:
                     self.states[earlier] = part.abandon(state)
             seed = secrets.token_bytes(32)
-            self.states[slot], _ = part.advertise(slot, self.site, seed, signed=tuple(sorted(signed)), counts=True)
+            about = {"signed": tuple(sorted(signed)), "counts": self.counts}
+            self.states[slot], _ = part.advertise(slot, self.site, seed, **about)  # type: ignore[arg-type]
         return part.advert(self.states[slot])
 
     def mask(self, coordinator: Any, terms: Terms) -> Contribution:

@@ -114,7 +114,10 @@ class Arrived:
 class Federation:
     """Three agents that approved the study, and the coordinator's sums; ``restart`` is a new study process."""
 
-    def __init__(self, folder: Path, model: dict[str, Any] | None = None, **aggregation: Any) -> None:
+    def __init__(
+        self, folder: Path, model: dict[str, Any] | None = None, silent: tuple[str, ...] = (), **aggregation: Any
+    ) -> None:
+        """``silent``: sites that let no evaluation counts leave."""
         self.coordinator = Coordinator(folder)
         contract = {**self.coordinator.study.contract, "aggregation": {"min_sites": 2, **aggregation}}
         contract["model"] = model or contract["model"]
@@ -123,7 +126,8 @@ class Federation:
         self.desks, policy = {}, "threat_models: [malicious-server, honest-but-curious]"
         for site in SITES:
             home = Home(folder / site[-1])
-            text = SITE_YAML.format(epsilon=5.0, policy=policy).replace("site: hospital-a", f"site: {site}")
+            rules = policy + "\n  allow_evaluation_counts: false" * (site in silent)
+            text = SITE_YAML.format(epsilon=5.0, policy=rules).replace("site: hospital-a", f"site: {site}")
             home.config_file.write_text(text)
             (home.root / "synthetic.csv").write_bytes((folder / "a" / "synthetic.csv").read_bytes())
             self.desks[site] = Desk(home)
@@ -211,6 +215,34 @@ def test_a_sum_is_the_weighted_mean_and_the_next_one_needs_three_exchanges(
     np.testing.assert_allclose(summed.opened.mean, means[1], atol=1e-4)
     assert summed.opened.counted == 3
     assert together.asking.phases == ["training", "survivors", "opening"]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_without_a_site_whose_counts_would_have_hidden_anothers_the_round_goes_on_and_opens_none(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """Two of three offer counts and one of the two goes away: enough are left for the sum, not for the counts."""
+    together = federation(threat_model="honest-but-curious", silent=("clinic-c",))
+    together.train(1)
+    means = noting(together, monkeypatch)
+    # Back, it would give a key again each time and no vector: that must not hold the round up for ever.
+    together.asking.away = {"training": {"hospital-b"}, "keys": set() if back else {"hospital-b"}}
+    summed = together.train(2)
+    assert (set(summed.answers), summed.record["attempt"]) == ({"clinic-c", "hospital-a"}, 2)
+    assert summed.opened.counted == 0 and summed.opened.counts is not None and not summed.opened.counts.any()
+    np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
+    (event,) = together.asking.events
+    assert event[0] == "abandoned" and "1 of the survivors have added counts" in event[1]["why"]
+    study = together.coordinator.study.digest
+    assert together.desks["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
+
+
+def test_with_all_who_offer_counts_in_it_the_sum_has_theirs(federation: Callable[..., Federation]) -> None:
+    together = federation(threat_model="honest-but-curious", silent=("clinic-c",))
+    together.train(1)
+    together.asking.away = {"training": {"clinic-c"}}
+    opened = together.train(2).opened
+    assert opened.counted == 2 and opened.counts is not None and opened.counts.any()
 
 
 def test_of_a_model_that_is_trained_in_part_the_sum_is_of_that_part(

@@ -434,10 +434,54 @@ def test_a_site_that_lets_no_counts_leave_adds_zeros_and_is_not_charged_for_them
     assert isinstance(site.ask(c.train(), c.model), Update)
     asked = c.train(2)
     opened = c.opened(asked, site.requests.handle(asked, c.model))
-    assert opened.counted == 1  # the neighbour
-    assert not opened.counts.any()
+    assert opened.counted == 0 and not opened.counts.any()  # nor does the neighbour, whose would stand alone
     assert site.charges("evaluation") == 0
     assert released(site) == [(False, False), (False, False)]
+
+
+def lets_no_counts_leave_from_now_on(site: Any) -> None:
+    file = site.coordinator.site.config_file
+    changed = "minimum_patients: 20\n  allow_evaluation_counts: false"
+    file.write_text(file.read_text().replace("minimum_patients: 20", changed))
+    site.restart()
+
+
+def test_counts_that_were_offered_with_a_key_are_added_or_the_site_stays_out_of_that_sum(approved: Any) -> None:
+    """Zeros in their place would leave the neighbour's counts alone in the sum."""
+    c = approved.coordinator
+    c.opened(c.train(), approved.requests.handle(c.train(), c.model))
+    asked = c.train(2)  # the key for it rode on the first round's shares
+    lets_no_counts_leave_from_now_on(approved)
+    assert reason(approved.ask(asked, c.model)) == "sum"
+    assert (approved.charges(), approved.charges("evaluation")) == (1, 0)
+    asked = c.train(2, attempt=2)
+    assert not json.loads(asked)["body"]["adverts"]["hospital-a"]["counts"]
+    assert c.opened(asked, approved.requests.handle(asked, c.model)).counted == 0
+
+
+def test_the_same_masks_never_hide_counts_once_and_zeros_the_other_time(approved: Any) -> None:
+    """The difference of the two answers would be this site's counts; the second comes where the first was lost."""
+    c = approved.coordinator
+    c.opened(c.train(), approved.requests.handle(c.train(), c.model))
+    asked = c.train(2)
+    first = approved.requests.handle(asked, c.model)
+    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    assert approved.requests.handle(asked, c.model)[1] == first[1]
+    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    lets_no_counts_leave_from_now_on(approved)
+    assert reason(approved.ask(asked, c.model)) == "sum"
+    assert isinstance(approved.ask(c.train(2, attempt=2), c.model), Update)
+    assert released(approved)[-1] == (False, True)
+
+
+def test_a_sum_of_counts_alone_to_which_too_few_would_add_is_not_charged(approved: Any) -> None:
+    c = approved.coordinator
+    for number in (1, 2, 3):
+        assert isinstance(approved.ask(c.train(number), c.model), Update)
+    before = approved.charges("evaluation")
+    c.neighbours.members["hospital-b"].counts = False
+    assert reason(approved.ask(c.evaluate(), c.model)) == "sum"
+    assert approved.charges("evaluation") == before
 
 
 def test_an_abandoned_evaluation_is_masked_again_on_the_same_charge(approved: Any) -> None:

@@ -100,10 +100,11 @@ class ServerSum:
         return tuple(sorted(self._wanted - set(self._trailers)))
 
     def close(self, minimum: int) -> tuple[str, ...]:
-        """Take no more vectors; the set is final. ``minimum``: of the contract."""
+        """Take no more vectors; the set is final. ``minimum``: fewest sites, and fewest whose counts are added up."""
         least = max(self.terms.threshold, minimum)
         if len(self.survivors) < least:
             raise PeerError(f"{len(self.survivors)} sites have answered, and at least {least} are needed")
+        self.terms.check_counts(self.survivors, minimum)
         self._closed = True
         return self.survivors
 

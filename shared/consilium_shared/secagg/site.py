@@ -14,7 +14,7 @@ Of one peer it gives either its share of the self mask's seed (survivor) or of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,7 +51,10 @@ class SiteState(Strict):
     survivors: tuple[Name, ...] | None = None
     """From ``signed`` on: the set that was signed."""
     result: Hex32 | None = None
-    """SHA-256 of what these masks hide: they never hide anything else, or the difference of the two would be seen."""
+    """SHA-256 of the result that these masks hide, with its weight: they never hide anything else, or the difference of
+    the two would be seen."""
+    counted: bool | None = None
+    """Whether its counts are under them too, or zeros; None where nothing is, and in states of older versions."""
 
     def __repr__(self) -> str:
         return f"SiteState({self.slot.purpose} {self.slot.round}.{self.slot.attempt}, {self.stage}, seed hidden)"
@@ -173,17 +176,23 @@ class SitePart:
             raise PeerError(f"no handshake with {', '.join(missing)}")
         return _next(state, stage="masked", terms=terms), self._contribution(state, terms)
 
-    def bind(self, state: SiteState, result: str) -> SiteState:
-        """Before the first masked byte: what these masks hide, by its SHA-256; for the same again the same state."""
-        _terms(state, "masked", "signed", "released")
-        if state.result not in (None, result):
-            raise PeerError("these masks were used for another result")
-        return state if state.result == result else _next(state, result=result)
+    def bind(self, state: SiteState, result: str, *, counted: bool) -> SiteState:
+        """Before the first masked byte: all that these masks hide; for the same again the same state.
 
-    def adds_counts(self, terms: Terms, sites: Iterable[str]) -> bool:
-        """Whether counts ride on the sum, and enough of these sites of the cohort add some: few would show whose."""
-        asked = any(segment.name == "counts" for segment in terms.segments)
-        return asked and terms.counting(sites) >= self._minimum
+        Args:
+            result: SHA-256 of what the update, the weight and the counts are read from.
+            counted: whether those counts are masked, or zeros in their place.
+        """
+        _terms(state, "masked", "signed", "released")
+        if state.result is None:
+            return _next(state, result=result, counted=counted)
+        if (state.result, state.counted) != (result, counted):
+            raise PeerError("these masks were used for another result, or for other counts")
+        return state
+
+    def adds_counts(self, state: SiteState, terms: Terms) -> bool:
+        """Whether this site adds counts under these terms: as it has offered, if enough others do; few show whose."""
+        return state.counts and terms.adds_counts(self._minimum)
 
     def sign(self, state: SiteState, survivors: tuple[str, ...], sealed: bytes) -> tuple[SiteState, bytes]:
         """Sign the set of sites whose vectors are in the sum, once every one's shares for this site are at hand.
@@ -205,8 +214,7 @@ class SitePart:
         least = max(terms.threshold, self._minimum)
         if len(survivors) < least:
             raise PeerError(f"{len(survivors)} survivors, and at least {least} are needed")
-        if state.counts and self.adds_counts(terms, terms.cohort) and not self.adds_counts(terms, survivors):
-            raise PeerError("too few of the survivors have added counts")
+        terms.check_counts(survivors, self._minimum)
         self._unsealed(state, terms, survivors, sealed, self._agreed(state, terms))
         signature = self._identity.sign(SURVIVORS_DOMAIN, terms.survivors_signed(survivors))
         if state.stage != "masked":

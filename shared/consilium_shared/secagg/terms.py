@@ -169,8 +169,25 @@ class Terms(Strict):
         return sum(site in self.adverts and number not in each.signed for site, each in successors.items())
 
     def counting(self, sites: Iterable[str]) -> int:
-        """How many of these sites of the cohort add counts."""
+        """How many of these sites of the cohort offer counts."""
         return sum(self.adverts[site].counts for site in sites)
+
+    def adds_counts(self, minimum: int) -> bool:
+        """Whether the sites that offer counts add them: some ride on the sum, and ``minimum`` of the cohort offer some.
+
+        It follows from what every site of the cohort knows, so that no one adds counts where the others add zeros.
+        """
+        rides = any(segment.name == "counts" for segment in self.segments)
+        return rides and self.counting(self.cohort) >= minimum
+
+    def check_counts(self, survivors: Iterable[str], minimum: int) -> None:
+        """Raises PeerError where the sum over these sites would have the counts of a few, fewer than ``minimum``.
+
+        It binds those that add none as well: it is their shares, too, that would open the few others' counts.
+        """
+        counting = self.counting(survivors)
+        if self.adds_counts(minimum) and 0 < counting < minimum:
+            raise PeerError(f"{counting} of the survivors have added counts, and the least is {minimum}, or none")
 
     @property
     def enough_to_abandon(self) -> int:
