@@ -17,7 +17,9 @@ from consilium_client.proposals import Proposal
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
 from consilium_shared.ledger.entry import Reject
-from consilium_shared.privacy.budget import remaining
+from consilium_shared.ledger.spending import StudySpending
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 
@@ -131,6 +133,7 @@ class Administration:
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
             "arithmetic": str(estimate.quote),
             "affordable": estimate.quote.fits,
+            "budget": _in_numbers(estimate.quote),
         }
 
     def approve(self, study: str, by: str, plan: dict[str, Any]) -> dict[str, Any]:
@@ -180,31 +183,44 @@ class Administration:
         return {"entry": entry.seq}
 
     def budget(self) -> list[dict[str, Any]]:
-        """What was spent and what is left, for each asset."""
-        found = []
-        for asset, entry in sorted(self.desk.config.policy.budgets.items()):
-            state = self.desk.spending.state(asset)
-            left = remaining(entry.budget, state.events)
-            found.append(
+        """What was spent, what is reserved for approved studies, and what is left for others, for each asset."""
+        return [self._of_asset(asset, each.budget) for asset, each in sorted(self.desk.config.policy.budgets.items())]
+
+    def _of_asset(self, asset: str, budget: Budget) -> dict[str, Any]:
+        with self.desk.ledger.exclusive():
+            state, held = self.desk.spending.state(asset), self.desk.spending.reserved(asset)
+        spent = {study.study: study for study in state.studies}
+        reserved = {each.study: each for each in held}
+        names = {each.study: each.name for each in state.studies} | {each.study: each.name for each in held}
+        studies = []
+        for digest, name in names.items():
+            ran = spent.get(digest, StudySpending(digest, name, (), (), 0))
+            promised = reserved[digest].events if digest in reserved else ()
+            studies.append(
                 {
-                    "asset": asset,
-                    "epsilon": _finite(entry.budget.epsilon),
-                    "delta": entry.budget.delta,
-                    "spent": _finite(_spent(entry.budget.delta, state.events)),
-                    "left": _finite(left),
-                    "studies": [
-                        {
-                            "study": study.name,
-                            "digest": study.study,
-                            "rounds": len(study.rounds),
-                            "unsettled": study.unsettled,
-                            "epsilon": _finite(_spent(entry.budget.delta, study.events)),
-                        }
-                        for study in state.studies
-                    ],
+                    "study": name,
+                    "digest": digest,
+                    "rounds": len(ran.rounds),
+                    "unsettled": ran.unsettled,
+                    "epsilon": _finite(epsilon(ran.events, budget.delta)),
+                    "reserved": _finite(affords(budget, ran.events, (), promised).reserved),
                 }
             )
-        return found
+        whole = affords(budget, state.events, (), [event for each in held for event in each.events])
+        return {"asset": asset, **_in_numbers(whole), "epsilon": _finite(budget.epsilon), "studies": studies}
+
+
+def _in_numbers(quote: Quote) -> dict[str, float | None]:
+    """The arithmetic of a budget: what ``str(quote)`` says."""
+    return {
+        "limit": _finite(quote.limit),
+        "delta": quote.delta,
+        "spent": _finite(quote.spent),
+        "reserved": _finite(quote.reserved),
+        "added": _finite(quote.added),
+        "total": _finite(quote.total),
+        "left": _finite(quote.left),
+    }
 
 
 def _takes(command: Callable[..., Any], arguments: dict[str, Any]) -> bool:
@@ -213,12 +229,6 @@ def _takes(command: Callable[..., Any], arguments: dict[str, Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _spent(delta: float, events: Any) -> float:
-    from consilium_shared.privacy.accountant import epsilon
-
-    return epsilon(events, delta)
 
 
 def _finite(value: float) -> float | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.progress import Progress
 
+from consilium_client import screen
 from consilium_client.administration import ask
 from consilium_client.doctor import examine
 from consilium_client.enroll import enroll as enroll_site
@@ -18,7 +21,7 @@ from consilium_client.site import Home
 from consilium_client.up import up_forever
 from consilium_shared import console
 from consilium_shared.config import load_yaml
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import BudgetRefused, ConfigurationError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
 
@@ -37,6 +40,11 @@ DEFAULT_HOME = Path("consilium-site")
 
 def _say(text: str, style: str | None = None) -> None:
     console.console.print(text, style=style, markup=False)
+
+
+def _say_all(lines: Iterable[screen.Line]) -> None:
+    for line in lines:
+        _say(*line)
 
 
 @app.command()
@@ -101,68 +109,9 @@ def studies(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> Non
         as_json,
         found,
         "studies",
-        ["study", "version", "digest", "state", "task", "asset", "rounds", "ε asked", "ε spent"],
-        lambda: [
-            (
-                *(s["study"], s["version"], s["digest"][:12], s["state"], s["task"], s["asset"]),
-                f"{s['rounds_charged']}/{s['rounds']}",
-                s["epsilon"] if s["epsilon"] is not None else "no privacy",
-                _epsilon(s["epsilon_spent"]),
-            )
-            for s in found
-        ],
+        screen.STUDIES,
+        lambda: screen.studies(found),
     )
-
-
-def _epsilon(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.3f}"
-
-
-def _describe(study: Mapping[str, Any]) -> None:
-    plan, contract = study["plan"], study["contract"]
-    training = contract["training"]
-    _say(f"{study['study']} version {study['version']}, digest {study['digest']}", "bold")
-    _say(f"  trains     {_model(contract['model'])} for {contract['task']}")
-    _say(f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)")
-    aggregation = contract["aggregation"]
-    _say(f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of")
-    for site, fingerprint in study["sites"].items():
-        _say(f"             {site}: {fingerprint}")
-    _say("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)")
-    _say(f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps")
-    if plan["kind"] == "dp-sgd":
-        _say(f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})")
-        begins = " to begin with" if training["adaptive_clipping"] else ""
-        _say(
-            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}{begins}, "
-            f"noise multiplier {plan['noise_multiplier']:g}"
-        )
-        _say(f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})")
-    else:
-        _say("  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red")
-    _say(f"  budget     {study['arithmetic']}")
-    _say(f"  evaluates  {_evaluation(study)}")
-
-
-def _model(spec: Mapping[str, Any]) -> str:
-    """The architecture, what of it is trained, and what it starts from."""
-    parts = {"all": "", "head": ", its last layer alone", "lora": f", its last layer and rank {spec['lora_rank']}"}
-    start = "" if spec["start"] is None else f", starting from weights {spec['start']['sha256'][:12]}"
-    return f"{spec['name']}{parts[spec['trainable']]}{start}"
-
-
-def _evaluation(study: Mapping[str, Any]) -> str:
-    """What leaves about the patients held back."""
-    rounds, plan = study["evaluated_rounds"], study["plan"]
-    if not study["evaluation_counts"]:
-        return "nothing: the policy lets no evaluation counts leave"
-    if not rounds:
-        return "nothing: the study pays for no evaluation counts"
-    what = f"counts of the {study['patients_held_back']} held-back patients leave"
-    after = f"after round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
-    if plan["kind"] == "dp-sgd":
-        return f"{what} with noise (noise multiplier {plan['evaluation_noise']:g}) {after}; in the cost above"
-    return f"{what} WITHOUT NOISE {after}"
 
 
 def _decider(by: str | None) -> str:
@@ -170,6 +119,17 @@ def _decider(by: str | None) -> str:
         return by or getpass.getuser()
     except (KeyError, OSError, ImportError) as error:  # an account without a name, as in many containers
         raise ConfigurationError("say who decides: --by NAME") from error
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except click.Abort as error:
+        if sys.stdin.isatty():
+            raise
+        raise ConfigurationError(
+            "nobody answered, nothing was decided; where nobody can be asked, give --yes"
+        ) from error
 
 
 @app.command()
@@ -186,8 +146,16 @@ def approve(
     who, socket = _decider(by), Home(home.resolve()).admin_socket
     estimate = ask(socket, "estimate", study=study)
     if not as_json:
-        _describe(estimate)
-    if not yes and not typer.confirm("Approve this study?"):
+        _say_all(screen.described(estimate))
+    if estimate["state"] == "approved":
+        raise ConfigurationError(f"study {estimate['study']} is approved already, by {estimate['by']}")
+    if not estimate["affordable"]:
+        raise BudgetRefused(
+            f"asset {estimate['asset']!r} cannot afford the study: {estimate['arithmetic']}. Nothing was approved or "
+            "charged. What other studies hold: consilium-site budget; what a study that is over holds returns with "
+            "consilium-site reject"
+        )
+    if not yes and not _confirmed("Approve this study?"):
         raise typer.Exit(1)
     # What was shown is what is approved, also when the name means another study by now, or the data has changed.
     approved = ask(socket, "approve", study=estimate["digest"], by=who, plan=estimate["plan"])
@@ -204,7 +172,7 @@ def show(study: StudyName, home: HomeOption = DEFAULT_HOME, as_json: JsonOption 
     if as_json:
         print(json.dumps(estimate, indent=2, sort_keys=True))
     else:
-        _describe(estimate)
+        _say_all(screen.described(estimate))
 
 
 @app.command()
@@ -228,25 +196,8 @@ def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         as_json,
         found,
         "privacy budget",
-        ["asset", "study", "ε spent", "ε budget", "ε left", "δ"],
-        lambda: [
-            row
-            for a in found
-            for row in [
-                (
-                    a["asset"],
-                    "all",
-                    _epsilon(a["spent"]),
-                    _epsilon(a["epsilon"]),
-                    _epsilon(a["left"]),
-                    f"{a['delta']:g}",
-                ),
-                *(
-                    (a["asset"], f"{s['study']} ({s['rounds']} rounds)", _epsilon(s["epsilon"]), "", "", "")
-                    for s in a["studies"]
-                ),
-            ]
-        ],
+        screen.BUDGET,
+        lambda: screen.budgets(found),
     )
 
 

@@ -8,7 +8,6 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -27,12 +26,10 @@ from consilium_client.spending import Approval, Reservation, Spending
 from consilium_client.store import LedgerFile
 from consilium_client.sum_store import SumStore
 from consilium_shared import limits
-from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
+from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.ledger.entry import Purpose, Reject
-from consilium_shared.privacy.accountant import calibrate_noise
-from consilium_shared.privacy.budget import Quote, affords
-from consilium_shared.privacy.event import Event, GaussianEvent, NonPrivateEvent
+from consilium_shared.privacy.budget import Quote
 from consilium_shared.privacy.plan import Plan, plan_of
 from consilium_shared.study import Study
 
@@ -224,26 +221,26 @@ class Desk:
         return True
 
     def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
-        """Where a proposal stands. What the policy or the budget forbids is refused before anybody is asked.
+        """Where a proposal stands. What the policy forbids is refused before anybody is asked.
 
-        The answer depends on contract, policy and ledger, and on no patient's record: that there are too few patients,
-        or that the data cannot be used, is for the site's people to see and to tell.
+        The answer depends on the contract, the policy and what was decided on this very study: on no patient's record,
+        and on no budget. That there are too few patients, that the data cannot be used, that other studies have left
+        too little, is for the site's people to see and to tell: they find it at the approval.
 
         Raises:
             PolicyRefusal: the hospital said no, its policy does, or it has no such asset.
-            BudgetRefused: the asset's budget does not cover it.
         """
         study = proposal.study
         if self.spending.approval(study.digest) is not None:
             return "approved"
         self._check_not_rejected(study)
+        self.check_permitted(study)
+        return "pending"
+
+    def check_permitted(self, study: Study) -> None:
+        """Raises PolicyRefusal where the policy forbids the study, or the site has no such asset."""
         check_contract(self.config.policy, study)
         self._asset(study)
-        budget, spent = self.config.policy.budget(study.data.asset), self.spending.state(study.data.asset).events
-        quote = affords(budget, spent, [_as_one_release(study.privacy.epsilon, study.privacy.delta)])
-        if not quote.fits:
-            raise BudgetRefused(f"asset {study.data.asset!r} cannot afford the study: {quote}")
-        return "pending"
 
     def approval(self, proposal: Proposal) -> Approval:
         """The approval in force; raises PolicyRefusal where nobody approved the study, or somebody withdrew that."""
@@ -336,14 +333,6 @@ class Desk:
         """Say no to a study, or withdraw an approval; raises PolicyRefusal where this person may not decide here."""
         check_decider(self.config.policy, by)
         self.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
-
-
-@lru_cache(maxsize=64)
-def _as_one_release(epsilon: float | None, delta: float | None) -> Event:
-    """An event that costs what a contract says at its δ: stands for the study where no patient may be looked at."""
-    if epsilon is None or delta is None:
-        return NonPrivateEvent()
-    return GaussianEvent(calibrate_noise(1.0, 1, epsilon, delta))
 
 
 def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:

@@ -7,8 +7,10 @@ is settled, so a crash can make the ledger say more than was spent, never less.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from consilium_client.reserved import Reserved, left, reserved, uses_left
 from consilium_client.store import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose
@@ -115,32 +117,21 @@ class Spending:
         with self._ledger.exclusive():
             return asset_spending(self._ledger.books, asset)
 
+    def reserved(self, asset: str) -> tuple[Reserved, ...]:
+        """What approved studies may still take of an asset (``reserved.py``)."""
+        with self._ledger.exclusive():
+            return reserved(self._ledger.books, asset)
+
     def approve_cost(self, study: str, asset: str, plan: Plan, budget: Budget) -> Quote:
         """What the whole study, or what is left of it, would cost on top of everything that ever touched the asset and
-        of what studies under way may still take."""
+        of what is reserved for other approved studies."""
         with self._ledger.exclusive():
-            return affords(budget, [*self.state(asset).events, *self._promised(asset, study)], self._left(study, plan))
+            others = [each for each in self.reserved(asset) if each.study != study]
+            return self._quote(study, asset, plan, budget, others)
 
-    def _left(self, study: str, plan: Plan) -> list[Event]:
-        """What a study has not been charged for yet, of all that its plan does."""
-        books = self._ledger.books
-        charged = [each.body for each in books.charges.values() if each.body.study == study]
-        rounds, evaluations = ({c.round for c in charged if c.purpose == p} for p in ("training", "evaluation"))
-        if not isinstance(plan, PrivacyPlan):
-            return [plan.event()] if len(rounds) < plan.rounds else []
-        left: list[Event] = [plan.event()] * (plan.rounds - len(rounds))
-        evaluation, count = plan.evaluation_event(), plan.count_event()
-        if evaluation is not None:
-            left += [evaluation] * (plan.evaluations - len(evaluations))
-        if count is not None and plan.patients not in books.counted.get(study, ()):
-            left.append(count)
-        return left
-
-    def _promised(self, asset: str, study: str) -> list[Event]:
-        """What other approved studies that have begun to train on the asset may still take."""
-        begun = [each.study for each in self.state(asset).studies if each.rounds and each.study != study]
-        approvals = [approval for other in begun if (approval := self.approval(other)) is not None]
-        return [event for approval in approvals for event in self._left(approval.study, approval.plan)]
+    def _quote(self, study: str, asset: str, plan: Plan, budget: Budget, others: Iterable[Reserved]) -> Quote:
+        promised = [event for each in others for event in each.events]
+        return affords(budget, self.state(asset).events, left(self._ledger.books, study, plan), promised)
 
     def approve(
         self,
@@ -166,7 +157,7 @@ class Spending:
         with self._ledger.exclusive():
             quote = self.approve_cost(study, asset, plan, budget)
             if not quote.fits:
-                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {self._in_words(quote, asset, study)}")
+                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {quote}")
             self._ledger.append(
                 "approve",
                 {
@@ -206,11 +197,6 @@ class Spending:
         charged = {"event": event_to_dict(event), "epsilon_after": _finite(after)}
         self._ledger.append("charge", {**about, **number, **charged})
 
-    def _in_words(self, quote: Quote, asset: str, study: str) -> str:
-        return f"{quote}" + (
-            " (what studies under way may still take counts as spent)" if self._promised(asset, study) else ""
-        )
-
     def reject(self, *, study: str, name: str, by: str, reason: str) -> None:
         """Enter that a study was refused, or an approval withdrawn; the next ``reserve`` fails."""
         self._ledger.append("reject", {"study": study, "name": name, "by": by, "reason": reason})
@@ -237,8 +223,10 @@ class Spending:
     ) -> Reservation:
         """Charge a round's training, or its evaluation; when this returns the charge is on the disk and it may run.
 
-        Before a study's first round all of it must be affordable, beside what studies under way may still take: what
-        cannot be finished is not begun.
+        What a study needs is reserved for it since its approval, so no other study makes this fail: the coordinator
+        reads nothing about others from what is refused here. That a study is charged for again and again ends with its
+        own plan. What is left is a budget that was made smaller since, or approvals of programs that reserved nothing:
+        then what cannot be finished, beside what has begun, is not begun.
 
         Args:
             study: the study's digest.
@@ -261,11 +249,12 @@ class Spending:
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
             event, state = _event(plan, purpose), self.state(asset)
-            if not any(each.study == study and each.rounds for each in state.studies):
-                whole = self.approve_cost(study, asset, plan, budget)
+            begun = {each.study for each in state.studies if each.rounds}
+            if study not in begun:
+                others = [each for each in self.reserved(asset) if each.study in begun]
+                whole = self._quote(study, asset, plan, budget, others)
                 if not whole.fits:
-                    words = self._in_words(whole, asset, study)
-                    raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {words}")
+                    raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {whole}")
             of_asset = affords(budget, state.events, [event])
             if not of_asset.fits:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
@@ -274,6 +263,11 @@ class Spending:
                 of_study = affords(Budget(limit, plan.delta), state.study(study), [event])
                 if not of_study.fits:
                     raise BudgetRefused(f"study {name!r} at this site: {of_study}")
+                if not uses_left(self._ledger.books, study, plan, purpose):
+                    raise BudgetRefused(
+                        f"study {name!r} at this site: as many charges for {purpose} as its plan pays for were made, "
+                        "some of them for the same round"
+                    )
                 study_epsilon_after = of_study.total
             about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
             attempt = self.attempts(study, round_number, purpose) + 1

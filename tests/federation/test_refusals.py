@@ -29,9 +29,6 @@ from consilium_shared.messages import (
 )
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.privacy.accountant import epsilon
-from consilium_shared.privacy.event import event_from_dict
-from consilium_shared.privacy.plan import plan_from_dict
 from consilium_shared.roster import Roster
 from consilium_shared.secagg.handshake import SessionKeys, encode_bundles
 from consilium_shared.secagg.keys import private_key
@@ -243,37 +240,34 @@ def test_an_approval_that_is_withdrawn_stops_the_site_at_the_next_round(
     assert hospitals.records("withdrawn")[-1]["participants"] == ["north", "south"]
 
 
-def test_a_budget_that_another_study_used_up_keeps_that_site_alone_from_beginning(
+def test_a_study_that_a_budget_does_not_cover_waits_for_the_hospital_to_say_so_and_costs_it_nothing(
     hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
     names = ("costly-first", "costly-second")
     first, second = (hospitals.start(contract(name, private=True, asset="tight", min_sites=2)) for name in names)
     for name in names:  # each fits alone, and nothing is spent yet
-        hospitals.decide(name, "approve", "south")
-    hospitals.decide("costly-first", "approve", "north", "west")
-    assert hospitals.ended("costly-first") == "finished"
-    hospitals.decide("costly-second", "approve", "north", "west")
-    assert hospitals.ended("costly-second") == "finished"
+        hospitals.until(lambda name=name: hospitals.proposed("south").get(name), f"south hears of {name}", "south")
+        assert hospitals.proposed("south")[name] == "pending"
+        assert hospitals.admin("south", "estimate", study=name)["affordable"]
+    hospitals.decide("costly-first", "approve", "south")
+    assert not hospitals.admin("south", "estimate", study="costly-second")["affordable"]
+    with pytest.raises(AssertionError, match=r"more is reserved for approved studies.*over by"):
+        hospitals.decide("costly-second", "approve", "south")
+    assert hospitals.proposed("south")["costly-second"] == "pending"
+    for name in names:
+        hospitals.decide(name, "approve", "north", "west")
+    hospitals.decide("costly-second", "reject", "south", reason="not this year")
+    assert [hospitals.ended(name) for name in names] == ["finished", "finished"]
 
     assert [record["participants"] for record in hospitals.records(first.study)] == [SITES] * 3
     assert [record["participants"] for record in hospitals.records(second.study)] == [["north", "west"]] * 3
-    assert told(hospitals, second.study)["sites"]["south"] == "stopped: budget"
-    (refusal,) = (event for event in hospitals.events(second.study) if event["event"] == "refusal")
-    assert (refusal["round"], refusal["site"], refusal["reason"]) == (1, "south", "budget")
-    assert not any(character.isdigit() for character in refusal["detail"]), "what other studies spent stays at the site"
-
     ledger = hospitals.ledger("south")
-    refused = [e.body for e in ledger.entries if e.kind == "refuse" and e.body.study == second.digest]
-    assert [(body.round, body.reason) for body in refused] == [(1, "budget")]
-    assert "cannot afford the study any more" in refused[0].detail
+    reasons = [e.body.reason for e in ledger.entries if e.kind == "refuse" and e.body.study == second.digest]
+    assert set(reasons) == {"rejected"}
     charges = [each.body for each in ledger.books.charges.values() if each.body.asset == "tight"]
-    trained = [(body.study, body.round) for body in charges if body.purpose == "training"]
-    assert trained == [(first.digest, number) for number in (1, 2, 3)]
-    events = [event_from_dict(body.event.model_dump()) for body in charges]
-    opened = ledger.books.assets["tight"]
-    plan = next(e.body.plan for e in ledger.entries if e.kind == "approve" and e.body.study == second.digest)
-    whole = [*events, *plan_from_dict(plan.model_dump()).events()[1:]]  # its number of patients is charged already
-    assert epsilon(events, opened.delta) <= opened.epsilon < epsilon(whole, opened.delta)
+    assert {body.study for body in charges} == {first.digest}
+    (spending,) = (each for each in hospitals.admin("south", "budget") if each["asset"] == "tight")
+    assert spending["reserved"] == 0, "the study is over"
 
 
 def told(hospitals: Hospitals, study: str) -> dict[str, Any]:

@@ -7,11 +7,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 
 from consilium_client import cli
 from consilium_client.administration import Administration
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import BudgetRefused, ConfigurationError
+from consilium_shared.messages import Update
+from consilium_shared.privacy.budget import in_words
+from consilium_shared.study import Study
 
 
 @pytest.fixture
@@ -86,3 +90,77 @@ def test_a_program_of_another_version_is_told_so(site: Any) -> None:
 def test_machine_readable_approval_never_asks(running: Any) -> None:
     with pytest.raises(ConfigurationError, match="--yes"):
         cli.approve("synthetic-study", by="Dr Synthetic", as_json=True)
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_what_the_budget_does_not_cover_is_not_approved_and_nobody_is_asked(
+    new_coordinator: Callable[..., Any],
+    new_site: Callable[[Any], Any],
+    connect: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    yes: bool,
+) -> None:
+    coordinator = new_coordinator(epsilon=1.5)
+    site = connect(new_site(coordinator))
+    site.ask(coordinator.propose())
+    before = site.kinds()
+    monkeypatch.setattr("typer.confirm", lambda _: pytest.fail("asked for what cannot be"))
+    with pytest.raises(BudgetRefused, match=r"cannot afford the study: .* over by .*Nothing was approved or charged"):
+        cli.approve("synthetic-study", by="Dr Synthetic", yes=yes)
+    assert "over by" in " ".join(capsys.readouterr().out.split())
+    assert site.kinds() == before
+
+
+def test_show_and_budget_say_the_same_of_what_is_spent_reserved_and_left(
+    running: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = running.coordinator
+    cli.approve("synthetic-study", by="Dr Synthetic", yes=True)
+    other = Study.model_validate({**c.study.contract, "study": "other"})
+    running.ask(c.propose(other))
+    seen = []
+    for number in (1, 2, 3):
+        assert isinstance(running.ask(c.train(number), c.model), Update)
+        capsys.readouterr()
+        cli.budget(as_json=True)
+        (asset,) = json.loads(capsys.readouterr().out)
+        cli.show("other", as_json=True)
+        shown = json.loads(capsys.readouterr().out)
+        same = ("limit", "delta", "spent", "reserved")
+        assert [shown["budget"][key] for key in same] == [asset[key] for key in same]
+        assert asset["left"] == pytest.approx(asset["epsilon"] - asset["spent"] - asset["reserved"], abs=1e-5)
+        assert f"spent ε {in_words(asset['spent'])}"[:-1] in shown["arithmetic"]
+        assert "more is reserved for approved studies" in shown["arithmetic"]
+        (own,) = asset["studies"]
+        assert own["epsilon"] + own["reserved"] == pytest.approx(2.0, abs=0.01)
+        seen.append((asset["spent"], asset["reserved"], asset["left"]))
+    spent, reserved, left = zip(*seen, strict=True)
+    assert spent == tuple(sorted(spent))
+    assert reserved == tuple(sorted(reserved, reverse=True))
+    assert left == pytest.approx([left[0]] * 3, abs=1e-5)
+    cli.reject("synthetic-study", "over", by="Dr Synthetic")
+    capsys.readouterr()
+    cli.budget(as_json=True)
+    (asset,) = json.loads(capsys.readouterr().out)
+    assert asset["reserved"] == 0
+    assert asset["left"] == pytest.approx(asset["epsilon"] - asset["spent"], abs=1e-5)
+
+
+def test_what_is_approved_already_is_not_asked_about_again(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.approve("synthetic-study", by="Dr Synthetic", yes=True)
+    monkeypatch.setattr("typer.confirm", lambda _: pytest.fail("asked for what is decided"))
+    with pytest.raises(ConfigurationError, match="approved already, by Dr Synthetic"):
+        cli.approve("synthetic-study", by="Dr Other")
+
+
+def test_without_anybody_to_answer_the_message_says_how_to_decide(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: str) -> bool:
+        raise click.Abort
+
+    monkeypatch.setattr("typer.confirm", nobody)
+    with pytest.raises(ConfigurationError, match=r"nothing was decided.* give --yes"):
+        cli.approve("synthetic-study", by="Dr Synthetic")
+    assert running.desk.spending.approval(running.coordinator.study.digest) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from consilium_shared.errors import ConfigurationError, LedgerError
-from consilium_shared.privacy.budget import Budget, affords, in_words, remaining
+from consilium_shared.privacy.budget import Budget, affords, in_words
 from consilium_shared.privacy.event import (
     DpSgdEvent,
     NonPrivateEvent,
@@ -134,7 +134,19 @@ def test_a_quote_shows_its_arithmetic() -> None:
     )
     roomy = affords(Budget(quote.total, 1e-5), spent, more)
     assert roomy.fits and roomy.left == 0 and "over" not in str(roomy)
-    assert remaining(Budget(3.0, 1e-5), spent) == pytest.approx(3.0 - quote.spent)
+    assert affords(Budget(3.0, 1e-5), spent, ()).left == pytest.approx(3.0 - quote.spent)
+
+
+def test_what_is_reserved_for_others_is_said_apart_from_what_is_spent() -> None:
+    ran, held, asked = ([DpSgdEvent(0.1, 2.0, steps)] for steps in (100, 50, 20))
+    quote = affords(Budget(9.0, 1e-5), ran, asked, held)
+    alone = affords(Budget(9.0, 1e-5), [*ran, *held], asked)
+    assert (quote.total, quote.added, quote.left) == (alone.total, alone.added, alone.left)
+    assert quote.spent < alone.spent == quote.spent + quote.reserved
+    assert str(quote) == (
+        f"spent ε {in_words(quote.spent)}, {in_words(quote.reserved)} more is reserved for approved studies, "
+        f"this would add {in_words(quote.added)} and make {in_words(quote.total)} at δ 1e-05, limit 9.000"
+    )
 
 
 def test_unlimited_budgets_and_unbounded_losses_are_said_in_words() -> None:

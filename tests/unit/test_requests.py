@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from consilium_client.store import LedgerFile
 from consilium_client.sum_store import SumStore
 from consilium_shared import messages
 from consilium_shared.canonical import digest
+from consilium_shared.errors import BudgetRefused
 from consilium_shared.identity import Identity
 from consilium_shared.messages import Counts, Refusal, Standing, Update
 from consilium_shared.metrics import Layout
@@ -148,16 +150,66 @@ def test_a_withdrawn_approval_stops_the_next_round(site: Any) -> None:
     assert site.charges() == 1
 
 
-def test_an_unaffordable_study_is_refused_when_it_is_proposed(
+def test_what_is_left_of_a_budget_changes_no_answer_to_a_proposal(
     new_coordinator: Callable[..., Any], new_site: Callable[[Any], Any]
 ) -> None:
-    coordinator = new_coordinator(epsilon=0.5)
-    poor = new_site(coordinator)
-    refusal = poor.ask(coordinator.propose())
-    assert reason(refusal) == "budget"
-    assert isinstance(refusal, Refusal)
-    assert "0.5" not in refusal.detail  # the arithmetic is in the ledger and stays at the site
-    assert "0.5" in poor.desk.ledger.entries[-2].body.detail  # type: ignore[attr-defined]
+    """Nothing spent, some of it, all of it: only the hospital's own people see a difference."""
+    c = new_coordinator(epsilon=2.5)
+    site = new_site(c)
+    asked = [variant(c.study, f"probe-{10 * each:.0f}", each) for each in (0.3, 1.9, 2.5, 9.9)]
+
+    def standings() -> list[tuple[str, str]]:
+        return [(answer.kind, answer.state) for answer in (site.ask(c.propose(each)) for each in asked)]
+
+    assert standings() == [("standing", "pending")] * 4
+    site.approve()
+    assert standings() == [("standing", "pending")] * 4
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(c.train(number), c.model), Update)
+    site.restart()
+    entries = site.kinds()
+    assert standings() == [("standing", "pending")] * 4
+    assert site.kinds()[len(entries) :] == ["release"] * 4
+    assert reason(site.ask(c.propose(variant(c.study, "beyond", 10.1)))) == "policy"  # maximum_epsilon is public
+    for each in asked[1:]:
+        with pytest.raises(BudgetRefused, match="over by"):
+            site.approve(each)
+        assert site.ask(c.propose(each)).state == "pending"
+    assert "approve" not in site.kinds()[len(entries) :]
+    assert "charge" not in site.kinds()[len(entries) :]
+
+
+def test_two_studies_that_are_decided_on_at_once_are_not_both_approved_beyond_the_budget(
+    new_coordinator: Callable[..., Any], new_site: Callable[[Any], Any]
+) -> None:
+    c = new_coordinator(epsilon=2.6)
+    site = new_site(c)
+    both = [variant(c.study, name, 2.0) for name in ("one", "two")]
+    for each in both:
+        assert isinstance(site.ask(c.propose(each)), Standing)
+        assert site.desk.estimate(each).quote.fits  # alone
+
+    def decide(which: Study) -> bool:
+        try:
+            site.desk.approve(site.desk.proposals.find(which.digest), "tester")
+        except BudgetRefused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(decide, both)) == [False, True]
+    assert site.kinds().count("charge") == 1  # the number of patients of the one that was approved
+    (approved,) = (each for each in both if site.desk.spending.approval(each.digest) is not None)
+    for number in (1, 2, 3):
+        asked = c.train(number, c.pack(approved), approved, recorded=None if number == 1 else c.recorded(number - 1))
+        assert isinstance(site.ask(asked, c.pack(approved)), Update)
+
+
+def variant(base: Study, name: str, epsilon: float) -> Study:
+    """The same study at another ε, under a name of its own."""
+    privacy = {**base.contract["privacy"], "epsilon": epsilon}
+    evaluation = {"epsilon": epsilon / 4}
+    return Study.model_validate({**base.contract, "study": name, "privacy": privacy, "evaluation": evaluation})
 
 
 def noised_of_held_back(site: Any, counts: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ UNLIMITED = Budget(math.inf, 1e-5)
 PLAN = PrivacyPlan.for_study(
     patients=1000, expected_batch=50, steps_per_round=10, rounds=4, epsilon=3.0, delta=1e-5, clipping_norm=1.0
 )
+COUNTED = replace(PLAN, patients=1000, count_noise=10.0)
 OPEN_PLAN = NonPrivatePlan(steps_per_round=10, rounds=4)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -123,28 +125,81 @@ def test_studies_share_the_budget_of_the_asset(ledger: LedgerFile) -> None:
     assert spending.approval(C) is None
 
 
-def test_a_study_that_the_others_leave_too_little_for_does_not_begin(ledger: LedgerFile) -> None:
-    spending = _approved(ledger, A, B, C)  # each alone is affordable, all together are not
-    ran = {A: 0, B: 0, C: 0}
-    with pytest.raises(BudgetRefused, match="cannot afford the study any more: spent"):
-        for study in (A, B, C):
-            for number in (1, 2, 3, 4):
-                _reserve(spending, study, number)
-                ran[study] += 1
-    assert ran == {A: 4, B: 4, C: 0}
+def test_two_studies_that_fit_alone_and_not_together_are_not_both_approved_and_the_second_costs_nothing(
+    ledger: LedgerFile,
+) -> None:
+    spending = _approved(ledger, A, plan=COUNTED, budget=Budget(3.5, 1e-5))  # nothing of it has run
+    before = ledger.head
+    second = replace(COUNTED, patients=900)
+    with pytest.raises(BudgetRefused, match=r"spent ε 0\.\d+, \d\.\d+ more is reserved for .* over by"):
+        _approved(ledger, B, plan=second, budget=Budget(3.5, 1e-5))
+    assert ledger.head == before, "not even its number of patients was charged"
+    assert spending.approval(B) is None
+
+
+def test_what_is_approved_is_never_refused_for_what_others_do(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B)
+    for study in (A, B):
+        _reserve(spending, study, 1)
+    with pytest.raises(BudgetRefused, match=r"asset 'icu' cannot afford the study: .*reserved for approved studies"):
+        _approved(ledger, C)
+    for _ in range(3):  # what A is asked for again goes off A's own rounds, and off nobody else's
+        _reserve(spending, A, 1)
+    with pytest.raises(BudgetRefused, match="study 'sepsis' at this site"):
+        _reserve(spending, A, 2)
+    for number in (2, 3, 4):
+        _reserve(spending, B, number)
+    assert spending.reserved("icu") == ()
     assert epsilon(spending.state("icu").events, 1e-5) <= BUDGET.epsilon
 
 
-def test_what_has_begun_keeps_what_it_needs_to_end(ledger: LedgerFile) -> None:
-    spending = _approved(ledger, A, B, C)
+def test_a_study_of_much_noise_is_charged_for_no_more_rounds_than_were_reserved(ledger: LedgerFile) -> None:
+    """Its ε would have room: what is beyond the plan's own rounds would come out of what others were promised."""
+    loud = replace(PLAN, noise_multiplier=4 * PLAN.noise_multiplier)
+    spending = _approved(ledger, A, plan=loud)
+    for _ in range(4):
+        _reserve(spending, A, 1, plan=loud)
+    assert spending.study_epsilon(A) < loud.epsilon / 2
+    with pytest.raises(BudgetRefused, match="as many charges for training as its plan pays for"):
+        _reserve(spending, A, 2, plan=loud)
+
+
+def test_what_was_not_taken_returns_when_the_approval_is_withdrawn(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B)
+    _reserve(spending, A, 1).settle(10)
+    with pytest.raises(BudgetRefused):
+        _approved(ledger, C)
+    spending.reject(study=B, name="sepsis", by="IT", reason="the coordinator has stopped it")
+    assert [each.study for each in spending.reserved("icu")] == [A]
+    _approved(ledger, C)
+
+
+def test_rounds_without_this_site_return_when_a_later_record_is_witnessed_and_all_of_it_at_the_last(
+    ledger: LedgerFile,
+) -> None:
+    spending = _approved(ledger, A)
+    assert spending.reserved("icu")[0].events == (PLAN.event(4),)
+    ledger.append("witness", {"study": A, "round": 2, "record": "1" * 64, "heads": {}})  # it was away in 1 and 2
+    assert spending.reserved("icu")[0].events == (PLAN.event(2),)
+    _reserve(spending, A, 3)
+    _reserve(spending, A, 3)
+    assert spending.reserved("icu") == ()
+    with pytest.raises(BudgetRefused, match="as many charges"):
+        _reserve(spending, A, 4)
+    spending.approve(study=B, name="sepsis", asset="icu", plan=PLAN, budget=BUDGET, epsilon=3.0, by="Dr Ono")
+    ledger.append("witness", {"study": B, "round": 4, "record": "2" * 64, "heads": {}})
+    assert spending.reserved("icu") == ()
+
+
+def test_a_budget_made_smaller_keeps_a_study_from_beginning_that_cannot_end(ledger: LedgerFile) -> None:
+    spending = _approved(ledger, A, B)
     _reserve(spending, A, 1)
-    _reserve(spending, B, 1)
-    with pytest.raises(BudgetRefused, match="what studies under way may still take counts as spent"):
-        _reserve(spending, C, 1)
-    for study in (A, B):
-        for number in (2, 3, 4):
-            _reserve(spending, study, number)
-    spending.reject(study=B, name=spending.approval(B).name, by="IT", reason="ended")  # type: ignore[union-attr]
+    less = Budget(3.2, 1e-5)
+    spending.open_asset("icu", less, "1" * 64, reason="ethics board 12/26")
+    with pytest.raises(BudgetRefused, match=r"cannot afford the study any more: spent .* more is reserved"):
+        _reserve(spending, B, 1, budget=less)
+    for number in (2, 3, 4):
+        _reserve(spending, A, number, budget=less)
 
 
 def test_a_crash_while_running_can_leave_the_last_round_unaffordable_and_then_it_is_refused(ledger: LedgerFile) -> None:

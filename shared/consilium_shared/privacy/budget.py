@@ -41,18 +41,31 @@ class Quote:
         limit: ε of the budget.
         delta: δ at which all of it is composed.
         spent: ε of what was done before.
-        total: ε of that and the proposal together; not the sum of both, for losses compose more slowly than they add.
+        total: ε of that, of what is reserved and the proposal together; not the sum, for losses compose more slowly
+            than they add.
+        committed: ε of what was done and what is reserved for others; None when nothing is.
     """
 
     limit: float
     delta: float
     spent: float
     total: float
+    committed: float | None = None
+
+    @property
+    def before(self) -> float:
+        """ε of what was done and what is reserved."""
+        return self.spent if self.committed is None else self.committed
+
+    @property
+    def reserved(self) -> float:
+        """What the reservations add to ε; 0 when there are none, or the history is without privacy already."""
+        return 0.0 if math.isinf(self.spent) else max(0.0, self.before - self.spent)
 
     @property
     def added(self) -> float:
-        """What the proposal adds to ε; 0 when the history is without privacy already."""
-        return 0.0 if math.isinf(self.spent) else max(0.0, self.total - self.spent)
+        """What the proposal adds to ε; 0 when what comes before is without privacy already."""
+        return 0.0 if math.isinf(self.before) else max(0.0, self.total - self.before)
 
     @property
     def fits(self) -> bool:
@@ -69,28 +82,25 @@ class Quote:
     def __str__(self) -> str:
         limit = "no limit" if math.isinf(self.limit) else f"limit {in_words(self.limit)}"
         verdict = "" if self.fits else f": over by {in_words(self.total - self.limit)}"
+        held = "" if self.committed is None else f"{in_words(self.reserved)} more is reserved for approved studies, "
         return (
-            f"spent ε {in_words(self.spent)}, this would add {in_words(self.added)} and make {in_words(self.total)} "
-            f"at δ {self.delta:g}, {limit}{verdict}"
+            f"spent ε {in_words(self.spent)}, {held}this would add {in_words(self.added)} "
+            f"and make {in_words(self.total)} at δ {self.delta:g}, {limit}{verdict}"
         )
 
 
-def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event]) -> Quote:
-    """What ``proposed`` would cost on top of ``spent``; see ``Quote.fits``."""
+def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event], reserved: Sequence[Event] = ()) -> Quote:
+    """What ``proposed`` would cost on top of ``spent`` and what is ``reserved`` for others; see ``Quote.fits``.
+
+    A proposal is judged by this alone: one that costs more than what is left by itself may still fit.
+    """
     return Quote(
         limit=budget.epsilon,
         delta=budget.delta,
         spent=epsilon(spent, budget.delta),
-        total=epsilon([*spent, *proposed], budget.delta),
+        total=epsilon([*spent, *reserved, *proposed], budget.delta),
+        committed=epsilon([*spent, *reserved], budget.delta) if reserved else None,
     )
-
-
-def remaining(budget: Budget, spent: Sequence[Event]) -> float:
-    """ε between what is spent and the limit, at least 0.
-
-    A proposal is judged by ``affords`` alone: one that costs more than this by itself may still fit.
-    """
-    return affords(budget, spent, ()).left
 
 
 def in_words(value: float, *, up: bool = True) -> str:

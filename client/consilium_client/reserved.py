@@ -1,0 +1,78 @@
+"""What approved studies may still take of an asset: reserved from the approval until it is charged, or never can be.
+
+So that no study makes another fail: what somebody approved is there when its round comes, whatever is approved after
+it. What returns without having been charged: rounds in which the site took no part, once the record of a later moment
+was witnessed; all that is left, once the last record was, or when the approval is withdrawn. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from consilium_shared.ledger.chain import Books
+from consilium_shared.ledger.entry import Approve, Purpose
+from consilium_shared.privacy.event import Event
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What one approved study may still take.
+
+    Attributes:
+        study: its digest.
+        name: its name.
+        events: at least one.
+    """
+
+    study: str
+    name: str
+    events: tuple[Event, ...]
+
+
+def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> int:
+    """How many more charges for that purpose the plan pays for.
+
+    A charge that is made again, as for a round that failed, takes the place of one that the plan would have had later:
+    so all charges of a study together never cost more than what was reserved for it.
+    """
+    over = books.last_witnessed(study)
+    if over >= plan.rounds:
+        return 0
+    # What was settled with nothing run cost nothing.
+    charged = [
+        each.body.round
+        for each in books.charges.values()
+        if (each.body.study, each.body.purpose) == (study, purpose) and each.settled != 0
+    ]
+    if purpose == "evaluation":
+        return max(0, plan.evaluations - len(charged))
+    missed = set(range(1, over + 1)) - set(charged)
+    return max(0, plan.rounds - len(missed) - len(charged))
+
+
+def left(books: Books, study: str, plan: Plan) -> tuple[Event, ...]:
+    """What a study may still be charged for under its plan, approved or about to be."""
+    if not isinstance(plan, PrivacyPlan):
+        return () if books.last_witnessed(study) >= plan.rounds else (plan.event(),)
+    found: list[Event] = []
+    if rounds := uses_left(books, study, plan, "training"):
+        found.append(plan.event(rounds))
+    evaluation, count = plan.evaluation_event(), plan.count_event()
+    if evaluation is not None:
+        found += [evaluation] * uses_left(books, study, plan, "evaluation")
+    if count is not None and plan.patients not in books.counted.get(study, ()):
+        found.append(count)
+    return tuple(found)
+
+
+def reserved(books: Books, asset: str) -> tuple[Reserved, ...]:
+    """What each approved study may still take of an asset, in the order of the decisions; those that take no more are
+    left out."""
+    found = []
+    for study, decision in books.decisions.items():
+        if isinstance(decision, Approve) and decision.asset == asset:
+            events = left(books, study, plan_from_dict(decision.plan.model_dump()))
+            if events:
+                found.append(Reserved(study, decision.name, events))
+    return tuple(found)

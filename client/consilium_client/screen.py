@@ -1,0 +1,92 @@
+"""Text of what an agent says of studies and budgets, as consilium-site shows it to people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Line = tuple[str] | tuple[str, str]
+"""Text, and perhaps its style."""
+
+STUDIES = ("study", "version", "digest", "state", "task", "asset", "rounds", "ε asked", "ε spent")
+BUDGET = ("asset", "study", "ε spent", "ε reserved", "ε budget", "ε left", "δ")
+
+
+def studies(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows under ``STUDIES``."""
+    return [
+        (
+            *(s["study"], s["version"], s["digest"][:12], s["state"], s["task"], s["asset"]),
+            f"{s['rounds_charged']}/{s['rounds']}",
+            s["epsilon"] if s["epsilon"] is not None else "no privacy",
+            epsilon(s["epsilon_spent"]),
+        )
+        for s in found
+    ]
+
+
+def budgets(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows under ``BUDGET``: each asset, then its studies."""
+    rows = []
+    for each in found:
+        sums = (epsilon(each[key]) for key in ("spent", "reserved", "epsilon", "left"))
+        rows.append((each["asset"], "all", *sums, f"{each['delta']:g}"))
+        for study in each["studies"]:
+            name = f"{study['study']} ({study['rounds']} round{'' if study['rounds'] == 1 else 's'})"
+            rows.append((each["asset"], name, epsilon(study["epsilon"]), epsilon(study["reserved"]), "", "", ""))
+    return rows
+
+
+def epsilon(value: float | None) -> str:
+    """Three decimals; None is without bound."""
+    return "∞" if value is None else f"{value:.3f}"
+
+
+def described(study: Mapping[str, Any]) -> Iterator[Line]:
+    """What a study would train on, with whom, and what it would cost."""
+    plan, contract = study["plan"], study["contract"]
+    training = contract["training"]
+    yield f"{study['study']} version {study['version']}, digest {study['digest']}", "bold"
+    yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
+    yield (
+        f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)",
+    )
+    aggregation = contract["aggregation"]
+    yield (f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of",)
+    for site, fingerprint in study["sites"].items():
+        yield (f"             {site}: {fingerprint}",)
+    yield ("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)",)
+    yield (f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps",)
+    if plan["kind"] == "dp-sgd":
+        yield (f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})",)
+        begins = " to begin with" if training["adaptive_clipping"] else ""
+        yield (
+            f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}{begins}, "
+            f"noise multiplier {plan['noise_multiplier']:g}",
+        )
+        yield (f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})",)
+    else:
+        yield "  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red"
+    yield (f"  budget     {study['arithmetic']}",)
+    yield (f"  evaluates  {_evaluation(study)}",)
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    """The architecture, what of it is trained, and what it starts from."""
+    parts = {"all": "", "head": ", its last layer alone", "lora": f", its last layer and rank {spec['lora_rank']}"}
+    start = "" if spec["start"] is None else f", starting from weights {spec['start']['sha256'][:12]}"
+    return f"{spec['name']}{parts[spec['trainable']]}{start}"
+
+
+def _evaluation(study: Mapping[str, Any]) -> str:
+    """What leaves about the patients held back."""
+    rounds, plan = study["evaluated_rounds"], study["plan"]
+    if not study["evaluation_counts"]:
+        return "nothing: the policy lets no evaluation counts leave"
+    if not rounds:
+        return "nothing: the study pays for no evaluation counts"
+    what = f"counts of the {study['patients_held_back']} held-back patients leave"
+    after = f"after round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
+    if plan["kind"] == "dp-sgd":
+        return f"{what} with noise (noise multiplier {plan['evaluation_noise']:g}) {after}; in the cost above"
+    return f"{what} WITHOUT NOISE {after}"
