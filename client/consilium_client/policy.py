@@ -51,6 +51,9 @@ class SitePolicy(Strict):
     """What a study may take the coordinator for. ``honest-but-curious`` lets fewer sites open a sum."""
     maximum_epsilon: Positive = 10.0
     """Most that one study may cost."""
+    maximum_count_noise: Positive = 100.0
+    """Largest standard deviation, in patients, of the noise on the number of patients (``privacy.count_noise``): the
+    sampling rate follows from the noised number, and one that is far off asks for far larger steps than were meant."""
     allow_without_privacy: bool = False
     """Whether studies without differential privacy may be approved."""
     allow_evaluation_counts: bool = True
@@ -140,3 +143,8 @@ def _check_privacy(policy: SitePolicy, study: Study, budget: Budget) -> None:
         return
     if epsilon > policy.maximum_epsilon:
         raise PolicyRefusal("policy", f"the study asks for ε {epsilon:g}, this site permits {policy.maximum_epsilon:g}")
+    noise, most = study.privacy.count_noise, policy.maximum_count_noise
+    if noise > most:
+        raise PolicyRefusal(
+            "policy", f"the study's count_noise is {noise:g} patients, this site permits {most:g} (maximum_count_noise)"
+        )

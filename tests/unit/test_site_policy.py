@@ -53,6 +53,7 @@ def test_a_study_within_the_policy_may_be_approved() -> None:
         ({"minimum_held_back": 61}, "fewer held-back patients than the 61"),
         ({"minimum_sites": 4}, "this site asks for 4"),
         ({"maximum_epsilon": 2.9}, "permits 2.9"),
+        ({"maximum_count_noise": 9.9}, "permits 9.9 .maximum_count_noise"),
         ({"threat_models": ["honest-but-curious"]}, "no coordinator for malicious-server"),
         ({"budgets": {"heart": {"epsilon": 10.0, "delta": 0.01}}}, "delta of the asset's budget"),
     ],

@@ -120,11 +120,13 @@ class PrivateOptimizer(TapeOptimizer):
         noise_multiplier: float,
         expected_batch: int,
         noise: Noise,
+        expected: float | None = None,
         adaptive: AdaptiveClipping | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """``clipping_norm``: of the first step, with ``adaptive``. ``after`` is called on each step when the private
-        gradient stands in ``.grad``: post-processing.
+        """``clipping_norm``: of the first step, with ``adaptive``. ``expected``: patients that a step expects at most,
+        where that is more than ``expected_batch``, by which the sum is divided. ``after`` is called on each step when
+        the private gradient stands in ``.grad``: post-processing.
 
         Raises:
             ConfigurationError: noise, bound or batch beyond what the lattice takes.
@@ -143,7 +145,8 @@ class PrivateOptimizer(TapeOptimizer):
         # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat. What
         # follows the parameters is the sum of marks.
         self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
-        self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), expected_batch)
+        self._expected = float(expected_batch) if expected is None else expected
+        self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
         parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
@@ -151,7 +154,6 @@ class PrivateOptimizer(TapeOptimizer):
         self._beside = thread_beside("noise")
         self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
         self._marks = self._sum[parameters:].clone()
-        self._in_sum = 0
         if after is not None:
             self.attach_step_hook(lambda _: after())
 
@@ -171,7 +173,6 @@ class PrivateOptimizer(TapeOptimizer):
         self.tape.close()
         self._step_skip_queue.clear()
         self._sum.zero_()
-        self._in_sum = 0
         self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:
@@ -192,16 +193,13 @@ class PrivateOptimizer(TapeOptimizer):
         """Take the bound of the next step from the sum of marks that was released: the one number a step waits for."""
         total, batch = float(self._marks) / (MARK * self.lattice.row_bound), self.expected_batch_size
         self.max_grad_norm = following(self.clipping_norm, total, batch, adaptive)
-        self.lattice = Lattice.of(self.clipping_norm, self.noise_multiplier, len(self._sum), batch)
+        self.lattice = Lattice.of(self.clipping_norm, self.noise_multiplier, len(self._sum), self._expected)
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient; drop one that is not finite."""
         if self.tape.empty:
             self.tape.close()
             return
-        self._in_sum += self.tape.owners.patients
-        if self._in_sum > self.lattice.patients:
-            raise RuntimeError(f"more than {self.lattice.patients} patients in one step: their sum would be too coarse")
         ratios = self.add_clipped(self._parts, 1.0 / self.lattice.step)
         if self._adaptive is not None:
             most = MARK * self.lattice.row_bound / self.lattice.step
@@ -236,4 +234,3 @@ class PrivateOptimizer(TapeOptimizer):
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         self._sum.zero_()
-        self._in_sum = 0

@@ -23,6 +23,11 @@ and leaves the sum as it is.
 for 11 million parameters clipping gives up 2·10^-6·max(1, σ) of C; and a step is still 2^20 float64 numbers wide where
 the deviates have size 1.
 
+**More patients than that.** The number of patients of a plan has noise, and ``Lattice.patients`` takes in ten of its
+deviations: by chance a step never draws more. Where a hospital's patients have become many times more since the
+approval, it may; the sum goes on all the same, since whether it fails would be for one patient to decide. Each patient
+beyond moves what the others come to by ``tape.ERROR`` · C more, 10^-8 of the clipping norm.
+
 **Covered:** the released numbers and their spacing, the order and splitting of the sum, the rounding of norms, factors
 and products.
 **Not covered:** (1) the probabilities are those of Box & Muller in float64, whose logarithm, cosine and sine err in the
@@ -41,7 +46,7 @@ from consilium_client.training.tape import ERROR
 from consilium_shared.errors import ConfigurationError
 
 PATIENTS = 2**20
-"""Most patients in one sum; a contract's expected batch is at most a million."""
+"""Most patients that a sum is made for; a contract's expected batch is at most a million."""
 
 SMALLEST, _LARGEST = 2.0**-20, 2.0**300
 """Between them a clipping norm lies: what float32 has no room for when a norm's numbers are squared is far below."""
@@ -54,7 +59,7 @@ class Lattice:
     Attributes:
         step: g, a power of two.
         row_bound: L2 norm to which gradients are clipped so that one patient moves the rounded sum by at most C.
-        patients: most in one sum.
+        patients: most that one sum is made for.
     """
 
     step: float
@@ -62,9 +67,13 @@ class Lattice:
     patients: int
 
     @classmethod
-    def of(cls, clipping_norm: float, noise_multiplier: float, parameters: int, expected_batch: int) -> Lattice:
-        """For C, σ (0 is taken too), d numbers in a gradient and the patients that a step expects. With Poisson
-        sampling a step draws twice as many and a thousand more with a probability below 10^-100.
+    def of(cls, clipping_norm: float, noise_multiplier: float, parameters: int, expected: float) -> Lattice:
+        """For C, σ (0 is taken too), d numbers in a gradient and the patients that a step expects at most
+        (``PrivacyPlan.expected``). With Poisson sampling a step draws twice as many and a thousand more with a
+        probability below 10^-100; where that is beyond ``PATIENTS``, it draws so many with one below 10^-20.
+
+        Whether it is refused depends on C no further than that C lies between the bounds: what adaptive clipping makes
+        of a norm in the middle of a round is never refused if the first was not.
 
         Raises:
             ConfigurationError: C, σ or the batch so large that rounding would take more than a fiftieth of C.
@@ -72,9 +81,12 @@ class Lattice:
         largest = max(1.0, noise_multiplier) * clipping_norm
         if not SMALLEST < clipping_norm <= largest < _LARGEST:
             raise ConfigurationError(f"clipping_norm {clipping_norm:g}, noise {noise_multiplier:g}: too far from 1")
+        if expected + 10.0 * math.sqrt(expected) > PATIENTS:
+            raise ConfigurationError(f"a step of {expected:g} patients: the sum of more than {PATIENTS} is too coarse")
         step = 2.0 ** (math.ceil(math.log2(largest)) - 32)
-        patients = min(PATIENTS, 2 * expected_batch + 1024)
-        lost = patients * ERROR * clipping_norm + step * math.sqrt(parameters)
-        if lost > clipping_norm / 50:
+        patients = min(PATIENTS, math.ceil(2.0 * expected) + 1024)
+        widest = 2.0**-31 * max(1.0, noise_multiplier)  # of the step in units of C, whichever C is
+        if patients * ERROR + widest * math.sqrt(parameters) > 1 / 50:
             raise ConfigurationError(f"noise multiplier {noise_multiplier:g} is too large for {parameters} parameters")
+        lost = patients * ERROR * clipping_norm + step * math.sqrt(parameters)
         return cls(step=step, row_bound=clipping_norm - lost, patients=patients)

@@ -180,7 +180,7 @@ def check_mechanism(study: Study, plan: PrivacyPlan, way: Way) -> None:
     are beyond what the lattice takes."""
     gradients.check_precision(way, study.training.precision)
     numbers = width(study) + (study.training.adaptive_clipping is not None)
-    Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, study.training.expected_batch)
+    Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, plan.expected(study.training.expected_batch))
 
 
 def physical_batch(records: Records) -> int:
@@ -265,6 +265,7 @@ def _stepper(
         clipping_norm=plan.clipping_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_batch=batch,
+        expected=plan.expected(batch),
         noise=noise,
         adaptive=study.training.adaptive_clipping,
         after=after,

@@ -176,6 +176,14 @@ class PrivacyPlan:
             self.event(self.rounds),
         )
 
+    def expected(self, batch: int) -> float:
+        """Patients that a step draws in expectation, at most, of a study whose batch is ``batch``: of the noised number
+        and ten deviations more. A site has more than that with a probability below 10^-23, or patients who came later.
+        """
+        if self.patients is None or self.count_noise is None:
+            return float(batch)
+        return max(float(batch), self.sampling_rate * (self.patients + 10.0 * self.count_noise))
+
     def cost(self) -> float:
         """ε of ``events()`` at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
         return epsilon(self.events(), self.delta)
