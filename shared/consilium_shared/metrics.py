@@ -18,6 +18,7 @@ is within 1/32.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ LOSS_SCALE = 16
 """Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
 
 Counts = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
 Values = dict[str, float | int | None]
 
 _OF_CONFUSION = {"accuracy", "f1", "sensitivity", "specificity"}
@@ -160,42 +162,70 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy``,
     ``loss`` (mean cross entropy, nats) and ``n`` (records; with noise, an estimate) are over all records. ``f1``,
     ``sensitivity`` and ``specificity``: of class index 1 for two classes, else the mean over classes. Those that were
-    not asked for are left out. Noise makes single counts negative; they are taken as they are, since setting them to 0
-    would pull every metric one way, and each ratio is held to [0, 1]. It is None where noise left nothing to divide by.
+    not asked for are left out. Noise makes single counts negative, and takes a ratio above 1 or below 0; they are taken
+    as they are, since cutting would pull every metric one way and make the lucky ones look certain. ``intervals`` says
+    how far the noise may have moved them. None is where noise left nothing to divide by.
 
     Raises:
         ValueError: a counts vector of another length.
     """
     parts = {part: numbers.astype(np.float64) for part, numbers in layout.parts(counts).items()}
-    found: Values = {}
+    numbers, shares = counts.astype(np.float64), dict[str, list[float | None]]()
     if "scores" in parts:
-        histograms = parts["scores"].reshape(-1, 2, layout.bins)
-        found["auroc"] = _mean([_auroc(each[1], each[0]) for each in histograms])
-        records = histograms[0].sum()
-    if "confusion" in parts:
-        confusion = parts["confusion"].reshape(layout.classes, layout.classes)
-        records = confusion.sum()
-        found |= _of_confusion(confusion)
-    if "records" in parts:
-        records = parts["records"][0]
-    if "loss" in parts:
-        found["loss"] = _ratio(parts["loss"][0] / LOSS_SCALE, records, most=layout.loss_limit)
-    return {**{name: value for name, value in found.items() if name in layout.asked}, "n": max(int(records), 0)}
+        shares["auroc"] = [_auroc(each[1], each[0]) for each in parts["scores"].reshape(-1, 2, layout.bins)]
+    for name, part, whole in ratios(layout):
+        shares.setdefault(name, []).append(_ratio(part @ numbers, whole @ numbers))
+    found = {name: _mean(values) for name, values in shares.items()}
+    return {**found, "n": max(int(every_record(layout) @ numbers), 0)}
 
 
-def _of_confusion(confusion: npt.NDArray[np.float64]) -> Values:
-    classes, records = len(confusion), confusion.sum()
-    asked = [1] if classes == 2 else list(range(classes))
-    right = confusion.diagonal()
-    of_class, called = confusion.sum(1), confusion.sum(0)
-    return {
-        "accuracy": _ratio(right.sum(), records),
-        "f1": _mean([_ratio(2 * right[c], of_class[c] + called[c]) for c in asked]),
-        "sensitivity": _mean([_ratio(right[c], of_class[c]) for c in asked]),
-        "specificity": _mean(
-            [_ratio(records - of_class[c] - called[c] + right[c], records - of_class[c]) for c in asked]
-        ),
-    }
+def every_record(layout: Layout) -> Vector:
+    """The linear form ``[k]`` whose value on a counts vector is its number of records."""
+    form, of = np.zeros(layout.width), _places(layout)
+    if "confusion" in of:
+        form[of["confusion"]] = 1.0
+    elif "records" in of:
+        form[of["records"]] = 1.0
+    else:
+        form[of["scores"][: 2 * layout.bins]] = 1.0
+    return form
+
+
+def ratios(layout: Layout) -> Iterator[tuple[str, Vector, Vector]]:
+    """Metrics that are ratios of linear forms of the counts: (name, numerator ``[k]``, denominator ``[k]``).
+
+    A metric over classes comes once for each class: it is their mean.
+    """
+    of, everybody = _places(layout), every_record(layout)
+    if "loss" in layout.asked:
+        total = np.zeros(layout.width)
+        total[of["loss"]] = 1 / LOSS_SCALE
+        yield "loss", total, everybody
+    if "confusion" not in of:
+        return
+    place = of["confusion"].reshape(layout.classes, layout.classes)
+
+    def form(*chosen: npt.NDArray[np.int64]) -> Vector:
+        made = np.zeros(layout.width)
+        for places in chosen:
+            made[places] += 1.0
+        return made
+
+    if "accuracy" in layout.asked:
+        yield "accuracy", form(place.diagonal()), everybody
+    for c in [1] if layout.classes == 2 else range(layout.classes):
+        right, of_class, called = form(place[c, c]), form(place[c]), form(place[:, c])
+        named = {
+            "f1": (2 * right, of_class + called),
+            "sensitivity": (right, of_class),
+            "specificity": (everybody - of_class - called + right, everybody - of_class),
+        }
+        yield from ((name, *named[name]) for name in named if name in layout.asked)
+
+
+def _places(layout: Layout) -> dict[str, npt.NDArray[np.int64]]:
+    """Part to where its numbers stand in the vector."""
+    return layout.parts(np.arange(layout.width, dtype=np.int64))
 
 
 def _bins(scores: npt.NDArray[np.float64], layout: Layout) -> npt.NDArray[np.int64]:
@@ -214,8 +244,8 @@ def _auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64])
     return _ratio(float((positive * (below + negative / 2)).sum()), pairs)
 
 
-def _ratio(part: float, whole: float, most: float = 1.0) -> float | None:
-    return min(max(float(part) / float(whole), 0.0), most) if whole > 0 else None
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part) / float(whole) if whole > 0 else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,0 +1,101 @@
+"""Intervals of metrics of noised counts: where the metric of the true counts lies, as far as the noise leaves it open.
+
+The deviation of the noise on every number is known from the contract, so nothing is guessed. A ratio r of two sums of
+counts lies where the sum "part - r · whole" is no farther from 0 than its own noise explains (Fieller 1954): that holds
+also where the noise of what one divides by is large, where an error to first order is far too narrow. For the AUROC,
+which multiplies counts, the deviation of that sum is estimated from the noised counts themselves, on the large side.
+A mean over classes lies between the means of the classes' ends, which is on the large side too.
+
+That is the noise alone. That the patients are few, and others could have been held back, is an uncertainty beside it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics, ratios
+
+LEVEL = 0.95
+DEVIATIONS = 1.959963984540054
+"""Of a normal distribution, to either side, that leave out 1 - ``LEVEL``."""
+
+Interval = tuple[float, float]
+
+
+def variances(layout: Layout, noise_multiplier: float, sites: int) -> Vector:
+    """Variance of the noise on each number of a counts vector ``[k]`` that ``sites`` have added, rounding included."""
+    deviations = layout.deviations(noise_multiplier)
+    one = np.concatenate([np.full(size, deviations[part] ** 2 + 1 / 12) for part, size in layout.sizes.items()])
+    return sites * one
+
+
+def intervals(
+    counts: Counts, layout: Layout, variance: Vector, deviations: float = DEVIATIONS
+) -> dict[str, Interval | None]:
+    """Metric to the interval that holds that of the true counts, in 95 of 100 cases at least.
+
+    Args:
+        counts: the noised sum ``[k]``.
+        variance: of the noise on each of its numbers ``[k]``.
+        deviations: of a normal distribution, to either side of the metric; other than the default for other chances.
+
+    Returns:
+        (low, high), not cut off at 0 and 1; None where the noise leaves every value open.
+    """
+    numbers, found = counts.astype(np.float64), dict[str, list[Interval | None]]()
+    if "auroc" in layout.asked:
+        each = layout.parts(counts)["scores"].astype(np.float64).reshape(-1, 2, layout.bins)
+        one = float(variance[0])  # scores stand first, and all have the same noise
+        found["auroc"] = [_auroc(positive, negative, one, deviations) for negative, positive in each]
+    for name, part, whole in ratios(layout):
+        moments = (part * part @ variance, part * whole @ variance, whole * whole @ variance)
+        found.setdefault(name, []).append(_fieller(float(part @ numbers), float(whole @ numbers), moments, deviations))
+    return {name: _mean(ends) for name, ends in found.items()}
+
+
+def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Values, dict[str, Interval]]:
+    """Metrics of noised counts, and the intervals of those that are known at all.
+
+    A metric of which the noise leaves every value open is None: a number there would be nothing but noise.
+    """
+    values, found = metrics(counts, layout), intervals(counts, layout, variance)
+    known = {name: ends for name, ends in found.items() if ends is not None and values[name] is not None}
+    return {name: value if name in known or name == "n" else None for name, value in values.items()}, known
+
+
+def _auroc(positive: Vector, negative: Vector, variance: float, deviations: float) -> Interval | None:
+    """Of the share of (positive, negative) pairs in the right order: sums of products of two noised counts."""
+    bins = len(positive)
+    order = np.tri(bins, k=-1) + np.eye(bins) / 2  # [i, j]: what a positive in bin i and a negative in bin j count
+    by_positive, by_negative = order @ negative, order.T @ positive
+    positives, negatives = float(positive.sum()), float(negative.sum())
+    if not (positives > 0 and negatives > 0):
+        return None
+    moments = (
+        variance * float(by_positive @ by_positive + by_negative @ by_negative),
+        variance * float(negatives * by_positive.sum() + positives * by_negative.sum()),
+        variance * bins * (negatives**2 + positives**2),
+    )
+    return _fieller(float(positive @ order @ negative), positives * negatives, moments, deviations)
+
+
+def _fieller(part: float, whole: float, moments: tuple[float, float, float], deviations: float) -> Interval | None:
+    """Every r with part - r · whole within so many deviations of 0; its variance is aa - 2 · r · ab + r² · bb.
+
+    None where these are no interval: what is divided by cannot be told from 0.
+    """
+    aa, ab, bb = (deviations**2 * float(moment) for moment in moments)
+    leading, middle, last = whole * whole - bb, part * whole - ab, part * part - aa
+    if not (leading > 0 and whole > 0):
+        return None
+    root = math.sqrt(max(middle * middle - leading * last, 0.0))
+    return (middle - root) / leading, (middle + root) / leading
+
+
+def _mean(ends: list[Interval | None]) -> Interval | None:
+    known = [each for each in ends if each is not None]
+    if len(known) < len(ends):
+        return None
+    return float(np.mean([low for low, _ in known])), float(np.mean([high for _, high in known]))

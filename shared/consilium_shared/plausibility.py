@@ -1,0 +1,122 @@
+"""Counts that honest sites cannot have given: no metrics are computed of those.
+
+Counts are not negative, no record is in one part and missing in another, no metric is outside its range, and no more
+patients are held back than the weights allow; all that but for the noise, whose deviation is known. Each test refuses
+the counts of honest sites with a probability of ``CHANCE`` at most. What a lying site adds within these bounds passes:
+metrics are what the sites say, not what is true.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import NormalDist
+
+import numpy as np
+
+from consilium_shared.intervals import intervals
+from consilium_shared.metrics import LOSS_SCALE, Counts, Layout, Vector, every_record
+from consilium_shared.study import Study
+
+CHANCE = 1e-9
+"""That one test refuses what honest sites gave."""
+
+_DEVIATIONS = -NormalDist().inv_cdf(CHANCE / 2)
+_PATIENTS = 20.0
+"""Logarithm of the chance that more are held back than ``most_held_back`` says: below 1e-8."""
+
+
+def contradiction(counts: Counts, layout: Layout, variance: Vector | None, most: float | None = None) -> str | None:
+    """Why honest sites cannot have given this sum of counts; None where they can.
+
+    Args:
+        counts: the sum ``[k]``.
+        variance: of the noise on each of its numbers ``[k]``; None for counts without noise.
+        most: ``most_held_back``, where it is known.
+    """
+    numbers = counts.astype(np.float64)
+    noise = np.zeros(layout.width) if variance is None else variance
+    for form, what in _never_positive(layout):
+        over, slack = float(form @ numbers), _DEVIATIONS * math.sqrt(float(form * form @ noise))
+        if over > slack:
+            return f"{what}: by {over:.4g}, and the noise explains {slack:.4g}"
+    records = every_record(layout)
+    slack = _DEVIATIONS * math.sqrt(float(records @ noise))
+    if most is not None and float(records @ numbers) > most + slack:
+        return f"{float(records @ numbers):.0f} patients are counted, and the weights allow {most + slack:.0f}"
+    if variance is None:
+        lowest = int(counts.min())
+        return f"a count is {lowest}, below 0" if lowest < 0 else None
+    return _below(numbers / np.sqrt(variance)) or _beyond(counts, layout, variance)
+
+
+def _below(counts: Vector) -> str | None:
+    """Counts, in deviations of their noise ``[k]``, that are farther below 0 than noise takes them."""
+    if counts.min() < NormalDist().inv_cdf(CHANCE / counts.size):
+        return f"a count is {-counts.min():.1f} deviations of the noise below 0"
+    # The length of the part of normal numbers below 0 exceeds its mean by t with a chance of exp(-t²/2) at most.
+    length = float(np.linalg.norm(np.minimum(counts, 0.0)))
+    limit = math.sqrt(counts.size / 2) + math.sqrt(-2 * math.log(CHANCE))
+    if length > limit:
+        return f"the counts are {length:.1f} deviations of the noise below 0 together, and at most {limit:.1f} can be"
+    return None
+
+
+def _beyond(counts: Counts, layout: Layout, variance: Vector) -> str | None:
+    """A metric that is farther outside its range than noise takes it."""
+    for name, ends in intervals(counts, layout, variance, _DEVIATIONS).items():
+        most = layout.loss_limit if name == "loss" else 1.0
+        if ends is not None and (ends[0] > most or ends[1] < 0):
+            return f"{name} would be between {ends[0]:.3f} and {ends[1]:.3f}, and is between 0 and {most:g}"
+    return None
+
+
+def _never_positive(layout: Layout) -> Iterator[tuple[Vector, str]]:
+    """Linear forms ``[k]`` of the counts that are 0 or less without noise, and what it means where they are not."""
+    of = layout.parts(np.arange(layout.width, dtype=np.int64))
+
+    records = every_record(layout)
+    if "loss" in of:
+        loss = -LOSS_SCALE * layout.loss_limit * records
+        loss[of["loss"]] += 1.0
+        yield loss, "the losses are larger than those of so many records can be"
+    scores = of["scores"].reshape(-1, 2, layout.bins) if "scores" in of else []
+    confusion = of["confusion"].reshape(layout.classes, layout.classes) if "confusion" in of else None
+    for c, each in zip(layout.scored, scores, strict=True):
+        whole = -records
+        whole[each] += 1.0
+        yield from _both(whole, f"the scores of class {c} are not of as many records as the others")
+        if confusion is None:
+            continue
+        of_class = np.zeros(layout.width)
+        of_class[each[1]], of_class[confusion[c]] = 1.0, -1.0
+        yield from _both(of_class, f"the scores and the confusion matrix differ in how many records are of class {c}")
+        if layout.classes == 2:  # what is called 1 has a score of a half or more
+            for truth in (0, 1):
+                called = np.zeros(layout.width)
+                called[confusion[truth, 1]], called[each[truth][layout.bins // 2 :]] = 1.0, -1.0
+                yield called, f"more records of class {truth} are called 1 than have such a score"
+
+
+def _both(form: Vector, what: str) -> Iterator[tuple[Vector, str]]:
+    yield form, what
+    yield -form, what
+
+
+def most_held_back(study: Study, sites: int, weight: int) -> float | None:
+    """Most patients that ``sites`` with this summed weight hold back; None where the weight does not tell.
+
+    It tells where the weight is the noised number of patients to train on, and who is held back is drawn by a hash.
+
+    Args:
+        study: the contract.
+        sites: how many added to the weight.
+        weight: Σ of their weights.
+    """
+    part, rules = study.evaluation.split, study.aggregation
+    if part is None or study.privacy.mode != "dp" or rules.weighting != "patients" or weight >= rules.max_weight:
+        return None
+    training = weight + _DEVIATIONS * math.sqrt(sites * (study.privacy.count_noise**2 + 1 / 12))
+    expected = training * part / (1 - part)
+    # Bernstein, for a sum of draws that are held back or not.
+    return expected + math.sqrt(2 * _PATIENTS * expected / (1 - part)) + _PATIENTS / (1 - part)
