@@ -23,6 +23,7 @@ from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import open_grid
 from consilium_server.federation import Home
+from consilium_server.figures import Figures, length, noised_weight
 from consilium_server.optimizer import ServerOptimizer
 from consilium_server.recruitment import Recruitment
 from consilium_server.summation import Asked, Contribution, NotOpened, Summation
@@ -33,7 +34,6 @@ from consilium_shared.averaging import averaged
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConsiliumError, PeerError, TransportError
 from consilium_shared.messages import Close, Closing, Evaluate, Payload, Train, Update
-from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import start
 from consilium_shared.models.vector import pack, trained, width, with_trained
 from consilium_shared.process_lock import LockHeld, ProcessLock
@@ -57,6 +57,7 @@ class StudyRun:
         self.folder, self.home, self.study = talk.folder, talk.home, talk.study
         self.recruitment = Recruitment(talk)
         self.asking = Asking(talk, self.recruitment)
+        self.figures = Figures(self.study)
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
@@ -115,9 +116,11 @@ class StudyRun:
         except NotOpened as error:
             raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
         updates = {site: (answer, sha256) for site, (answer, sha256) in sorted(summed.answers.items())}
-        opened, stepped = summed.opened, self.point.model
+        opened, stepped, moved = summed.opened, self.point.model, 0.0
         if opened.implausible is None:
-            part = self.optimizer.step(trained(self.point.model, self.study), opened.mean)
+            began_with = trained(self.point.model, self.study)
+            part = self.optimizer.step(began_with, opened.mean)
+            moved = length(part - began_with)
             stepped = with_trained(self.point.model, part, self.study)
         else:
             self.folder.event("implausible", round=number, why=opened.implausible)
@@ -149,9 +152,12 @@ class StudyRun:
             "countersigned": {site: signature for site, signature in signatures.items() if signature is not None},
             "opened": summed.record,
             "implausible": opened.implausible,
-            "metrics_before": self._metrics(opened, number - 1),
+            "weight": noised_weight(self.study, opened),
+            "update_norm": None if opened.norm is None else float(f"{opened.norm:.6g}"),
+            "step_norm": moved,
             "seconds": round(time.monotonic() - began, 3),
         }
+        record |= self._metrics(opened, number - 1, "metrics_before", record)
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
         self.packed = after
         self.checkpoints.write(self.point)
@@ -163,7 +169,7 @@ class StudyRun:
             found = self._evaluate(point)
         record = {**point.record, **found}
         self.folder.write_record(record, self.talk.coordinator)
-        about = {"seconds": record["seconds"], "away": record["away"], "epsilon": record["epsilon"]}
+        about = {key: record.get(key) for key in ("seconds", "away", "epsilon", "update_norm")}
         self.folder.event("closed", round=point.round, **about)
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 
@@ -201,22 +207,22 @@ class StudyRun:
             log.warning("the last model is not evaluated: %s", error)
             return {"metrics": None}
         spent = {site: answer.epsilon for site, (answer, _) in summed.answers.items()}
+        known = set(summed.answers) <= set(point.record["participants"])
         return {
-            "metrics": self._metrics(summed.opened, number),
+            **self._metrics(summed.opened, number, "metrics", point.record if known else None),
             "epsilon": {**point.record["epsilon"], **{s: e for s, e in spent.items() if s in point.record["epsilon"]}},
             "counts": {site: sha256 for site, (_, sha256) in sorted(summed.answers.items())},
             "opened_counts": summed.record,
         }
 
-    def _metrics(self, opened: Opened, number: int) -> dict[str, Any] | None:
-        """Metrics of the model after a round, and how many sites counted; None where too few did to be told."""
-        if opened.counts is None or opened.counted < self.study.aggregation.min_sites:
-            return None
-        values = metrics(opened.counts, Layout.of(self.study))
-        asked: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
-        kept = {**asked, "sites": opened.counted}
-        self.folder.event("evaluated", round=number, metrics=kept)
-        return kept
+    def _metrics(self, opened: Opened, number: int, key: str, training: dict[str, Any] | None) -> dict[str, Any]:
+        """What a record says of the model after a round: its metrics by that key, or why there are none."""
+        found, why = self.figures.of(opened, training)
+        if why is not None:
+            self.folder.event("no_metrics", round=number, why=why)
+        if found is not None:
+            self.folder.event("evaluated", round=number, metrics=found)
+        return {key: found, f"no_{key}": why}
 
     def _has_record(self, number: int) -> bool:
         return self.folder.record_file(number).exists()

@@ -148,7 +148,8 @@ def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
     if ended.state != "finished":
         raise TransportError(f"study {folder.name} {ended.state}: {ended.why}")
     model = registry.read(Path(ended.model), home.coordinator().public)
-    console.console.print(f"{model.folder}: {progress.format_metrics(model.card['metrics'])}", markup=False)
+    found = progress.format_metrics(model.card["metrics"])
+    console.console.print(f"{model.folder}; metrics, {progress.REPORTED}: {found}", markup=False)
 
 
 @app.command()
@@ -180,6 +181,8 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
                 "sites": p.sites,
                 "waiting": p.waiting,
                 "metrics": p.metrics,
+                "no_metrics": p.no_metrics,
+                "update_norms": p.norms,
                 "epsilon": p.epsilon,
                 "model": p.model,
             }
@@ -193,13 +196,13 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     console.table("sites", ["site", "state"], list(value["sites"].items()))
     console.table(
         "studies",
-        ["study", "state", "rounds", "metrics", "sites"],
+        ["study", "state", "rounds", f"metrics, {progress.REPORTED}", "sites"],
         [
             (
                 p.name,
                 p.state + (f": {p.why}" if p.why else ""),
                 f"{p.round}/{p.rounds}",
-                progress.format_metrics(p.metrics),
+                progress.format_metrics(p.metrics) + (f"\n{p.no_metrics}" if p.no_metrics else ""),
                 "\n".join(f"{site}: {what}" for site, what in sorted(p.sites.items())) + (f"\n{p.waiting}"),
             )
             for p in found
@@ -215,7 +218,7 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         as_json,
         [{"folder": str(m.folder), "card": m.card} for m in found],
         "models",
-        ["study", "model", "rounds", "ε proven", "ε measured", "metrics", "folder"],
+        ["study", "model", "rounds", "ε proven", "ε measured", f"metrics, {progress.REPORTED}", "folder"],
         lambda: [
             (
                 m.card["study"],

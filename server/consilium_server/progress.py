@@ -18,6 +18,7 @@ from consilium_server.studies import StudyFolder
 from consilium_shared.errors import TransportError
 
 GONE_SECONDS = 5.0
+REPORTED = "as reported by the sites"
 ENDED = frozenset({"finished", "stopped", "failed"})
 
 
@@ -38,6 +39,10 @@ class Progress:
     metrics: dict[str, Any] | None = None
     evaluated: int = 0
     """The round after which the model has these metrics."""
+    no_metrics: str = ""
+    """Why a later round has none."""
+    norms: dict[int, float | None] = field(default_factory=dict)
+    """Round to the L2 norm of its mean update."""
     epsilon: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     waiting: str = ""
@@ -98,15 +103,22 @@ class Progress:
         return f"round {event['round']}: no step was taken: {event['why']}"
 
     def _on_evaluated(self, event: dict[str, Any]) -> str:
-        self.metrics, self.evaluated = event["metrics"], event["round"]
-        return f"model after round {event['round']}: {format_metrics(event['metrics'])}"
+        self.metrics, self.evaluated, self.no_metrics = event["metrics"], event["round"], ""
+        return f"model after round {event['round']}, {REPORTED}: {format_metrics(event['metrics'])}"
+
+    def _on_no_metrics(self, event: dict[str, Any]) -> str:
+        self.no_metrics = f"model after round {event['round']}: no metrics, somebody spoilt the counts: {event['why']}"
+        return self.no_metrics
 
     def _on_closed(self, event: dict[str, Any]) -> str:
         self.round, self.waiting = event["round"], ""
         self.seconds.append(event["seconds"])
         self.epsilon.update(event["epsilon"])
+        self.norms[event["round"]] = event.get("update_norm")
         away = f"; without {', '.join(sorted(event['away']))}" if event["away"] else ""
-        return f"round {self.round} done in {event['seconds']:.1f} s{away}"
+        norm = event.get("update_norm")  # events of older versions have none
+        length = "" if norm is None else f"; the mean update has norm {norm:.3g}"
+        return f"round {self.round} done in {event['seconds']:.1f} s{length}{away}"
 
     def _on_published(self, event: dict[str, Any]) -> str:
         self.model = event["folder"]
@@ -114,10 +126,22 @@ class Progress:
 
 
 def format_metrics(metrics: dict[str, Any] | None) -> str:
-    """Metrics as ``auroc .832, accuracy .781``."""
+    """Metrics in words, such as ``auroc 0.832 [0.790, 0.874] (95 % intervals of the noise)`` where they are noised."""
     if not metrics:
-        return ""
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
+        return "none"
+    ends = metrics.get("interval", {})
+    shown = ", ".join(
+        _format_metric(name, value, ends.get(name), noised="interval" in metrics)
+        for name, value in metrics.items()
+        if value is None or isinstance(value, float)
+    )
+    return shown + (" (95 % intervals of the noise)" if ends else "")
+
+
+def _format_metric(name: str, value: float | None, ends: list[float] | None, *, noised: bool) -> str:
+    if value is None:
+        return f"{name} unknown" + (" (too much noise)" if noised else "")
+    return f"{name} {value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def read(folder: StudyFolder) -> Progress:
@@ -179,7 +203,11 @@ def render(progress: Progress) -> Group:
         table.add_row(site, what, "–" if epsilon is None else f"{epsilon:.3f}")
     parts: list[Any] = [head, bar, Text(now), table]
     if progress.metrics:
-        parts.append(Text(f"after round {progress.evaluated}: {format_metrics(progress.metrics)}"))
+        parts.append(Text(f"after round {progress.evaluated}, {REPORTED}: {format_metrics(progress.metrics)}"))
+    if progress.no_metrics:
+        parts.append(Text(progress.no_metrics, style="yellow"))
+    if len(known := [norm for norm in progress.norms.values() if norm is not None][-6:]) > 1:
+        parts.append(Text("norm of the mean update, last rounds: " + ", ".join(f"{norm:.3g}" for norm in known)))
     if progress.waiting:
         parts.append(Text(progress.waiting, style="yellow"))
     if progress.model:

@@ -28,7 +28,9 @@ from consilium_shared.study import Study
 LIMITS = (
     "The coordinator saw sums over sites alone. What the sums and the model tell about a patient is bounded by "
     "differential privacy, where the study has it. A site may have trained on false data within the contract's bounds; "
-    "nothing here shows that."
+    "nothing here shows that. The metrics are as reported by the sites, which nobody has checked. Where counts carry "
+    "noise, each metric has the interval that holds the one of the true counts in 95 of 100 cases; that other patients "
+    "could have been held back is not in it."
 )
 
 SOFTWARE = ("consilium", "flwr", "torch", "opacus", "scipy", "numpy", "cryptography")

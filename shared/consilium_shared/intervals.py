@@ -50,7 +50,11 @@ def intervals(
         one = float(variance[0])  # scores stand first, and all have the same noise
         found["auroc"] = [_auroc(positive, negative, one, deviations) for negative, positive in each]
     for name, part, whole in ratios(layout):
-        moments = (part * part @ variance, part * whole @ variance, whole * whole @ variance)
+        moments = (
+            float(part * part @ variance),
+            float(part * whole @ variance),
+            float(whole * whole @ variance),
+        )
         found.setdefault(name, []).append(_fieller(float(part @ numbers), float(whole @ numbers), moments, deviations))
     return {name: _mean(ends) for name, ends in found.items()}
 
@@ -86,7 +90,7 @@ def _fieller(part: float, whole: float, moments: tuple[float, float, float], dev
 
     None where these are no interval: what is divided by cannot be told from 0.
     """
-    aa, ab, bb = (deviations**2 * float(moment) for moment in moments)
+    aa, ab, bb = (deviations**2 * moment for moment in moments)
     leading, middle, last = whole * whole - bb, part * whole - ab, part * part - aa
     if not (leading > 0 and whole > 0):
         return None

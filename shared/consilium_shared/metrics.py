@@ -174,7 +174,7 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     if "scores" in parts:
         shares["auroc"] = [_auroc(each[1], each[0]) for each in parts["scores"].reshape(-1, 2, layout.bins)]
     for name, part, whole in ratios(layout):
-        shares.setdefault(name, []).append(_ratio(part @ numbers, whole @ numbers))
+        shares.setdefault(name, []).append(_ratio(float(part @ numbers), float(whole @ numbers)))
     found = {name: _mean(values) for name, values in shares.items()}
     return {**found, "n": max(int(every_record(layout) @ numbers), 0)}
 
@@ -245,7 +245,7 @@ def _auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64])
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return float(part) / float(whole) if whole > 0 else None
+    return part / whole if whole > 0 else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -80,7 +80,7 @@ def _never_positive(layout: Layout) -> Iterator[tuple[Vector, str]]:
         loss = -LOSS_SCALE * layout.loss_limit * records
         loss[of["loss"]] += 1.0
         yield loss, "the losses are larger than those of so many records can be"
-    scores = of["scores"].reshape(-1, 2, layout.bins) if "scores" in of else []
+    scores = list(of["scores"].reshape(-1, 2, layout.bins)) if "scores" in of else []
     confusion = of["confusion"].reshape(layout.classes, layout.classes) if "confusion" in of else None
     for c, each in zip(layout.scored, scores, strict=True):
         whole = -records

@@ -64,7 +64,19 @@ class RoundRecord(Strict):
     metrics: dict[str, Any] | None
     """Of ``model_after``, from counts in a sum of their own; after the last round alone."""
     metrics_before: dict[str, Any] | None = None
-    """Of ``model_before``, from the counts that rode on this round's updates."""
+    """Of ``model_before``, from the counts that rode on this round's updates. Metrics are as reported by the sites; of
+    noised counts they have ``interval``: metric to (low, high), which holds that of the true counts in 95 of 100 cases.
+    """
+    no_metrics: str | None = None
+    """Why there are no ``metrics`` of the counts that were opened: no honest sites could have given them."""
+    no_metrics_before: str | None = None
+    """The same of ``metrics_before``."""
+    weight: Annotated[int, Field(ge=1)] | None = None
+    """Σ of the participants' weights, where that is noised numbers of patients; else None."""
+    update_norm: Annotated[float, Field(ge=0)] | None = None
+    """L2 norm of the mean update; None in records of versions that did not say it, and where the sum was spoilt."""
+    step_norm: Annotated[float, Field(ge=0)] | None = None
+    """L2 norm of what the round moved the model by; None in records of versions that did not say it."""
     opened: OpenedSum | None = None
     """The sum of this round's updates; None in records of versions that had no secure sums."""
     implausible: str | None = None

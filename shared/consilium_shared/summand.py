@@ -102,6 +102,7 @@ class Opened:
         counted: how many sites added counts.
         counts: int64, their sum; None where none were asked for.
         implausible: why honest sites could not have given this sum, or None.
+        norm: L2 norm of ``mean``; None where there is none.
     """
 
     mean: npt.NDArray[np.float32]
@@ -109,6 +110,7 @@ class Opened:
     counted: int
     counts: npt.NDArray[np.int64] | None
     implausible: str | None
+    norm: float | None = None
 
 
 def read(
@@ -133,23 +135,29 @@ def read(
     mean = total.view(np.float32) if total.itemsize == 4 else np.empty(total.size, dtype=np.float32)
     encoding.decode(total, mean, divisor=weight / largest_weight(study))
     slack = survivors * encoding.error * largest_weight(study) / weight
-    return Opened(mean, weight, counted, counts, _implausible(study, mean, slack))
+    norm, largest = _size(mean)
+    return Opened(mean, weight, counted, counts, _implausible(study, mean.size, norm, largest, slack), norm)
 
 
 def _spoilt(why: str) -> Opened:
     return Opened(np.zeros(0, dtype=np.float32), 0, 0, None, f"{why}: somebody spoilt the sum")
 
 
-def _implausible(study: Study, mean: npt.NDArray[np.float32], slack: float) -> str | None:
-    """The mean of vectors within a bound is within it, but for the rounding, ``slack`` on each coordinate."""
+def _size(mean: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """L2 norm and largest absolute coordinate."""
     square, largest = 0.0, 0.0
     for start in range(0, mean.size, PIECE):
         piece = mean[start : start + PIECE].astype(np.float64)
         square += float(piece @ piece)
         largest = max(largest, float(np.abs(piece).max(initial=0.0)))
-    norm, bounds = math.sqrt(square), study.aggregation
+    return math.sqrt(square), largest
+
+
+def _implausible(study: Study, size: int, norm: float, largest: float, slack: float) -> str | None:
+    """The mean of vectors within a bound is within it, but for the rounding, ``slack`` on each coordinate."""
+    bounds = study.aggregation
     rounding = 1e-5  # of float32
-    if norm > bounds.norm_bound * (1 + rounding) + slack * math.sqrt(mean.size):
+    if norm > bounds.norm_bound * (1 + rounding) + slack * math.sqrt(size):
         return f"the mean update has norm {norm:.4g}, and every site's own is at most {bounds.norm_bound:g}"
     if largest > bounds.coordinate_bound * (1 + rounding) + slack:
         return f"a coordinate of the mean update is {largest:.4g}, and every site's at most {bounds.coordinate_bound:g}"

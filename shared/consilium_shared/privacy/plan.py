@@ -131,7 +131,7 @@ class PrivacyPlan:
         if evaluations:
             if evaluation_epsilon is None:
                 raise ConfigurationError("evaluations need an epsilon of their own")
-            evaluation_noise = calibrate_noise(1.0, evaluations, evaluation_epsilon, delta)
+            evaluation_noise = noise_of_evaluations(evaluations, evaluation_epsilon, delta)
             beside += [GaussianEvent(evaluation_noise)] * evaluations
         sigma = calibrate_noise(rate, steps, epsilon, delta, beside) if noise_multiplier is None else noise_multiplier
         plan = cls(
@@ -259,6 +259,15 @@ def plan_of(study: Study, patients: int) -> Plan:
         evaluations=len(study.evaluated_rounds),
         evaluation_epsilon=study.evaluation.epsilon,
     )
+
+
+def noise_of_evaluations(evaluations: int, epsilon: float, delta: float) -> float:
+    """Noise multiplier of so many releases of evaluation counts that cost ``epsilon`` together, at every site.
+
+    Raises:
+        BudgetRefused: no noise is enough.
+    """
+    return calibrate_noise(1.0, evaluations, epsilon, delta)
 
 
 def plan_from_dict(record: dict[str, Any]) -> Plan:
