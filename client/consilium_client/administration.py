@@ -98,12 +98,15 @@ class Administration:
             rejected = isinstance(self.desk.ledger.books.decisions.get(study.digest), Reject)
         state = self.desk.spending.state(study.data.asset)
         own = next((s for s in state.studies if s.study == study.digest), None)
+        objections = self.desk.objections(proposal)
+        undecided = "refused" if objections else "pending"
         return {
             "study": study.study,
             "version": study.version,
             "digest": study.digest,
-            "state": "approved" if approval else "rejected" if rejected else "pending",
+            "state": "approved" if approval else "rejected" if rejected else undecided,
             "by": approval.by if approval else None,
+            "refused": [{"rule": each.detail, "remedy": each.remedy} for each in objections],
             "task": study.task,
             "asset": study.data.asset,
             "sites": {site: public.fingerprint for site, public in proposal.identities.items()},
@@ -114,13 +117,14 @@ class Administration:
         }
 
     def estimate(self, study: str) -> dict[str, Any]:
-        """What a study would train on and cost, and all that its contract says, absent keys by their meaning."""
+        """What a study would train on and cost, and all that its contract says, absent keys by their meaning.
+
+        Of a study that the policy forbids, no cost.
+        """
         proposal = self.desk.proposals.find(study)
-        return {
-            **self._describe(proposal),
-            "contract": proposal.study.model_dump(mode="json"),  # with what absent keys mean
-            **self._estimate(self.desk.estimate(proposal.study)),
-        }
+        # The contract with what absent keys mean.
+        found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
+        return found if found["refused"] else {**found, **self._estimate(self.desk.estimate(proposal.study))}
 
     def _estimate(self, estimate: Estimate) -> dict[str, Any]:
         plan = estimate.plan

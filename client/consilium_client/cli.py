@@ -21,7 +21,7 @@ from consilium_client.site import Home
 from consilium_client.up import up_forever
 from consilium_shared import console
 from consilium_shared.config import load_yaml
-from consilium_shared.errors import BudgetRefused, ConfigurationError
+from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
 
@@ -149,6 +149,11 @@ def approve(
         _say_all(screen.described(estimate))
     if estimate["state"] == "approved":
         raise ConfigurationError(f"study {estimate['study']} is approved already, by {estimate['by']}")
+    if estimate["refused"]:
+        rules = "; ".join(
+            f"{each['rule']} (to permit it, in site.yaml: {each['remedy']})" for each in estimate["refused"]
+        )
+        raise PolicyRefusal("policy", f"study {estimate['study']} is refused by this site: {rules}")
     if not estimate["affordable"]:
         raise BudgetRefused(
             f"asset {estimate['asset']!r} cannot afford the study: {estimate['arithmetic']}. Nothing was approved or "

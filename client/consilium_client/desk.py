@@ -18,7 +18,7 @@ from consilium_client.clipping_norms import ClippingNorms
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
-from consilium_client.policy import check_contract, check_decider, check_patients
+from consilium_client.policy import check_contract, check_decider, check_patients, objections
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.results import Results
 from consilium_client.site import Home, SiteConfig
@@ -127,7 +127,7 @@ class Desk:
         self.attempts.end_kept(self.results, self.ledger)
         self.cohorts = CohortSizes(home.store / "cohorts")
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
-        self.proposals = Proposals(home.store / "studies")
+        self.proposals = Proposals(home.store / "studies", home.store / "refused")
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
         self._patients: dict[str, Patients] = {}
@@ -177,7 +177,8 @@ class Desk:
     def _asset(self, study: Study) -> AssetSpec:
         spec = self.config.assets.get(study.data.asset)
         if spec is None:
-            raise PolicyRefusal("data", f"this site has no asset {study.data.asset!r}")
+            asset = study.data.asset
+            raise PolicyRefusal("data", f"this site has no asset {asset!r}", f"assets.{asset}: where its files lie")
         return spec
 
     def estimate(self, study: Study) -> Estimate:
@@ -208,17 +209,20 @@ class Desk:
         """
         if self.proposals.has(proposal):
             return False
-        for kept in self.proposals.all():
-            changed = [s for s, key in kept.identities.items() if proposal.identities.get(s, key) != key]
-            if changed and self.spending.approval(kept.study.digest) is not None:
-                names = ", ".join(changed)
-                raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
+        self._check_keys(proposal)
         with self.ledger.exclusive():
             decided = set(self.ledger.books.decisions)
         undecided = [kept for kept in self.proposals.digests() if kept not in decided]
         if len(undecided) >= limits.UNDECIDED_PROPOSALS and proposal.study.digest not in decided:
             raise PolicyRefusal("policy", "this site has too many undecided proposals; ask it to decide on some first")
         return True
+
+    def _check_keys(self, proposal: Proposal) -> None:
+        for kept in self.proposals.all():
+            changed = [s for s, key in kept.identities.items() if proposal.identities.get(s, key) != key]
+            if changed and self.spending.approval(kept.study.digest) is not None:
+                names = ", ".join(changed)
+                raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
 
     def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
         """Where a proposal stands. What the policy forbids is refused before anybody is asked.
@@ -234,13 +238,18 @@ class Desk:
         if self.spending.approval(study.digest) is not None:
             return "approved"
         self._check_not_rejected(study)
-        self.check_permitted(study)
+        for objection in self.objections(proposal):
+            raise objection
         return "pending"
 
-    def check_permitted(self, study: Study) -> None:
-        """Raises PolicyRefusal where the policy forbids the study, or the site has no such asset."""
-        check_contract(self.config.policy, study)
-        self._asset(study)
+    def objections(self, proposal: Proposal) -> list[PolicyRefusal]:
+        """Why nobody here may approve the study, whoever looks: every rule, with what would permit it."""
+        found = objections(self.config.policy, proposal.study)
+        try:
+            self._asset(proposal.study)
+        except PolicyRefusal as refusal:
+            found.append(refusal)
+        return found
 
     def approval(self, proposal: Proposal) -> Approval:
         """The approval in force; raises PolicyRefusal where nobody approved the study, or somebody withdrew that."""
@@ -311,11 +320,13 @@ class Desk:
         check_decider(self.config.policy, by)
         if self.spending.approval(study.digest) is not None:
             raise ConfigurationError(f"study {study.study} is approved already")
+        self._check_keys(proposal)
         estimate = self.estimate(study)
         if shown is not None and dict(shown) != estimate.plan.to_dict():
             raise ConfigurationError(
                 f"study {study.study} has another plan now than was shown; nothing was approved. Look at it again"
             )
+        self.proposals.put(proposal)  # it may have been refused when it came
         limit = study.privacy.epsilon if study.privacy.epsilon is not None else math.inf
         self.spending.approve(
             study=study.digest,

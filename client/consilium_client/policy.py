@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -70,7 +71,11 @@ class SitePolicy(Strict):
     def budget(self, asset: str) -> Budget:
         """The budget of an asset; raises PolicyRefusal when it has none."""
         if asset not in self.budgets:
-            raise PolicyRefusal("policy", f"this site has no budget for an asset {asset!r}")
+            raise PolicyRefusal(
+                "policy",
+                f"this site has no budget for an asset {asset!r}",
+                f"policy.budgets.{asset}: {{epsilon: …, delta: …}}",
+            )
         return self.budgets[asset].budget
 
 
@@ -86,19 +91,111 @@ def check_contract(policy: SitePolicy, study: Study) -> None:
     Raises:
         PolicyRefusal: with the first rule that forbids the study.
     """
-    budget = policy.budget(study.data.asset)
+    for rule in RULES:
+        rule(policy, study)
+
+
+def objections(policy: SitePolicy, study: Study) -> list[PolicyRefusal]:
+    """Every rule of ``check_contract`` that forbids the study, with what would permit it; empty when none does."""
+    found = []
+    for rule in RULES:
+        try:
+            rule(policy, study)
+        except PolicyRefusal as refusal:
+            found.append(refusal)
+    return found
+
+
+def _check_budgeted(policy: SitePolicy, study: Study) -> None:
+    policy.budget(study.data.asset)
+
+
+def _check_task(policy: SitePolicy, study: Study) -> None:
     if study.task not in policy.tasks:
-        raise PolicyRefusal("policy", f"this site permits no studies of the kind {study.task}")
+        raise PolicyRefusal(
+            "policy", f"this site permits no studies of the kind {study.task}", f"policy.tasks: add {study.task}"
+        )
+
+
+def _check_listed(policy: SitePolicy, study: Study) -> None:
     if policy.studies is not None and study.study not in policy.studies:
-        raise PolicyRefusal("policy", f"this site's list of permitted studies lacks {study.study!r}")
-    if study.aggregation.min_sites < policy.minimum_sites:
         raise PolicyRefusal(
             "policy",
-            f"the study adds up {study.aggregation.min_sites} sites, this site asks for {policy.minimum_sites}",
+            f"this site's list of permitted studies lacks {study.study!r}",
+            f"policy.studies: add {study.study}",
         )
-    if study.aggregation.threat_model not in policy.threat_models:
-        raise PolicyRefusal("policy", f"this site takes no coordinator for {study.aggregation.threat_model}")
-    _check_privacy(policy, study, budget)
+
+
+def _check_sites(policy: SitePolicy, study: Study) -> None:
+    asked = study.aggregation.min_sites
+    if asked < policy.minimum_sites:
+        raise PolicyRefusal(
+            "policy",
+            f"the study adds up {asked} sites, this site asks for {policy.minimum_sites}",
+            f"policy.minimum_sites: {asked}",
+        )
+
+
+def _check_threat_model(policy: SitePolicy, study: Study) -> None:
+    model = study.aggregation.threat_model
+    if model not in policy.threat_models:
+        raise PolicyRefusal(
+            "policy", f"this site takes no coordinator for {model}", f"policy.threat_models: add {model}"
+        )
+
+
+def _check_without_privacy(policy: SitePolicy, study: Study) -> None:
+    if study.privacy.mode == "none" and not policy.allow_without_privacy:
+        raise PolicyRefusal(
+            "policy",
+            "this site permits no studies without differential privacy",
+            "policy.allow_without_privacy: true",
+        )
+
+
+def _check_unlimited(policy: SitePolicy, study: Study) -> None:
+    asset = study.data.asset
+    if study.privacy.mode == "none" and asset in policy.budgets and not math.isinf(policy.budget(asset).epsilon):
+        raise PolicyRefusal(
+            "policy",
+            f"one round without privacy costs more than any budget; the site would have to set that of asset {asset!r} "
+            "to unlimited",
+            f"policy.budgets.{asset}.epsilon: unlimited, with a reason; these patients are then promised nothing",
+        )
+
+
+def _check_epsilon(policy: SitePolicy, study: Study) -> None:
+    asked = study.privacy.epsilon
+    if asked is not None and asked > policy.maximum_epsilon:
+        raise PolicyRefusal(
+            "policy",
+            f"the study asks for ε {asked:g}, this site permits {policy.maximum_epsilon:g}",
+            f"policy.maximum_epsilon: {asked:g}",
+        )
+
+
+def _check_count_noise(policy: SitePolicy, study: Study) -> None:
+    noise, most = study.privacy.count_noise, policy.maximum_count_noise
+    if study.privacy.epsilon is not None and noise > most:
+        raise PolicyRefusal(
+            "policy",
+            f"the study's count_noise is {noise:g} patients, this site permits {most:g} (maximum_count_noise)",
+            f"policy.maximum_count_noise: {noise:g}",
+        )
+
+
+RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
+    _check_budgeted,
+    _check_task,
+    _check_listed,
+    _check_sites,
+    _check_threat_model,
+    _check_without_privacy,
+    _check_unlimited,
+    _check_epsilon,
+    _check_count_noise,
+)
+"""Each raises PolicyRefusal, with what in site.yaml would permit the study."""
 
 
 def check_patients(policy: SitePolicy, study: Study, patients: int, held_back: int) -> None:
@@ -127,24 +224,3 @@ def check_patients(policy: SitePolicy, study: Study, patients: int, held_back: i
             check_delta(value, patients)
         except ConfigurationError as error:  # its text has the number of patients, which stays here
             raise PolicyRefusal("policy", f"the delta of {owner} is not below 1 / number of patients here") from error
-
-
-def _check_privacy(policy: SitePolicy, study: Study, budget: Budget) -> None:
-    epsilon = study.privacy.epsilon
-    if study.privacy.mode == "none" or epsilon is None:
-        if not policy.allow_without_privacy:
-            raise PolicyRefusal("policy", "this site permits no studies without differential privacy")
-        if not math.isinf(budget.epsilon):
-            raise PolicyRefusal(
-                "policy",
-                f"one round without privacy costs more than any budget; the site would have to set that of asset "
-                f"{study.data.asset!r} to unlimited",
-            )
-        return
-    if epsilon > policy.maximum_epsilon:
-        raise PolicyRefusal("policy", f"the study asks for ε {epsilon:g}, this site permits {policy.maximum_epsilon:g}")
-    noise, most = study.privacy.count_noise, policy.maximum_count_noise
-    if noise > most:
-        raise PolicyRefusal(
-            "policy", f"the study's count_noise is {noise:g} patients, this site permits {most:g} (maximum_count_noise)"
-        )

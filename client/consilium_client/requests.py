@@ -10,6 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from consilium_client.answers import StoredPayload
@@ -20,7 +21,7 @@ from consilium_client.reuse import place
 from consilium_client.spending import told
 from consilium_client.sums import Sums
 from consilium_client.witness import last_audit, witness
-from consilium_shared import documents, messages, roster
+from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError
 from consilium_shared.identity import PublicIdentity
@@ -77,7 +78,6 @@ class Requests:
         except Exception as error:
             log.error("defect while reading a message: %s", place_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
-        number = getattr(request, "round", None)
         body: Iterable[bytes] = ()
         try:
             self._check_addressed(request)
@@ -91,13 +91,7 @@ class Requests:
             answer = self._refuse(request, header, "internal", "the site failed; its log says where")
         finally:
             self.desk.activity = {"doing": "waiting"}
-        log.info(
-            "%s study %s round %s: answered in %.1f s",
-            request.kind,
-            request.study[:12],
-            number,
-            time.monotonic() - started,
-        )
+        log.info("%s: answered in %.1f s", self._named(request), time.monotonic() - started)
         return answer, body
 
     # -- the requests
@@ -145,8 +139,13 @@ class Requests:
         identities = {member.site: PublicIdentity.from_hex(member.identity) for member in members.members}
         proposal = Proposal(study, members.digest, identities)
         new = self.desk.check_new(proposal)
-        state = self.desk.standing(proposal)
-        if new:  # what the policy forbids is not kept for anybody to decide on
+        try:
+            state = self.desk.standing(proposal)
+        except PolicyRefusal as refusal:
+            if refusal.reason_code != "rejected":
+                self.desk.proposals.put_refused(proposal)
+            raise
+        if new:
             self.desk.proposals.put(proposal)
         return self._say(header, state, request, None, lambda common: Standing(**common, state=state), "standing")
 
@@ -255,7 +254,7 @@ class Requests:
     def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
         number = getattr(request, "round", None)
         detail = sentence(detail)  # it may quote the request
-        log.info("%s study %s round %s: refused, %s", request.kind, request.study[:12], number, reason)
+        log.info("%s: refused, %s: %s", self._named(request), reason, detail)
         if reason != "pending" and (digest(header), reason) not in self._said:
             fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
             self.desk.ledger.append("refuse", fields)
@@ -267,6 +266,19 @@ class Requests:
             lambda common: Refusal(**common, reason=reason, detail=outgoing(reason, detail)),
             "refusal",
         )
+
+    def _named(self, request: Request) -> str:
+        """What was asked of which study, for the log."""
+        name: object = None
+        if isinstance(request, Propose):
+            name = request.contract.get("study")  # as the coordinator writes it, whatever that is
+        else:
+            with suppress(ConsiliumError):
+                known = self.desk.proposals.get(request.study)
+                name = known and known.study.study
+        number = getattr(request, "round", None)
+        called = f"{sentence(name)[: limits.NAME_CHARACTERS]} ({request.study[:12]})" if isinstance(name, str) else ""
+        return f"{request.kind} study {called or request.study[:12]}" + (f" round {number}" if number else "")
 
     def _say(
         self,

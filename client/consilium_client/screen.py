@@ -44,19 +44,22 @@ def epsilon(value: float | None) -> str:
 
 def described(study: Mapping[str, Any]) -> Iterator[Line]:
     """What a study would train on, with whom, and what it would cost."""
-    plan, contract = study["plan"], study["contract"]
+    contract = study["contract"]
     training = contract["training"]
     yield f"{study['study']} version {study['version']}, digest {study['digest']}", "bold"
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
-    yield (
-        f"  on asset   {study['asset']}: {study['patients']} patients (and {study['patients_held_back']} held back)",
-    )
+    who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
+    yield (f"  on asset   {study['asset']}{who}",)
     aggregation = contract["aggregation"]
     yield (f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of",)
     for site, fingerprint in study["sites"].items():
         yield (f"             {site}: {fingerprint}",)
     yield ("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)",)
     yield (f"  steps      {training['rounds']} rounds of {training['steps_per_round']} steps",)
+    if study["refused"]:
+        yield from _refused(study)
+        return
+    plan = study["plan"]
     if plan["kind"] == "dp-sgd":
         yield (f"  costs      ε {study['cost']:.3f} at δ {plan['delta']:g} (asked for: {study['epsilon']:g})",)
         begins = " to begin with" if training["adaptive_clipping"] else ""
@@ -69,6 +72,19 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
         yield "  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red"
     yield (f"  budget     {study['arithmetic']}",)
     yield (f"  evaluates  {_evaluation(study)}",)
+
+
+def _refused(study: Mapping[str, Any]) -> Iterator[Line]:
+    """Which rules of this site forbid a study, and what would permit it."""
+    if study["epsilon"] is None:
+        yield ("  asks for   no differential privacy",)
+    else:
+        yield (f"  asks for   ε {study['epsilon']:g}",)
+    yield "  REFUSED    by this site's rules, whoever looks at it:", "bold red"
+    for each in study["refused"]:
+        yield (f"             {each['rule']}",)
+        yield (f"             to permit it, in site.yaml: {each['remedy']}",)
+    yield ("             then start consilium-site up again: the study is still here to be approved",)
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -170,7 +170,7 @@ class LocalFederation:
                 self.at_site(site, "approve", study, "--yes", "--by", by)
 
     def standing(self, site: str, study: str) -> str | None:
-        """``pending``, ``approved``, ``rejected``, or None when the site does not know the study."""
+        """``pending``, ``approved``, ``rejected``, ``refused``, or None when the site does not know the study."""
         done = self.at_site(site, "studies", "--json", check=False)
         if done.returncode != 0:
             return None

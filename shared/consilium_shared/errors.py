@@ -70,12 +70,14 @@ class PolicyRefusal(ConsiliumError):
     Attributes:
         reason_code: one of ``messages.REASONS``; the only part besides ``detail`` that leaves the site.
         detail: one sentence without anything derived from a patient's record.
+        remedy: what would permit it, for the hospital's own people: it never leaves the site. Empty when nothing would.
     """
 
-    def __init__(self, reason_code: str, detail: str) -> None:
+    def __init__(self, reason_code: str, detail: str, remedy: str = "") -> None:
         super().__init__(detail)
         self.reason_code = reason_code
         self.detail = detail
+        self.remedy = remedy
 
 
 class BudgetRefused(PolicyRefusal):

@@ -59,6 +59,9 @@ INPUT_BYTES = 16 * 1024**3
 UNDECIDED_PROPOSALS = 50
 """Most proposals that a site keeps for its people to decide on: each is read again at every listing."""
 
+REFUSED_PROPOSALS = 20
+"""Most refused proposals that a site keeps to be looked at; then the oldest goes. Together at most 5 MiB."""
+
 NAME_CHARACTERS = 64
 """Longest name of a study, site, asset or column in a message; fits a file name."""
 

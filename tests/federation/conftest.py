@@ -152,7 +152,7 @@ class Hospitals(LocalFederation):
             self.admin(site, decision, study=study, by="a test", **shown, **arguments)
 
     def proposed(self, site: str) -> dict[str, str]:
-        """Study to ``pending``, ``approved`` or ``rejected``, as the agent says."""
+        """Study to ``pending``, ``approved``, ``rejected`` or ``refused``, as the agent says."""
         return {each["study"]: each["state"] for each in self.admin(site, "studies")}
 
     def _knows(self, site: str, study: str) -> bool:

@@ -264,13 +264,6 @@ def test_undecided_proposals_are_bounded_and_a_decision_makes_room(site: Any, mo
     assert isinstance(site.ask(c.propose(third)), Standing)
 
 
-def test_what_the_policy_forbids_is_not_kept(new_coordinator: NewCoordinator, new_site: NewSite) -> None:
-    c = new_coordinator(policy="minimum_sites: 3")
-    site = new_site(c)
-    assert reason(site.ask(c.propose())) == "policy"
-    assert site.desk.proposals.all() == []
-
-
 def test_only_the_plan_that_was_shown_can_be_approved(site: Any) -> None:
     c = site.coordinator
     site.ask(c.propose())
