@@ -155,6 +155,7 @@ class Desk:
                 return self._records[1]
             spec = self._asset(study)
             self._records = None  # free the old before reading the new
+            self._patients.pop(study.digest, None)  # as long as it cannot be read, nothing is known of it
             self.activity = {"doing": "reading data", "study": study.study}
             try:
                 records = data.load(spec.at(self.home.root), study)

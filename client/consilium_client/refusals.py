@@ -38,6 +38,17 @@ def reason_of(error: ConsiliumError) -> tuple[str, str]:
             return "internal", "the site failed; its log says where"
 
 
+CURES = {
+    "data": "mend what the line above names (consilium-site data check STUDY.yaml tells); the coordinator asks again",
+    "policy": "the site's policy is in site.yaml; the coordinator asks again",
+    "budget": "the budget is in site.yaml (consilium-site budget tells what is left); the coordinator asks again",
+    "malformed": "the two programs may be of different versions; the coordinator asks again",
+    "witness": "this ledger and the coordinator's records disagree: see the runbook suspected-site.md",
+    "rejected": "after an approval here the coordinator asks again when its people resume the study",
+}
+"""Reason to what brings a site back, for its own people."""
+
+
 def outgoing(reason: str, detail: str) -> str:
     """What the coordinator reads: nothing of what this site knows that the coordinator may not.
 

@@ -16,7 +16,7 @@ from typing import Any
 from consilium_client.answers import StoredPayload
 from consilium_client.desk import Desk
 from consilium_client.proposals import Proposal
-from consilium_client.refusals import outgoing, place_of, reason_of, sentence
+from consilium_client.refusals import CURES, outgoing, place_of, reason_of, sentence
 from consilium_client.reuse import place
 from consilium_client.spending import told
 from consilium_client.sums import Sums
@@ -255,6 +255,8 @@ class Requests:
         number = getattr(request, "round", None)
         detail = sentence(detail)  # it may quote the request
         log.info("%s: refused, %s: %s", self._named(request), reason, detail)
+        if reason in CURES:
+            log.warning("out of this study for now: %s", CURES[reason])
         if reason != "pending" and (digest(header), reason) not in self._said:
             fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
             self.desk.ledger.append("refuse", fields)

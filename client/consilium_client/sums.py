@@ -63,7 +63,13 @@ class Sums:
         self.store, self.reuse = desk.sums, Reuse(desk)
 
     def advertise(self, proposal: Proposal, request: Advertise, common: Common) -> Advertised:
-        """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed."""
+        """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed.
+
+        Raises:
+            PolicyRefusal, DataError: this site could not train now (``work.ready``).
+        """
+        if request.of == "training" and self.store.get(request.slot) is None:
+            work.ready(self.desk, proposal.study)
         advert = self._advert(proposal, request.slot)
         if advert is None:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")

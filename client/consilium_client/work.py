@@ -25,6 +25,21 @@ from consilium_shared.study import Study
 from consilium_shared.summand import bound, counts_with, largest_weight
 
 
+def ready(desk: Desk, study: Study) -> None:
+    """Whether this site's data and today's policy allow a round, as far as that is seen without the model.
+
+    Asked before a key for a sum is given, so that a site that cannot take part costs the others nothing. The data is
+    read where it was not, or could not be.
+
+    Raises:
+        PolicyRefusal: the policy of today, which may be stricter than at the approval.
+        DataError: the data cannot be used.
+    """
+    patients = desk.patients(study)
+    check_contract(desk.config.policy, study)
+    check_patients(desk.config.policy, study, patients.train, patients.held_back)
+
+
 def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
     """Whatever can be refused is refused before it is charged.
 
@@ -41,9 +56,7 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
     from consilium_shared.models.vector import check
 
     desk.records(study)
-    patients = desk.patients(study)
-    check_contract(desk.config.policy, study)
-    check_patients(desk.config.policy, study, patients.train, patients.held_back)
+    ready(desk, study)
     try:
         frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:

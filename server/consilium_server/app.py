@@ -19,6 +19,7 @@ import numpy as np
 from consilium_server import registry, studies
 from consilium_server.asking import Asking
 from consilium_server.checkpoint import Checkpoint, CheckpointFile
+from consilium_server.convening import NotOpened
 from consilium_server.conversation import Conversation, Halted
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import open_grid
@@ -26,7 +27,7 @@ from consilium_server.federation import Home
 from consilium_server.figures import Figures, length, noised_weight
 from consilium_server.optimizer import ServerOptimizer
 from consilium_server.recruitment import Recruitment
-from consilium_server.summation import Asked, Contribution, NotOpened, Summation
+from consilium_server.summation import Asked, Contribution, Summation
 from consilium_server.superlink import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
@@ -73,7 +74,7 @@ class StudyRun:
     def run(self) -> None:
         """From the checkpoint to the registry; raises Halted or ConsiliumError."""
         # Before round 1 everybody is waited for; after a restart those who took part in the last round.
-        awaited = frozenset(self.point.record.get("participants", self.recruitment.standing))
+        awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
         if self.point.record and not self._has_record(self.point.round):
             self.recruitment.gather(awaited)
             self._close(self.point)
@@ -98,7 +99,8 @@ class StudyRun:
             raise Halted(f"round {self.point.round}: {why}; without privacy no second round begins with the same model")
 
     def _train(self, number: int) -> None:
-        model = self.packed
+        model, attendance = self.packed, self.recruitment.attendance
+        attendance.begin(number)
         recorded = self.folder.recorded(number - 1, self.talk.coordinator) if number > 1 else None
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
@@ -110,7 +112,7 @@ class StudyRun:
                 self.talk.countersignature(answer, recorded)
 
         began = time.monotonic()
-        awaited = frozenset(self.point.record.get("participants", self.recruitment.standing))
+        awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
         try:
             summed = self.sums.run(Asked("training", number, model, request, check), awaited)
         except NotOpened as error:
@@ -132,9 +134,9 @@ class StudyRun:
                 stepped = with_trained(stepped, average.astype(np.float32), self.study)
         after = pack(stepped, self.study)
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
-        away = {**dict.fromkeys(self.recruitment.sites("pending"), "not decided"), **summed.question.away()}
-        silent = set(self.recruitment.sites("approved")) - set(updates) - set(away)
-        away |= dict.fromkeys(silent, "gave no keys in time")
+        attendance.took_part(updates)
+        away, refused = attendance.absent(updates)
+        remarks = attendance.remarks(updates)
         record = {
             "study": self.study.digest,
             "federation": self.talk.roster.federation,
@@ -144,7 +146,8 @@ class StudyRun:
             "model_after": digest(after),
             "participants": list(updates),
             "away": away,
-            "refused": {site: list(why) for site, why in summed.question.refused.items()},
+            "refused": refused,
+            **({"remarks": remarks} if remarks else {}),
             "epsilon": {site: answer.epsilon for site, (answer, _) in updates.items()},
             "heads": {site: answer.head.model_dump(mode="json") for site, (answer, _) in updates.items()},
             "previous": recorded.record if recorded is not None else None,
@@ -167,9 +170,11 @@ class StudyRun:
         found: dict[str, Any] = {"metrics": None}
         if point.round == self.study.training.rounds and point.round in self.study.evaluated_rounds:
             found = self._evaluate(point)
-        record = {**point.record, **found}
+        self.recruitment.attendance.begin(point.round)
+        remarks = self.recruitment.attendance.remarks(point.record["participants"])
+        record = {**point.record, **found, **({"remarks": remarks} if remarks else {})}
         self.folder.write_record(record, self.talk.coordinator)
-        about = {key: record.get(key) for key in ("seconds", "away", "epsilon", "update_norm")}
+        about = {key: record.get(key) for key in ("seconds", "away", "refused", "epsilon", "update_norm")}
         self.folder.event("closed", round=point.round, **about)
         log.info("round %d closed with %d sites", point.round, len(record["participants"]))
 

@@ -122,12 +122,17 @@ def resume(
     home: HomeOption = DEFAULT_HOME,
     detach: Annotated[bool, typer.Option(help="Return at once.")] = False,
 ) -> None:
-    """Go on with a study at the round where it stands, and show it."""
+    """Go on with a study at the round where it stands, and show it. Sites that are out of it are asked again."""
     place = Home(home.resolve())
-    _start(place, studies.folder(place, study), detach)
+    folder = studies.folder(place, study)
+    out = progress.read(folder).out() if folder.state()[0] == "running" else {}
+    for site, what in sorted(out.items()):
+        console.console.print(f"{site}: {what}; it is asked again for the next round", markup=False)
+    _start(place, folder, detach, again=bool(out))
 
 
-def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
+def _start(home: Home, folder: studies.StudyFolder, detach: bool, *, again: bool = False) -> None:
+    """``again``: a study that runs is told so too: it asks whoever is out."""
     contract = folder.study()
     if not is_up(home):
         raise TransportError(f"nothing serves {home.root}; start it first: consilium-server up --home {home.root}")
@@ -139,7 +144,7 @@ def _start(home: Home, folder: studies.StudyFolder, detach: bool) -> None:
         )
     state, _ = folder.state()
     offset = max((offset for offset, _ in folder.events()), default=0)
-    if state not in ("running", "finished"):
+    if state not in ("running", "finished") or (again and state == "running"):
         folder.set_state("wanted")
     if detach:
         console.console.print(f"study {folder.name}: {folder.state()[0]}", markup=False)

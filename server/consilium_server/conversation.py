@@ -41,6 +41,7 @@ class Conversation:
             "study": self.study.digest,
             "roster": self.roster.digest,
         }
+        self._resumed = False
 
     def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
         """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
@@ -78,8 +79,14 @@ class Conversation:
         state, why = self.folder.state()
         if state == "stopped":
             raise Halted(why)
-        if state == "wanted":  # stopped and resumed before this process noticed
+        if state == "wanted":  # resumed while it ran, or stopped and resumed before this process noticed
             self.folder.set_state("running")
+            self._resumed = True
+
+    def resumed(self) -> bool:
+        """Whether somebody resumed the study since this was last asked."""
+        resumed, self._resumed = self._resumed, False
+        return resumed
 
     def pause(self, duration: float) -> None:
         """Sleep for so many seconds; raises Halted as ``check_wanted``."""

@@ -53,6 +53,10 @@ class Progress:
         handler = getattr(self, f"_on_{event['event']}", None)
         return handler(event) if handler is not None else None
 
+    def out(self) -> dict[str, str]:
+        """Sites that refused and are out of a study that runs, with what is said of them."""
+        return {site: what for site, what in self.sites.items() if what.startswith(("out:", "stopped:", "refused"))}
+
     def _note(self, site: str, now: str) -> None:
         """What a site does; at the end of a study it stays what its part in the rounds came to."""
         if self.phase != "closing":
@@ -82,9 +86,18 @@ class Progress:
         return f"round {event['round']}: {event['site']} in after {event['seconds']:.1f} s ({event['bytes']} bytes)"
 
     def _on_refusal(self, event: dict[str, Any]) -> str:
-        how = "refuses" if event["reason"] in PASSING else "stopped"
-        self._note(event["site"], f"{how}: {event['reason']}")
-        return f"round {event['round']}: {event['site']} {how} ({event['reason']}): {event['detail']}"
+        reason, again = event["reason"], event.get("again")
+        how = "refuses" if reason in PASSING else "stopped" if again is None else "out"
+        when = "" if again is None else f"asked again for round {again}"
+        self._note(event["site"], f"{how}: {reason}" + (f", {when}: {event['detail']}" if when else ""))
+        ask = when or ("" if how == "refuses" else f"asked again after: consilium-server resume {self.name}")
+        return f"round {event['round']}: {event['site']} {how} ({reason}): {event['detail']}" + (
+            f"; {ask}" if ask else ""
+        )
+
+    def _on_back(self, event: dict[str, Any]) -> str:
+        self._note(event["site"], f"back for round {event['round']}")
+        return f"round {event['round']}: {event['site']} takes part again"
 
     def _on_problem(self, event: dict[str, Any]) -> str:
         self._note(event["site"], f"away: {event['what']}")
@@ -115,7 +128,10 @@ class Progress:
         self.seconds.append(event["seconds"])
         self.epsilon.update(event["epsilon"])
         self.norms[event["round"]] = event.get("update_norm")
-        away = f"; without {', '.join(sorted(event['away']))}" if event["away"] else ""
+        missing = sorted({*event["away"], *event.get("refused", ())})
+        away = f"; without {', '.join(missing)}" if missing else ""
+        for site, why in event["away"].items():
+            self._note(site, f"away: {why}")
         norm = event.get("update_norm")  # events of older versions have none
         length = "" if norm is None else f"; the mean update has norm {norm:.3g}"
         return f"round {self.round} done in {event['seconds']:.1f} s{length}{away}"

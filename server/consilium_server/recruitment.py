@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from consilium_server.attendance import Attendance
 from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
 from consilium_server.exchange import ask
+from consilium_server.rounds import LATECOMER_SECONDS
 from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.messages import Propose, Refusal, Standing
@@ -17,8 +19,6 @@ log = logging.getLogger("consilium.study")
 
 PENDING_SECONDS = 2.0
 """Between two questions to hospitals that have not decided."""
-LATECOMER_SECONDS = 3.0
-"""How long a round waits to hear whether a hospital that had not decided has approved meanwhile."""
 
 
 class Recruitment:
@@ -26,7 +26,8 @@ class Recruitment:
 
     def __init__(self, talk: Conversation) -> None:
         self.talk = talk
-        self.standing: dict[str, str] = {member.site: "pending" for member in talk.roster.members}
+        sites = [member.site for member in talk.roster.members]
+        self.attendance = Attendance(sites, talk.study.training.rounds, talk.folder.root / "attendance")
 
     def gather(self, awaited: frozenset[str]) -> None:
         """Propose to the undecided until enough have approved and all of ``awaited`` have decided, or time is up.
@@ -98,18 +99,33 @@ class Recruitment:
                 self._set_standing(arrival.site, "refused", answer.reason, answer.detail)
 
     def _set_standing(self, site: str, state: str, reason: str | None, detail: str) -> None:
-        if self.standing[site] != state or state == "refused":
-            self.talk.folder.event("proposal", site=site, state=state, reason=reason, detail=detail)
+        there, again = self.attendance, None
+        if state != there.standing[site] or state == "refused":
             log.info("%s: %s %s", site, state, reason or "")
-        self.standing[site] = state
+        known = there.standing[site]
+        if reason is not None:
+            again = there.refuse(site, reason, detail, there.round, costly=True)
+        elif state == "approved":
+            there.come(site)
+        else:
+            there.undecided(site)
+        if known != state or state == "refused":
+            about = {"state": state, "reason": reason, "detail": detail, "again": again}
+            self.talk.folder.event("proposal", site=site, **about)
 
     def sites(self, state: str) -> tuple[str, ...]:
         """Sites that are ``pending``, ``approved`` or ``refused``."""
-        return tuple(site for site, now in self.standing.items() if now == state)
+        return self.attendance.sites(state)
+
+    def due(self, number: int, cohort: Collection[str]) -> tuple[str, ...]:
+        """Sites outside the cohort that are to be asked for keys for round ``number``."""
+        if self.talk.resumed():
+            self.attendance.recall()
+        return self.attendance.due(number, cohort)
 
     def too_few(self) -> str:
         """Why the study cannot go on with those who are left."""
-        refused = ", ".join(self.sites("refused")) or "none"
+        refused = self.attendance.told_out() or "none"
         undecided = ", ".join(self.sites("pending")) or "none"
         return (
             f"{self.talk.study.aggregation.min_sites} sites are needed, {len(self.sites('approved'))} take part; "

@@ -3,7 +3,7 @@
 No clock, no network: time is an argument, messages are facts handed in.
 
     asked ──answer──► in
-      │ ╲──refusal──► out   (not asked again in this study, unless the reason may pass)
+      │ ╲──refusal──► out   (not asked again in this round, unless the reason may pass by itself)
       │ ╲──problem──► away  (asked again while the round is open)
       ╰──timeout────► away  (the round closes without it; it is asked again next round)
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum", "unknown-study"})
-"""Reasons after which a site is asked again in the next round; any other stops the site for this study."""
-
+"""Reasons that may pass by themselves: the site is asked again in the next attempt. After any other it is out, until it
+is asked again as ``attendance`` has it."""
 
 LATECOMER_SECONDS = 3.0
-"""How long one waits for a site that nobody counts on."""
+"""How long one waits for a site that nobody counts on and of which one does not know how long it takes."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Question:
         minimum: so many answers are enough.
         opened: seconds on any clock.
         timeout: seconds after which it closes without those who are away, if there are enough others.
-        awaited: nobody else is waited for longer than ``LATECOMER_SECONDS``; None waits for everybody alike.
+        awaited: nobody else is waited for longer than ``latecomers``; None waits for everybody alike.
         least: after ``timeout`` it closes with so many answers too, though they are not enough; None waits on.
     """
 
@@ -40,6 +40,8 @@ class Question:
     awaited: frozenset[str] | None = None
     least: int | None = None
     phase: str = ""
+    latecomers: float = LATECOMER_SECONDS
+    """Seconds."""
     answered: list[str] = field(default_factory=list)
     """In the order of arrival."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -88,12 +90,12 @@ class Question:
             return True
         waited = now - self.opened
         if self.enough() and self.awaited is not None and not self.awaited & set(self.open()):
-            return waited >= LATECOMER_SECONDS
+            return waited >= self.latecomers
         least = self.minimum if self.least is None else min(self.minimum, self.least)
         return waited >= self.timeout and len(self.answered) >= least
 
     def stopped(self) -> dict[str, tuple[str, str]]:
-        """Refusals that end the site's part in the study."""
+        """Refusals after which the site is out."""
         return {site: why for site, why in self.refused.items() if why[0] not in PASSING}
 
     def away(self) -> dict[str, str]:

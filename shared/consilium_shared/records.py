@@ -91,6 +91,8 @@ class RoundRecord(Strict):
     """SHA-256 of the header of each site's evaluation counts, of those behind ``metrics``."""
     countersigned: Annotated[dict[Name, Hex64], Field(default_factory=dict)]
     """Signatures of this round's participants over ``previous``."""
+    remarks: Annotated[dict[Name, tuple[str, ...]], Field(default_factory=dict, max_length=SITES)]
+    """What else happened to a site in this round: refusals and absences before it took part, or in earlier attempts."""
 
     @model_validator(mode="after")
     def _complete(self) -> RoundRecord:

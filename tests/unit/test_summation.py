@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,11 @@ from consilium_client.desk import Desk
 from consilium_client.requests import Requests
 from consilium_client.site import Home
 from consilium_client.sums import Sums
+from consilium_server.asking import Aside
+from consilium_server.convening import NotOpened
 from consilium_server.open_sum import OpenSumFile
 from consilium_server.rounds import Question
-from consilium_server.summation import Asked, NotOpened, Summation, Summed
+from consilium_server.summation import Asked, Summation, Summed
 from consilium_shared import messages
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.messages import Payload, Refusal, Train
@@ -50,7 +53,9 @@ class Asking:
             pause=lambda _: None,
         )
         self.folder: Any = SimpleNamespace(root=root, event=lambda kind, **about: self.events.append((kind, about)))
-        self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES)
+        due = lambda _, cohort: tuple(site for site in SITES if site not in cohort)  # noqa: E731
+        self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES, due=due)
+        self.beside: list[tuple[str, messages.Answer]] = []
         self.agents = agents
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.phases: list[str] = []
@@ -70,9 +75,18 @@ class Asking:
         requests: Mapping[str, tuple[bytes, bytes]],
         answer_bytes: int,
         accept: Callable[[messages.Answer, Any], None],
+        aside: Aside | None = None,
     ) -> None:
-        """Everybody once; whoever is away then stays away until time is up."""
+        """Everybody once; whoever is away then stays away until time is up. Whoever is asked aside answers first."""
         self.phases.append(question.phase)
+        for site in aside.sites() if aside is not None else ():
+            if site not in self.away.get("aside", ()):
+                header, _ = self.agents[site].handle(aside.header, b"")
+                answer = self.read(site, header)
+                self.beside.append((site, answer))
+                with contextlib.suppress(PeerError):
+                    if not isinstance(answer, Refusal):
+                        aside.accept(answer, SimpleNamespace(site=site, header=header, payload=Arrived(b"")))
         for site in question.open():
             if self.dies == question.phase and question.answered:
                 raise Crash
@@ -82,8 +96,7 @@ class Asking:
             header, pieces = self.agents[site].handle(*requests[site])
             body = b"".join(pieces)
             arrival = SimpleNamespace(site=site, header=header, payload=Arrived(body))
-            member = self.talk.roster.member(site)
-            answer = messages.decode_answer(header, messages.PublicIdentity.from_hex(member.identity))
+            answer = self.read(site, header)
             assert len(body) <= answer_bytes
             if isinstance(answer, Refusal):
                 question.refuse(site, answer.reason, answer.detail)
@@ -96,6 +109,11 @@ class Asking:
             question.answer(site)
         if not question.done(1e9):
             raise Waits
+
+    def read(self, site: str, header: bytes) -> messages.Answer:
+        """The verified answer."""
+        member = self.talk.roster.member(site)
+        return messages.decode_answer(header, messages.PublicIdentity.from_hex(member.identity))
 
 
 class Arrived:
@@ -264,14 +282,14 @@ def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_t
     means = noting(together, monkeypatch)
     gone = {"hospital-b"}
     together.asking.away = dict.fromkeys(("training", "survivors", "opening"), gone)
-    attempt = together.sums._convene
+    attempt = together.sums.keys.convene
 
-    def convene(asked: Any, number: int, *rest: Any) -> Any:
-        if number > 1:
+    def convene(slot: Any, *rest: Any) -> Any:
+        if slot.attempt > 1:
             together.asking.away["keys"] = gone
-        return attempt(asked, number, *rest)
+        return attempt(slot, *rest)
 
-    monkeypatch.setattr(together.sums, "_convene", convene)
+    monkeypatch.setattr(together.sums.keys, "convene", convene)
     summed = together.train(1)
     assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 2
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
@@ -394,7 +412,7 @@ def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
 
 def test_where_too_few_have_approved_no_attempt_is_made(federation: Callable[..., Federation]) -> None:
     together = federation()
-    together.asking.recruitment = SimpleNamespace(sites=lambda _: SITES[:1])
+    together.asking.recruitment = SimpleNamespace(sites=lambda _: SITES[:1], due=lambda *_: ())
     with pytest.raises(NotOpened, match="1 sites can take part, and 2 are needed"):
         together.train(1)
     assert set(together.charges().values()) == {0}
@@ -429,3 +447,53 @@ def test_a_key_that_is_another_sites_is_found_when_it_comes_and_no_other_site_su
     monkeypatch.setattr(SitePart, "advertise", copied)
     summed = together.train(1)
     assert set(summed.answers) == {"clinic-c", "hospital-b"}
+
+
+def test_who_missed_a_round_is_asked_for_its_key_while_the_others_work_and_nobody_waits_for_it(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    away = together.asking.away = {phase: {"hospital-b"} for phase in ("keys", "aside")}
+    assert set(together.train(1).answers) == {"clinic-c", "hospital-a"}
+    together.asking.phases.clear()
+    del away["aside"]  # it answers, but too late for a question that is waited for: "keys" never reaches it
+    assert set(together.train(2).answers) == {"clinic-c", "hospital-a"}
+    assert [site for site, _ in together.asking.beside] == ["hospital-b"], "once: its key is there"
+    assert set(together.train(3).answers) == set(SITES)
+    assert together.asking.phases.count("keys") == 1, "only in round 2, whose keys were asked for too late"
+
+
+def test_keys_that_were_given_ahead_survive_further_attempts_at_the_round_before(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    together.asking.away = {"keys": {"hospital-b"}}
+    opening = ServerSum.open
+    fails = iter([True])
+
+    def once(total: ServerSum) -> Any:
+        if next(fails, False):
+            raise PeerError("a test")
+        return opening(total)
+
+    monkeypatch.setattr(ServerSum, "open", once)
+    assert together.train(1).record["attempt"] == 2
+    together.asking.phases.clear()
+    assert set(together.train(2).answers) == set(SITES)
+    assert "keys" not in together.asking.phases
+
+
+def test_a_site_whose_data_cannot_be_read_gives_no_key_and_gives_one_when_it_can(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    desk = together.desks["hospital-b"]
+    desk._records, desk._patients = None, {}  # a restarted agent
+    file = desk.home.root / "synthetic.csv"
+    file.rename(file.with_name("moved"))
+    summed = together.train(1)
+    assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 1
+    refusals = [answer for site, answer in together.asking.beside if isinstance(answer, Refusal)]
+    assert {answer.reason for answer in refusals} == {"data"}
+    file.with_name("moved").rename(file)
+    assert set(together.train(2).answers) == set(SITES)
