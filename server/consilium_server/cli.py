@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from consilium_server import evidence as study_evidence
-from consilium_server import progress, registry, studies
+from consilium_server import progress, registry, studies, study_file
 from consilium_server.admission import admit as admit_request
 from consilium_server.federation import Home
 from consilium_server.provision import provision as provision_federation
 from consilium_server.up import is_up, up_forever
 from consilium_shared import console
-from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
@@ -81,7 +80,7 @@ def run(
     these; with --weights and a study that does not, the digest is shown and nothing is started.
     """
     place = Home(home.resolve())
-    contract = load_yaml(study, Study)
+    contract = study_file.read(study, place)
     roster = place.roster()
     if len(roster.members) < contract.aggregation.min_sites:
         raise ConfigurationError(

@@ -2,10 +2,18 @@
 
 Plain numpy in float64 with one rounding to float32 at the end, so that the same updates give the same model bit for bit
 wherever the study is resumed.
+
+What one site can move, where no update's norm is above ``norm_bound`` B and its share of the weight is p: fedavg, in a
+round, lr · p · B. fedavgm, in each round, lr · p · B / (1 - momentum), and by one update over all later rounds as much:
+steps are linear in the updates. fedadam and fedyogi divide by what they have seen, and a small update alone makes a
+large step; they are held by ``step_limit`` K: no step is longer than K times the running mean of the updates, to whose
+length the site adds p · B at most. So where the others send nothing, it moves the model by K · p · B in a round; where
+they do, it can turn the step within its length.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,21 +60,40 @@ class ServerOptimizer:
             raise ValueError("the optimizer's state belongs to a model of another size")
         after = np.empty_like(model)
         state = {name: np.empty(model.size) for name in _STATE[self._spec.name]}
-        for start in range(0, model.size, PIECE):
-            part = slice(start, start + PIECE)
-            update, before = mean_update[part].astype(np.float64), {n: v[part] for n, v in self._state.items()}
-            with np.errstate(over="ignore", invalid="ignore"):
-                moved = self._next_state(update, before)
-                next_piece = model[part].astype(np.float64) + self._spec.lr * self._direction(moved, update)
-                after[part] = next_piece.astype(np.float32)
-            if not np.isfinite(after[part]).all():
-                raise ConfigurationError(
-                    "the next model is not finite: the study needs a lower aggregation.optimizer.lr"
-                )
-            for name, values in moved.items():
-                state[name][part] = values
+        pieces = [slice(start, start + PIECE) for start in range(0, model.size, PIECE)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in pieces:
+                before = {name: values[part] for name, values in self._state.items()}
+                for name, values in self._next_state(mean_update[part].astype(np.float64), before).items():
+                    state[name][part] = values
+            rate = self._spec.lr * self._shortening(state, pieces)
+            for part in pieces:
+                moved = {name: values[part] for name, values in state.items()}
+                direction = self._direction(moved, mean_update[part].astype(np.float64))
+                after[part] = (model[part].astype(np.float64) + rate * direction).astype(np.float32)
+        if not np.isfinite(after).all():
+            raise ConfigurationError("the next model is not finite: the study needs a lower aggregation.optimizer.lr")
         self._state = state
         return after
+
+    def _shortening(self, state: dict[str, Vector], pieces: list[slice]) -> float:
+        """Factor that holds a step to ``step_limit``; 1 where it is shorter, or is not held.
+
+        It is rounded down to 20 bits, so that what another processor's sums differ by does not reach the model.
+        """
+        limit = self._spec.step_limit
+        if limit is None or "first" not in state:
+            return 1.0
+        step, mean = 0.0, 0.0
+        for part in pieces:
+            moved = {name: values[part] for name, values in state.items()}
+            step += float(np.square(self._spec.lr * self._direction(moved, moved["first"])).sum())
+            mean += float(np.square(moved["first"]).sum())
+        if not step > limit * limit * mean:
+            return 1.0
+        factor = limit * math.sqrt(mean / step)
+        bits = 20 - math.frexp(factor)[1]
+        return math.ldexp(math.floor(math.ldexp(factor, bits)), -bits)
 
     def _next_state(self, update: Vector, before: dict[str, Vector]) -> dict[str, Vector]:
         """Momentum as Hsu et al. 2019; moments as Reddi et al. 2021, with v starting at τ² and no bias correction."""

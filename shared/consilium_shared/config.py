@@ -81,6 +81,20 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
         ConfigurationError: unreadable, not YAML, an unknown key (with the nearest valid one), or a wrong value; each
             finding stands on a line of its own as ``file:line: key: what``.
     """
+    value, node = _parsed(path)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [f"{path}:{_line(node, item['loc'])}: {_finding(model, item)}" for item in error.errors()]
+        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values that stand in a person's file, unchecked; raises as ``load_yaml`` for what is no YAML."""
+    return _parsed(path)[0]
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     text = read_text(path)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -92,11 +106,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigurationError(f"{path}:1: expected keys and values, as in the samples under deploy/")
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        lines = [f"{path}:{_line(node, item['loc'])}: {_finding(model, item)}" for item in error.errors()]
-        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from error
+    return value, node
 
 
 def _line(node: yaml.Node | None, location: Location) -> int:

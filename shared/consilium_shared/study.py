@@ -176,6 +176,10 @@ class ServerOptimizer(Strict):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
+    step_limit: Annotated[Positive | None, Since(2, fresh=2.0)] = None
+    """Longest step of fedadam and fedyogi, in lengths of the running mean of the updates; None holds none. A site adds
+    at most its share of ``norm_bound`` to that length, so that this is what holds it. Steps of fedavg and fedavgm are
+    sums of the updates, times ``lr``: there a site's part is held by ``norm_bound`` as it is."""
 
 
 class Aggregation(Strict):

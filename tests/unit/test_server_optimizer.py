@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,19 @@ import pytest
 
 from consilium_server.optimizer import ServerOptimizer
 from consilium_shared import study
+from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError
 
+CASES = [
+    ({"name": "fedavg"}, 1.0),
+    ({"name": "fedavg", "lr": 10.0}, 10.0),
+    ({"name": "fedavgm"}, 10.0),
+    ({"name": "fedavgm", "momentum": 0.5, "lr": 2.0}, 4.0),
+    ({"name": "fedadam", "lr": 0.1, "step_limit": 2.0}, 2.0),
+    ({"name": "fedadam", "lr": 0.1, "tau": 1e-6, "step_limit": 2.0}, 2.0),
+    ({"name": "fedyogi", "lr": 0.1, "step_limit": 0.5}, 0.5),
+]
+"""Optimizers, and what the stated influence of a site is, in shares of the norm bound."""
 NAMES = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -106,3 +118,56 @@ def test_what_does_not_fit_is_refused_and_leaves_the_state() -> None:
         optimizer("fedavgm").restore({"velocity": vector(1)})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="length"):
         optimizer("fedadam").restore({"first": update(1), "second": update(1, 2)})
+
+
+def moves(spec: dict[str, Any], updates: list[np.ndarray]) -> list[np.ndarray]:
+    server, model, steps = optimizer(**spec), np.zeros(len(updates[0]), np.float32), []
+    for one in updates:
+        after = server.step(model, one.astype(np.float32))
+        steps.append(after.astype(np.float64) - model)
+        model = after
+    return steps
+
+
+@pytest.mark.parametrize(("spec", "factor"), CASES)
+def test_a_site_whose_neighbours_send_nothing_moves_the_model_by_no_more_than_its_share_of_the_bound_allows(
+    spec: dict[str, Any], factor: float
+) -> None:
+    """One of ten at norm bound 1, in many directions, all at once or coordinate by coordinate."""
+    draw, size, share = np.random.default_rng(0), 5000, 0.1
+    spread = np.full(size, share / np.sqrt(size))
+    single = [np.eye(1, size, place)[0] * share for place in draw.integers(0, size, 30)]
+    anything = [share * each / np.linalg.norm(each) for each in draw.standard_normal((30, size))]
+    for updates in ([spread] * 60, single, anything, [spread, -spread] * 10):
+        assert max(np.linalg.norm(step) for step in moves(spec, updates)) <= share * factor * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("spec", "factor"), CASES)
+def test_no_step_is_longer_than_the_stated_factor_of_the_longest_update(spec: dict[str, Any], factor: float) -> None:
+    draw = np.random.default_rng(1)
+    updates = [
+        scale * each for scale, each in zip(np.geomspace(1e-4, 1, 40), draw.standard_normal((40, 500)), strict=True)
+    ]
+    longest = 0.0
+    for one, step in zip(updates, moves(spec, updates), strict=True):
+        longest = max(longest, float(np.linalg.norm(one)))
+        assert np.linalg.norm(step) <= factor * longest * (1 + 1e-5)
+
+
+def test_a_step_within_the_limit_is_not_touched_and_a_longer_one_keeps_its_direction() -> None:
+    free = {"name": "fedadam", "lr": 0.1}
+    updates = list(np.random.default_rng(2).standard_normal((5, 60)))
+    unbounded, loose, tight = (
+        moves({**free, **more}, updates) for more in ({}, {"step_limit": 50.0}, {"step_limit": 0.1})
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(unbounded, loose, strict=True))
+    for step, held in zip(unbounded, tight, strict=True):
+        cosine = step @ held / np.linalg.norm(step) / np.linalg.norm(held)
+        assert cosine == pytest.approx(1.0, abs=1e-5)
+        assert np.linalg.norm(held) < 0.5 * np.linalg.norm(step)
+
+
+def test_a_contract_of_schema_1_has_no_limit_and_a_new_study_has_one() -> None:
+    assert study.ServerOptimizer(name="fedadam").step_limit is None
+    sample = Path(__file__).parents[2] / "deploy/studies/demo-vitals/study.yaml"
+    assert load_yaml(sample, study.Study).aggregation.optimizer.step_limit == 2.0
