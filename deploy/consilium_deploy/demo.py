@@ -197,9 +197,15 @@ def _report(out: Path, outcomes: list[Outcome]) -> None:
         table.add_row("pooled (all data in one place)", f"{outcome.pooled:.3f}", "", style="dim")
         spent = ", ".join(f"{name[-1]} {value:.2f}" for name, value in sorted(outcome.epsilon.items()))
         table.add_row("federated", f"{outcome.federated:.3f}", f"{spent} (δ {outcome.delta:g})", style="bold")
+        for number, value, low, high in demo_figure.noised(outcome):
+            table.add_row(
+                f"  as round {number}'s noised counts say", f"{value:.2f} [{low:.2f}, {high:.2f}]", "in that ε"
+            )
         console.print(table)
     console.print(
-        "All were trained with the same steps, clipping and ε; alone and pooled as if they were to be released."
+        "All were trained with the same steps, clipping and ε; alone and pooled as if they were to be released. "
+        "Figures are exact tests, which only a demonstration can make. The coordinator sees noised counts, with the "
+        "interval that holds the exact figure in 95 of 100 cases; one above 1 is noise, and is not cut off."
     )
     figure = out / "demonstration.png"
     demo_figure.draw(outcomes, figure)
