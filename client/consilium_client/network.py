@@ -39,16 +39,21 @@ def without_network() -> list[str]:
 
 
 def forbid_network() -> None:
-    """From here on no Python code of this process opens a network socket; cannot be undone.
+    """From here on no Python code of this process opens or uses a network socket; cannot be undone.
 
-    A library that tries gets a PolicyRefusal. Compiled code is held by the namespace, not by this.
+    A library that tries gets a PolicyRefusal. Compiled code, and programs that are started, are held by the namespace,
+    not by this.
     """
     sys.addaudithook(_guard)
 
 
 def _guard(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("socket.connect", "socket.bind", "socket.sendto"):
-        if arguments[0].family != socket.AF_UNIX:
-            raise PolicyRefusal("internal", "the agent has no network: something tried to open a connection")
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        raise PolicyRefusal("internal", "the agent has no network: something tried to look up a name")
+    """Refuse every event of the socket module (PEP 578) that is not of a Unix socket; also those that it gets later."""
+    if not event.startswith("socket.") or event == "socket.gethostname":
+        return
+    # A new socket has no family yet; the one that is asked for is the second argument, and without one it is AF_INET.
+    family = arguments[1] if event == "socket.__new__" else getattr(arguments[0], "family", None)
+    if family == socket.AF_UNIX:
+        return
+    what = "look up a name" if family is None else "open or use a connection"
+    raise PolicyRefusal("internal", f"the agent has no network: something tried to {what} ({event})")

@@ -28,7 +28,7 @@ from consilium_server.figures import Figures, length, noised_weight
 from consilium_server.optimizer import ServerOptimizer
 from consilium_server.recruitment import Recruitment
 from consilium_server.summation import Asked, Contribution, Summation
-from consilium_server.superlink import node_names
+from consilium_server.superlink_control import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
 from consilium_shared.averaging import averaged

@@ -85,7 +85,7 @@ def ask(
     Args:
         grid: from ``open_grid``.
         requests: site -> (header, payload). One payload *object* given to many sites is sent and stored once.
-        nodes: site -> node id, from ``superlink.register_nodes``.
+        nodes: site -> node id, from ``superlink_control.register_nodes``.
         timeout_s: seconds after which the missing sites are reported.
         spool: folder for an answer's payload when it is large; nothing of it is left there.
         poll_s: seconds between two looks.

@@ -45,6 +45,11 @@ def provision(home: Home, federation_yaml: Path) -> list[str]:
         made.append(f"coordinator's signing key: {key_file}")
     coordinator = home.coordinator()
     if not (home.keys / "ca.crt").exists():
+        if any(home.invitations.glob("*.json")):
+            raise ConfigurationError(
+                f"{home.keys / 'ca.crt'} is missing, and invitations name that authority. Restore it from a backup; "
+                "it also stands in every invitation as ca_certificate."
+            )
         _make_ca(home, wanted.federation)
         made.append(f"certificate authority: {home.keys / 'ca.crt'}")
     if not (home.keys / "superlink.crt").exists():
@@ -144,7 +149,9 @@ def _make_ca(home: Home, name: str) -> None:
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA384())
     )
-    write_secret(home.keys / "ca.key", _pem(key))
+    key_file = home.keys / "ca.key"
+    key_file.unlink(missing_ok=True)  # left by a run that was killed before its certificate was written
+    write_secret(key_file, _pem(key))
     write_atomically(home.keys / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 

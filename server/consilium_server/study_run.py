@@ -50,7 +50,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from consilium_server.reply import BYTES, ReplyUnusable, decode
-from consilium_server.superlink import open_control
+from consilium_server.superlink_control import open_control
 from consilium_server.superlink_settings import SuperLinkSettings, set_flower_environment
 from consilium_server.upload import Upload
 from consilium_shared.errors import TransportError

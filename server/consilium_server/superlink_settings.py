@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from consilium_shared import flower_environment
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.files import write_atomically
+from consilium_shared.files import remove_leftovers, write_atomically
+
+LAST_WORD = "the SuperLink ends: "
+"""Begins the last line of its log when it fails: the cause, for ``consilium-server up`` to show."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +98,55 @@ def prepare(settings: SuperLinkSettings) -> None:
     """Make the SuperLink's private directory and its secrets; both are reused on the next start.
 
     Raises:
-        ConfigurationError: a key or certificate is missing, or the directory is open to other accounts.
+        ConfigurationError: a key or certificate is missing, damaged or out of date, or the directory is open to other
+            accounts.
     """
     for path in (settings.ca_certificate, settings.certificate, settings.private_key):
         if not path.is_file():
             raise ConfigurationError(f"{path} is missing. Run `consilium-server provision` first.")
+    check_certificates(settings, datetime.datetime.now(datetime.UTC))
     for directory in (settings.directory, settings.flower_home):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise ConfigurationError(f"{directory} must belong to you alone. Run: chmod 700 {directory}")
+    remove_leftovers(settings.directory)
     _make_secret(settings.superexec_secret_file)
     _make_secret(settings.control_token_file)
 
 
+def check_certificates(settings: SuperLinkSettings, now: datetime.datetime) -> None:
+    """Refuse to start with what every site would turn away from.
+
+    Raises:
+        ConfigurationError: a certificate is damaged, is not valid at ``now``, or belongs to another key.
+    """
+    renewal = "deploy/runbooks/key-loss.md says how to renew it."
+    found = {}
+    for path in (settings.ca_certificate, settings.certificate):
+        try:
+            certificate = found[path] = x509.load_pem_x509_certificate(path.read_bytes())
+        except ValueError:
+            raise ConfigurationError(f"{path} is not a certificate (PEM). Restore it; {renewal}") from None
+        if certificate.not_valid_after_utc < now:
+            raise ConfigurationError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}. {renewal}")
+        if certificate.not_valid_before_utc > now:
+            raise ConfigurationError(
+                f"{path} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and this "
+                f"machine's clock says {now:%Y-%m-%d %H:%M} UTC. Set the clock."
+            )
+    try:
+        key = serialization.load_pem_private_key(settings.private_key.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"{settings.private_key} is not a private key (PEM). {renewal}") from None
+    if key.public_key() != found[settings.certificate].public_key():
+        raise ConfigurationError(
+            f"{settings.certificate} belongs to another key than {settings.private_key}. {renewal}"
+        )
+
+
 def _make_secret(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         write_atomically(path, secrets.token_hex(32).encode("ascii"))
 
 

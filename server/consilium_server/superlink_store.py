@@ -14,7 +14,10 @@ import contextlib
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+
+from consilium_server.superlink_database import is_damage
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,13 @@ def prepare_store(database: Path) -> None:
     os.environ["SQLITE_TMPDIR"] = str(database.parent)  # not /var/tmp: a rewriting copies messages in transit
 
 
-async def keep_small(database: Path) -> None:
-    """Look again and again; to be run as a task beside the servers. One look works in the requests' own turn."""
+async def keep_small(database: Path, damaged: Callable[[], None]) -> None:
+    """Look again and again; to be run as a task beside the servers. One look works in the requests' own turn.
+
+    Args:
+        database: Flower's.
+        damaged: called where the file is found to be damaged, which ends the looking.
+    """
     from anyio.to_thread import run_sync
 
     free = 0
@@ -45,7 +53,10 @@ async def keep_small(database: Path) -> None:
         await asyncio.sleep(LOOK_S)
         try:
             free = await run_sync(give_back, database, free)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                damaged()
+                return
             logger.warning("the store was not made smaller: %s", error)
 
 

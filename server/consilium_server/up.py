@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from consilium_server import studies
 from consilium_server.federation import Home
-from consilium_server.superlink import SuperLinkSettings, register_nodes, wait_until_ready
-from consilium_shared.errors import ConfigurationError, ConsiliumError, TransportError
+from consilium_server.superlink_control import register_nodes
+from consilium_server.superlink_settings import SuperLinkSettings
+from consilium_server.superlink_start import wait_for_superlink
+from consilium_shared.errors import ConsiliumError, TransportError
 from consilium_shared.process_lock import ProcessLock, is_held
 from consilium_shared.supervisor import Program, Supervisor
 
 LOOK_SECONDS = 0.5
-START_SECONDS = 60.0
 
 
 def settings(home: Home) -> SuperLinkSettings:
@@ -54,27 +55,9 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
                 ],
             )
         )
-        supervisor.tick()
-        _wait_for_superlink(home, link, supervisor)
+        wait_for_superlink(home.logs / "superlink.log", link, supervisor, say)
         say(f"sites reach this server at {home.federation().address}:{link.public_port}")
         supervisor.run(_Watch(home, link, supervisor, say).look)
-
-
-def _wait_for_superlink(home: Home, link: SuperLinkSettings, supervisor: Supervisor) -> None:
-    """Until it listens; a SuperLink that ends instead (its port is taken, its key is wrong) says why in its log."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            wait_until_ready(link, timeout=1.0)
-        except TransportError:
-            if supervisor.alive("superlink") and time.monotonic() < deadline:
-                continue
-            log = home.logs / "superlink.log"
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-            last = next((line for line in reversed(lines) if line.strip()), "nothing")
-            supervisor.stop()
-            raise ConfigurationError(f"the SuperLink does not start; its log {log} ends with: {last}") from None
-        return
 
 
 class _Watch:
@@ -85,7 +68,7 @@ class _Watch:
         self._link = link
         self._supervisor = supervisor
         self._say = say
-        self._roster = ""
+        self._registered: tuple[str, int | None] = ("", None)
         self._complained: set[str] = set()
         self._next = 0.0
 
@@ -111,12 +94,16 @@ class _Watch:
     def _sync_roster(self) -> None:
         try:
             roster = self._home.roster()
-            if roster.digest == self._roster:
+            # A SuperLink that starts again may have begun a new list of SuperNodes.
+            wanted = (roster.digest, self._supervisor.process("superlink"))
+            if wanted == self._registered:
                 return
             keys = {member.site: member.supernode.encode() for member in roster.members}
             if keys:
                 register_nodes(self._link, keys)
-            self._roster = roster.digest
+            known, self._registered = self._registered[0], wanted
+            if known == roster.digest:
+                return
             self._say(f"roster version {roster.version}: {', '.join(keys) or 'no site admitted yet'}")
         except TransportError:
             return  # the SuperLink is starting again; the next look tries anew

@@ -6,6 +6,7 @@ Every signature covers a domain label, so that a signature made for one purpose 
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,13 +126,22 @@ class Identity:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Create ``path`` with mode 0600, durably; raises ConfigurationError when it exists or cannot be written."""
+    """Create ``path`` with mode 0600, durably, whole or not at all.
+
+    Raises:
+        ConfigurationError: it exists, or cannot be written.
+    """
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename, it replaces nothing
     except OSError as error:
         raise ConfigurationError(f"cannot create {path}: {error.strerror}") from error
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink()

@@ -70,6 +70,11 @@ class Supervisor:
         program = self._programs.get(name)
         return program is not None and program.process is not None and program.process.poll() is None
 
+    def process(self, name: str) -> int | None:
+        """The number of that program's process; None while there is none."""
+        program = self._programs.get(name)
+        return None if program is None or program.process is None else program.process.pid
+
     def tick(self) -> None:
         """Start what is due, note what died. Call a few times a second from the main thread."""
         now = time.monotonic()

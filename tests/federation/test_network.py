@@ -13,7 +13,7 @@ import yaml
 
 from consilium_client.network import without_network
 from consilium_server.federation import Home
-from consilium_server.superlink import online_nodes
+from consilium_server.superlink_control import online_nodes
 from consilium_server.up import settings
 
 if TYPE_CHECKING:

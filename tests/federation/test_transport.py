@@ -46,7 +46,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from consilium_client.agent_socket import AgentAway, AgentChannel
-from consilium_server import study_run, superlink
+from consilium_server import study_run, superlink_control
 from consilium_server.exchange import ask
 from consilium_server.study_run import StudyGrid, open_grid
 from consilium_server.superlink_settings import SuperLinkSettings
@@ -224,8 +224,10 @@ class Federation:
         home = ("--home", str(self.settings.home), "--public-host", "127.0.0.1")
         log = self.root / "superlink.log"
         self.superlink = Program(log, "-m", "consilium_server.superlink", *home, *ports)
-        superlink.wait_until_ready(self.settings, timeout=60)
-        self.nodes = superlink.register_nodes(self.settings, {name: s.public_key for name, s in self.sites.items()})
+        superlink_control.wait_until_ready(self.settings, timeout=60)
+        self.nodes = superlink_control.register_nodes(
+            self.settings, {name: s.public_key for name, s in self.sites.items()}
+        )
         for site in self.sites.values():
             site.up()
 
@@ -333,6 +335,31 @@ def test_the_public_port_takes_no_oversized_request(federation: Federation) -> N
         assert client.post(address, content=iter([b"no length"])).status_code == 411
 
 
+def test_strangers_fill_no_memory_and_the_sites_are_served_meanwhile(federation: Federation, grid: StudyGrid) -> None:
+    """Forty requests of the largest size, each but for its last byte: 320 MiB, and no key."""
+    size, number = 8 * 1024**2, 40
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n"
+    context = ssl.create_default_context(cadata=federation.authority.pem.decode("ascii"))
+    before = memory(federation.superlink.process.pid)
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(number):
+            plain = socket.create_connection(("127.0.0.1", federation.settings.public_port))
+            stranger = open_ones.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+            stranger.sendall(head.encode() + b"content-type: application/protobuf\r\n\r\n")
+            with contextlib.suppress(OSError):  # answered, and closed, long before all of it is sent
+                stranger.sendall(bytes(size - 1))
+        heard = federation.ask(grid, b"meanwhile", secrets.token_bytes(1_000_000))
+        assert {each.problem for each in heard.values()} == {None}
+        grown = memory(federation.superlink.process.pid) - before
+    assert grown < 64 * 2**20, "all that the strangers sent are 320 MiB"
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+
+
 def test_the_private_port_wants_the_token(federation: Federation) -> None:
     settings = federation.settings
     impostor = replace(settings, home=federation.root / "impostor")
@@ -341,7 +368,7 @@ def test_the_private_port_wants_the_token(federation: Federation) -> None:
     impostor.directory.mkdir(mode=0o700)
     write_private(impostor.control_token_file, b"0" * 64)
     with pytest.raises(TransportError, match="HTTP 401"):
-        superlink.node_names(impostor)
+        superlink_control.node_names(impostor)
 
 
 def test_the_private_port_hands_out_no_task_without_the_secret(federation: Federation) -> None:
@@ -363,7 +390,7 @@ def test_a_supernode_that_was_not_admitted_is_refused(federation: Federation) ->
         assert stranger.supernode.process.wait(60) == 1
     finally:
         stranger.down()
-    assert set(superlink.node_names(federation.settings)) == {"north", "south"}
+    assert set(superlink_control.node_names(federation.settings)) == {"north", "south"}
 
 
 def test_a_site_turns_away_from_a_superlink_of_another_authority(federation: Federation) -> None:
@@ -377,9 +404,9 @@ def test_a_site_turns_away_from_a_superlink_of_another_authority(federation: Fed
 
 def test_registering_again_changes_nothing_and_no_site_at_all_is_a_mistake(federation: Federation) -> None:
     keys = {name: site.public_key for name, site in federation.sites.items()}
-    assert superlink.register_nodes(federation.settings, keys) == federation.nodes
+    assert superlink_control.register_nodes(federation.settings, keys) == federation.nodes
     with pytest.raises(ConfigurationError, match="names no site"):
-        superlink.register_nodes(federation.settings, {})
+        superlink_control.register_nodes(federation.settings, {})
 
 
 def test_a_reply_in_another_sites_name_is_refused(federation: Federation, grid: StudyGrid) -> None:
@@ -471,7 +498,7 @@ def test_a_killed_superlink_is_bridged(federation: Federation, grid: StudyGrid) 
 def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Federation, grid: StudyGrid) -> None:
     site = federation.sites["south"]
     site.supernode.stop()
-    eventually(lambda: superlink.online_nodes(federation.settings) == {"north"})
+    eventually(lambda: superlink_control.online_nodes(federation.settings) == {"north"})
     states: list[dict[str, str]] = []
 
     def come_back(waiting: Mapping[str, str]) -> None:
@@ -487,7 +514,7 @@ def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Feder
 def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federation: Federation, grid: StudyGrid) -> None:
     site = federation.sites["south"]
     site.supernode.stop()
-    eventually(lambda: superlink.online_nodes(federation.settings) == {"north"})
+    eventually(lambda: superlink_control.online_nodes(federation.settings) == {"north"})
     try:
         assert federation.ask(grid, b"where", sites=("south",), timeout=1.5)["south"].problem == "unavailable"
         assert federation.ask(grid, b"slow 4", sites=("north",), timeout=2)["north"].problem == "timeout"
@@ -498,19 +525,19 @@ def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federatio
 
 
 def test_a_run_whose_starter_died_does_not_block_the_next(federation: Federation) -> None:
-    with superlink.open_control(federation.settings) as control:
+    with superlink_control.open_control(federation.settings) as control:
         bundle, _ = build_fab_from_files(study_run._BUNDLE)
         abandoned = control.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
     with open_grid(federation.settings) as opened:
         assert opened.run.run_id != abandoned
-        with superlink.open_control(federation.settings) as control:
+        with superlink_control.open_control(federation.settings) as control:
             run = control.ListRuns(ListRunsRequest(run_id=abandoned)).run_dict[abandoned]
         assert run.status.status == "finished"
 
 
 def test_asking_in_an_ended_run_is_a_transport_error(federation: Federation) -> None:
     with open_grid(federation.settings) as opened:
-        with superlink.open_control(federation.settings) as control:
+        with superlink_control.open_control(federation.settings) as control:
             control.StopRun(StopRunRequest(run_id=opened.run.run_id))
         with pytest.raises(TransportError, match="Resume the study"):
             federation.ask(opened, b"too late")

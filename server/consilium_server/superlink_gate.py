@@ -1,0 +1,212 @@
+"""The SuperLink's listeners as HTTP sees them: which paths each has, and how little of a stranger's request is read.
+
+A SuperNode signs the time in its requests' headers. The public listener checks that signature before it reads a body,
+so that whoever has no registered key is answered from the headers alone and keeps nothing in this process's memory.
+Flower's own check, which also looks at who the body speaks for, comes after this one and stays what a decision rests
+on.
+
+Leans on these internals of flwr 1.41 (pinned): the names of the headers and their tolerances; the routes under
+``/v1/fleet/``, all of which are signed; ``LinkState.get_node_id_by_public_key``. And of uvicorn: ``H11Protocol``, whose
+``app_state`` comes with each request's scope, and which bounds a request's head (``httptools`` does not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import datetime
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+REQUEST_BYTES = 8 * 1024**2
+"""Largest request of a site: Flower cuts arrays into pieces of 5 MiB, everything else is far smaller."""
+REQUESTS_OF_A_SITE = 16
+"""At once. A SuperNode sends 8 pieces at a time, and little beside them."""
+BODY_SECONDS = 600.0
+"""For a whole body, of a site: 5 MiB in that time are 70 kbit/s."""
+DISCARDED_BYTES = 64 * 1024
+"""An unread body up to this length is read away after the answer; with a longer one the connection is closed."""
+STRANGERS = 256
+"""Connections without any signed request; one more, and the oldest of them is closed."""
+STRANGER_SECONDS = 30.0
+"""After which a connection without any signed request is closed."""
+
+
+class OnlyPaths:
+    """ASGI wrapper: 404 for every path outside ``prefixes``; keeps the exception that ended the application's start."""
+
+    def __init__(self, app: Any, prefixes: tuple[str, ...]) -> None:
+        self._app = app
+        self._prefixes = prefixes
+        self.failure: Exception | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request, or hand it on."""
+        if scope["type"] == "lifespan":
+            try:
+                await self._app(scope, receive, send)
+            except Exception as error:
+                self.failure = error
+                raise
+        elif scope["type"] == "http":
+            path: str = scope["path"]
+            if any(path == each or (each.endswith("/") and path.startswith(each)) for each in self._prefixes):
+                await self._app(scope, receive, send)
+            else:
+                await _answer(scope, send, 404)
+
+
+class SignedOnly:
+    """ASGI wrapper: a body is read for a registered SuperNode alone, of bounded size, in bounded time."""
+
+    def __init__(self, app: Any, is_registered: Callable[[bytes], bool]) -> None:
+        """Wraps an application.
+
+        Args:
+            app: what answers requests that pass.
+            is_registered: whether a public key (PEM) is that of a SuperNode; may block, and is called in a thread.
+        """
+        self._app = app
+        self._is_registered = is_registered
+        self._under_way: Counter[bytes] = Counter()
+        self._strangers: dict[Any, asyncio.TimerHandle] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request from its head alone, or read it and hand it on."""
+        if scope["type"] != "http":
+            return
+        connection = scope["state"].pop("connection", None)
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        # Without a declared length a body could grow in memory before anyone counts it.
+        if b"transfer-encoding" in headers or not declared.isdigit():
+            await _answer(scope, send, 411)
+        elif int(declared[:20]) > REQUEST_BYTES:
+            await _answer(scope, send, 413)
+        elif not scope["path"].startswith("/v1/fleet/"):
+            if int(declared):
+                await _answer(scope, send, 413)
+            else:
+                await self._app(scope, receive, send)
+        else:
+            key = signer(headers, datetime.datetime.now(datetime.UTC))
+            if key is None or not await _in_thread(self._is_registered, key):
+                await _answer(scope, send, 401)
+                return
+            self.leave(connection)
+            await self._pass(key, scope, receive, send)
+
+    async def _pass(self, key: bytes, scope: Any, receive: Any, send: Any) -> None:
+        if self._under_way[key] >= REQUESTS_OF_A_SITE:
+            await _answer(scope, send, 429)
+            return
+        self._under_way[key] += 1
+        try:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = await _whole(receive)
+            except TimeoutError:
+                await _answer(scope, send, 408)
+                return
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
+
+    def enter(self, connection: Any) -> None:
+        """A connection is there, of nobody known as yet: its time runs, and the oldest gives way to it."""
+        loop = asyncio.get_running_loop()
+        self._strangers[connection] = loop.call_later(STRANGER_SECONDS, self._close, connection)
+        if len(self._strangers) > STRANGERS:
+            self._close(next(iter(self._strangers)))
+
+    def leave(self, connection: Any) -> None:
+        """A connection belongs to a site, or is gone."""
+        timer = self._strangers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _close(self, connection: Any) -> None:
+        self.leave(connection)
+        connection.transport.abort()
+
+    def connections(self) -> type[asyncio.Protocol]:
+        """Uvicorn's class for connections, told to this gate."""
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        gate = self
+
+        class Connection(H11Protocol):
+            def __init__(self, *arguments: Any, **named: Any) -> None:
+                super().__init__(*arguments, **named)
+                self.app_state = {**self.app_state, "connection": self}
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                gate.enter(self)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                gate.leave(self)
+                super().connection_lost(exc)
+
+        return Connection
+
+
+def signer(headers: dict[bytes, bytes], now: datetime.datetime) -> bytes | None:
+    """The public key (PEM) with which a request's time is signed; None where it is not, or is not of ``now``."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+
+    try:
+        key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
+        stamp = headers[TIMESTAMP_HEADER.encode()]
+        age = (now - datetime.datetime.fromisoformat(stamp.decode("ascii"))).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return None
+        return key if verify_signature(bytes_to_public_key(key), stamp, signature) else None
+    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
+        return None
+
+
+async def _in_thread(work: Callable[[bytes], bool], argument: bytes) -> bool:
+    from anyio.to_thread import run_sync
+
+    return await run_sync(work, argument)
+
+
+async def _whole(receive: Any) -> bytes | None:
+    """A request's body; None when its sender is gone."""
+    pieces: list[bytes] = []
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            return None
+        pieces.append(event.get("body", b""))
+        if not event.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+    """ASGI's ``receive`` of a request whose body was read."""
+    first = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Any:
+        return first.pop() if first else await receive()
+
+    return replayed
+
+
+async def _answer(scope: Any, send: Any, status: int) -> None:
+    headers = [(b"content-length", b"0")]
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if not declared.isdigit() or int(declared[:20]) > DISCARDED_BYTES:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
