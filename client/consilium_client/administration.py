@@ -22,6 +22,7 @@ from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.secagg.terms import least_sites
 
 SECONDS = 3600.0
 """A command waits as long: an estimate may read a large asset first."""
@@ -124,6 +125,7 @@ class Administration:
         proposal = self.desk.proposals.find(study)
         # The contract with what absent keys mean.
         found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
+        found["least_sites"] = least_sites(proposal.study.aggregation, len(proposal.identities))
         return found if found["refused"] else {**found, **self._estimate(self.desk.estimate(proposal.study))}
 
     def _estimate(self, estimate: Estimate) -> dict[str, Any]:

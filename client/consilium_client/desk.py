@@ -245,7 +245,7 @@ class Desk:
 
     def objections(self, proposal: Proposal) -> list[PolicyRefusal]:
         """Why nobody here may approve the study, whoever looks: every rule, with what would permit it."""
-        found = objections(self.config.policy, proposal.study)
+        found = objections(self.config.policy, proposal.study, len(proposal.identities))
         try:
             self._asset(proposal.study)
         except PolicyRefusal as refusal:
@@ -322,6 +322,8 @@ class Desk:
         if self.spending.approval(study.digest) is not None:
             raise ConfigurationError(f"study {study.study} is approved already")
         self._check_keys(proposal)
+        for objection in self.objections(proposal):
+            raise objection
         estimate = self.estimate(study)
         if shown is not None and dict(shown) != estimate.plan.to_dict():
             raise ConfigurationError(

@@ -29,6 +29,7 @@ policy:
   minimum_patients: 50              # no study on fewer patients
   minimum_held_back: 10             # no evaluation counts of fewer
   minimum_sites: 2                  # no sum of fewer sites
+  corrupt_sites: third              # sites of a roster that may help a coordinator that cheats; or a number
   maximum_epsilon: 5.0              # for one study
   allow_without_privacy: false
   allow_evaluation_counts: true     # counts of held-back patients leave without noise; false: none do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from consilium_shared.ledger.entry import Person
 from consilium_shared.limits import LEAST_DELTA
 from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
+from consilium_shared.secagg.terms import corrupt, holds_against, least_sites
 from consilium_shared.study import Name, Positive, Study, Task, ThreatModel
 
 
@@ -48,6 +50,9 @@ class SitePolicy(Strict):
     """Fewest held-back patients whose evaluation counts are added up before they leave."""
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
+    corrupt_sites: Literal["third"] | Annotated[int, Field(ge=0, le=limits.SITES - 2)] = "third"
+    """How many sites of its roster a study must hold against, should they help a coordinator that cheats: a number, or
+    ``third`` for fewer than a third of them. Looked at when a study is proposed and approved."""
     threat_models: Annotated[tuple[ThreatModel, ...], Field(min_length=1)] = ("malicious-server",)
     """What a study may take the coordinator for. ``honest-but-curious`` lets fewer sites open a sum."""
     maximum_epsilon: Positive = 10.0
@@ -95,15 +100,53 @@ def check_contract(policy: SitePolicy, study: Study) -> None:
         rule(policy, study)
 
 
-def objections(policy: SitePolicy, study: Study) -> list[PolicyRefusal]:
-    """Every rule of ``check_contract`` that forbids the study, with what would permit it; empty when none does."""
+def objections(policy: SitePolicy, study: Study, roster: int) -> list[PolicyRefusal]:
+    """Every rule that forbids a study with a roster of so many sites, with what would permit it; empty if none does."""
     found = []
-    for rule in RULES:
+    rules = [*RULES, partial(check_sites, roster=roster), partial(check_corrupt, roster=roster)]
+    for rule in rules:
         try:
             rule(policy, study)
         except PolicyRefusal as refusal:
             found.append(refusal)
     return found
+
+
+def check_sites(policy: SitePolicy, study: Study, roster: int) -> None:
+    """Whether every sum of a study with a roster of so many sites is of as many as the policy asks for.
+
+    Raises:
+        PolicyRefusal: fewer would do.
+    """
+    least = least_sites(study.aggregation, roster)
+    if least < policy.minimum_sites:
+        raise PolicyRefusal(
+            "policy",
+            f"the study adds up {least} sites, this site asks for {policy.minimum_sites}",
+            f"policy.minimum_sites: {least}",
+        )
+
+
+def check_corrupt(policy: SitePolicy, study: Study, roster: int) -> None:
+    """Whether a study with a roster of so many sites holds against as many corrupt ones as the policy asks for.
+
+    Raises:
+        PolicyRefusal: it does not.
+    """
+    rules = study.aggregation
+    if rules.threat_model != "malicious-server":
+        return  # the policy takes a coordinator that does not cheat, and then nobody helps it to
+    third = policy.corrupt_sites == "third"
+    liars = corrupt(roster, rules.threat_model) if policy.corrupt_sites == "third" else policy.corrupt_sites
+    if not holds_against(rules, roster, liars):
+        most = next((fewer for fewer in reversed(range(liars)) if holds_against(rules, roster, fewer)), 0)
+        raise PolicyRefusal(
+            "policy",
+            f"the study does not hold against {liars} of its {roster} sites helping the coordinator"
+            + " (fewer than a third)" * third
+            + ", as this site asks; its contract decides that (aggregation.corrupt_sites)",
+            f"policy.corrupt_sites: {most}",
+        )
 
 
 def _check_budgeted(policy: SitePolicy, study: Study) -> None:
@@ -123,16 +166,6 @@ def _check_listed(policy: SitePolicy, study: Study) -> None:
             "policy",
             f"this site's list of permitted studies lacks {study.study!r}",
             f"policy.studies: add {study.study}",
-        )
-
-
-def _check_sites(policy: SitePolicy, study: Study) -> None:
-    asked = study.aggregation.min_sites
-    if asked < policy.minimum_sites:
-        raise PolicyRefusal(
-            "policy",
-            f"the study adds up {asked} sites, this site asks for {policy.minimum_sites}",
-            f"policy.minimum_sites: {asked}",
         )
 
 
@@ -188,7 +221,6 @@ RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_budgeted,
     _check_task,
     _check_listed,
-    _check_sites,
     _check_threat_model,
     _check_without_privacy,
     _check_unlimited,

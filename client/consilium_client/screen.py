@@ -51,7 +51,7 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
     yield (f"  on asset   {study['asset']}{who}",)
     aggregation = contract["aggregation"]
-    yield (f"  sites      at least {aggregation['min_sites']} in every sum ({aggregation['threat_model']}), of",)
+    yield (f"  sites      at least {study['least_sites']} in every sum ({aggregation['threat_model']}), of",)
     for site, fingerprint in study["sites"].items():
         yield (f"             {site}: {fingerprint}",)
     yield ("             (who holds these keys is who is hidden from: compare them with the hospitals by telephone)",)

@@ -20,6 +20,7 @@ from consilium_client import work
 from consilium_client.answers import Staged
 from consilium_client.desk import Desk
 from consilium_client.masking import Masks, masked
+from consilium_client.policy import check_sites
 from consilium_client.proposals import Proposal
 from consilium_client.reuse import Reuse
 from consilium_client.sum_store import Peer, Session
@@ -45,7 +46,7 @@ from consilium_shared.privacy.plan import Plan
 from consilium_shared.secagg.handshake import SessionKeys, decode_bundles, encode_encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import SitePart, SiteState
-from consilium_shared.secagg.terms import Advert, Slot, Terms
+from consilium_shared.secagg.terms import Advert, Slot, Terms, least_sites, tolerated
 from consilium_shared.study import Study
 from consilium_shared.summand import segments
 
@@ -129,7 +130,8 @@ class Sums:
         if state is None:
             raise PolicyRefusal("sum", "this site has advertised no key for this sum")
         self._accept_secrets(proposal, request)
-        part, terms = self._part(proposal), _terms(study, request)
+        check_sites(self.desk.config.policy, study, len(proposal.identities))
+        part, terms = self._part(proposal), _terms(proposal, request)
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
         kept, counts = self.reuse.kept(study, request, terms), part.adds_counts(state, terms)
@@ -198,7 +200,8 @@ class Sums:
     # -- keys
 
     def _part(self, proposal: Proposal) -> SitePart:
-        minimum = max(proposal.study.aggregation.min_sites, self.desk.config.policy.minimum_sites)
+        least = least_sites(proposal.study.aggregation, len(proposal.identities))
+        minimum = max(least, self.desk.config.policy.minimum_sites)
         shared = self.store.session(proposal.study.digest).secrets
         return SitePart(self.desk.identity, proposal.identities, minimum, shared)
 
@@ -261,9 +264,10 @@ def _of(request: Advertise | Survivors | Open) -> dict[str, Any]:
     return {"round": request.round, "attempt": request.attempt, "of": request.of}
 
 
-def _terms(study: Study, request: Train | Evaluate) -> Terms:
+def _terms(proposal: Proposal, request: Train | Evaluate) -> Terms:
     from consilium_shared.models.vector import width
 
+    study = proposal.study
     try:
         return Terms(
             slot=request.slot,
@@ -271,6 +275,7 @@ def _terms(study: Study, request: Train | Evaluate) -> Terms:
             segments=segments(study, request.purpose, request.round, width(study)),
             threat_model=study.aggregation.threat_model,
             adverts=request.adverts,
+            corrupt=tolerated(study.aggregation, len(proposal.identities)),
         )
     except ValidationError as error:
         raise PeerError(f"the cohort: {error.errors()[0]['msg']}") from error

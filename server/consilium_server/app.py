@@ -39,7 +39,7 @@ from consilium_shared.models import start
 from consilium_shared.models.vector import pack, trained, width, with_trained
 from consilium_shared.process_lock import LockHeld, ProcessLock
 from consilium_shared.secagg.handshake import Encapsulated
-from consilium_shared.secagg.terms import Advert
+from consilium_shared.secagg.terms import Advert, least_sites
 from consilium_shared.summand import Opened
 
 log = logging.getLogger("consilium.study")
@@ -58,7 +58,7 @@ class StudyRun:
         self.folder, self.home, self.study = talk.folder, talk.home, talk.study
         self.recruitment = Recruitment(talk)
         self.asking = Asking(talk, self.recruitment)
-        self.figures = Figures(self.study)
+        self.figures = Figures(self.study, least_sites(self.study.aggregation, len(talk.roster.members)))
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)

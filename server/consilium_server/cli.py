@@ -17,6 +17,7 @@ from consilium_server.up import is_up, up_forever
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
@@ -82,10 +83,17 @@ def run(
     place = Home(home.resolve())
     contract = study_file.read(study, place)
     roster = place.roster()
-    if len(roster.members) < contract.aggregation.min_sites:
+    sites, least = len(roster.members), least_sites(contract.aggregation, len(roster.members))
+    if sites < least:
         raise ConfigurationError(
-            f"{study}: aggregation.min_sites is {contract.aggregation.min_sites}, but {len(roster.members)} sites are "
-            "admitted (consilium-server admit)"
+            f"{study}: every sum takes at least {least} sites (aggregation.min_sites, and two more than "
+            f"corrupt_sites), but {sites} sites are admitted (consilium-server admit)"
+        )
+    if least > contract.aggregation.min_sites:
+        console.errors.print(
+            f"at least {least} of the roster's {sites} sites must take part in every round, so that no sum shows one "
+            f"hospital's where {least - 2} help a coordinator that cheats (aggregation.corrupt_sites in {study})",
+            markup=False,
         )
     folder = studies.folder(place, contract.study)
     folder.create(contract, place.roster_file.read_bytes(), _weights(study, contract, weights, new_head))

@@ -17,7 +17,7 @@ from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import Advertise, Advertised, Handshake, Handshaken, Payload
 from consilium_shared.secagg.handshake import Bundle, Encapsulated, decode_encapsulated, encode_bundles
 from consilium_shared.secagg.keys import check_public
-from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms
+from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites
 
 
 class NotOpened(Exception):
@@ -71,7 +71,7 @@ class Convening:
             NotOpened: too few sites are left.
             Abandoned: too few gave keys.
         """
-        minimum = self._study.aggregation.min_sites
+        minimum = least_sites(self._study.aggregation, len(self._talk.roster.members))
         adverts = self._adverts.setdefault(slot, {})
         approved = self._approved(only)
         missing = tuple(site for site in approved if site not in adverts or site not in self._bundles)

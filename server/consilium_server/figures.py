@@ -19,8 +19,9 @@ from consilium_shared.summand import Opened
 class Figures:
     """Metrics of one study's sums of evaluation counts."""
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, study: Study, least: int = 2) -> None:
+        """``least``: fewest sites whose counts are told (``secagg.terms.least_sites``)."""
+        self.study, self.least = study, max(least, study.aggregation.min_sites)
         self.layout = Layout.of(study)
 
     @cached_property
@@ -42,7 +43,7 @@ class Figures:
             (metrics by name, with ``sites`` that counted and, of noised counts, ``interval``; None), (None, reason), or
             (None, None) where too few sites have counted.
         """
-        if opened.counts is None or opened.counted < self.study.aggregation.min_sites:
+        if opened.counts is None or opened.counted < self.least:
             return None, None
         variance = None if self.noise is None else variances(self.layout, self.noise, opened.counted)
         most = None

@@ -13,6 +13,7 @@ from consilium_server.rounds import LATECOMER_SECONDS
 from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.messages import Propose, Refusal, Standing
+from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import seconds
 
 log = logging.getLogger("consilium.study")
@@ -36,7 +37,7 @@ class Recruitment:
         """
         opened = time.monotonic()
         patience = seconds(self.talk.study.aggregation.round_timeout)
-        minimum = self.talk.study.aggregation.min_sites
+        minimum = least_sites(self.talk.study.aggregation, len(self.talk.roster.members))
         said: dict[str, str] = {}
         while undecided := self.sites("pending"):
             enough = len(self.sites("approved")) >= minimum
@@ -127,7 +128,10 @@ class Recruitment:
         """Why the study cannot go on with those who are left."""
         refused = self.attendance.told_out() or "none"
         undecided = ", ".join(self.sites("pending")) or "none"
+        roster, asked = len(self.talk.roster.members), self.talk.study.aggregation.min_sites
+        least = least_sites(self.talk.study.aggregation, roster)
+        why = f" (of a roster of {roster}: aggregation.corrupt_sites)" if least > asked else ""
         return (
-            f"{self.talk.study.aggregation.min_sites} sites are needed, {len(self.sites('approved'))} take part; "
+            f"{least} sites are needed{why}, {len(self.sites('approved'))} take part; "
             f"refused or stopped: {refused}; not decided: {undecided}"
         )

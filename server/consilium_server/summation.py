@@ -37,7 +37,7 @@ from consilium_shared.messages import (
 from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.server import ServerSum
-from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms
+from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites, tolerated
 from consilium_shared.summand import Opened, read, segments
 
 log = logging.getLogger("consilium.study")
@@ -94,6 +94,8 @@ class Summation:
         self._asking, self._talk, self._parameters = asking, asking.talk, parameters
         self._study, self._file = asking.talk.study, OpenSumFile(asking.folder.root)
         self.keys = Convening(asking)
+        about = self._study.aggregation, len(asking.talk.roster.members)
+        self._least, self._tolerated = least_sites(*about), tolerated(*about)
 
     def run(self, asked: Asked, awaited: frozenset[str]) -> Summed:
         """Attempt after attempt.
@@ -137,6 +139,7 @@ class Summation:
             segments=segments(self._study, asked.purpose, asked.number, self._parameters),
             threat_model=self._study.aggregation.threat_model,
             adverts=under_way.adverts,
+            corrupt=self._tolerated,
         )
 
     def _attempt(self, asked: Asked, under_way: OpenSum) -> Summed:
@@ -148,11 +151,11 @@ class Summation:
             why = f"after a restart {', '.join(total.missing())} did not give again what went into the sum"
             raise Abandoned(why, collected.answered)
         try:
-            survivors = total.close(self._study.aggregation.min_sites)
+            survivors = total.close(self._least)
         except PeerError as error:
             # So many that the sum could be opened, but for the counts of a few. Among these sites alone too few offer
             # some, so that nobody adds any, and the round goes on without; with the absent, it might never.
-            enough = len(total.survivors) >= max(terms.threshold, self._study.aggregation.min_sites)
+            enough = len(total.survivors) >= max(terms.threshold, self._least)
             raise Abandoned(str(error), collected.answered, without_others=enough) from error
         if under_way.survivors is None:
             self._file.write(under_way.model_copy(update={"survivors": survivors}))
@@ -192,7 +195,7 @@ class Summation:
         for site in sites:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
             requests[site] = messages.encode(request, self._talk.coordinator), asked.model
-        needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._study.aggregation.min_sites)
+        needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._least)
         # Too few wait for the others, unless they can prove that this attempt is dead: else nobody could go on.
         least = None if under_way.survivors else total.terms.enough_to_abandon
         least = 0 if asked.purpose == "evaluation" else least

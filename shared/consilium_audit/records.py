@@ -17,6 +17,7 @@ from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import Closing
 from consilium_shared.records import RoundRecord, open_record
 from consilium_shared.roster import Roster
+from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
 from consilium_shared.summand import counts_with
 
@@ -67,7 +68,7 @@ def read_records(
 
 
 def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
-    participants, minimum = set(record.participants), study.aggregation.min_sites
+    participants, minimum = set(record.participants), least_sites(study.aggregation, len(roster.members))
     if (record.study, record.federation, record.roster) != (study.digest, roster.federation, roster.digest):
         raise PeerError("it is a record of another study, federation or roster")
     strangers = participants - {member.site for member in roster.members}

@@ -164,7 +164,7 @@ def make_report(
         metrics=next((record.metrics for record in reversed(records) if record.metrics is not None), None),
         sites=tuple(sites),
         participation=participation(records, [each.site for each in work.roster.members]) if known else (),
-        sums=tuple(sums(records, work.study)) if known else (),
+        sums=tuple(sums(records, work.study, len(work.roster.members))) if known else (),
         witnessed=work.verdict.witnessed,
         left_out=left_out,
         stated=tuple(_stated(sites, work.study)) if known else (),

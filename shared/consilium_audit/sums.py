@@ -20,7 +20,15 @@ from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.records import OpenedSum, RoundRecord
 from consilium_shared.roster import Roster
-from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Purpose, Slot, Terms, threshold
+from consilium_shared.secagg.terms import (
+    SURVIVORS_DOMAIN,
+    Purpose,
+    Slot,
+    Terms,
+    least_sites,
+    threshold,
+    tolerated,
+)
 from consilium_shared.study import Study
 from consilium_shared.summand import segments
 
@@ -54,8 +62,9 @@ class Sum:
         return self.attempt == 1 and self.cohort == self.summed == self.signed and self.implausible is None
 
 
-def sums(records: Sequence[RoundRecord], study: Study) -> Iterator[Sum]:
-    """Every sum that the records tell of, in order."""
+def sums(records: Sequence[RoundRecord], study: Study, roster: int) -> Iterator[Sum]:
+    """Every sum that the records tell of, in order; ``roster``: of so many sites."""
+    liars = tolerated(study.aggregation, roster)
     for record in records:
         for purpose, summed, opened in _opened(record):
             if opened is not None:
@@ -66,7 +75,7 @@ def sums(records: Sequence[RoundRecord], study: Study) -> Iterator[Sum]:
                     tuple(opened.adverts),
                     summed,
                     tuple(sorted(opened.signatures)),
-                    threshold(len(opened.adverts), study.aggregation.threat_model),
+                    threshold(len(opened.adverts), study.aggregation.threat_model, liars),
                     record.implausible if purpose == "training" else None,
                 )
 
@@ -87,7 +96,7 @@ def check_sums(records: Records, study: Study, roster: Roster) -> tuple[int, int
                         f"it does not say how the sum of {_CONTENT[purpose]} was opened: a coordinator of a version "
                         "without secure sums, or another program, could read every site's own"
                     )
-                _check(_terms(record, study, purpose, opened), summed, opened, identities, study)
+                _check(_terms(record, study, len(identities), purpose, opened), summed, opened, identities, study)
             found += 1
             signatures += len(opened.signatures)
     return found, signatures
@@ -103,8 +112,8 @@ def _opened(record: RoundRecord) -> Iterator[tuple[Purpose, tuple[str, ...], Ope
         yield "evaluation", tuple(sorted(record.counts)), record.opened_counts
 
 
-def _terms(record: RoundRecord, study: Study, purpose: Purpose, opened: OpenedSum) -> Terms:
-    """What the sites must have agreed to; raises PeerError where that is none they could have."""
+def _terms(record: RoundRecord, study: Study, roster: int, purpose: Purpose, opened: OpenedSum) -> Terms:
+    """What the sites must have agreed to, of a roster of so many; raises PeerError where that is none they could."""
     try:
         return Terms(
             slot=Slot(
@@ -119,6 +128,7 @@ def _terms(record: RoundRecord, study: Study, purpose: Purpose, opened: OpenedSu
             segments=segments(study, purpose, record.round, opened.parameters),
             threat_model=study.aggregation.threat_model,
             adverts=opened.adverts,
+            corrupt=tolerated(study.aggregation, roster),
         )
     except ValidationError as error:
         raise PeerError(f"the cohort of the sum: {error.errors()[0]['msg']}") from error
@@ -138,7 +148,7 @@ def _check(
     foreign = sorted(set(opened.signatures) - set(summed))
     if foreign:
         raise PeerError(f"{', '.join(foreign)}: signed the sum of {content}, but not in it")
-    needed = max(terms.threshold, study.aggregation.min_sites)
+    needed = max(terms.threshold, least_sites(study.aggregation, len(identities)))
     if len(summed) < needed:
         of = f"{len(summed)} of {len(terms.cohort)} sites"
         raise PeerError(f"the sum of {content} is of {of}, and {needed} are needed")

@@ -195,6 +195,11 @@ class Aggregation(Strict):
     """Fewest sites whose sum is opened."""
     threat_model: ThreatModel = "malicious-server"
     """What the coordinator may be; it decides how many sites it takes to open a sum (``secagg.terms.threshold``)."""
+    corrupt_sites: Annotated[
+        Literal["third"] | Annotated[int, Field(ge=0, le=limits.SITES - 2)] | None, Since(2, fresh="third")
+    ] = None
+    """How many sites of the study's roster may help a ``malicious-server``: a number, or ``third`` for fewer than a
+    third of them. None, in older contracts, means fewer than a third of a round's cohort, whoever is in it."""
     norm_bound: Annotated[float, Field(gt=0, le=limits.NORM_BOUND)] = 100.0
     """Largest L2 norm of a site's update; a larger one is scaled down to it."""
     coordinate_bound: Annotated[float, Field(gt=0, le=limits.NORM_BOUND)] = 8.0

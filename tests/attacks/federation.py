@@ -58,8 +58,11 @@ class Federation:
         minimum: int = 2,
         handshake: bool = True,
         about: str = "one",
+        tolerated: int | None = None,
     ) -> None:
-        """``handshake``: the real one; else secrets from nowhere, which is faster. ``about``: which federation."""
+        """``handshake``: the real one; else secrets from nowhere, which is faster. ``about``: which federation.
+        ``tolerated``: how many of a cohort may lie, where the contract and the roster say so."""
+        self.tolerated = tolerated
         self.names = tuple(f"site-{number:02}" for number in range(sites))
         self.threat_model, self.minimum, self.about = threat_model, minimum, about
         self.counting = frozenset(site for number, site in enumerate(self.names) if number % 3 != 2)
@@ -146,6 +149,7 @@ class Sum:
     def terms_with(self, **changes: Any) -> Terms:
         """The terms of the sum, but for the changes."""
         about = {"slot": self.slot, "model": MODEL, "segments": SEGMENTS, "adverts": self.adverts}
+        about["corrupt"] = self.federation.tolerated
         return Terms(**{**about, "threat_model": self.federation.threat_model, **changes})
 
     def mask(self, *sites: str, terms: Terms | None = None) -> None:

@@ -27,7 +27,7 @@ from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
-from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms
+from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, tolerated
 from consilium_shared.secagg.terms import Purpose as Summed
 from consilium_shared.study import Study
 from consilium_shared.summand import counts_with, segments
@@ -283,6 +283,7 @@ class Federation:
             segments=segments(self.study, purpose, number, PARAMETERS),
             threat_model=self.study.aggregation.threat_model,
             adverts=adverts,
+            corrupt=tolerated(self.study.aggregation, len(self.roster.members)),
         )
 
     def _open(self, terms: Terms, here: Sequence[str], silent: Sequence[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from consilium_shared.secagg.handshake import (
 )
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import Contribution, SitePart, SiteState
-from consilium_shared.secagg.terms import Advert, Slot, Terms
+from consilium_shared.secagg.terms import Advert, Slot, Terms, tolerated
 from consilium_shared.study import Study
 from consilium_shared.summand import Opened, fixed_point, read, segments
 
@@ -59,6 +59,7 @@ def terms_of(request: Train | Evaluate, study: Study) -> Terms:
         segments=segments(study, request.purpose, request.round, width(study)),
         adverts=request.adverts,
         threat_model=study.aggregation.threat_model,
+        corrupt=tolerated(study.aggregation, 3),
     )
 
 

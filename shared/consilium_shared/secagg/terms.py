@@ -20,7 +20,7 @@ from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.roster import Hex32
-from consilium_shared.study import Name, ThreatModel
+from consilium_shared.study import Aggregation, Name, ThreatModel
 
 PROTOCOL = "consilium-secagg/1"
 ADVERT_DOMAIN = "secagg-advert"
@@ -98,6 +98,9 @@ class Terms(Strict):
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=4)]
     threat_model: ThreatModel
     adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
+    corrupt: Annotated[int | None, Field(ge=0, le=limits.SITES)] = None
+    """How many of the cohort may lie, by the contract and the roster (``tolerated``); None for what the threat model
+    says of the cohort alone."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Terms:
@@ -117,7 +120,7 @@ class Terms(Strict):
     @property
     def threshold(self) -> int:
         """How many sites it takes to open the sum."""
-        return threshold(len(self.adverts), self.threat_model)
+        return threshold(len(self.adverts), self.threat_model, self.corrupt)
 
     @property
     def masked_bytes(self) -> int:
@@ -127,7 +130,8 @@ class Terms(Strict):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything above, 64 hex digits."""
-        return canonical_digest({"protocol": PROTOCOL, "terms": self.model_dump(mode="json")})
+        told = self.model_dump(mode="json", exclude={"corrupt"} if self.corrupt is None else None)
+        return canonical_digest({"protocol": PROTOCOL, "terms": told})
 
     def point(self, site: str) -> int:
         """Where a site's shares are evaluated: 1 … cohort size."""
@@ -197,22 +201,52 @@ class Terms(Strict):
         fewer than the threshold t nobody learns the sum.
         """
         sites = len(self.adverts)
-        return sites + corrupt(sites, self.threat_model) - self.threshold + 1
+        return sites + max(corrupt(sites, self.threat_model), self.corrupt or 0) - self.threshold + 1
 
 
-def threshold(sites: int, threat_model: ThreatModel) -> int:
+def threshold(sites: int, threat_model: ThreatModel, liars: int | None = None) -> int:
     """Shares that open a sum of ``sites`` sites, at least 2.
 
     ``malicious-server``: floor(2n/3) + 1. With n_C < n/3 corrupt sites 2t > n + n_C, so that no two different sets of
     survivors are both signed by t sites, of which the honest sign once (Bonawitz et al. 2017, theorem 6.5).
     ``honest-but-curious``: floor(n/2) + 1, against t - 1 curious sites.
+
+    Where more of these sites may lie, since all the liars of a larger roster may be among them (``liars``), at least
+    floor((n + n_C) / 2) + 1: then 2t > n + n_C again, and from n_C + 2 sites on n_C < t <= n.
     """
-    return max(2, 2 * sites // 3 + 1 if threat_model == "malicious-server" else sites // 2 + 1)
+    least = 2 * sites // 3 + 1 if threat_model == "malicious-server" else sites // 2 + 1
+    return max(2, least, (sites + (liars or 0)) // 2 + 1)
 
 
 def corrupt(sites: int, threat_model: ThreatModel) -> int:
     """How many sites may lie: fewer than a third; in the honest-but-curious model none does."""
     return (sites - 1) // 3 if threat_model == "malicious-server" else 0
+
+
+def tolerated(rules: Aggregation, roster: int) -> int | None:
+    """How many sites of a roster of so many may lie, by a study's contract, wherever the coordinator puts them.
+
+    None where only the cohort of each round counts: in contracts that came before the key, and where nobody lies.
+    """
+    if rules.threat_model != "malicious-server" or rules.corrupt_sites is None:
+        return None
+    return corrupt(roster, rules.threat_model) if rules.corrupt_sites == "third" else rules.corrupt_sites
+
+
+def least_sites(rules: Aggregation, roster: int) -> int:
+    """Fewest sites whose sum is opened in a study with a roster of so many, and fewest whose counts are added up.
+
+    Two more than may lie: those could subtract their own parts, and what is left is of two hospitals or more.
+    """
+    return max(rules.min_sites, (tolerated(rules, roster) or 0) + 2)
+
+
+def holds_against(rules: Aggregation, roster: int, liars: int) -> bool:
+    """Whether no cohort under the contract can be split or emptied by so many liars of the roster."""
+    told, least = tolerated(rules, roster), least_sites(rules, roster)
+    cohorts = range(least, roster + 1)
+    needed = {sites: threshold(sites, rules.threat_model, told) for sites in cohorts}
+    return least >= liars + 2 and all(2 * needed[sites] > sites + liars for sites in cohorts)
 
 
 def _advertised(slot: Slot, site: str, key: str, signed: tuple[int, ...], counts: bool) -> bytes:
