@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from consilium_client.policy import SitePolicy, check_contract, check_decider, check_patients
+from consilium_client.policy import (
+    SitePolicy,
+    check_contract,
+    check_corrupt,
+    check_decider,
+    check_patients,
+    check_sites,
+)
 from consilium_client.site import Home
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.study import Study
@@ -35,6 +42,8 @@ OPEN = {**STUDY, "privacy": {"mode": "none"}, "evaluation": {}}
 def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int = 300, held: int = 60) -> None:
     mine, asked = SitePolicy.model_validate({**POLICY, **policy}), Study.model_validate(study)
     check_contract(mine, asked)
+    check_sites(mine, asked, 5)
+    check_corrupt(mine, asked, 5)
     check_patients(mine, asked, patients, held)
 
 
@@ -52,6 +61,7 @@ def test_a_study_within_the_policy_may_be_approved() -> None:
         ({"minimum_patients": 301}, "fewer patients than the 301"),
         ({"minimum_held_back": 61}, "fewer held-back patients than the 61"),
         ({"minimum_sites": 4}, "this site asks for 4"),
+        ({"corrupt_sites": 2}, "2 of its 5 sites helping"),
         ({"maximum_epsilon": 2.9}, "permits 2.9"),
         ({"maximum_count_noise": 9.9}, "permits 9.9 .maximum_count_noise"),
         ({"threat_models": ["honest-but-curious"]}, "no coordinator for malicious-server"),

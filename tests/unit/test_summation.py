@@ -399,10 +399,11 @@ def test_a_sum_that_every_site_refuses_is_given_up_with_attempts_left(
     assert together.train(1).record["attempt"] == 2, "the very attempt that was refused"
 
 
+@pytest.mark.parametrize("rule", [{"min_sites": 3}, {"corrupt_sites": 1}])
 def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
-    federation: Callable[..., Federation],
+    federation: Callable[..., Federation], rule: dict[str, int]
 ) -> None:
-    together = federation(min_sites=3)
+    together = federation(**rule)
     together.asking.away = {"handshake": {"hospital-b"}}
     with pytest.raises(NotOpened, match="after attempt 2: 2 sites have given keys, and 3 are needed"):
         together.train(1, attempts=2)
