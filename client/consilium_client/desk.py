@@ -245,7 +245,8 @@ class Desk:
 
     def objections(self, proposal: Proposal) -> list[PolicyRefusal]:
         """Why nobody here may approve the study, whoever looks: every rule, with what would permit it."""
-        found = objections(self.config.policy, proposal.study, len(proposal.identities))
+        approved = self.spending.approval(proposal.study.digest) is not None
+        found = objections(self.config.policy, proposal.study, len(proposal.identities), approved=approved)
         try:
             self._asset(proposal.study)
         except PolicyRefusal as refusal:

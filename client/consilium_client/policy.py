@@ -100,13 +100,19 @@ def check_contract(policy: SitePolicy, study: Study) -> None:
         rule(policy, study)
 
 
-def objections(policy: SitePolicy, study: Study, roster: int) -> list[PolicyRefusal]:
-    """Every rule that forbids a study with a roster of so many sites, with what would permit it; empty if none does."""
+def objections(policy: SitePolicy, study: Study, roster: int, *, approved: bool = False) -> list[PolicyRefusal]:
+    """Every rule that forbids a study, with what would permit it; empty when none does.
+
+    Args:
+        roster: how many sites the study's roster has.
+        approved: whether it runs here, which is when nobody looks any more at how many may be corrupt.
+    """
     found = []
-    rules = [*RULES, partial(check_sites, roster=roster), partial(check_corrupt, roster=roster)]
-    for rule in rules:
+    of_rosters = (check_sites,) if approved else (check_sites, check_corrupt)
+    rules: list[Callable[[], None]] = [partial(rule, policy, study) for rule in RULES]
+    for rule in rules + [partial(rule, policy, study, roster) for rule in of_rosters]:
         try:
-            rule(policy, study)
+            rule()
         except PolicyRefusal as refusal:
             found.append(refusal)
     return found
