@@ -106,7 +106,7 @@ def test_a_contract_says_openly_against_how_many_it_holds_and_a_policy_what_it_a
     few = study.model_copy(update={"aggregation": rules(corrupt_sites=1)})
     assert (least_sites(study.aggregation, 20), least_sites(few.aggregation, 20)) == (8, 3)
     check_corrupt(policy, study, 20)
-    with pytest.raises(PolicyRefusal, match=r"6 of its 20 sites .*fewer than a third.* aggregation.corrupt_sites"):
+    with pytest.raises(PolicyRefusal, match=r"6 of its 20 sites .*fewer than a third.*aggregation.corrupt_sites"):
         check_corrupt(policy, few, 20)
     check_corrupt(SitePolicy(budgets={}, corrupt_sites=1), few, 20)
     with pytest.raises(PolicyRefusal, match="2 of its 20 sites helping"):
