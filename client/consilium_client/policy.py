@@ -109,8 +109,8 @@ def objections(policy: SitePolicy, study: Study, roster: int, *, approved: bool 
     """
     found = []
     of_rosters = (check_sites,) if approved else (check_sites, check_corrupt)
-    rules: list[Callable[[], None]] = [partial(rule, policy, study) for rule in RULES]
-    for rule in rules + [partial(rule, policy, study, roster) for rule in of_rosters]:
+    rules: list[Callable[[], None]] = [partial(rule, policy, study, roster) for rule in of_rosters]
+    for rule in rules + [partial(rule, policy, study) for rule in RULES]:
         try:
             rule()
         except PolicyRefusal as refusal:
