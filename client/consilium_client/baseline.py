@@ -14,7 +14,7 @@ from consilium_client.data.records import Records
 from consilium_client.desk import make_plan
 from consilium_client.site import SiteConfig
 from consilium_shared import metrics
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def train_alone(
     ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
     ``way``: to per-sample gradients.
 
-    Raises as ``trainer.train`` and ``desk.make_plan``.
+    Raises as ``trainer.train`` and ``desk.make_plan``, and DataError also where private training diverged.
     """
     from consilium_client.training import device
-    from consilium_client.training.trainer import train
+    from consilium_client.training.trainer import DIVERGED, train
     from consilium_shared.averaging import averaged
     from consilium_shared.models import build
     from consilium_shared.models.vector import pack, to_vector, trained, with_trained
@@ -96,6 +96,8 @@ def train_alone(
             clipping_norm=norm,
             way=way,
         )
+        if result.diverged:
+            raise DataError(f"study {study.study}, round {number}: {DIVERGED}")
         norm = result.clipping_norm
         vector = with_trained(vector, trained(vector, study) + result.update, study)
         if decay:

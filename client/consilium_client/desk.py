@@ -18,6 +18,7 @@ from consilium_client.clipping_norms import ClippingNorms
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
+from consilium_client.machine import Machine
 from consilium_client.policy import check_contract, check_decider, check_patients, objections
 from consilium_client.proposals import Proposal, Proposals
 from consilium_client.results import Results
@@ -128,6 +129,7 @@ class Desk:
         self.cohorts = CohortSizes(home.store / "cohorts")
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies", home.store / "refused")
+        self.machine = Machine()
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
         self._patients: dict[str, Patients] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium_client.data.records import Records
+from consilium_client.data.records import Part, Records
 from consilium_client.keystream import KeyStream
 from consilium_shared import metrics
 from consilium_shared.errors import DataError
@@ -17,6 +17,8 @@ from consilium_shared.study import Study
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("consilium.agent")
 
 
 def evaluate(
@@ -50,6 +52,7 @@ def noised_counts(
     *,
     noise_multiplier: float,
     seed: bytes,
+    rows: int | None = None,
 ) -> metrics.Counts:
     """Counts with noise: the release that ``PrivacyPlan.evaluation_event`` describes.
 
@@ -60,6 +63,7 @@ def noised_counts(
     Args:
         noise_multiplier: σ of the plan's evaluations.
         seed: 32 secret bytes, of this evaluation alone (``attempts.py``).
+        rows: records that are computed at a time; None: ``rows.ROWS``.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -69,10 +73,10 @@ def noised_counts(
     from consilium_client.training.noise import Noise
 
     layout = metrics.Layout.of(study)
-    chosen = _one_each(records.select(held_back=True), seed)
-    probabilities = _probabilities(model_bytes, study, chosen, device)
+    chosen = _one_each(records.part(held_back=True), seed)
+    probabilities = _probabilities(model_bytes, study, records, device, chosen, rows, forgiving=True)
     known = np.isfinite(probabilities).all(axis=1, keepdims=True)
-    counts = metrics.count(chosen.labels, np.where(known, probabilities, 1 / layout.classes), layout)
+    counts = metrics.count(records.labels[chosen], np.where(known, probabilities, 1 / layout.classes), layout)
     noise, start = Noise(seed), 0
     released = torch.from_numpy(counts.astype(np.float64))
     for part, deviation in layout.deviations(noise_multiplier).items():
@@ -82,23 +86,31 @@ def noised_counts(
     return released.numpy().astype(np.int64)
 
 
-def _one_each(records: Records, seed: bytes) -> Records:
-    """One record of each patient."""
-    order = np.lexsort((KeyStream(seed, "records").words(len(records)), records.patients))
-    chosen = order[np.unique(records.patients[order], return_index=True)[1]]
-    return replace(
-        records,
-        inputs=records.inputs[chosen],
-        statics=None if records.statics is None else records.statics[chosen],
-        labels=records.labels[chosen],
-        patients=records.patients[chosen],
-    )
+def _one_each(part: Part, seed: bytes) -> NDArray[np.int64]:
+    """One record of each patient: numbers among all."""
+    order = np.lexsort((KeyStream(seed, "records").words(len(part.records)), part.patients))
+    return part.records[order[np.unique(part.patients[order], return_index=True)[1]]]
 
 
-def _probabilities(model_bytes: bytes, study: Study, records: Records, device: torch.device) -> NDArray[np.float64]:
-    """Predicted distributions ``[N, C]``; not finite where the model overflows.
+def _probabilities(
+    model_bytes: bytes,
+    study: Study,
+    records: Records,
+    device: torch.device,
+    chosen: NDArray[np.int64] | None = None,
+    rows: int | None = None,
+    *,
+    forgiving: bool = False,
+) -> NDArray[np.float64]:
+    """Predicted distributions ``[N, C]`` of the chosen records; not finite where the model overflows.
 
     A record's does not depend on the other records, to the last bit (``training/rows.py``).
+
+    Args:
+        chosen: int64 ``[N]``, their numbers; None: all.
+        rows: computed at a time; None: ``ROWS``.
+        forgiving: where passes break off, each of their records is computed alone, and one with which they break off
+            again has no number: nobody's record makes an evaluation fail that was charged for.
     """
     import torch
 
@@ -109,13 +121,28 @@ def _probabilities(model_bytes: bytes, study: Study, records: Records, device: t
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
     model.to(device).eval()
+    chosen, rows = np.arange(len(records)) if chosen is None else chosen, ROWS if rows is None else rows
+
+    def passed(some: NDArray[np.int64]) -> torch.Tensor:
+        inputs = [records.inputs[some], *([] if records.statics is None else [records.statics[some]])]
+        logits: torch.Tensor = model(*(onto(filled(torch.from_numpy(array), rows), device) for array in inputs))
+        return logits.double()[: len(some)]
+
+    def of(some: NDArray[np.int64]) -> list[torch.Tensor]:
+        try:
+            return [passed(some)]
+        except Exception as error:
+            if not forgiving:
+                raise
+            log.error("an evaluation's pass broke off: %s", type(error).__name__)  # the text may quote data
+        if len(some) == 1:
+            return [torch.full((1, shape.classes(study)), torch.nan, dtype=torch.float64)]
+        return [each for number in range(len(some)) for each in of(some[number : number + 1])]
+
     parts, found = [], [np.zeros((0, shape.classes(study)))]
     with exact_arithmetic(), one_thread(), without_denormals(), torch.inference_mode():
-        for start in range(0, len(records), ROWS):
-            part = slice(start, start + ROWS)
-            inputs = [records.inputs[part], *([] if records.statics is None else [records.statics[part]])]
-            logits = model(*(onto(filled(torch.from_numpy(array), ROWS), device) for array in inputs))
-            parts.append((logits.double(), len(inputs[0])))
-        for logits, rows in parts:  # only now is a GPU waited for
-            found.append(torch.softmax(logits.cpu(), dim=1).numpy()[:rows])
+        for start in range(0, len(chosen), rows):
+            parts += of(chosen[start : start + rows])
+        for logits in parts:  # only now is a GPU waited for
+            found.append(torch.softmax(logits.cpu(), dim=1).numpy())
     return np.concatenate(found)

@@ -9,6 +9,7 @@ from consilium_shared.errors import (
     ConfigurationError,
     ConsiliumError,
     DataError,
+    MachineError,
     PeerError,
     PolicyRefusal,
     SignatureError,
@@ -30,6 +31,9 @@ def reason_of(error: ConsiliumError) -> tuple[str, str]:
             return "bad-signature", "a signature in the request does not verify"
         case PeerError():
             return "malformed", str(error)
+        case MachineError():
+            log.error("%s", error)
+            return "internal", "the site's machine cannot compute the study with privacy; its log says why"
         case ConfigurationError():
             log.error("%s", error)
             return "internal", "the site's configuration does not allow it; its log says what"

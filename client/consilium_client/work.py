@@ -7,15 +7,17 @@ charge (``sums.py``).
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from consilium_client.desk import Desk
+from consilium_client.data.records import Records
+from consilium_client.desk import Desk, Undertaking
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.proposals import Proposal
 from consilium_client.results import About, Result
-from consilium_client.spending import Reservation, told
+from consilium_client.spending import told
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.messages import Evaluate, Train
 from consilium_shared.metrics import Counts, Layout
@@ -23,6 +25,9 @@ from consilium_shared.privacy.event import GaussianEvent
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
 from consilium_shared.study import Study
 from consilium_shared.summand import bound, counts_with, largest_weight
+
+if TYPE_CHECKING:
+    from consilium_client.training.fit import Fit
 
 
 def ready(desk: Desk, study: Study) -> None:
@@ -50,7 +55,8 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
         PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
             not what the contract has the study start from.
         DataError: the data cannot be used.
-        ConfigurationError: the study cannot be trained with privacy, or not as this site is set up.
+        ConfigurationError: the study cannot be trained with privacy, or not as this site is set up, or not on this
+            machine (MachineError).
     """
     from consilium_client.training.trainer import check_independence, check_mechanism
     from consilium_shared.models.vector import check
@@ -64,6 +70,8 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
     if isinstance(plan, PrivacyPlan):
         check_independence(study)
         check_mechanism(study, plan, desk.config.gradients)
+        _weight(study, plan, 1)
+    _where(desk, study, plan)
     return frozen
 
 
@@ -73,12 +81,12 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     Args:
         counts: whether this site's counts may leave with the update.
     """
-    from consilium_client.training import device, trainer
+    from consilium_client.training import trainer
 
     study, number, basis = proposal.study, request.round, request.payload.sha256
     norm = desk.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
-    records, where = desk.records(study), device.choose(desk.config.device)
+    records, where = desk.records(study), _where(desk, study, plan)
     with ExitStack() as undertakings:
         training = undertakings.enter_context(desk.begin(study, number, basis, plan, "training"))
         counting = None
@@ -97,16 +105,17 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             plan,
             round=number,
             site=desk.site,
-            device=where,
+            device=where.device,
             seed=training.seed,
             attempt=training.number,
             clipping_norm=norm,
             on_progress=watch,
             way=desk.config.gradients,
+            rows=where.rows,
         )
         numbers = None
         if counting is not None:
-            numbers = _count(desk, study, model, counting.reservation, counting.seed)
+            numbers = _count(desk, study, model, counting, records, where)
         elif counts_with(study, number):
             numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
         last = training.reservation if counting is None else counting.reservation
@@ -134,8 +143,9 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
 def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
     """Count on the model after the last round."""
     study = proposal.study
+    records, where = desk.records(study), _where(desk, study, plan)
     with desk.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
-        counts = _count(desk, study, model, counting.reservation, counting.seed)
+        counts = _count(desk, study, model, counting, records, where)
         about = About(
             purpose="evaluation",
             round=request.round,
@@ -152,18 +162,35 @@ def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, mode
     return result
 
 
-def _count(desk: Desk, study: Study, model: bytes, reservation: Reservation, seed: bytes) -> npt.NDArray[np.int64]:
-    from consilium_client import evaluation
+def _where(desk: Desk, study: Study, plan: Plan) -> Fit:
+    """Where this site computes, and with privacy in pieces of how many rows."""
     from consilium_client.training import device
+    from consilium_client.training.fit import Fit
+
+    if not isinstance(plan, PrivacyPlan):
+        return Fit(device.choose(desk.config.device), None)
+    return desk.machine.fit(study, plan, desk.config.device, desk.config.gradients)
+
+
+def _count(
+    desk: Desk,
+    study: Study,
+    model: bytes,
+    counting: Undertaking,
+    records: Records,
+    where: Fit,
+) -> npt.NDArray[np.int64]:
+    from consilium_client import evaluation
 
     desk.activity = {"doing": "evaluating", "study": study.study}
-    records, where = desk.records(study), device.choose(desk.config.device)
     counts: Counts
-    if isinstance(reservation.event, GaussianEvent):
-        sigma = reservation.event.noise_multiplier
-        counts = evaluation.noised_counts(model, study, records, where, noise_multiplier=sigma, seed=seed)
+    if isinstance(counting.reservation.event, GaussianEvent):
+        sigma, seed = counting.reservation.event.noise_multiplier, counting.seed
+        counts = evaluation.noised_counts(
+            model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows
+        )
     else:
-        counts = evaluation.evaluate(model, study, records, where, Layout.of(study))
+        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study))
     return counts
 
 

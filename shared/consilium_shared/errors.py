@@ -2,6 +2,7 @@
 
     ConsiliumError
     ├── ConfigurationError      the operator's own file or command is wrong; correct it and start again
+    │   └── MachineError        … or the machine, which cannot compute the study as its privacy needs it
     ├── DataError               the site's data cannot be used as the study asks; correct the data or the mapping
     ├── IntegrityError          one of our own files is damaged or was edited; stop, restore, do not guess
     │   └── LedgerError         … the ledger, with the line and the verification step that failed
@@ -24,6 +25,10 @@ class ConsiliumError(Exception):
 
 class ConfigurationError(ConsiliumError):
     """The operator's own file, option or command is wrong."""
+
+
+class MachineError(ConfigurationError):
+    """This machine cannot compute a study as it must be: not enough memory, or kernels whose rows depend on others."""
 
 
 class DataError(ConsiliumError):

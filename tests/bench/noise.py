@@ -20,7 +20,7 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import device, gradients, trainer
+from consilium_client.training import device, gradients, steps, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
@@ -72,7 +72,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
 
     def private_step() -> None:
         optimizer.begin()
-        trainer.accumulate(wrapped, optimizer, loss, pieces)
+        steps.accumulate(wrapped, optimizer, loss, pieces)
         optimizer.finish()
 
     def plain_step() -> None:

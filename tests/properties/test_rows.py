@@ -18,7 +18,7 @@ from consilium_client import evaluation
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.evaluation import noised_counts
-from consilium_client.training import gradients, trainer
+from consilium_client.training import gradients, steps, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.device import exact_arithmetic
 from consilium_client.training.loss import per_record
@@ -176,7 +176,7 @@ class Step:
         batch = Batch(self.study, data, chosen(data, patients), self.where, np.random.default_rng(0))
         loss, pieces = per_record(self.study, self.where), batch.fixed_pieces(self.size)
         with exact_arithmetic():
-            trainer.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
+            steps.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
             self.optimizer.finish()
         return seen, self.optimizer.kept
 

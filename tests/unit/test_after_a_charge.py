@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,15 +11,21 @@ import pytest
 import torch
 from torch import nn
 
+from consilium_client import evaluation
 from consilium_client.data.records import Records
+from consilium_client.training import fit, steps
 from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.fit import fitting
 from consilium_client.training.lattice import Lattice
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
+from consilium_client.training.rehearsal import largest
+from consilium_client.training.steps import PrivateSteps
 from consilium_client.training.tape import ERROR, Tape
 from consilium_client.training.trainer import TrainResult, check_mechanism, train
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import ConfigurationError, MachineError
 from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM, MOST_NOISE, PARAMETERS
+from consilium_shared.messages import Update
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import PrivacyPlan
@@ -154,3 +161,221 @@ def test_a_norm_that_moves_in_the_middle_of_a_round_is_refused_nowhere_or_before
             refused.append(True)
     assert len(set(refused)) == 1
     assert refused[0] == (2.0**-31 * max(1.0, sigma) * math.sqrt(parameters) + 1152 * ERROR > 1 / 50)
+
+
+# -- what a patient's records do to the passes
+
+
+class BadPatient:
+    """Passes that break off wherever a certain record is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
+        self.pieces: list[int] = []
+        """Patients of each that was begun."""
+        whole, error_of = steps.Owners, error
+
+        def owners(of: torch.Tensor, *about: Any) -> Owners:
+            self.pieces.append(len(torch.bincount(of)))
+            return whole(of, *about)
+
+        forward = torch.nn.functional.cross_entropy
+
+        def broken(logits: torch.Tensor, *about: Any, **more: Any) -> torch.Tensor:
+            if self.is_there(logits):
+                raise error_of("this quotes a patient: P17")
+            return forward(logits, *about, **more)
+
+        monkeypatch.setattr(steps, "Owners", owners)
+        monkeypatch.setattr(torch.nn.functional, "cross_entropy", broken)
+
+    @staticmethod
+    def is_there(logits: torch.Tensor) -> bool:
+        return bool(logits.detach().isnan().any())
+
+
+def with_bad(counts: list[int], patient: int) -> Records:
+    found = records(counts)
+    found.inputs[found.patients == patient] = np.nan
+    return found
+
+
+def without(data: Records, patient: int) -> Records:
+    kept = data.patients != patient
+    return dataclasses.replace(
+        data,
+        inputs=data.inputs[kept],
+        labels=data.labels[kept],
+        patients=data.patients[kept] - (data.patients[kept] > patient),
+        patient_count=data.patient_count - 1,
+        train=data.train[1:],
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("bad", [0, 20, 39])
+def test_a_patient_with_whom_the_passes_break_off_counts_as_one_that_was_not_drawn(
+    bad: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, data = a_study(40, 3), with_bad([1, 2, 3, 1] * 10, bad)
+    plan = a_plan(study, sigma=1e-3)
+    fine = a_round(study, plan, without(data, bad)).update
+    BadPatient(monkeypatch, error)
+    found = a_round(study, plan, data)
+    assert left(found) == ((26,), np.float32, 2)
+    assert np.abs(found.update - fine).max() < 0.01 * np.abs(fine).max()
+    assert "P17" not in caplog.text
+
+
+def test_where_every_pass_breaks_off_the_round_is_the_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = a_study(8)
+    plan = a_plan(study, patients=8, count_noise=1.0)
+    alone = a_round(study, plan, records([]))
+    assert left(alone) == ((26,), np.float32, 2)
+    monkeypatch.setattr(BadPatient, "is_there", staticmethod(lambda _: True))
+    BadPatient(monkeypatch)
+    for way in ("book-keeping", "opacus"):
+        found = a_round(study, plan, records([1] * 9), way=way)
+        assert left(found) == left(alone)
+        assert np.array_equal(found.update, alone.update)
+
+
+def test_reference_hooks_that_broke_off_once_are_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = a_study(8, steps_per_round=3)
+    bad = BadPatient(monkeypatch)
+    a_round(study, a_plan(study), with_bad([1] * 9, 0), way="opacus")
+    assert len(bad.pieces) == 1
+
+
+def test_a_weight_that_overflows_leaves_an_update_of_zero() -> None:
+    study = a_study(8)
+    optimizer = study.training.optimizer.model_copy(update={"lr": 1e30})
+    wild = study.model_copy(update={"training": study.training.model_copy(update={"optimizer": optimizer})})
+    found = a_round(wild, a_plan(study), records([1] * 9))
+    assert left(found) == ((26,), np.float32, 2)
+    assert found.diverged
+    assert not found.update.any()
+
+
+HEAVY = [1] * 8 + [64]
+OVERFLOWING = records(HEAVY)
+OVERFLOWING.inputs[-30:] = 3e38
+UNKNOWN = records(HEAVY)
+UNKNOWN.inputs[-64:] = np.nan
+
+
+@pytest.mark.parametrize("adaptive", [None, {}])
+@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+def test_neighbours_send_the_same_kind_of_thing_after_the_same_kind_of_work(
+    way: Any, adaptive: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one patient, with one of 1, of 64 records, of numbers beyond float32, and of none at all: each piece goes
+    through the whole pass and through clipping, and each step gets its noise."""
+    study, done = a_study(8, 64, adaptive_clipping=adaptive), []
+    whole, noised = PrivateOptimizer.accumulate, PrivateOptimizer.add_noise
+
+    def accumulate(self: PrivateOptimizer) -> None:
+        done.append("piece")
+        whole(self)
+
+    def add_noise(self: PrivateOptimizer) -> None:
+        done.append("noise")
+        noised(self)
+
+    monkeypatch.setattr(PrivateOptimizer, "accumulate", accumulate)
+    monkeypatch.setattr(PrivateOptimizer, "add_noise", add_noise)
+    seen = []
+    for data in (records([1] * 8), records([1] * 9), records(HEAVY), OVERFLOWING, UNKNOWN):
+        done.clear()
+        seen.append((left(a_round(study, a_plan(study), data, way=way)), done.count("noise")))
+        assert done.count("piece") == 2 * (2 if len(data) > 9 else 1)  # a patient of more than a piece has its own
+    assert len(set(seen)) == 1
+
+
+# -- before the charge
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("most", [1, 2, 16, 40, 85])
+@pytest.mark.parametrize("rows", [1, 32, 64])
+def test_no_piece_that_a_data_set_gives_is_larger_than_those_that_were_tried(rows: int, most: int, copies: int) -> None:
+    def size(counts: list[int]) -> tuple[int, int]:
+        """Rows, and room for as many rows of each patient as one has."""
+        total = copies * sum(counts)
+        return max(rows, 1 << (total - 1).bit_length()), len(counts) * max(counts) * copies
+
+    tried, draw = [size(counts) for counts in largest(rows, most, copies)], np.random.default_rng(0)
+    for _ in range(500):
+        counts: list[int] = []
+        while not counts or copies * sum(counts) < rows:
+            counts.append(int(draw.integers(1, most + 1)) if draw.random() < 0.3 else 1)
+        while len(counts) > 1 and copies * sum(counts) > rows:
+            counts.pop(0)
+        assert all(size(counts)[part] <= max(each[part] for each in tried) for part in (0, 1))
+
+
+def test_pieces_that_memory_does_not_take_are_refused_or_made_smaller_before_anything_is_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study, whole = a_study(8, 64), PrivateSteps._add
+    plan, allowed = a_plan(study), [64]
+
+    def short(self: PrivateSteps, pieces: Any) -> None:
+        for piece in pieces:
+            if len(piece.labels) > allowed[0]:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            whole(self, [piece])
+
+    monkeypatch.setattr(PrivateSteps, "_add", short)
+    assert fitting(study, plan, "cpu", "book-keeping") == (CPU, 32)
+    assert fitting(a_study(), a_plan(a_study()), "cpu", "book-keeping") == (CPU, 32)
+    allowed[0] = 31
+    assert fitting(a_study(), a_plan(a_study()), "cpu", "book-keeping") == (CPU, 1)
+    with pytest.raises(MachineError, match="64 records of 3 numbers .*allocate"):
+        fitting(study, plan, "cpu", "book-keeping")
+
+
+def test_the_coordinator_reads_a_fixed_sentence_and_the_sites_people_the_whole_reason(
+    site: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    c = site.coordinator
+    site.approve()
+
+    def short(*_: Any) -> None:
+        raise MemoryError("of 3 GiB")
+
+    monkeypatch.setattr(fit, "rehearse", short)
+    refusal = site.ask(c.train(), c.model)
+    assert (refusal.reason, refusal.detail) == (
+        "internal",
+        "the site's machine cannot compute the study with privacy; its log says why",
+    )
+    assert "MemoryError: of 3 GiB" in caplog.text
+    assert site.charges() == 0
+    monkeypatch.undo()
+    assert isinstance(site.ask(c.train(), c.model), Update)
+
+
+def test_a_record_with_which_an_evaluation_breaks_off_counts_as_one_that_the_model_knows_nothing_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = a_study()
+    data = dataclasses.replace(records([1] * 70), train=np.zeros(70, dtype=bool))
+    model = pack(to_vector(build(study)), study)
+    whole = evaluation._probabilities(model, study, data, CPU)
+    data.inputs[40] = np.nan
+    with pytest.MonkeyPatch.context() as patch:
+        forward = torch.nn.Linear.forward
+
+        def broken(self: nn.Linear, given: torch.Tensor) -> torch.Tensor:
+            if given.isnan().any():
+                raise RuntimeError("P40")
+            return forward(self, given)
+
+        patch.setattr(torch.nn.Linear, "forward", broken)
+        with pytest.raises(RuntimeError, match="P40"):
+            evaluation._probabilities(model, study, data, CPU)
+        found = evaluation._probabilities(model, study, data, CPU, forgiving=True)
+        assert evaluation.noised_counts(model, study, data, CPU, noise_multiplier=1.0, seed=bytes(32)).size > 0
+    others = np.arange(70) != 40
+    assert np.array_equal(found[others], whole[others])
+    assert np.isnan(found[40]).all()

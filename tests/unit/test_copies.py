@@ -17,7 +17,7 @@ from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch, Piece
-from consilium_client.training.trainer import accumulate
+from consilium_client.training.steps import accumulate
 from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of

@@ -26,7 +26,8 @@ from consilium_client.training.gradients import BookKeeping
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch, Batches
-from consilium_client.training.trainer import accumulate, train
+from consilium_client.training.steps import accumulate
+from consilium_client.training.trainer import train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan

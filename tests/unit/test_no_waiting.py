@@ -30,7 +30,7 @@ from consilium_client.training.gradients import BookKeeping
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch
-from consilium_client.training.trainer import accumulate
+from consilium_client.training.steps import accumulate
 from consilium_shared.models import build
 from consilium_shared.study import Study
 

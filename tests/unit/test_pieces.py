@@ -219,11 +219,11 @@ def test_memory_that_runs_out_in_preparation_makes_the_step_begin_again(
 def test_a_round_that_breaks_off_leaves_nothing_running(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: BookKeeping, losses: torch.Tensor) -> None:
         assert preparing()
-        raise BrokenError("no gradients")
+        raise KeyboardInterrupt
 
     trainer.check_independence(study(privacy=DP))
     monkeypatch.setattr(BookKeeping, "backward", broken)
-    with pytest.raises(BrokenError, match="no gradients"):
+    with pytest.raises(KeyboardInterrupt):
         run(study(privacy=DP), records(patients=80), plan(sampling_rate=0.9))
     assert not preparing()
 

@@ -13,14 +13,15 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import gradients, trainer
+from consilium_client.training import gradients, steps, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.independence import check
 from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.pieces import Batch
-from consilium_client.training.trainer import TrainResult, accumulate, train
+from consilium_client.training.steps import accumulate
+from consilium_client.training.trainer import TrainResult, train
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
@@ -563,7 +564,7 @@ def test_a_step_is_told_how_many_rows_a_patient_may_have_and_not_how_many_somebo
         told.add(about[-1])
         return Owners(*about)
 
-    monkeypatch.setattr(trainer, "Owners", note)
+    monkeypatch.setattr(steps, "Owners", note)
     run(given, records("small-cnn"), plan(records_per_patient=allowed))
     assert told == {allowed * copies}
 

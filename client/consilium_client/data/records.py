@@ -38,6 +38,21 @@ class SetAside:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some patients' records, by number.
+
+    Attributes:
+        records: int64 ``[n]``, ascending, their numbers among all.
+        patients: int64 ``[n]``, whose each is, 0 … ``patient_count`` - 1.
+        patient_count: number of these patients.
+    """
+
+    records: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    patient_count: int
+
+
+@dataclass(frozen=True)
 class Records:
     """Records of one asset, prepared for the study's model. Nothing in it was computed across patients.
 
@@ -69,17 +84,22 @@ class Records:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, held_back: bool) -> Part:
+        """Which records are of patients held back (or of those for training), without a copy of any."""
+        wanted = self.train != held_back
+        kept = np.flatnonzero(wanted[self.patients])
+        number = np.cumsum(wanted, dtype=np.int64) - 1
+        return Part(kept, number[self.patients[kept]], int(wanted.sum()))
+
     def select(self, held_back: bool) -> Records:
         """The records of the patients held back (or of those for training), with patients numbered anew from 0."""
-        wanted = self.train != held_back
-        keep = wanted[self.patients]
-        number = np.cumsum(wanted, dtype=np.int64) - 1
+        part = self.part(held_back)
         return replace(
             self,
-            inputs=self.inputs[keep],
-            statics=None if self.statics is None else self.statics[keep],
-            labels=self.labels[keep],
-            patients=number[self.patients[keep]],
-            patient_count=int(wanted.sum()),
-            train=self.train[wanted],
+            inputs=self.inputs[part.records],
+            statics=None if self.statics is None else self.statics[part.records],
+            labels=self.labels[part.records],
+            patients=part.patients,
+            patient_count=part.patient_count,
+            train=self.train[self.train != held_back],
         )

@@ -35,9 +35,9 @@ from consilium_client.data.records import Records
 from consilium_client.training import gradients
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.gradients import Way
-from consilium_client.training.trainer import train
+from consilium_client.training.trainer import DIVERGED, train
 from consilium_shared import limits
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build, shape
 from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
@@ -88,7 +88,7 @@ def audit(
 
     Raises:
         ConfigurationError: a number of canaries outside 10 … ``limits.CANARIES``, or as ``trainer.train``.
-        DataError: as ``trainer.train``, where training diverged.
+        DataError: training diverged.
     """
     if not 10 <= canaries <= limits.CANARIES:
         raise ConfigurationError(f"an audit takes 10 … {limits.CANARIES} canaries, got {canaries}")
@@ -109,7 +109,7 @@ def audit(
         for done in range(rounds):
             before = (number * rounds + done) * steps
             run.begin(done)
-            norm = train(
+            result = train(
                 model,
                 study,
                 records,
@@ -122,7 +122,10 @@ def audit(
                 on_progress=_shifted(on_progress, before, runs * rounds * steps),
                 probe=run,
                 way=way,
-            ).clipping_norm
+            )
+            if result.diverged:
+                raise DataError(f"study {study.study}, round {done + 1}: {DIVERGED}")
+            norm = result.clipping_norm
     scores = {
         "likelihood": np.concatenate([run.likelihood for run in found]),
         "sum": np.concatenate([run.sum for run in found]),
@@ -204,17 +207,10 @@ def _records(
     each = min(plan.records_per_patient, _RECORDS)
     patients = np.repeat(np.arange(background + len(inside)), each)
     canary = np.concatenate([np.full(background, -1), inside])[patients]
-    image, series = study.data.image, study.data.series
-    if image is not None:
-        form: tuple[int, ...] = (image.channels, image.size, image.size)
-    elif series is not None:
-        form = (series.bins, shape.series_inputs(study))
-    else:
-        form = (shape.tabular_width(study),)
-    width = shape.statics_width(study)
+    form, *beside = shape.inputs(study)
     records = Records(
         inputs=_generated(len(patients), form, draw),
-        statics=_generated(len(patients), (width,), draw) if width else None,
+        statics=_generated(len(patients), beside[0], draw) if beside else None,
         labels=draw.integers(0, shape.classes(study), len(patients)),
         patients=patients,
         patient_count=background + len(inside),

@@ -170,9 +170,13 @@ class PrivateOptimizer(TapeOptimizer):
 
     def forget(self) -> None:
         """The step under way begins again, with the same noise."""
+        self.leave_out()
+        self._sum.zero_()
+
+    def leave_out(self) -> None:
+        """What is on the tape is in no sum, or with a part of its clipped gradients: passes broke off."""
         self.tape.close()
         self._step_skip_queue.clear()
-        self._sum.zero_()
         self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:

@@ -38,10 +38,11 @@ class Piece(NamedTuple):
 class Split(NamedTuple):
     """How a step is cut into pieces: of at most ``size`` records, but every patient whole; ``fixed``: each filled up to
     ``size`` rows, a power of two. A patient with more records has a piece of its own, then of the next power of two: so
-    nothing about a piece's shape comes from other patients."""
+    nothing about a piece's shape comes from other patients. ``alone``: so has each patient."""
 
     size: int
     fixed: bool
+    alone: bool = False
 
 
 class _Place(NamedTuple):
@@ -111,6 +112,10 @@ class Batch:
         """``pieces``, each filled up (``Split``)."""
         return self._prepared(Split(size, fixed=True))
 
+    def alone(self, size: int) -> Iterator[Piece]:
+        """``fixed_pieces`` of one patient each."""
+        return self._prepared(Split(size, fixed=True, alone=True))
+
     def _drawn(self, split: Split, generator: np.random.Generator) -> Moves:
         """The moves of all records, drawn piece by piece; filling takes its draws too."""
         parts = [Moves(np.zeros(0), np.zeros((0, 2)))]
@@ -123,7 +128,7 @@ class Batch:
         start, ends = 0, np.append(np.flatnonzero(np.diff(self._owners)) + 1, len(self._owners))
         while start < len(self._owners):
             fits = ends[(ends > start) & (ends <= start + split.size)]
-            end = int(fits[-1] if len(fits) else ends[ends > start][0])
+            end = int(fits[-1] if len(fits) and not split.alone else ends[ends > start][0])
             count = end - start
             found.append(_Place(start, end, max(split.size, 1 << (count - 1).bit_length()) if split.fixed else count))
             start = end

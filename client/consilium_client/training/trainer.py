@@ -5,29 +5,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.data.patients import PatientSampler
-from consilium_client.data.records import Records
+from consilium_client.data.patients import Draw, PatientSampler
+from consilium_client.data.records import Part, Records
 from consilium_client.keystream import SEED_BYTES, KeyStream
 from consilium_client.training import gradients
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic, in_precision, onto
-from consilium_client.training.gradients import Gradients, Way
+from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.gradients import Way
 from consilium_client.training.independence import check_once
 from consilium_client.training.lattice import Lattice
-from consilium_client.training.loss import Loss, per_record
+from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
-from consilium_client.training.owners import Owners
-from consilium_client.training.pieces import Batch, Batches, Piece, Split
-from consilium_client.training.rows import ROWS, one_thread, without_denormals
+from consilium_client.training.pieces import Batches, Split
+from consilium_client.training.rows import ROWS
+from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build, shape
@@ -43,18 +40,9 @@ PHYSICAL_BATCH = 512
 
 log = logging.getLogger("consilium.agent")
 
+DIVERGED = "training diverged; the study needs a lower learning rate"
+
 Progress = Callable[[int, int], None]
-
-
-class Probe(Protocol):
-    """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
-
-    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
-        """Choose gradients on the optimizer's tape before they are clipped; ``records`` int64 ``[B]`` says whose its
-        rows are."""
-
-    def observe(self, optimizer: PrivateOptimizer) -> None:
-        """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +54,14 @@ class TrainResult:
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
         clipping_norm: that the next round begins with; None without privacy.
+        diverged: with privacy, that a weight moved farther than ``limits.UPDATE_COORDINATE``; the update is 0 then.
     """
 
     update: npt.NDArray[np.float32]
     steps: int
     patients: int
     clipping_norm: float | None
+    diverged: bool = False
 
 
 def train(
@@ -89,13 +79,15 @@ def train(
     on_progress: Progress | None = None,
     probe: Probe | None = None,
     way: Way = "book-keeping",
+    rows: int | None = None,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
     Each step draws patients by Poisson sampling, and of each at most so many records as the plan says. With privacy,
     the mean gradient of a patient's records is clipped and Gaussian noise is added to the sum: the event that the
     accountant charges. Without, the same steps run plainly. What is not finite adds nothing to its step: with privacy a
-    patient with one such record, without privacy a record with such a loss.
+    patient with one such record, without privacy a record with such a loss. With privacy nothing that a record holds
+    makes a round fail (``steps.py``), and one without a patient is noise alone.
 
     Args:
         model_bytes: the global model, as ``vector.pack`` wrote it.
@@ -115,18 +107,20 @@ def train(
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
         way: how per-sample gradients are found; the event is the same.
+        rows: of a piece with privacy in which several patients are (``private_rows``, or what the machine passed).
 
     Raises:
         PeerError: the model's bytes are not of this study.
         ConfigurationError: the study asks for privacy and the plan gives none, or it gives a seed with privacy, or its
             model cannot be trained with privacy (``independence``, ``lattice``).
-        DataError: no patient for training, or a weight moved farther than ``limits.UPDATE_COORDINATE``.
+        DataError: without privacy, where no patient is for training, or a weight moved farther than
+            ``limits.UPDATE_COORDINATE``.
     """
     private = plan if isinstance(plan, PrivacyPlan) else None
     if (study.privacy.mode == "dp") != (private is not None):
         raise ConfigurationError(f"study {study.study}: its privacy mode is {study.privacy.mode}, its plan is another")
-    records = records if records.train.all() else records.select(held_back=False)
-    if not records.patient_count:
+    part = records.part(held_back=False)
+    if private is None and not part.patient_count:
         raise DataError(f"study {study.study}: no patient is left for training on {study.data.asset}")
     model = build(study)
     start = unpack(model_bytes, model, study)
@@ -136,25 +130,35 @@ def train(
     if private is not None:
         check_independence(study)
     secret = _seed(study, round, attempt, site, seed)
-    sampler = _sampler(study, records, plan, secret)
+    sampler = _sampler(study, part, plan, secret)
     drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
-    rows = physical_batch(records) if private is None else private_rows(study, records)
+    if private is None:
+        rows = physical_batch(records)
+    elif rows is None:
+        rows = private_rows(study, records)
     split = Split(rows, fixed=private is not None)
     done = 0
     if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
         private = replace(private, clipping_norm=clipping_norm)
-    with exact_arithmetic(), Batches(study, records, sampler, device, drift, split) as batches:
-        stepper, optimizer = _stepper(model, study, rows, private, loss, Noise(secret), probe, way)
+    steps: PrivateSteps | None = None
+    with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, drift, split) as batches:
+        if private is not None:
+            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, way, probe)
+        stepper: Stepper = plain_steps(model, study, loss, rows) if steps is None else steps
         for batch in batches:
             stepper(batch)
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
     update = trained(to_vector(model), study) - trained(start, study)
-    if not (np.abs(update) <= UPDATE_COORDINATE).all():  # NaN is refused too
-        raise DataError(f"study {study.study}, round {round}: training diverged; the study needs a lower learning rate")
-    norm = None if optimizer is None else optimizer.clipping_norm
-    return TrainResult(update=update, steps=done, patients=records.patient_count, clipping_norm=norm)
+    diverged = not (np.abs(update) <= UPDATE_COORDINATE).all()  # NaN is too
+    if diverged and private is None:
+        raise DataError(f"study {study.study}, round {round}: {DIVERGED}")
+    if diverged:  # it was made of noisy sums that are paid for; a refusal would tell of them, and cost a charge
+        log.error("study %s, round %d: %s. This site's update is 0", study.study, round, DIVERGED)
+        update = np.zeros_like(update)
+    norm = None if steps is None else steps.optimizer.clipping_norm
+    return TrainResult(update, done, part.patient_count, norm, diverged)
 
 
 def check_independence(study: Study) -> None:
@@ -213,7 +217,12 @@ def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | Non
     return hashlib.sha256(text.encode()).digest()
 
 
-def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> PatientSampler:
+def _within(part: Part, draws: PatientSampler) -> Iterator[Draw]:
+    """Draws from a part, with the numbers that its records have among all."""
+    return (Draw(part.records[draw.records], draw.owners) for draw in draws)
+
+
+def _sampler(study: Study, records: Part, plan: Plan, seed: bytes) -> PatientSampler:
     """The round's draws: with privacy exactly the plan's."""
     if isinstance(plan, PrivacyPlan):
         rate, most = plan.sampling_rate, plan.records_per_patient
@@ -221,122 +230,3 @@ def _sampler(study: Study, records: Records, plan: Plan, seed: bytes) -> Patient
         rate = min(1.0, study.training.expected_batch / records.patient_count)
         most = study.training.records_per_patient
     return PatientSampler(records.patients, records.patient_count, rate, plan.steps_per_round, seed, most)
-
-
-Stepper = Callable[[Batch], None]
-
-
-def _stepper(
-    model: torch.nn.Module,
-    study: Study,
-    rows: int,
-    plan: PrivacyPlan | None,
-    loss: Loss,
-    noise: Noise,
-    probe: Probe | None,
-    way: Way,
-) -> tuple[Stepper, PrivateOptimizer | None]:
-    """The function that runs one step on its batch, in pieces of so many rows; and with privacy, whose step it is."""
-    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer
-    if spec.name == "sgd":
-        optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    else:
-        optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
-    anchors = [p.detach().clone() for p in parameters]
-
-    def after() -> None:
-        """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
-        if probe is not None:
-            probe.observe(private)
-        if study.training.proximal > 0:
-            for parameter, anchor in zip(parameters, anchors, strict=True):
-                assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
-                parameter.grad.add_(parameter.detach() - anchor, alpha=study.training.proximal)
-
-    batch = study.training.expected_batch
-    if plan is None:
-        plain = partial(in_precision, model, precision=study.training.precision)
-        return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after), None
-    found = gradients.of(model, way, study.training.precision)
-    private = PrivateOptimizer(
-        optimizer,
-        found.tape,
-        clipping_norm=plan.clipping_norm,
-        noise_multiplier=plan.noise_multiplier,
-        expected_batch=batch,
-        expected=plan.expected(batch),
-        noise=noise,
-        adaptive=study.training.adaptive_clipping,
-        after=after,
-    )
-    plant = None if probe is None else partial(probe.plant, private)
-    sizes, limit = [rows], plan.records_per_patient * study.training.augment_multiplicity
-
-    def step(drawn: Batch) -> None:
-        private.begin()
-        try:
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
-        except torch.OutOfMemoryError:
-            if sizes[0] == 1 or way == "opacus":  # whose hooks a pass that broke off leaves unusable
-                raise
-            log.warning("the device's memory does not take %d records at once: one at a time, more slowly", sizes[0])
-            sizes[0] = 1
-            again = True
-        else:
-            again = False
-        if again:  # out of the handler, which holds on to what took the memory
-            private.forget()
-            torch.cuda.empty_cache()
-            accumulate(found, private, loss, drawn.fixed_pieces(sizes[0]), plant, limit)
-        private.finish()  # never twice: what has noise on it was released
-
-    return step, private
-
-
-def accumulate(
-    model: Gradients,
-    optimizer: PrivateOptimizer,
-    loss: Loss,
-    pieces: Iterable[Piece],
-    plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
-    limit: int | None = None,
-) -> None:
-    """Add the clipped gradients of a step's pieces to its sum.
-
-    Args:
-        pieces: ``Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
-        plant: as ``Probe.plant``.
-        limit: as of ``Owners``.
-    """
-    for piece in pieces:
-        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels), limit))
-        with one_thread(), without_denormals():
-            model.backward(loss(model(*piece.inputs), piece.labels))
-        if plant is not None:
-            plant(piece.records)
-        optimizer.accumulate()
-
-
-def _plain_step(
-    model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    loss: Loss,
-    pieces: Iterable[Piece],
-    expected_batch: int,
-    after: Callable[[], None],
-) -> None:
-    """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
-    optimizer.zero_grad(set_to_none=True)
-    for inputs, labels, owners, _ in pieces:
-        weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
-        losses = loss(model(inputs), labels)
-        finite = torch.isfinite(losses.detach())
-        if not finite.all():  # once more without them: 0 × NaN would be NaN
-            losses, weights = loss(model(tuple(t[finite] for t in inputs)), labels[finite]), weights[finite]
-        ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
-    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    after()
-    optimizer.step()

@@ -36,5 +36,15 @@ def tabular_width(study: Study) -> int:
     return _width(study.data.features or ())
 
 
+def inputs(study: Study) -> tuple[tuple[int, ...], ...]:
+    """The shape of one record in each of the model's inputs: an image, a series (and its statics), or a table's row."""
+    image, series, beside = study.data.image, study.data.series, statics_width(study)
+    if image is not None:
+        return ((image.channels, image.size, image.size),)
+    if series is not None:
+        return ((series.bins, series_inputs(study)), *(((beside,),) if beside else ()))
+    return ((tabular_width(study),),)
+
+
 def _width(features: Iterable[Feature]) -> int:
     return sum(len(feature.categories) if isinstance(feature, Categorical) else 1 for feature in features)

@@ -1,0 +1,55 @@
+"""The largest pieces that a study allows, tried on invented records before the charge.
+
+Memory then fails for every data set or for none: not only for the one in which somebody has as many records as the
+study allows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from consilium_client.data.patients import Draw
+from consilium_client.training import invented
+from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.gradients import Way
+from consilium_client.training.loss import per_record
+from consilium_client.training.noise import Noise
+from consilium_client.training.pieces import Batch, Split
+from consilium_client.training.steps import PrivateSteps
+from consilium_shared.models import build
+from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.study import Study
+
+
+def largest(rows: int, records: int, copies: int) -> list[list[int]]:
+    """How many records the patients of each of the largest pieces have: a full one of patients with one record each;
+    one in which a patient has so many that room for as many of everybody (``Owners.beside``) is largest; and where that
+    is more than a piece, one of a patient with as many as the study allows.
+
+    Args:
+        rows: of a piece in which several patients are.
+        records: most of a patient, in so many ``copies``.
+    """
+    fitting = max(1, rows // copies)
+    found = [[1] * fitting]
+    most = max(range(1, min(records, fitting) + 1), key=lambda many: many * (fitting - many + 1))
+    if most > 1:
+        found.append([1] * (fitting - most) + [most])
+    if records * copies > rows:
+        found.append([records])
+    return found
+
+
+def rehearse(study: Study, plan: PrivacyPlan, device: torch.device, way: Way, rows: int) -> None:
+    """One private step of the largest pieces, in so many rows. Raises whatever this machine raises."""
+    loss, nobody = per_record(study, device), np.random.default_rng(0)
+    with exact_arithmetic():
+        model = build(study).to(device).train()
+        steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, way)
+        batches = []
+        for counts in largest(rows, plan.records_per_patient, study.training.augment_multiplicity):
+            data = invented.records(study, counts)
+            everybody = Draw(np.arange(len(data)), data.patients)
+            batches.append(Batch(study, data, everybody, device, nobody, Split(rows, fixed=True)))
+        steps.try_out(batches)

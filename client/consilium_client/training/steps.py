@@ -1,0 +1,211 @@
+"""One step of a round after the other, private or not: a batch's pieces through the model, and the optimizer's step.
+
+**What a patient can make break.** Every step of a private round was charged for, and ends in one noisy sum, whatever
+happens on the way: a refusal in its place would tell something of the patients that nobody has paid for. Memory and the
+model's code are tried on invented records before the charge (``rehearsal.py``). Where passes break off all the same,
+the step's patients are computed one by one, and one with whom they break off again is left out, as one that was not
+drawn. So still one patient moves the sum by no more than its clipped gradient. In the end there is the noise alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from consilium_client.training import gradients
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.device import in_precision, onto
+from consilium_client.training.gradients import Gradients, Way
+from consilium_client.training.loss import Loss
+from consilium_client.training.noise import Noise
+from consilium_client.training.owners import Owners
+from consilium_client.training.pieces import Batch, Piece
+from consilium_client.training.rows import one_thread, without_denormals
+from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.study import Study
+
+log = logging.getLogger("consilium.agent")
+
+
+class Probe(Protocol):
+    """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
+
+    def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
+        """Choose gradients on the optimizer's tape before they are clipped; ``records`` int64 ``[B]`` says whose its
+        rows are."""
+
+    def observe(self, optimizer: PrivateOptimizer) -> None:
+        """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
+
+
+Stepper = Callable[[Batch], None]
+"""Runs one step on its batch."""
+
+
+class PrivateSteps:
+    """The private steps of a round."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        study: Study,
+        plan: PrivacyPlan,
+        loss: Loss,
+        noise: Noise,
+        rows: int,
+        way: Way = "book-keeping",
+        probe: Probe | None = None,
+    ) -> None:
+        """``rows``: of a piece in which several patients are."""
+        optimizer, after = _torch_optimizer(model, study)
+
+        def then() -> None:
+            if probe is not None:
+                probe.observe(self.optimizer)
+            after()
+
+        self._loss, self._rows = loss, rows
+        self._model = gradients.of(model, way, study.training.precision)
+        self.optimizer = PrivateOptimizer(
+            optimizer,
+            self._model.tape,
+            clipping_norm=plan.clipping_norm,
+            noise_multiplier=plan.noise_multiplier,
+            expected_batch=study.training.expected_batch,
+            expected=plan.expected(study.training.expected_batch),
+            noise=noise,
+            adaptive=study.training.adaptive_clipping,
+            after=then,
+        )
+        self._plant = None if probe is None else partial(probe.plant, self.optimizer)
+        self._limit = plan.records_per_patient * study.training.augment_multiplicity
+        self._repeats = way != "opacus"  # whose hooks passes that broke off leave unusable
+        self._usable = True
+
+    def __call__(self, drawn: Batch) -> None:
+        """One step: the sum of what could be computed, and the noise."""
+        self.optimizer.begin()
+        if not self._usable or not self._summed(drawn):
+            self.optimizer.forget()
+            if self._usable:
+                self._one_by_one(drawn)
+        self.optimizer.finish()  # never twice: what has noise on it was released
+
+    def try_out(self, batches: Iterable[Batch]) -> None:
+        """One step of all these batches, of invented records; raises whatever breaks off."""
+        self.optimizer.begin()
+        for batch in batches:
+            self._add(batch.fixed_pieces(self._rows))
+        self.optimizer.finish()
+
+    def _add(self, pieces: Iterable[Piece]) -> None:
+        accumulate(self._model, self.optimizer, self._loss, pieces, self._plant, self._limit)
+
+    def _summed(self, drawn: Batch) -> bool:
+        try:
+            self._add(drawn.fixed_pieces(self._rows))
+        except Exception as error:
+            if self._plant is not None:  # an audit: nobody's data is in it
+                raise
+            if isinstance(error, torch.OutOfMemoryError):
+                log.warning("the device's memory does not take %d records at once: one at a time", self._rows)
+                self._rows = 1
+            else:  # its text may quote data
+                log.error("a step broke off (%s): its patients are computed one by one", type(error).__name__)
+        else:
+            return True
+        self._usable = self._repeats
+        return False  # out of the handler, which holds on to what took the memory
+
+    def _one_by_one(self, drawn: Batch) -> None:
+        torch.cuda.empty_cache()
+        try:
+            for piece in drawn.alone(self._rows):
+                try:
+                    self._add([piece])
+                except Exception as error:
+                    log.error("it broke off again (%s): what it was at is left out", type(error).__name__)
+                    self.optimizer.leave_out()
+        except Exception as error:  # while a piece was prepared
+            log.error("it broke off again (%s): the rest of the step is left out", type(error).__name__)
+
+
+def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int) -> Stepper:
+    """The steps of a round without privacy, in pieces of so many rows."""
+    optimizer, after = _torch_optimizer(model, study)
+    plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
+    return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+
+
+def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+    """The study's local optimizer, and what is to be done to each gradient before its step."""
+    spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if spec.name == "sgd":
+        optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    else:
+        optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
+    anchors = [p.detach().clone() for p in parameters]
+
+    def after() -> None:
+        """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
+        if study.training.proximal > 0:
+            for parameter, anchor in zip(parameters, anchors, strict=True):
+                assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
+                parameter.grad.add_(parameter.detach() - anchor, alpha=study.training.proximal)
+
+    return optimizer, after
+
+
+def accumulate(
+    model: Gradients,
+    optimizer: PrivateOptimizer,
+    loss: Loss,
+    pieces: Iterable[Piece],
+    plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
+    limit: int | None = None,
+) -> None:
+    """Add the clipped gradients of a step's pieces to its sum.
+
+    Args:
+        pieces: ``Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+        plant: as ``Probe.plant``.
+        limit: as of ``Owners``.
+    """
+    for piece in pieces:
+        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels), limit))
+        with one_thread(), without_denormals():
+            model.backward(loss(model(*piece.inputs), piece.labels))
+        if plant is not None:
+            plant(piece.records)
+        optimizer.accumulate()
+
+
+def _plain_step(
+    model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    pieces: Iterable[Piece],
+    expected_batch: int,
+    after: Callable[[], None],
+) -> None:
+    """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
+    optimizer.zero_grad(set_to_none=True)
+    for inputs, labels, owners, _ in pieces:
+        weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
+        losses = loss(model(inputs), labels)
+        finite = torch.isfinite(losses.detach())
+        if not finite.all():  # once more without them: 0 × NaN would be NaN
+            losses, weights = loss(model(tuple(t[finite] for t in inputs)), labels[finite]), weights[finite]
+        ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
+    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    after()
+    optimizer.step()
