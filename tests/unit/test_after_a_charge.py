@@ -330,7 +330,7 @@ def test_pieces_that_memory_does_not_take_are_refused_or_made_smaller_before_any
     assert fitting(a_study(), a_plan(a_study()), "cpu", "book-keeping") == (CPU, 32)
     allowed[0] = 31
     assert fitting(a_study(), a_plan(a_study()), "cpu", "book-keeping") == (CPU, 1)
-    with pytest.raises(MachineError, match="64 records of 3 numbers .*allocate"):
+    with pytest.raises(MachineError, match=r"64 records of 3 numbers .*allocate"):
         fitting(study, plan, "cpu", "book-keeping")
 
 

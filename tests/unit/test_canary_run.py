@@ -14,7 +14,7 @@ import torch
 
 from consilium_client.data.patients import PatientSampler
 from consilium_client.desk import make_plan
-from consilium_client.training import canaries, trainer
+from consilium_client.training import canaries, steps, trainer
 from consilium_client.training.canaries import audit
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.gradients import Way
@@ -95,7 +95,7 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainer, "Owners", lambda owners, *about: Owners(torch.arange(len(owners)), *about))
+    patch.setattr(steps, "Owners", lambda owners, *about: Owners(torch.arange(len(owners)), *about))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def patients(model: str, crafted_records: int) -> Records:
 
 
 class Watching:
-    """A ``trainer.Probe`` that plants nothing."""
+    """A ``steps.Probe`` that plants nothing."""
 
     def __init__(self) -> None:
         self.norm = self.by_gram = 0.0

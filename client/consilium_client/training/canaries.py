@@ -138,7 +138,7 @@ def _shifted(tell: Callable[[int, int], None] | None, before: int, total: int) -
 
 
 class _Run:
-    """The canaries of one run of the plan: a ``trainer.Probe``.
+    """The canaries of one run of the plan: a ``steps.Probe``.
 
     Attributes:
         likelihood, sum: the scores so far, float64 ``[m]``.
