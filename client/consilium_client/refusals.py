@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from consilium_shared import limits
+from consilium_shared.canonical import parse_canonical
 from consilium_shared.errors import (
     ConfigurationError,
     ConsiliumError,
@@ -13,8 +14,10 @@ from consilium_shared.errors import (
     PeerError,
     PolicyRefusal,
     SignatureError,
+    VersionError,
 )
 from consilium_shared.printable import printable
+from consilium_shared.schema import OLDEST, SCHEMA
 
 log = logging.getLogger("consilium.agent")
 
@@ -29,6 +32,8 @@ def reason_of(error: ConsiliumError) -> tuple[str, str]:
             return "data", "the site's data cannot be used as the study asks"
         case SignatureError():
             return "bad-signature", "a signature in the request does not verify"
+        case VersionError():
+            return "version", str(error)
         case PeerError():
             return "malformed", str(error)
         case MachineError():
@@ -46,7 +51,8 @@ CURES = {
     "data": "mend what the line above names (consilium-site data check STUDY.yaml tells); the coordinator asks again",
     "policy": "the site's policy is in site.yaml; the coordinator asks again",
     "budget": "the budget is in site.yaml (consilium-site budget tells what is left); the coordinator asks again",
-    "malformed": "the two programs may be of different versions; the coordinator asks again",
+    "malformed": "the message is none that this program knows; the coordinator asks again",
+    "version": "this program is older than the coordinator's: upgrade it here; the coordinator asks again",
     "witness": "this ledger and the coordinator's records disagree: see the runbook suspected-site.md",
     "rejected": "after an approval here the coordinator asks again when its people resume the study",
 }
@@ -64,6 +70,19 @@ def outgoing(reason: str, detail: str) -> str:
     if reason == "witness":
         return "what is shown of the rounds before is not what this site knows of them; its ledger says why"
     return detail
+
+
+def protocol_of(header: bytes) -> int:
+    """The protocol in which somebody reads the refusal of a header that could not be read: as it says, else the first.
+
+    Nothing but that may depend on it: whose header it is, is not known.
+    """
+    try:
+        body = parse_canonical(header[: limits.HEADER_BYTES])["body"]
+        number = body.get("protocol", OLDEST)
+    except (PeerError, KeyError, TypeError, AttributeError):
+        return OLDEST
+    return min(max(number, OLDEST), SCHEMA) if isinstance(number, int) else OLDEST
 
 
 def sentence(text: str) -> str:

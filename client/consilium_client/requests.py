@@ -16,14 +16,14 @@ from typing import Any
 from consilium_client.answers import StoredPayload
 from consilium_client.desk import Desk
 from consilium_client.proposals import Proposal
-from consilium_client.refusals import CURES, outgoing, place_of, reason_of, sentence
+from consilium_client.refusals import CURES, outgoing, place_of, protocol_of, reason_of, sentence
 from consilium_client.reuse import place
 from consilium_client.spending import told
 from consilium_client.sums import Sums
 from consilium_client.witness import last_audit, witness
 from consilium_shared import documents, limits, messages, roster
 from consilium_shared.canonical import digest
-from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError
+from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError, VersionError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import (
     Advertise,
@@ -50,9 +50,6 @@ log = logging.getLogger("consilium.agent")
 REMEMBERED = 1000
 """Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
 
-ZERO = "0" * 64
-"""Stands for federation and study in a refusal of something that could not be read."""
-
 
 class Requests:
     """Message in, message out; one at a time."""
@@ -73,6 +70,8 @@ class Requests:
             request = messages.decode_request(header, self.desk.coordinator)
         except SignatureError:
             return self._unread(header, "bad-signature", "the request is not signed by this federation's coordinator")
+        except VersionError as error:
+            return self._unread(header, "version", str(error))
         except PeerError as error:
             return self._unread(header, "malformed", str(error))
         except Exception as error:
@@ -163,7 +162,8 @@ class Requests:
                     proposal, plan, request, payload, staged, lambda: self._witnessed(proposal, request)
                 )
                 body = Payload(sha256=staged.sha256, size=staged.size)
-                answer = messages.encode(make({**self._common(request, header), "payload": body}), self.desk.identity)
+                about = {**self._common(request, header), "payload": body}
+                answer = messages.encode(make(about), self.desk.identity, request.protocol)
                 stored = answer, staged.commit(where, kind, asked, answer)
         else:
             self.sums.reuse.check_charged(study, (request.round, request.purpose))
@@ -186,7 +186,7 @@ class Requests:
                 audit=last_audit(self.desk, study),
                 **self._common(request, header),
             )
-            said = messages.encode(closing, self.desk.identity)
+            said = messages.encode(closing, self.desk.identity, request.protocol)
             self.desk.answers.put(request.study, recorded.round, "closing", digest(header), said, b"")
         else:
             said = stored[0]
@@ -295,7 +295,7 @@ class Requests:
         """A short answer. While nothing has changed the same question gets the same bytes, and one ledger entry."""
         known = self._said.get((digest(header), what))
         if known is None:
-            known = messages.encode(make(self._common(request, header)), self.desk.identity)
+            known = messages.encode(make(self._common(request, header)), self.desk.identity, request.protocol)
             more = {"attempt": request.attempt} if isinstance(request, Survivors) and kind == "signed" else {}
             self._release(known, len(body), request.study, number, kind, **more)
             self._said[digest(header), what] = known
@@ -310,11 +310,11 @@ class Requests:
         head = self.desk.ledger.head
         refusal = Refusal(
             federation=self.desk.federation,
-            study=ZERO,
+            study=messages.UNREAD,
             site=self.desk.site,
             request=digest(header),
             head=Head(seq=head.seq, sha256=head.sha256),
             reason=reason,
             detail=sentence(detail),
         )
-        return messages.encode(refusal, self.desk.identity), ()
+        return messages.encode(refusal, self.desk.identity, protocol_of(header)), ()

@@ -161,6 +161,8 @@ class StudyRun:
             "seconds": round(time.monotonic() - began, 3),
         }
         record |= self._metrics(opened, number - 1, "metrics_before", record)
+        if self.study.schema_version > 1:
+            record["protocol"] = self.study.schema_version
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
         self.packed = after
         self.checkpoints.write(self.point)
@@ -183,7 +185,7 @@ class StudyRun:
         number, records = self.point.round, self.folder.records(self.talk.coordinator)
         sites = {site for record in records for site in record["participants"]}
         recorded = self.folder.recorded(number, self.talk.coordinator)
-        header = messages.encode(Close(**self.talk.common, recorded=recorded), self.talk.coordinator)
+        header = self.talk.encode(Close(**self.talk.common, recorded=recorded))
         missing = tuple(sorted(sites - set(self.folder.closings(self.talk.roster))))
         question = self.asking.question(number, "closing", missing, 0)
 

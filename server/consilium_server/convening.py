@@ -118,7 +118,7 @@ class Convening:
             self._adverts.setdefault(slot, {})[answer.site] = answer.advert
             self._bundles[answer.site], self._known[answer.site] = answer.bundle, dict(answer.known)
 
-        return messages.encode(request, self._talk.coordinator), accept
+        return messages.encode(request, self._talk.coordinator, self._talk.study.schema_version), accept
 
     def ahead(self, slot: Slot, cohort: Collection[str]) -> Aside | None:
         """The question for keys for the round after ``slot``, to whoever is outside the cohort of this one."""
@@ -146,7 +146,7 @@ class Convening:
             return needed
         payload = encode_bundles(bundles)
         request = Handshake(**self._talk.common, payload=Payload.of(payload))
-        header = messages.encode(request, self._talk.coordinator)
+        header = messages.encode(request, self._talk.coordinator, self._talk.study.schema_version)
         sent: dict[str, dict[str, Encapsulated]] = {}
 
         def accept(answer: messages.Answer, arrival: Arrival) -> None:

@@ -14,7 +14,7 @@ from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.messages import Closing, Recorded, Update
+from consilium_shared.messages import Closing, Recorded, Refusal, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 """As good as for ever: whether to go on waiting is decided elsewhere."""
@@ -43,15 +43,32 @@ class Conversation:
         }
         self._resumed = False
 
+    def encode(self, request: messages.Request) -> bytes:
+        """A request's signed header, in the protocol of the study."""
+        return messages.encode(request, self.coordinator, self.study.schema_version)
+
     def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
         """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
         answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
-        expected = (self.roster.federation, self.study.digest, arrival.site, digest(header))
+        unread = isinstance(answer, Refusal) and answer.study == messages.UNREAD
+        study = messages.UNREAD if unread else self.study.digest
+        expected = (self.roster.federation, study, arrival.site, digest(header))
         if (answer.federation, answer.study, answer.site, answer.request) != expected:
             raise PeerError("an answer to another question, study or federation, or of another site")
         if (answer.payload.size, answer.payload.sha256) != (arrival.payload.size, arrival.payload.sha256):
             raise PeerError("the payload is not the one that the header describes")
-        return answer
+        return self._explained(answer) if unread and isinstance(answer, Refusal) else answer
+
+    def _explained(self, refusal: Refusal) -> Refusal:
+        """A refusal of a request that the site could not read; where that is for want of a version, it says so."""
+        number = self.study.schema_version
+        if refusal.reason != "malformed" or refusal.protocol >= number:
+            return refusal
+        detail = (
+            f"the site speaks protocol {refusal.protocol} (release 0.1), the study protocol {number}: upgrade the "
+            f"site's Consilium, or start the study anew with schema_version: {refusal.protocol} in its file"
+        )
+        return refusal.model_copy(update={"reason": "version", "detail": detail})
 
     def countersignature(self, answer: Update | Closing, recorded: Recorded | None) -> str | None:
         """What the site signed about the record that it was shown, verified; None where it was shown none.

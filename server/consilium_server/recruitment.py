@@ -10,7 +10,6 @@ from consilium_server.attendance import Attendance
 from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
 from consilium_server.exchange import ask
 from consilium_server.rounds import LATECOMER_SECONDS
-from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.messages import Propose, Refusal, Standing
 from consilium_shared.secagg.terms import least_sites
@@ -62,7 +61,7 @@ class Recruitment:
         proposal = Propose(
             **self.talk.common, contract=self.talk.study.contract, roster_document=self.talk.folder.roster_document()
         )
-        header = messages.encode(proposal, self.talk.coordinator)
+        header = self.talk.encode(proposal)
         seen: dict[str, str] = {}
         deadline = time.monotonic() + (LATECOMER_SECONDS if latecomers else max(LATECOMER_SECONDS, longest))
 

@@ -93,6 +93,8 @@ def publish(
         "software": {name: version for name in SOFTWARE if (version := _version(name))}
         | {"python": platform.python_version()},
     }
+    if study.schema_version > 1:
+        card["protocol"] = study.schema_version
     ModelCard.model_validate(card)  # never sign what an auditor's program could not read
     write_atomically(folder / "model.safetensors", model)
     write_atomically(folder / "card.json", documents.seal(card, CARD_DOMAIN, home.coordinator()))

@@ -130,6 +130,9 @@ class Summation:
             attempt, under_way = attempt + 1, None
             self._talk.pause(RETRY_SECONDS)
 
+    def _encoded(self, request: messages.Request) -> bytes:
+        return messages.encode(request, self._talk.coordinator, self._study.schema_version)
+
     # -- one attempt
 
     def _terms(self, asked: Asked, under_way: OpenSum) -> Terms:
@@ -194,7 +197,7 @@ class Summation:
         requests = {}
         for site in sites:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
-            requests[site] = messages.encode(request, self._talk.coordinator), asked.model
+            requests[site] = self._encoded(request), asked.model
         needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._least)
         # Too few wait for the others, unless they can prove that this attempt is dead: else nobody could go on.
         least = None if under_way.survivors else total.terms.enough_to_abandon
@@ -239,7 +242,7 @@ class Summation:
         found = {}
         for site in sites:
             sealed = total.sealed_for(site)
-            found[site] = messages.encode(make(Payload.of(sealed)), self._talk.coordinator), sealed
+            found[site] = self._encoded(make(Payload.of(sealed))), sealed
         return found
 
     def _ask_survivors(

@@ -30,16 +30,16 @@ def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
     """What a peer sent, as the adapter's type.
 
     Raises:
-        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a default that is not written
-            out: what was signed and what is read must be one thing.
+        PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a value that is not written
+            as it is read: what was signed and what is read must be one thing. (A field with a default may be absent.)
     """
     try:
         found = adapter.validate_python(value)
-        written = canonical_bytes(adapter.dump_python(found, mode="json"))
+        written = canonical_bytes(adapter.dump_python(found, mode="json", exclude_unset=True))
     except (ValueError, RecursionError) as error:  # of pydantic's too; what is nested too deep cannot be written
         raise PeerError("a message with unknown or missing fields, or values out of bounds") from error
     if written != canonical_bytes(value):
-        raise PeerError("a message that is not written out in full")
+        raise PeerError("a message with a value that is not written as it is read")
     return found
 
 

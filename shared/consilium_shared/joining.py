@@ -18,15 +18,36 @@ from pydantic import Field, ValidationError
 from consilium_shared import documents
 from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.config import Strict
-from consilium_shared.errors import PeerError, SignatureError
+from consilium_shared.errors import PeerError, SignatureError, VersionError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.printable import printable
 from consilium_shared.roster import Hex32, SuperNodeKey
+from consilium_shared.schema import OLDEST, SCHEMA
 from consilium_shared.study import Name
 
 INVITATION_DOMAIN = "invitation"
 REQUEST_DOMAIN = "join-request"
 SUPERNODE_PREFIX = b"consilium/1/supernode-possession"
+
+
+class Formats(Strict):
+    """The contract schemas, and protocols, that a release speaks: from the oldest to the newest."""
+
+    oldest: Annotated[int, Field(ge=1, le=1_000_000)] = OLDEST
+    newest: Annotated[int, Field(ge=1, le=1_000_000)] = SCHEMA
+
+    def check(self, whose: str) -> None:
+        """Raises VersionError unless this release speaks one of them too; ``whose``: of which end they are."""
+        if self.oldest > SCHEMA or self.newest < OLDEST:
+            older = "here" if self.oldest > SCHEMA else f"at {whose}"
+            raise VersionError(
+                f"{whose} speaks protocols {self.oldest} to {self.newest}, this release {OLDEST} to {SCHEMA}, and none "
+                f"is common to both: upgrade Consilium {older}"
+            )
+
+
+RELEASE_0_1 = Formats(oldest=1, newest=1)
+"""Of an end that says nothing of it: there was nothing else to say."""
 
 
 class Invitation(Strict):
@@ -46,6 +67,8 @@ class Invitation(Strict):
     """Ed25519 public key that signs rosters and requests."""
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Makes each invitation its own; not a secret."""
+    formats: Formats | None = None
+    """What the coordinator speaks; None in invitations of release 0.1, which knows no such field."""
 
     @classmethod
     def new(
@@ -62,16 +85,17 @@ class Invitation(Strict):
             ca_fingerprint=certificate_fingerprint(ca_certificate),
             coordinator=coordinator,
             nonce=secrets.token_hex(16),
+            formats=Formats(),
         )
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical body; the site's request repeats it."""
-        return canonical_digest(self.model_dump(mode="json"))
+        return canonical_digest(self.model_dump(mode="json", exclude_none=True))
 
     def sign(self, coordinator: Identity) -> bytes:
         """The invitation as a signed document."""
-        return documents.seal(self.model_dump(mode="json"), INVITATION_DOMAIN, coordinator)
+        return documents.seal(self.model_dump(mode="json", exclude_none=True), INVITATION_DOMAIN, coordinator)
 
 
 def open_invitation(data: bytes) -> Invitation:
@@ -81,9 +105,11 @@ def open_invitation(data: bytes) -> Invitation:
     is for.
 
     Raises:
+        VersionError: the coordinator speaks no protocol that this release speaks.
         PeerError: malformed, edited, or its CA fingerprint is not its CA certificate's.
     """
     body, signature = documents.parse(data)
+    _check_formats(body, "the coordinator's end")
     try:
         invitation = Invitation.model_validate(body)
     except ValidationError as error:
@@ -108,6 +134,8 @@ class JoinRequest(Strict):
     supernode: SuperNodeKey
     supernode_possession: Annotated[str, Field(pattern=r"^[0-9a-f]{1,300}$")]
     """ECDSA-SHA384 signature (DER, hex) by that key over ``possession_bytes``."""
+    formats: Formats | None = None
+    """What the site speaks, where the invitation says what the coordinator speaks; None of release 0.1."""
 
 
 def make_request(invitation: Invitation, identity: Identity, supernode: ec.EllipticCurvePrivateKey) -> bytes:
@@ -120,17 +148,20 @@ def make_request(invitation: Invitation, identity: Identity, supernode: ec.Ellip
         identity=identity.public.hex(),
         supernode=_openssh(supernode.public_key()),
         supernode_possession=proof.hex(),
+        formats=None if invitation.formats is None else Formats(),
     )
-    return documents.seal(request.model_dump(mode="json"), REQUEST_DOMAIN, identity)
+    return documents.seal(request.model_dump(mode="json", exclude_none=True), REQUEST_DOMAIN, identity)
 
 
 def open_request(data: bytes) -> JoinRequest:
     """The request of a file, after both proofs of possession.
 
     Raises:
+        VersionError: the site speaks no protocol that this release speaks.
         PeerError: malformed, edited, or the site does not hold one of its two keys.
     """
     body, signature = documents.parse(data)
+    _check_formats(body, "the site's end")
     try:
         request = JoinRequest.model_validate(body)
     except ValidationError as error:
@@ -150,6 +181,16 @@ def open_request(data: bytes) -> JoinRequest:
     except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise PeerError("the site does not prove that it holds its SuperNode key") from error
     return request
+
+
+def _check_formats(body: dict[str, Any], whose: str) -> None:
+    """Before anything else of a body is looked at: of a release without a protocol in common nothing need be known."""
+    given = body.get("formats")
+    try:
+        formats = RELEASE_0_1 if given is None else Formats.model_validate(given)
+    except ValidationError as error:
+        raise PeerError(f"formats: {_first(error)}") from error
+    formats.check(whose)
 
 
 def possession_bytes(invitation_digest: str, identity_hex: str) -> bytes:

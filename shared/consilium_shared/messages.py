@@ -3,6 +3,10 @@
 A message is a header (canonical JSON, signed) and a payload (raw bytes: a model, an update, counts) whose length and
 SHA-256 stand in the header. Nothing in a request changes when it is asked again, so the same question is the same
 bytes, and a site can answer it again with the same bytes.
+
+The messages of a study are of the protocol with the number of its contract's schema, and an answer is of its request's:
+who approved a contract can read them (``schema.py``). Protocol 1 is that of release 0.1; its messages carry no number.
+A new field is marked ``Since`` and has a default: in older protocols it is not sent.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.roster import Hex32
+from consilium_shared.schema import SCHEMA, Since, check_protocol, written_out
 from consilium_shared.secagg.handshake import Bundle, Encapsulated
 from consilium_shared.secagg.terms import Advert, Attempt, Hex64, Purpose, Slot
 from consilium_shared.study import Name
@@ -31,6 +36,7 @@ COUNTERSIGNATURE_DOMAIN = "round-record-countersignature"
 Reason = Literal[
     "bad-signature",  # the request was not signed by this federation's coordinator, or was altered
     "malformed",  # it cannot be read as one of the requests below
+    "version",  # it is of a protocol, or its contract of a schema, that came after this site's release
     "wrong-federation",
     "wrong-roster",  # the roster lacks this site, has another key for it, or is not the one of the proposal
     "unknown-study",  # no proposal with this digest was received
@@ -47,7 +53,12 @@ Reason = Literal[
 ]
 """Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
 
+UNREAD = "0" * 64
+"""Stands for the study in a refusal of something that could not be read."""
+
 Round = Annotated[int, Field(ge=1, le=limits.ROUNDS)]
+Protocol = Annotated[int, Field(ge=1, le=SCHEMA), Since(2)]
+"""Number of a message's protocol; absent for 1. Set by ``encode``."""
 
 
 def _printable(text: str) -> str:
@@ -103,6 +114,7 @@ class _Request(Strict):
     study: Hex32
     roster: Hex32
     payload: Payload = NO_PAYLOAD
+    protocol: Protocol = 1
 
 
 class Propose(_Request):
@@ -233,6 +245,7 @@ class _Answer(Strict):
     """SHA-256 of the request's header."""
     head: Head
     payload: Payload = NO_PAYLOAD
+    protocol: Protocol = 1
 
 
 class Standing(_Answer):
@@ -332,14 +345,14 @@ _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimin
 _answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
 
 
-def encode(message: Request | Answer, signer: Identity) -> bytes:
-    """The signed header of a message, canonical JSON ``{"body": …, "signature": …}``.
+def encode(message: Request | Answer, signer: Identity, protocol: int = SCHEMA) -> bytes:
+    """The signed header of a message in that protocol, canonical JSON ``{"body": …, "signature": …}``.
 
     Raises:
         ValueError: larger than ``limits.HEADER_BYTES`` (a programming error: our own limits are smaller).
     """
     domain = REQUEST_DOMAIN if isinstance(message, _Request) else ANSWER_DOMAIN
-    body = message.model_dump(mode="json")
+    body = written_out(message.model_copy(update={"protocol": protocol}), protocol)
     signature = signer.sign(domain, canonical_bytes(body)).hex()
     header = canonical_bytes({"body": body, "signature": signature})
     if len(header) > limits.HEADER_BYTES:
@@ -352,6 +365,7 @@ def decode_request(header: bytes, coordinator: PublicIdentity) -> Request:
 
     Raises:
         SignatureError: not signed by this coordinator.
+        VersionError: of a protocol that came after this release.
         PeerError: too large, not canonical, an unknown field or kind, a value out of bounds.
     """
     body = _verified_body(header, REQUEST_DOMAIN, coordinator)
@@ -383,4 +397,5 @@ def _verified_body(header: bytes, domain: str, signer: PublicIdentity) -> Any:
     if not isinstance(envelope, dict) or set(envelope) != {"body", "signature"}:
         raise PeerError("a header has a body and a signature")
     signer.verify(domain, canonical_bytes(envelope["body"]), signature_bytes(envelope["signature"]))
+    check_protocol(envelope["body"])
     return envelope["body"]

@@ -12,8 +12,9 @@ from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
-from consilium_shared.messages import CanaryAudit, Head
+from consilium_shared.messages import CanaryAudit, Head, Protocol
 from consilium_shared.roster import Hex32
+from consilium_shared.schema import check_protocol
 from consilium_shared.secagg.terms import Advert, Attempt, Hex64
 from consilium_shared.study import Name
 
@@ -93,6 +94,7 @@ class RoundRecord(Strict):
     """Signatures of this round's participants over ``previous``."""
     remarks: Annotated[dict[Name, tuple[str, ...]], Field(default_factory=dict, max_length=SITES)]
     """What else happened to a site in this round: refusals and absences before it took part, or in earlier attempts."""
+    protocol: Protocol = 1
 
     @model_validator(mode="after")
     def _complete(self) -> RoundRecord:
@@ -172,6 +174,7 @@ class ModelCard(Strict):
     privacy: str
     limits: str
     software: dict[str, str]
+    protocol: Protocol = 1
 
 
 def open_record(data: bytes, coordinator: PublicIdentity) -> RoundRecord:
@@ -179,6 +182,7 @@ def open_record(data: bytes, coordinator: PublicIdentity) -> RoundRecord:
 
     Raises:
         SignatureError: not signed by this coordinator, or edited since.
+        VersionError: of a protocol that came after this release.
         PeerError: malformed.
     """
     return _opened(RoundRecord, data, RECORD_DOMAIN, coordinator, FILE_BYTES)
@@ -192,6 +196,7 @@ def open_card(data: bytes, coordinator: PublicIdentity) -> ModelCard:
 def _opened(model: type[Signed], data: bytes, domain: str, coordinator: PublicIdentity, limit: int) -> Signed:
     body, signature = documents.parse(data, limit)
     documents.verify(body, signature, domain, coordinator)
+    check_protocol(body)
     try:
         return model.model_validate(body)
     except ValidationError as error:

@@ -49,8 +49,8 @@ class Roster(Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical body, 64 hex digits; every message of a study carries it."""
-        return canonical_digest(self.model_dump(mode="json"))
+        """SHA-256 of the canonical body, with exactly the keys given; every message of a study carries it."""
+        return canonical_digest(self.model_dump(mode="json", exclude_unset=True))
 
     def member(self, site: str) -> Member | None:
         """The member of that name, or None."""
@@ -58,7 +58,7 @@ class Roster(Strict):
 
     def sign(self, coordinator: Identity) -> bytes:
         """The roster as a signed document (bytes of a JSON file)."""
-        return documents.seal(self.model_dump(mode="json"), DOMAIN, coordinator)
+        return documents.seal(self.model_dump(mode="json", exclude_unset=True), DOMAIN, coordinator)
 
 
 def open_roster(data: bytes, coordinator: PublicIdentity, federation: str) -> Roster:

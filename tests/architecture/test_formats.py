@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
+from consilium_shared import messages
+from consilium_shared.identity import Identity
 from consilium_shared.schema import SCHEMA, since
 from consilium_shared.study import Study
 
@@ -62,3 +67,47 @@ def test_a_later_key_may_be_absent() -> None:
     for part in parts(Study):
         for key, field in part.model_fields.items():
             assert since(part, key).schema == 1 or not field.is_required(), f"{part.__name__}.{key} needs a default"
+
+
+# -- messages
+
+MESSAGES = Path(__file__).parents[1] / "vectors" / "messages"
+KEYS = {
+    side: Identity(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32))
+    for number, side in enumerate(("request", "answer"), 1)
+}
+"""Everybody knows them: for test vectors and nothing else."""
+
+
+@pytest.mark.parametrize("file", sorted(MESSAGES.glob("*-*.json")), ids=lambda file: file.stem)
+def test_a_message_in_protocol_1_is_the_bytes_that_release_0_1_reads_and_writes(file: Path) -> None:
+    side = file.stem.split("-")[0]
+    decode = messages.decode_request if side == "request" else messages.decode_answer
+    message = decode(file.read_bytes(), KEYS[side].public)
+    assert message.protocol == 1
+    written = messages.encode(message, KEYS[side], 1)
+    assert written == file.read_bytes(), "mark the new field as Since(2), see schema.py"
+    later = json.loads(messages.encode(message, KEYS[side]))["body"]
+    assert later["protocol"] == SCHEMA
+
+
+def test_no_kind_of_message_is_lost() -> None:
+    kinds = {file.stem for file in MESSAGES.glob("*-*.json")}
+    sides = {"request": get_args(messages.Request), "answer": get_args(messages.Answer)}
+    expected = {f"{side}-{one.model_fields['kind'].default}" for side, every in sides.items() for one in every}
+    assert kinds <= expected
+
+
+def test_every_program_says_in_which_protocol_it_writes() -> None:
+    """The default is for tests: a message of a study is of that study's protocol, an answer of its request's."""
+    root = Path(__file__).parents[2]
+    calls = [
+        (file, node)
+        for package in ("server", "client")
+        for file in sorted((root / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "messages.encode"
+    ]
+    assert len(calls) > 5
+    for file, call in calls:
+        assert len(call.args) == 3, f"{file}:{call.lineno}: give the protocol"

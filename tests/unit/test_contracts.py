@@ -83,7 +83,7 @@ def test_a_contract_with_an_unknown_key_or_another_spelling_is_refused(path: tup
 
 def test_a_contract_of_a_schema_to_come_is_refused_by_its_number() -> None:
     contract = {**load_yaml(SAMPLE, Study).contract, "schema_version": SCHEMA + 1, "unheard_of": 1}
-    with pytest.raises(VersionError, match=rf"schema {SCHEMA + 1}, this release reads schemas 1 to {SCHEMA}: upgrade"):
+    with pytest.raises(VersionError, match=rf"schema {SCHEMA + 1}; its reader knows schemas 1 to {SCHEMA}: upgrade"):
         Study.from_contract(contract)
 
 

@@ -37,6 +37,7 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
+from consilium_shared.schema import SCHEMA
 from consilium_shared.secagg.handshake import (
     SessionKeys,
     decode_bundles,
@@ -95,12 +96,16 @@ def kind(message: messages.Request | messages.Answer) -> str:
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=kind)
 def test_a_request_is_read_as_it_was_written(request_: messages.Request) -> None:
-    assert messages.decode_request(messages.encode(request_, COORDINATOR), COORDINATOR.public) == request_
+    for protocol in (1, SCHEMA):
+        read = messages.decode_request(messages.encode(request_, COORDINATOR, protocol), COORDINATOR.public)
+        assert read == request_.model_copy(update={"protocol": protocol})
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=kind)
 def test_an_answer_is_read_as_it_was_written(answer: messages.Answer) -> None:
-    assert messages.decode_answer(messages.encode(answer, SITE), SITE.public) == answer
+    for protocol in (1, SCHEMA):
+        read = messages.decode_answer(messages.encode(answer, SITE, protocol), SITE.public)
+        assert read == answer.model_copy(update={"protocol": protocol})
 
 
 def test_every_kind_of_message_is_among_these() -> None:
