@@ -19,7 +19,7 @@ from consilium_client.doctor import examine
 from consilium_client.enroll import enroll as enroll_site
 from consilium_client.site import Home
 from consilium_client.up import up_forever
-from consilium_shared import console
+from consilium_shared import console, version
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import PublicIdentity
@@ -28,6 +28,7 @@ from consilium_shared.study import Study
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a site: enroll, up, approve, budget.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
 app.add_typer(data_app, name="data")
+version.add_to(app)
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,10 @@ from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.secagg.terms import corrupt, holds_against, least_sites
 from consilium_shared.study import Name, Positive, Study, Task, ThreatModel
+
+TASKS: tuple[Task, ...] = ("image-classification", "sequence-classification", "tabular-classification")
+"""Permitted where site.yaml names none. It never grows, nor does any default of a policy become wider: an upgrade
+permits nothing that nobody at the hospital has decided on."""
 
 
 class AssetBudget(Strict):
@@ -41,7 +45,8 @@ class SitePolicy(Strict):
 
     budgets: dict[Name, AssetBudget]
     """For each asset; an asset without a budget is used by no study."""
-    tasks: tuple[Task, ...] = get_args(Task)
+    tasks: tuple[Task, ...] = TASKS
+    """What a study may do; by default what release 0.1 could."""
     studies: tuple[Name, ...] | None = None
     """Names of the studies that may be proposed; null for any (each still waits for an approval)."""
     minimum_patients: Annotated[int, Field(ge=1)] = 50

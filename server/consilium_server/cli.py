@@ -14,13 +14,14 @@ from consilium_server.admission import admit as admit_request
 from consilium_server.federation import Home
 from consilium_server.provision import provision as provision_federation
 from consilium_server.up import is_up, up_forever
-from consilium_shared import console
+from consilium_shared import console, version
 from consilium_shared.errors import ConfigurationError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
+version.add_to(app)
 
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="CONSILIUM_SERVER_HOME", help="The coordinator's folder.", show_default=True)

@@ -14,7 +14,7 @@ from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
 from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
 from consilium_audit.progress import Bar
 from consilium_audit.verify import Passed, Verdict, Verification
-from consilium_shared import console
+from consilium_shared import console, version
 from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
@@ -24,6 +24,7 @@ from consilium_shared.privacy.budget import in_words
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Check what a federation says it did, and what it cost in privacy."
 )
+version.add_to(app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 NOT_VERIFIED = 6

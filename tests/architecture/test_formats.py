@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
+from consilium_client.policy import SitePolicy
 from consilium_shared import messages
 from consilium_shared.identity import Identity
 from consilium_shared.schema import SCHEMA, since
@@ -111,3 +112,14 @@ def test_every_program_says_in_which_protocol_it_writes() -> None:
     assert len(calls) > 5
     for file, call in calls:
         assert len(call.args) == 3, f"{file}:{call.lineno}: give the protocol"
+
+
+# -- policies
+
+
+def test_an_upgrade_permits_nothing_that_nobody_has_decided_on() -> None:
+    """A site.yaml that leaves a key out means what it meant under the release for which it was written."""
+    file = Path(__file__).parents[1] / "vectors" / "policy" / "defaults.json"
+    for key, default in json.loads(file.read_text()).items():
+        now = SitePolicy.model_fields[key].get_default(call_default_factory=True)
+        assert json.loads(json.dumps(now)) == default, key

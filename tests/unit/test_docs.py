@@ -60,7 +60,7 @@ def follow(words: list[str]) -> tuple[str, click.Command, list[str]]:
     """The command that a line names, and its remaining words; AssertionError when there is none."""
     name, command = words[0], PROGRAMS[words[0]]
     rest = words[1:]
-    while isinstance(command, click.Group) and rest:
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"no command {rest[0]!r} in {name}"
         name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
     return name, command, rest

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import typer
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
+from consilium_audit import cli as audit_cli
+from consilium_client import cli as site_cli
+from consilium_server import cli as server_cli
 from consilium_server.conversation import Conversation
 from consilium_server.studies import StudyFolder
 from consilium_shared import documents, messages
@@ -20,7 +26,7 @@ from consilium_shared.joining import make_request, open_invitation, open_request
 from consilium_shared.messages import Advertised, Head, Payload, Propose, Refusal, Standing, Update
 from consilium_shared.records import RECORD_DOMAIN, open_record
 from consilium_shared.roster import open_roster
-from consilium_shared.schema import SCHEMA
+from consilium_shared.schema import SCHEMA, written_out
 from consilium_shared.study import Study
 
 JOINING = Path(__file__).parents[1] / "vectors" / "joining"
@@ -71,7 +77,7 @@ def test_a_study_of_a_schema_to_come_is_refused_before_anybody_decides(site: Any
 def test_a_coordinator_of_release_0_1_is_answered_in_its_protocol(site: Any) -> None:
     """It refuses every field that it does not know, so it is sent none: not in an answer, not in a refusal."""
     c = site.coordinator
-    old = Study.model_validate({**c.study.contract, "schema_version": 1})
+    old = Study.from_contract(written_out(c.study, 1))
     assert "schema_version" not in old.contract
 
     def ask(request: bytes, payload: bytes = b"") -> messages.Answer:
@@ -136,7 +142,7 @@ def test_a_refusal_of_something_else_is_nobodys_answer(coordinator: Any) -> None
 
 
 def test_a_study_in_schema_1_is_proposed_in_the_bytes_of_release_0_1(coordinator: Any) -> None:
-    old = Study.model_validate({**coordinator.study.contract, "schema_version": 1})
+    old = Study.from_contract(written_out(coordinator.study, 1))
     talk = conversation(coordinator, old)
     proposal = Propose(**talk.common, contract=old.contract, roster_document=talk.folder.roster_document())
     body = body_of(talk.encode(proposal))
@@ -209,3 +215,19 @@ def test_a_neighbour_of_a_release_to_come_joins(coordinator: Any) -> None:
     request = {**body, "formats": {"oldest": SCHEMA, "newest": SCHEMA + 5}}
     sealed = documents.seal(request, "join-request", coordinator.site.identity())
     assert open_request(sealed).site == body["site"]
+
+
+# -- the programs
+
+
+@pytest.mark.parametrize(
+    ("app", "program"),
+    [(server_cli.app, "consilium-server"), (site_cli.app, "consilium-site"), (audit_cli.app, "consilium-audit")],
+    ids=["server", "site", "audit"],
+)
+def test_every_program_says_its_release_and_what_it_speaks(app: typer.Typer, program: str) -> None:
+    release = importlib.metadata.version("consilium")
+    assert CliRunner().invoke(app, ["--version"], prog_name=program).stdout == f"{program} {release}\n"
+    told = json.loads(CliRunner().invoke(app, ["version", "--json"]).stdout)
+    assert told["consilium"] == release
+    assert told["formats"]["contract_schema"] == told["formats"]["protocol"] == {"oldest": 1, "newest": SCHEMA}
