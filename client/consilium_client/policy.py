@@ -17,6 +17,7 @@ from consilium_shared.ledger.entry import Person
 from consilium_shared.limits import LEAST_DELTA
 from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
+from consilium_shared.schema import SCHEMA
 from consilium_shared.secagg.terms import corrupt, holds_against, least_sites
 from consilium_shared.study import Name, Positive, Study, Task, ThreatModel
 
@@ -49,6 +50,8 @@ class SitePolicy(Strict):
     """What a study may do; by default what release 0.1 could."""
     studies: tuple[Name, ...] | None = None
     """Names of the studies that may be proposed; null for any (each still waits for an approval)."""
+    minimum_schema: Annotated[int, Field(ge=1, le=SCHEMA)] = 1
+    """Oldest contract schema that a study may be written in: one of an older schema lacks what later ones protect."""
     minimum_patients: Annotated[int, Field(ge=1)] = 50
     """Fewest patients to train on."""
     minimum_held_back: Annotated[int, Field(ge=1)] = 10
@@ -164,6 +167,15 @@ def _check_budgeted(policy: SitePolicy, study: Study) -> None:
     policy.budget(study.data.asset)
 
 
+def _check_schema(policy: SitePolicy, study: Study) -> None:
+    if study.schema_version < policy.minimum_schema:
+        raise PolicyRefusal(
+            "policy",
+            f"the contract is of schema {study.schema_version}, this site asks for {policy.minimum_schema} or later",
+            f"policy.minimum_schema: {study.schema_version}",
+        )
+
+
 def _check_task(policy: SitePolicy, study: Study) -> None:
     if study.task not in policy.tasks:
         raise PolicyRefusal(
@@ -231,6 +243,7 @@ def _check_count_noise(policy: SitePolicy, study: Study) -> None:
 RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_budgeted,
     _check_task,
+    _check_schema,
     _check_listed,
     _check_threat_model,
     _check_without_privacy,

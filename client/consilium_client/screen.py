@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from consilium_shared.schema import SCHEMA
+
 Line = tuple[str] | tuple[str, str]
 """Text, and perhaps its style."""
 
@@ -47,6 +49,8 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     contract = study["contract"]
     training = contract["training"]
     yield f"{study['study']} version {study['version']}, digest {study['digest']}", "bold"
+    if contract["schema_version"] < SCHEMA:
+        yield (f"  written    in contract schema {contract['schema_version']}: what came later is not in it",)
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
     who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
     yield (f"  on asset   {study['asset']}{who}",)

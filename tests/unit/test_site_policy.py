@@ -19,6 +19,7 @@ from consilium_client.policy import (
 )
 from consilium_client.site import Home
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
+from consilium_shared.schema import written_out
 from consilium_shared.study import Study
 
 POLICY: dict[str, Any] = {"budgets": {"heart": {"epsilon": 10.0, "delta": 1e-4}}}
@@ -45,6 +46,17 @@ def _check(policy: dict[str, Any], study: dict[str, Any] = STUDY, patients: int 
     check_sites(mine, asked, 5)
     check_corrupt(mine, asked, 5)
     check_patients(mine, asked, patients, held)
+
+
+def test_a_study_in_an_older_schema_than_the_site_asks_for_is_refused() -> None:
+    """What later schemas protect is not in it; by default an older coordinator's studies may be approved."""
+    old = Study.from_contract(written_out(Study.model_validate(STUDY), 1))
+    check_contract(SitePolicy.model_validate(POLICY), old)
+    strict = SitePolicy.model_validate({**POLICY, "minimum_schema": 2})
+    check_contract(strict, Study.model_validate(STUDY))
+    with pytest.raises(PolicyRefusal, match="schema 1, this site asks for 2") as refusal:
+        check_contract(strict, old)
+    assert refusal.value.reason_code == "policy"
 
 
 def test_a_study_within_the_policy_may_be_approved() -> None:
