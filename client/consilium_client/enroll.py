@@ -27,12 +27,14 @@ policy:
   budgets: {{}}                       # over an asset's whole life, all studies together
 #    chest-xray: {{epsilon: 10.0, delta: 1.0e-5}}
   minimum_patients: 50              # no study on fewer patients
-  minimum_held_back: 10             # no evaluation counts of fewer
-  minimum_sites: 2                  # no sum of fewer sites
-  corrupt_sites: third              # sites of a roster that may help a coordinator that cheats; or a number
-  maximum_epsilon: 5.0              # for one study
-  allow_without_privacy: false
-  allow_evaluation_counts: true     # counts of held-back patients leave without noise; false: none do
+  minimum_held_back: 10             # no evaluation counts of fewer held-back patients
+  minimum_sites: 2                  # no study that adds up fewer sites
+  corrupt_sites: third              # no study that holds against fewer sites of its roster helping the coordinator; or 1
+  maximum_epsilon: 5.0              # most that one study may cost
+  allow_without_privacy: false      # true: studies without differential privacy may be approved
+  # Counts of held-back patients may leave: with noise and charged, in studies with differential privacy; exact in those
+  # without; false: none do.
+  allow_evaluation_counts: true
 
 device: auto
 """

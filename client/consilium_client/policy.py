@@ -71,8 +71,8 @@ class SitePolicy(Strict):
     allow_without_privacy: bool = False
     """Whether studies without differential privacy may be approved."""
     allow_evaluation_counts: bool = True
-    """Whether evaluation counts of held-back patients may leave, with noise and charged (or in a study without privacy,
-    as they are)."""
+    """Whether evaluation counts of held-back patients may leave: with noise and charged, in studies with differential
+    privacy; exact in those without."""
     approvers: Annotated[tuple[Person, ...], Field(min_length=1)] | None = None
     """Names of those who may approve and reject; null for anybody who can run the command."""
 

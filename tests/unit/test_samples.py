@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from consilium_client.data.asset import DicomAsset, TableAsset, TimeseriesAsset
+from consilium_client.enroll import STARTER
 from consilium_client.policy import AssetBudget, SitePolicy, check_contract, check_patients
 from consilium_client.site import SiteConfig
 from consilium_server.federation import Federation
@@ -127,3 +129,32 @@ def test_the_agent_has_no_network_under_systemd() -> None:
 def test_the_tasks_of_a_site_are_those_that_studies_may_have() -> None:
     site = yaml.safe_load((CONFIG / "site.full.yaml").read_text())
     assert tuple(site["policy"]["tasks"]) == get_args(Study.model_fields["task"].annotation)
+
+
+def commented(text: str) -> dict[str, str]:
+    """Key of the policy to its comment: on its line, or on the lines above it."""
+    found, above = {}, ""
+    for line in text.split("policy:")[1].splitlines():
+        code, _, comment = line.partition("#")
+        if not code.strip():
+            above += " " + comment.strip()
+        elif match := re.match(r"  ([a-z_]+):", code):
+            found[match[1]], above = (comment.strip() or above.strip()), ""
+    return found
+
+
+def test_the_site_yaml_that_enrolling_writes_says_what_the_full_one_and_the_documents_say(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(STARTER.format(site="north"))
+    starter, full = load_yaml(file, SiteConfig), (CONFIG / "site.full.yaml").read_text()
+    says, same = commented(file.read_text()), commented(full)
+    said = {key: comment for key, comment in says.items() if key != "budgets"}
+    assert said == {key: same[key] for key in said}
+    assert all(said.values())
+    assert not starter.policy.allow_without_privacy
+    assert starter.policy.threat_models == ("malicious-server",)
+    # What the counts are is in the documents too, in as many words.
+    for document in ("docs/hospital-it.md", "SECURITY.md"):
+        lines = (DEPLOY.parent / document).read_text().splitlines()
+        about = " ".join(line for line in lines if "`allow_evaluation_counts: false`" in line)
+        assert {"noise", "exact", "charged"} <= set(re.findall("[a-z]+", about)), document
