@@ -5,16 +5,25 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from consilium_client.data.asset import AssetSpec
 from consilium_client.network import without_network
+from consilium_client.policy import AssetBudget
 from consilium_client.site import Home
-from consilium_client.store import read_ledger
-from consilium_shared.errors import ConsiliumError
+from consilium_client.store import check_never_begun, read_ledger
+from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError
+from consilium_shared.joining import open_request
+from consilium_shared.privacy.accountant import check_delta
 
 FREE_BYTES = 2 * 1024**3
+LEAST_FREE_BYTES = 64 * 1024**2
+"""With less no round can be charged and kept."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,9 @@ class Finding:
 def examine(home: Home) -> Iterator[Finding]:
     """Every check, as it is done."""
     yield _try("enrolment", lambda: f"federation {home.invitation().name}, site {home.invitation().site}")
-    yield _try("site.yaml", lambda: _config(home))
+    yield from _config(home)
     yield _try("keys", lambda: home.identity().public.fingerprint)
+    yield _try("SuperNode key", lambda: _supernode_key(home))
     yield from _assets(home)
     yield _try("coordinator", lambda: _reach(home))
     yield _try("ledger", lambda: _ledger(home))
@@ -46,11 +56,45 @@ def _try(check: str, look: Callable[[], str]) -> Finding:
         return Finding(check, "error", str(error))
 
 
-def _config(home: Home) -> str:
-    config = home.config()
-    missing = sorted(set(config.assets) - set(config.policy.budgets))
-    note = f"; no budget, so of no use yet: {', '.join(missing)}" if missing else ""
-    return f"{len(config.assets)} assets, {len(config.policy.budgets)} budgets{note}"
+def _config(home: Home) -> Iterator[Finding]:
+    try:
+        config = home.config()
+    except ConsiliumError as error:
+        yield Finding("site.yaml", "error", str(error))
+        return
+    assets, budgets = set(config.assets), set(config.policy.budgets)
+    notes = []
+    if not assets:
+        notes.append("name under assets: what data there is, with kind and path")
+    if lacking := sorted(assets - budgets):
+        notes.append(f"give {', '.join(lacking)} a budget under policy.budgets: until then no study may use it")
+    if unknown := sorted(budgets - assets):
+        notes.append(f"policy.budgets has {', '.join(unknown)}, which is no asset: correct the name on one side")
+    if not budgets and not lacking:
+        notes.append("give each a budget under policy.budgets, with epsilon and delta")
+    counted = f"{_count(assets, 'asset')}, {_count(budgets, 'budget')}"
+    yield Finding("site.yaml", "warning" if notes else "ok", "; ".join([counted, *notes]))
+
+
+def _count(things: Collection[str], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+def _supernode_key(home: Home) -> str:
+    """The key by which the server knows this site: there, readable, and the one in the request to join."""
+    file = home.keys / "supernode.key"
+    lost = "restore keys/ from the backup; without one this site joins under a new name (runbook key-loss.md)"
+    try:
+        key = serialization.load_ssh_private_key(file.read_bytes(), password=None)
+        request = open_request(home.request_file.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {error.filename}: {error.strerror}; {lost}") from error
+    except (ValueError, UnsupportedAlgorithm, PeerError) as error:
+        raise ConfigurationError(f"{file} or {home.request_file} is damaged; {lost}") from error
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    if public.decode() != request.supernode:
+        raise ConfigurationError(f"{file} is another key than this site joined with; {lost}")
+    return "the one that this site joined with"
 
 
 def _assets(home: Home) -> Iterator[Finding]:
@@ -59,13 +103,31 @@ def _assets(home: Home) -> Iterator[Finding]:
     except ConsiliumError:
         return
     for name, asset in sorted(config.assets.items()):
-        placed = asset.at(home.root)
-        paths = [value for value in vars(placed).values() if isinstance(value, Path)]
+        yield _asset(name, asset.at(home.root), config.policy.budgets.get(name))
+
+
+def _asset(name: str, asset: AssetSpec, budget: AssetBudget | None) -> Finding:
+    """Opens the files as a study would, and holds the budget's δ against the patients in them."""
+    from consilium_client.data.head import look
+
+    check = f"asset {name}"
+    paths = [value for value in vars(asset).values() if isinstance(value, Path)]
+    try:
         absent = [str(path) for path in paths if not path.exists()]
         if absent:
-            yield Finding(f"asset {name}", "error", f"not there: {', '.join(absent)}; correct the path in site.yaml")
-        else:
-            yield Finding(f"asset {name}", "ok", ", ".join(str(path) for path in paths))
+            return Finding(check, "error", f"not there: {', '.join(absent)}; correct the path in site.yaml")
+        patients = look(asset)
+    except OSError as error:  # a folder on the way that this account may not enter
+        return Finding(check, "error", f"cannot read {error.filename}: {error.strerror}")
+    except ConsiliumError as error:
+        return Finding(check, "error", str(error))
+    if budget is not None:
+        try:
+            check_delta(budget.delta, patients)
+        except ConfigurationError as error:
+            # A budget without limit may be for studies without privacy, which have no use for a δ.
+            return Finding(check, "warning" if budget.epsilon == "unlimited" else "error", f"its budget: {error}")
+    return Finding(check, "ok", ", ".join(str(path) for path in paths) + f": {patients} patients")
 
 
 def _reach(home: Home) -> str:
@@ -97,6 +159,7 @@ def _reach(home: Home) -> str:
 
 def _ledger(home: Home) -> str:
     if not home.ledger.exists():
+        check_never_begun(home.ledger)
         return "none yet; the first start begins it"
     verified = read_ledger(home.ledger, home.invitation().site, home.identity().public)
     return f"{verified.head.seq} entries, all verified"
@@ -115,8 +178,10 @@ def _network() -> Finding:
 def _disk(root: Path) -> Finding:
     place = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    state = "ok" if free > FREE_BYTES else "warning"
-    return Finding("disk", state, f"{free / 1024**3:.1f} GiB free at {place}")
+    said = f"{free / 1024**3:.1f} GiB free at {place}"
+    if free < LEAST_FREE_BYTES:
+        return Finding("disk", "error", f"{said}: make room; the ledger, and so a round, needs some")
+    return Finding("disk", "ok" if free > FREE_BYTES else "warning", said)
 
 
 def _device(home: Home) -> str:

@@ -61,7 +61,7 @@ class LedgerFile:
         self._verifier = LedgerVerifier(site, identity.public)
         self._broken: str | None = None
         self._fd = -1
-        self._lock = ProcessLock(path.with_name(path.name + ".lock"))
+        self._lock = ProcessLock(_lock_of(path))
         try:
             self._load()
         except OSError as error:
@@ -145,11 +145,7 @@ class LedgerFile:
 
     def _load(self) -> None:
         if not self.path.exists():
-            if self._lock.note:
-                raise LedgerError(
-                    f"{self.path} is missing, although this site had a ledger. Without it nobody knows what was spent: "
-                    f"restore it from the backup. Only if this site never trained: delete {self._lock.path}"
-                )
+            check_never_begun(self.path)
             write_atomically(self.path, b"")
         for leftover in self.path.parent.glob(f".{self.path.name}.*"):  # a crash in the middle of a recovery
             leftover.unlink()
@@ -188,6 +184,20 @@ class LedgerFile:
             view = view[os.write(self._fd, view) :]
         os.fsync(self._fd)
         self._size += len(data)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def check_never_begun(path: Path) -> None:
+    """Raises LedgerError where a ledger that is not there was begun once: the file beside it has its process's note."""
+    lock = _lock_of(path)
+    if lock.exists() and lock.read_bytes().strip():
+        raise LedgerError(
+            f"{path} is missing, although this site had a ledger. Without it nobody knows what was spent: restore it "
+            f"from the backup. Only if this site never trained: delete {lock}"
+        )
 
 
 def read_ledger(path: Path, site: str, public: PublicIdentity) -> VerifiedLedger:

@@ -166,7 +166,7 @@ def run(superlink: str, home: Path, runtime_port: int) -> int:
     ca, key = home / "keys" / "ca.crt", home / "keys" / "supernode.key"
     for path in (ca, key):
         if not path.is_file():
-            raise ConfigurationError(f"{path} is missing. Run `consilium-site enroll` first.")
+            raise ConfigurationError(f"{path} is missing; consilium-site doctor says what to do")
     (home / "run").mkdir(mode=0o700, exist_ok=True)
     set_flower_environment(home)
     make_runtime_files(home)

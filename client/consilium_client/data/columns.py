@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from consilium_shared.errors import DataError
+
+MOST_NAMES = 20
+"""Of a table's columns, in an error."""
+_READ = pacsv.ReadOptions(use_threads=False)  # with threads a parser's error does not say which row
+_PARSE = pacsv.ParseOptions(newlines_in_values=True)
 
 MISSING = ("", "?")
 MISSING_NUMBERS = (*MISSING, "NA", "N/A", "NaN", "nan", "NULL", "null")
@@ -35,19 +41,9 @@ def read_columns(path: Path, text: Collection[str], numbers: Sequence[str] = ())
     """
     wanted = list(dict.fromkeys([*text, *numbers]))
     numbers = [name for name in numbers if name not in text]
-    parquet = path.name.endswith(".parquet")
-    if not parquet and not path.name.endswith((".csv", ".csv.gz")):
-        raise DataError(f"{path}: expected a .csv, .csv.gz or .parquet file")
-    try:
-        if parquet:
-            _require(path, wanted, pq.read_schema(path).names)
-            table = pq.read_table(path, columns=wanted)
-        else:
-            table = _csv(path, wanted, numbers)
-    except pa.ArrowException as error:
-        raise DataError(_complaint(path, error)) from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
+    require(path, wanted, header(path))
+    with _complaining(path):
+        table = pq.read_table(path, columns=wanted) if _is_parquet(path) else _csv(path, wanted, numbers)
     # Whole numbers beside a missing one stay whole: float64 would make two identifiers beyond 2^53 one.
     frame = pd.DataFrame(table.to_pandas(integer_object_nulls=True))
     for name in text:
@@ -93,28 +89,68 @@ def to_numbers(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_
     return np.where(wrong, np.nan, values), wrong
 
 
-def _require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
-    for name in wanted:
-        if present.count(name) > 1:
-            raise DataError(f"{path}: two columns are called {name!r}")
-        if name not in present:
-            near = difflib.get_close_matches(name, present, n=1, cutoff=0.7)
-            hint = f"did you mean {near[0]!r}?" if near else "is the first line the header, with commas between names?"
-            raise DataError(f"{path}: no column {name!r}; {hint}")
+def header(path: Path) -> list[str]:
+    """The names of a table's columns; little more of it is read.
+
+    Raises:
+        DataError: no such file, a folder, not readable by this account, or no table.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, where a table is meant")
+    with _complaining(path):
+        if _is_parquet(path):
+            return list(pq.read_schema(path).names)
+        with pacsv.open_csv(path, _READ, _PARSE) as reader:
+            return list(reader.schema.names)
+
+
+def require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
+    """Raises DataError unless a table has each of the columns, once.
+
+    The text lists the table's own names only where some are as expected: else its first line may be a patient's.
+    """
+    twice = next((name for name in wanted if present.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: two columns are called {twice!r}")
+    missing = [name for name in wanted if name not in present]
+    if not missing:
+        return
+    what = f"{path}: no column {', '.join(map(repr, missing))}"
+    near = difflib.get_close_matches(missing[0], present, n=1, cutoff=0.7)
+    if len(missing) == len(wanted) and not near:
+        raise DataError(f"{what}; is the first line the header, with commas between names?")
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(missing) < len(wanted):
+        rest = [name for name in present if name not in wanted]
+        others = ", ".join(map(repr, rest[:MOST_NAMES])) + (", …" if len(rest) > MOST_NAMES else "")
+        hint += f"; the table's other columns are {others or 'none'}"
+    raise DataError(f"{what}{hint}. Where this site's name is another, say so under columns: of the asset in site.yaml")
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise DataError(f"{path}: expected a .csv, .csv.gz or .parquet file")
+    return path.name.endswith(".parquet")
+
+
+@contextmanager
+def _complaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(_complaint(path, error)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
 
 
 def _csv(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
     """The wanted columns of a CSV file, whose rows must all have as many fields as its header."""
-    read = pacsv.ReadOptions(use_threads=False)  # with threads a parser's error does not say which row
-    parse = pacsv.ParseOptions(newlines_in_values=True)
-    with pacsv.open_csv(path, read, parse) as reader:
-        _require(path, wanted, reader.schema.names)
 
     def convert(types: dict[str, pa.DataType]) -> pa.Table:
         options = pacsv.ConvertOptions(
             include_columns=list(wanted), column_types=types, null_values=list(MISSING), strings_can_be_null=True
         )
-        return pacsv.read_csv(path, read, parse, options)
+        return pacsv.read_csv(path, _READ, _PARSE, options)
 
     try:
         return convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})

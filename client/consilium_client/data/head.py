@@ -1,0 +1,68 @@
+"""The head of an asset's files: can this account open them, are the columns there that site.yaml names?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from consilium_client.data.asset import AssetSpec, DicomAsset, TableAsset
+from consilium_client.data.columns import header, read_columns, require
+from consilium_shared.errors import DataError
+
+
+def look(asset: AssetSpec) -> int:
+    """Open every file of an asset (of a folder's images the first), and read of its tables the head and the patients.
+
+    Args:
+        asset: with absolute paths.
+
+    Returns:
+        The number of different patients in its table.
+
+    Raises:
+        DataError: a file is missing, cannot be opened by this account, is a folder, or lacks a column that site.yaml
+            names. Names files and columns, never a patient.
+    """
+    if isinstance(asset, TableAsset):
+        _require(asset.path, (asset.patient, asset.record, *asset.columns.values()))
+        table = asset.path
+    elif isinstance(asset, DicomAsset):
+        _require(asset.table, (asset.patient, asset.file, asset.instance, *asset.columns.values()))
+        _open_one(asset.path)
+        table = asset.table
+    else:
+        own = (asset.variable, asset.value) if asset.layout == "long" else ()
+        _require(asset.series, (asset.patient, asset.record, asset.time, *own))
+        _require(asset.table, (asset.patient, asset.record, asset.start))
+        if asset.layout == "wide":  # in the long layout a name may be one of a variable, which stands in the rows
+            present = {*header(asset.series), *header(asset.table)}
+            missing = [name for name in asset.columns.values() if name not in present]
+            if missing:
+                raise DataError(f"neither {asset.series} nor {asset.table} has a column {missing[0]!r} (columns:)")
+        table = asset.table
+    return int(read_columns(table, [asset.patient])[asset.patient].nunique())
+
+
+def _require(path: Path, names: Sequence[str | None]) -> None:
+    require(path, [name for name in names if name is not None], header(path))
+
+
+def _open_one(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    try:
+        for place, inner, names in os.walk(folder, onerror=_raise):
+            inner.sort()
+            for name in sorted(names):
+                if not name.startswith("."):
+                    with Path(place, name).open("rb") as file:
+                        file.read(1)
+                    return
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    raise DataError(f"{folder} holds no file")
+
+
+def _raise(error: OSError) -> None:
+    raise error
