@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -41,8 +42,14 @@ class StoredPayload:
     size: int
 
     def pieces(self, size: int = limits.CHUNK_BYTES) -> Iterator[bytes]:
-        """The payload in pieces of ``size`` bytes, the last one shorter; raises IntegrityError when it is cut off."""
-        with self.path.open("rb") as file:
+        """The payload in pieces of ``size`` bytes, the last one shorter; raises IntegrityError when it is cut off.
+
+        The file is open from here on: what is on its way leaves whole, even if the study is forgotten meanwhile.
+        """
+        return self._read(self.path.open("rb"), size)
+
+    def _read(self, opened: IO[bytes], size: int) -> Iterator[bytes]:
+        with opened as file:
             for start in range(0, self.size, size):
                 expected = min(size, self.size - start)
                 piece = file.read(expected)
@@ -122,6 +129,11 @@ class AnswerStore:
                 yield Staged(self, study, file, Path(name))
         finally:
             Path(name).unlink(missing_ok=True)  # it has another name once it was committed
+
+    def forget(self, study: str) -> None:
+        """Delete the answers of a study's digest."""
+        with self._mutex:
+            shutil.rmtree(self._folder(study), ignore_errors=True)
 
     @staticmethod
     def _remove_older(folder: Path) -> None:

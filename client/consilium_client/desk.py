@@ -18,6 +18,7 @@ from consilium_client.clipping_norms import ClippingNorms
 from consilium_client.cohort import CohortSizes
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.records import Records
+from consilium_client.leftovers import Leftovers
 from consilium_client.machine import Machine
 from consilium_client.policy import check_contract, check_decider, check_patients, objections
 from consilium_client.proposals import Proposal, Proposals
@@ -130,6 +131,9 @@ class Desk:
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies", home.store / "refused")
         self.machine = Machine()
+        stores = self.sums, self.results, self.answers, self.attempts, self.clipping_norms
+        self.leftovers = Leftovers(self.ledger, *stores)
+        self.leftovers.forget_rejected()
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
         self._patients: dict[str, Patients] = {}
@@ -347,9 +351,14 @@ class Desk:
         return estimate
 
     def reject(self, proposal: Proposal, by: str, reason: str) -> None:
-        """Say no to a study, or withdraw an approval; raises PolicyRefusal where this person may not decide here."""
+        """Say no to a study, or withdraw an approval; what it has left here is deleted.
+
+        Raises:
+            PolicyRefusal: this person may not decide here.
+        """
         check_decider(self.config.policy, by)
         self.spending.reject(study=proposal.study.digest, name=proposal.study.study, by=by, reason=reason)
+        self.leftovers.forget_rejected()
 
 
 def _remember(known: dict[Key, Value], key: Key, value: Value) -> None:

@@ -81,7 +81,8 @@ class Requests:
         try:
             self._check_addressed(request)
             request.payload.check(payload)
-            answer, body = self._dispatch(request, header, payload)
+            with self.desk.leftovers.working:
+                answer, body = self._dispatch(request, header, payload)
         except ConsiliumError as error:
             answer = self._refuse(request, header, *reason_of(error))
         except Exception as error:
@@ -90,6 +91,7 @@ class Requests:
             answer = self._refuse(request, header, "internal", "the site failed; its log says where")
         finally:
             self.desk.activity = {"doing": "waiting"}
+            self.desk.leftovers.forget_rejected()
         log.info("%s: answered in %.1f s", self._named(request), time.monotonic() - started)
         return answer, body
 

@@ -105,7 +105,8 @@ class Reuse:
         if state.result is not None:
             raise PolicyRefusal("sum", "what these keys mask is gone")
         seen, here = self.desk.sums.session(study.digest).seen, _where(request)
-        if all(seen.get(what) in (None, here) for what in _what(study, request)):
+        known = all(seen.get(what) in (None, here) for what in _what(study, request))
+        if known and not (isinstance(plan, NonPrivatePlan) and self.left(request)):
             return
         if isinstance(plan, NonPrivatePlan):
             raise PolicyRefusal(

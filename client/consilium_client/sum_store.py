@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -22,6 +22,8 @@ from consilium_shared.secagg.handshake import SEED_BYTES, Bundle, Encapsulated
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.secagg.terms import Slot
 from consilium_shared.study import Name
+
+Kind = TypeVar("Kind", bound=Strict)
 
 
 class Peer(Strict):
@@ -54,6 +56,13 @@ class Session(Strict):
         return {site: bytes.fromhex(peer.secret) for site, peer in self.peers.items() if peer.secret is not None}
 
 
+class Worked(Strict):
+    """What stays of a session whose secrets were deleted: its ``seen`` and ``frozen``."""
+
+    seen: dict[Hex32, str] = Field(default_factory=dict)
+    frozen: Hex32 | None = None
+
+
 class SumStore:
     """One folder a study, files of mode 0600."""
 
@@ -65,13 +74,19 @@ class SumStore:
 
     def session(self, study: str) -> Session:
         """The secrets of a study's digest; made and kept on first use. Raises IntegrityError for a damaged file."""
-        file = self.folder / study / "session.json"
+        found = self._read(study, "session.json", Session)
+        if found is None:
+            worked = self._read(study, "worked.json", Worked) or Worked()
+            found = Session(seed=secrets.token_hex(SEED_BYTES), seen=worked.seen, frozen=worked.frozen)
+            self.put_session(study, found)
+        return found
+
+    def _read(self, study: str, name: str, kind: type[Kind]) -> Kind | None:
+        file = self.folder / study / name
         try:
-            return Session.model_validate(parse_canonical(file.read_bytes()))
+            return kind.model_validate(parse_canonical(file.read_bytes()))
         except FileNotFoundError:
-            session = Session(seed=secrets.token_hex(SEED_BYTES))
-            self.put_session(study, session)
-            return session
+            return None
         except (PeerError, ValidationError) as error:
             raise IntegrityError(f"{file} is damaged; delete it, and the site makes new keys for the study") from error
 
@@ -103,6 +118,22 @@ class SumStore:
         """Delete the states of earlier rounds."""
         for file in (self.folder / study).glob("*.*.*"):
             if int(file.name.split(".")[1]) < number:
+                file.unlink()
+
+    def forget_secrets(self, study: str) -> None:
+        """Delete everything of a study but what was worked on, which is not to be worked on again."""
+        folder = self.folder / study
+        if not folder.exists():
+            return
+        try:
+            session = self._read(study, "session.json", Session)
+        except IntegrityError:
+            session = None
+        if session is not None:
+            worked = Worked(seen=session.seen, frozen=session.frozen)
+            write_atomically(folder / "worked.json", canonical_bytes(worked.model_dump(mode="json")))
+        for file in folder.iterdir():
+            if file.name != "worked.json":
                 file.unlink()
 
     def forget(self, study: str) -> None:
