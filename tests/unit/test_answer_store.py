@@ -7,7 +7,9 @@ import os
 import secrets
 import stat
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,8 +86,10 @@ def test_a_crash_before_forgetting_the_older_answer_leaves_one_after_the_next_st
     assert store.latest(STUDY, "other") is None
 
 
-@pytest.mark.parametrize("kind", [Attempts, Proposals])
-def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: type[Attempts | Proposals]) -> None:
+@pytest.mark.parametrize("kind", [Attempts, lambda folder: Proposals(folder, folder.with_name("refused"))])
+def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
+    tmp_path = tmp_path / "store"
+    tmp_path.mkdir()
     leftover = tmp_path / f".{STUDY}.json.x8f"
     leftover.write_bytes(b"half")
     whole = tmp_path / f"{STUDY}.json"
