@@ -306,13 +306,16 @@ def test(
     """Test a finished model on this site's held-back patients. Stays on this screen."""
     from consilium_client.baseline import load_asset
     from consilium_client.baseline import test as test_model
+    from consilium_shared import study_file
+    from consilium_shared.models.vector import study_of
 
-    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    place = Home(home.resolve())
     config = place.config()
     try:
         content = model.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"cannot read {model}: {error.strerror}") from error
+    contract = study_file.read_as(study, study_of(content))
     found = {
         name: test_model(contract, content, load_asset(config, place.root, name, contract), config.device)
         for name in test_on or [contract.data.asset]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from consilium_server import evidence as study_evidence
-from consilium_server import progress, registry, studies, study_file
+from consilium_server import progress, registry, studies
 from consilium_server.admission import admit as admit_request
 from consilium_server.federation import Home
 from consilium_server.provision import provision as provision_federation
@@ -82,7 +82,7 @@ def run(
     these; with --weights and a study that does not, the digest is shown and nothing is started.
     """
     place = Home(home.resolve())
-    contract = study_file.read(study, place)
+    contract = _contract(study, place)
     roster = place.roster()
     sites, least = len(roster.members), least_sites(contract.aggregation, len(roster.members))
     if sites < least:
@@ -99,6 +99,18 @@ def run(
     folder = studies.folder(place, contract.study)
     folder.create(contract, place.roster_file.read_bytes(), _weights(study, contract, weights, new_head))
     _start(place, folder, detach)
+
+
+def _contract(file: Path, home: Home) -> Study:
+    """Of a study's file; of one that was started here before, perhaps by another release, the contract as it was."""
+    from consilium_shared import study_file  # torch is slow to load
+
+    found = study_file.read(file)
+    try:
+        started = studies.folder(home, found.study).study()
+    except ConfigurationError:
+        return found
+    return study_file.read_as(file, started.digest, started.aggregation.norm_bound)
 
 
 def _weights(file: Path, study: Study, weights: Path | None, new_head: bool) -> bytes | None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from consilium_audit import figures
 from consilium_audit.budget import PURPOSES
 from consilium_audit.figures import Curve, Figure
+from consilium_audit.moves import Move
 from consilium_audit.odds import PRIORS
 from consilium_audit.participation import Participation, spans
 from consilium_audit.report import Report
@@ -43,6 +44,9 @@ MOST_RELEASES = 5_000
 
 MOST_SUMS = 500
 """Secure sums on the page, of those that did not go smoothly."""
+
+MOST_MOVES = 500
+"""Rounds on the page with the length of their updates; of more, those with a jump or without metrics."""
 
 
 def render(report: Report) -> bytes:
@@ -76,12 +80,20 @@ def render(report: Report) -> bytes:
         most_releases=MOST_RELEASES,
         odd_sums=[each for each in report.sums if not each.smooth],
         most_sums=MOST_SUMS,
+        shown_moves=shown_moves(report.moves),
         shown_bounds=shown_bounds,
         accountants=list(dict.fromkeys(name for s in report.sites for c in s.compared for name in c.accountants)),
         infinity=math.inf,
         version=metadata.version("consilium"),
     )
     return page.encode()
+
+
+def shown_moves(found: Sequence[Move]) -> Sequence[Move]:
+    """Those that have room on the page: all, or where they are too many the remarkable ones."""
+    if len(found) <= MOST_MOVES:
+        return found
+    return [each for each in found if each.jump or each.no_metrics][:MOST_MOVES]
 
 
 def as_json(report: Report) -> str:

@@ -25,6 +25,7 @@ from consilium_audit.evidence import (
     checking,
     ledger_file,
 )
+from consilium_audit.moves import Move, moves
 from consilium_audit.odds import EXAMPLES, Odds, odds
 from consilium_audit.participation import Participation, participation
 from consilium_audit.site_report import SiteReport, site_report
@@ -87,6 +88,7 @@ class Report:
         study: None when the roster or the contract does not verify; then there is nothing below either.
         rounds: recorded rounds whose records are authentic.
         sums: secure sums that these records tell of.
+        moves: how far each round's updates moved the model, where the records say it.
         witnessed: of each site, (entries behind the last head that a record names, all entries).
         left_out: file to why nothing of it is shown.
         stated: the largest ε of the study, of the assets so far, and of the budgets.
@@ -107,6 +109,7 @@ class Report:
     sites: tuple[SiteReport, ...]
     participation: tuple[Participation, ...]
     sums: tuple[Sum, ...]
+    moves: tuple[Move, ...]
     witnessed: dict[str, tuple[int, int]]
     left_out: dict[str, str]
     stated: tuple[Stated, ...]
@@ -165,6 +168,7 @@ def make_report(
         sites=tuple(sites),
         participation=participation(records, [each.site for each in work.roster.members]) if known else (),
         sums=tuple(sums(records, work.study, len(work.roster.members))) if known else (),
+        moves=tuple(moves(records)),
         witnessed=work.verdict.witnessed,
         left_out=left_out,
         stated=tuple(_stated(sites, work.study)) if known else (),

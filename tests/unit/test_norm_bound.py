@@ -12,11 +12,11 @@ from tests.unit.conftest import CONTRACT
 
 from consilium_client.data.records import Records
 from consilium_client.training.trainer import train
-from consilium_server import studies, study_file
-from consilium_server.federation import Home
-from consilium_server.norm_bound import UNRULED, derived_norm_bound
+from consilium_shared import study_file
+from consilium_shared.config import read_yaml
 from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.models.vector import pack, study_of, to_vector
+from consilium_shared.norm_bound import UNRULED, derived_norm_bound
 from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
 
@@ -98,35 +98,33 @@ def test_without_privacy_it_is_what_long_gradients_give_and_never_above_what_it_
     assert derived_norm_bound(study(none, optimizer={"lr": 10.0}, steps_per_round=100)) == UNRULED
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "server")
-
-
-def started(home: Home, given: Study) -> None:
-    folder = studies.folder(home, given.study)
-    folder.root.mkdir(parents=True)
-    folder.create(given, b"{}")
-
-
-def test_a_file_without_a_bound_gives_a_contract_with_the_derived_one(home: Home, tmp_path: Path) -> None:
-    given = study_file.read(SAMPLE, home)
+def test_a_file_without_a_bound_gives_a_contract_with_the_derived_one(tmp_path: Path) -> None:
+    given = study_file.read(SAMPLE)
     assert given.contract["aggregation"]["norm_bound"] == derived_norm_bound(given) != UNRULED
     named = tmp_path / "study.yaml"
     named.write_text(SAMPLE.read_text().replace("{name: fedavg}", "{name: fedavg}, norm_bound: 7.5"))
-    assert study_file.read(named, home).aggregation.norm_bound == 7.5
+    assert study_file.read(named).aggregation.norm_bound == 7.5
 
 
-@pytest.mark.parametrize("older", [{"schema_version": 1}, {"aggregation": {"min_sites": 4, "norm_bound": UNRULED}}])
+@pytest.mark.parametrize("older", [{"schema_version": 1}, {}, {"norm_bound": 88.0}])
 def test_the_file_of_a_study_that_another_release_started_is_still_that_study(
-    home: Home, tmp_path: Path, older: dict[str, Any]
+    tmp_path: Path, older: dict[str, Any]
 ) -> None:
-    content = study_file.read_yaml(SAMPLE)
-    before = Study.model_validate(
-        {**content, **older, "aggregation": {**content["aggregation"], **older.get("aggregation", {})}}
-    )
-    started(home, before)
-    assert study_file.read(SAMPLE, home).digest == before.digest
+    """Where it is run again, and where its model is tested."""
+    content = read_yaml(SAMPLE)
+    bound = older.pop("norm_bound", UNRULED)
+    rules = {**content["aggregation"], "norm_bound": bound}
+    before = Study.model_validate({**content, **older, "aggregation": rules})
+    model = pack(to_vector(build(before)), before)
+    assert study_of(model) == before.digest
+    assert study_file.read_as(SAMPLE, study_of(model), bound).contract == before.contract
     changed = tmp_path / "study.yaml"
     changed.write_text(SAMPLE.read_text().replace("rounds: 6", "rounds: 7"))
-    assert study_file.read(changed, home).digest != before.digest
+    assert study_file.read_as(changed, before.digest, bound).digest == study_file.read(changed).digest != before.digest
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 100, (2).to_bytes(8, "little") + b"[]", (4).to_bytes(8, "little") + b"null"]
+)
+def test_bytes_that_are_no_model_name_no_study(content: bytes) -> None:
+    assert study_of(content) is None

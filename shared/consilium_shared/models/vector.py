@@ -114,6 +114,15 @@ def pack(vector: Vector, study: Study) -> bytes:
     return safetensors.numpy.save(tensors, metadata={"study": study.digest})
 
 
+def study_of(data: bytes) -> str | None:
+    """The digest of the study that the bytes of ``pack`` name; None where they name none, or are not such bytes."""
+    try:
+        named = _metadata(data)["study"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return named if isinstance(named, str) else None
+
+
 def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
     """The vector ``[d]`` in the bytes that ``pack`` made for this model. The model itself is not changed.
 

@@ -1,0 +1,68 @@
+"""A study's file becomes its contract: what it leaves open and follows from the rest is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from consilium_shared.config import load_yaml, read_yaml
+from consilium_shared.norm_bound import UNRULED, derived_norm_bound
+from consilium_shared.schema import SCHEMA
+from consilium_shared.study import Study
+
+
+def read(file: Path) -> Study:
+    """The contract of a study file; ``aggregation.norm_bound`` follows from the plan where the file names none.
+
+    Raises:
+        ConfigurationError: as ``config.load_yaml``.
+    """
+    study = load_yaml(file, Study)
+    if _names_bound(read_yaml(file)):
+        return study
+    return Study.model_validate(_with_bound(study.contract, derived_norm_bound(study)))
+
+
+def read_as(file: Path, digest: str | None, bound: float = UNRULED) -> Study:
+    """The contract of a study file as another release may have written it: the one with that digest.
+
+    Where a file is silent releases differ in what they write; where it speaks they do not. So a file that gives this
+    digest by any of their rules is the file of that study.
+
+    Args:
+        file: the YAML file.
+        digest: of the contract that the file is perhaps of.
+        bound: a norm bound that contracts of such a file had.
+
+    Returns:
+        That contract, or as ``read`` where no rule gives its digest.
+
+    Raises:
+        ConfigurationError: as ``config.load_yaml``.
+    """
+    found = read(file)
+    if found.digest == digest:
+        return found
+    return next((each for each in _as_written_before(file, bound) if each.digest == digest), found)
+
+
+def _as_written_before(file: Path, bound: float) -> Iterator[Study]:
+    given = read_yaml(file)
+    if not _names_bound(given):
+        given = _with_bound(given, bound)
+    for schema in range(SCHEMA, 0, -1):
+        try:
+            yield Study.model_validate({"schema_version": schema, **given})
+        except ValidationError:  # the file has a key that this schema lacks
+            continue
+
+
+def _names_bound(given: dict[str, Any]) -> bool:
+    return "norm_bound" in given.get("aggregation", {})
+
+
+def _with_bound(content: dict[str, Any], bound: float) -> dict[str, Any]:
+    return {**content, "aggregation": {**content.get("aggregation", {}), "norm_bound": bound}}
