@@ -6,7 +6,8 @@ AVX-512, torch 2.13.0, MKL 2024.2); a crafted model turns last bits into whole g
 mode ``STRICT`` a row's product is the same whatever lies beside it (Intel, oneMKL developer guide, "Conditional
 Numerical Reproducibility"). It costs nothing that was measurable: a private step of ResNet-18 600 ms without, 606 with.
 
-Other libraries (OpenBLAS, Arm's, CUDA's) have no such switch and are not told.
+Other libraries (OpenBLAS, Arm's, CUDA's) have no such switch and are not told. What stands in for it there, and checks
+it here, is the test that each site makes of its own machine before a private round (``training/neighbours.py``).
 """
 
 from __future__ import annotations

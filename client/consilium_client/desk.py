@@ -130,7 +130,7 @@ class Desk:
         self.cohorts = CohortSizes(home.store / "cohorts")
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies", home.store / "refused")
-        self.machine = Machine()
+        self.machine = Machine(home.store / "machine")
         stores = self.sums, self.results, self.answers, self.attempts, self.clipping_norms
         self.leftovers = Leftovers(self.ledger, *stores)
         self.leftovers.forget_rejected()

@@ -47,6 +47,7 @@ def examine(home: Home) -> Iterator[Finding]:
     yield _network()
     yield _disk(home.root)
     yield _try("device", lambda: _device(home))
+    yield _try("rows", lambda: _rows(home))
 
 
 def _try(check: str, look: Callable[[], str]) -> Finding:
@@ -182,6 +183,21 @@ def _disk(root: Path) -> Finding:
     if free < LEAST_FREE_BYTES:
         return Finding("disk", "error", f"{said}: make room; the ledger, and so a round, needs some")
     return Finding("disk", "ok" if free > FREE_BYTES else "warning", said)
+
+
+def _rows(home: Home) -> str:
+    """What the agent found out about this machine (``machine.py``)."""
+    from consilium_client.machine import FindingFiles
+    from consilium_client.training import device, fit
+
+    found = [*FindingFiles(home.store / "machine").all(fit.machine(device.choose(home.config().device)))]
+    failed = [f"{model}: {finding.failed}" for model, finding in found if not finding.rows]
+    if failed:
+        raise ConsiliumError(f"no private round of these models runs on this device: {'; '.join(failed)}")
+    if not found:
+        return "no private study yet; before the first, its model is tested here"
+    slow = [f"; slower than it could be, {model}: {finding.failed}" for model, finding in found if finding.failed]
+    return f"no record's result depends on another's, with {', '.join(sorted({m for m, _ in found}))}{''.join(slow)}"
 
 
 def _device(home: Home) -> str:

@@ -30,6 +30,10 @@ class Rows:
     values: Tensor
     outputs: int = 1
 
+    def of(self, patient: int) -> list[Tensor]:
+        """What is here of one patient."""
+        return [self.values[patient]]
+
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
         found = row_squares(self.values)
@@ -64,6 +68,11 @@ class Product:
     inputs: Tensor
     deltas: Tensor
     owners: Owners
+
+    def of(self, patient: int) -> list[Tensor]:
+        """What is here of one patient."""
+        rows = torch.nonzero(self.owners.of == patient).flatten()
+        return [self.inputs[rows], self.deltas[rows]]
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
@@ -130,6 +139,11 @@ class Scattered:
     owners: Tensor
     at: Tensor
     patients: int
+
+    def of(self, patient: int) -> list[Tensor]:
+        """What is here of one patient."""
+        rows = self.owners == patient
+        return [self.values[rows], self.at[rows]]
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from typing import NamedTuple
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from consilium_client.training import device, invented
 from consilium_client.training.gradients import Way
+from consilium_client.training.neighbours import dependence
 from consilium_client.training.rehearsal import rehearse
-from consilium_client.training.trainer import private_rows
+from consilium_client.training.rows import ROWS
+from consilium_client.training.trainer import physical_batch, private_rows
 from consilium_shared.errors import MachineError
 from consilium_shared.models import shape
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+
+_LARGE = 4 * ROWS
+"""Rows of a piece that a GPU may take where its kernels pass at that size, and steps are as large."""
 
 log = logging.getLogger("consilium.agent")
 
@@ -26,20 +36,55 @@ class Fit(NamedTuple):
     rows: int | None
 
 
-def sizes(study: Study) -> list[int]:
+class Finding(NamedTuple):
+    """What the test of rows (``neighbours``) found: the size of pieces that passed, or 0; what the others showed."""
+
+    rows: int
+    failed: str
+
+
+class Findings(Protocol):
+    """What was found before."""
+
+    def get(self, about: dict[str, Any]) -> Finding | None:
+        """The finding about exactly this, or None."""
+
+    def put(self, about: dict[str, Any], finding: Finding) -> None:
+        """Keep it."""
+
+
+def sizes(study: Study, where: torch.device) -> list[int]:
     """Rows of a piece, the best first; at 1 each patient has a piece alone."""
-    return sorted({private_rows(study, invented.records(study, [1])), 1}, reverse=True)
+    one = invented.records(study, [1])
+    found = {private_rows(study, one), 1}
+    batch = study.training.expected_batch * study.training.augment_multiplicity
+    if where.type != "cpu" and min(physical_batch(one), batch) >= _LARGE:
+        found.add(_LARGE)
+    return sorted(found, reverse=True)
 
 
-def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way) -> Fit:
-    """The first size of pieces that this machine takes.
+def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way, findings: Findings | None = None) -> Fit:
+    """The first size of pieces in which no record depends on another (``neighbours``), and which this machine takes.
+
+    Where a GPU passes at no size, ``auto`` falls back on the CPU.
 
     Raises:
-        MachineError: its memory takes none.
+        MachineError: none is both.
         ConfigurationError: there is no such device.
     """
-    where, failed = device.choose(device_name), ""
-    for rows in sizes(study):
+    where = device.choose(device_name)
+    finding = _tested(study, where, way, findings)
+    if not finding.rows and device_name == "auto" and where.type != "cpu":
+        log.warning("study %s: computed on the CPU, not on %s: %s", study.study, where, finding.failed)
+        return fitting(study, plan, "cpu", way, findings)
+    if not finding.rows:
+        raise MachineError(
+            f"study {study.study}: on this machine ({where}, torch {torch.__version__}) {finding.failed}, so clipping "
+            "bounds less than the study promises, and no private round runs here. Set device: cpu in site.yaml, or "
+            "use another processor or build of torch"
+        )
+    failed = ""
+    for rows in sorted({finding.rows, 1}, reverse=True):
         failed = _rehearsed(study, plan, where, way, rows)
         if not failed:
             return Fit(where, rows)
@@ -50,6 +95,83 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way) -> Fit:
         f"{plan.records_per_patient * study.training.augment_multiplicity} records of {numbers} numbers ({failed}). It "
         "needs more memory, or the study smaller inputs or fewer records_per_patient"
     )
+
+
+def machine(where: torch.device) -> dict[str, Any]:
+    """What kernels, and which of them, a device computes with here: processor, libraries, driver, our own release."""
+    about: dict[str, Any] = {
+        "release": metadata.version("consilium"),
+        "processor": _processor(),
+        "paths": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "libraries": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
+        "mkl": os.environ.get("MKL_CBWR", ""),
+        "device": where.type,
+    }
+    if where.type == "cuda":
+        driver = Path("/proc/driver/nvidia/version")
+        about |= {
+            "gpu": [torch.cuda.get_device_name(where), list(torch.cuda.get_device_capability(where))],
+            "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        }
+    return about
+
+
+def _processor() -> str:
+    """The model and its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    parts = [line.partition(":")[::2] for line in reversed(lines)]
+    found = {name.strip(): value.strip() for name, value in parts}  # of the first processor
+    sets = found.get("flags", found.get("Features", ""))
+    return f"{platform.machine()} {found.get('model name', '')} {hashlib.sha256(sets.encode()).hexdigest()[:16]}"
+
+
+def _about(study: Study, where: torch.device, way: Way) -> dict[str, Any]:
+    """All that a finding depends on."""
+    training = study.training
+    return {
+        "machine": machine(where),
+        "model": study.model.model_dump(mode="json", exclude={"seed", "start"}),
+        "inputs": [list(each) for each in shape.inputs(study)],
+        "classes": shape.classes(study),
+        "class_weights": training.class_weights is not None,
+        "precision": training.precision,
+        "records_per_patient": training.records_per_patient,
+        "augment": [training.augment, training.augment_multiplicity],
+        "way": way,
+        "sizes": sizes(study, where),
+    }
+
+
+def _tested(study: Study, where: torch.device, way: Way, findings: Findings | None) -> Finding:
+    about = _about(study, where, way)
+    found = None if findings is None else findings.get(about)
+    if found is None:
+        log.info("study %s: testing on %s that no record's result depends on another's", study.study, where)
+        found = _test(study, where, way, about["sizes"])
+        if findings is not None:
+            findings.put(about, found)
+    if found.failed:
+        log.warning("study %s, pieces on %s: %s", study.study, where, found.failed)
+    return found
+
+
+def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> Finding:
+    failed: list[str] = []
+    for rows in tried:
+        try:
+            said = dependence(study, where, way, rows)
+        except Exception as error:  # such as memory: of invented records, so it may be quoted
+            said = f"the test broke off ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        if not said:
+            return Finding(rows, "; ".join(failed))
+        failed.append(f"in pieces of {rows} {said}" if rows > 1 else f"even with each patient alone {said}")
+    return Finding(0, "; ".join(failed))
 
 
 def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, way: Way, rows: int) -> str:

@@ -9,8 +9,9 @@ however many others there are. What a row gives must then depend on neither its 
 on a CPU would make it: the last elements of a vector loop, fewer than two registers (32 float32 with AVX-512), go
 through another implementation of tanh and exp; threads cut a loop anywhere, which makes more such ends; and MKL chooses
 its path by a matrix's address. So rows come in multiples of 32, one thread computes, and MKL is in strict mode
-(``blas.py``). ``tests/properties/test_rows.py`` sees it, bit by bit, on the CPU that runs it; it is proved of no
-kernel, and GPU kernels were not tested.
+(``blas.py``). ``tests/properties/test_rows.py`` sees it, bit by bit, on the CPU that runs it. It is proved of no
+kernel, so each site tests its machine, CPU or GPU, with the study's model before a private round (``neighbours.py``),
+and takes the pieces that pass.
 
 **Numbers below 2^-126** take a processor up to a hundred times as long, and a long recurrence makes many. The passes
 through a model take them as zero, but nothing else does. torch tells that to the calling thread alone, so where several

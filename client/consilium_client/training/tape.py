@@ -200,6 +200,10 @@ class Tape:
 
     # -- what comes of it
 
+    def left_by(self, patient: int) -> list[Tensor]:
+        """What the layers left of one patient: what its norm and its part of the sum are made of."""
+        return [part for entry in self._entries for part in entry.of(patient)]
+
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
         ``[P]``; for one that has a number that is not finite, 0."""

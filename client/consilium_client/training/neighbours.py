@@ -1,0 +1,181 @@
+"""Does a record's gradient depend on its neighbours on this machine? Tested bit by bit, with the study's own model.
+
+What clipping and counts bound rests on it (``rows.py``): a library's kernels may go by the number of rows, by a row's
+place, by a matrix's address. MKL is told not to (``blas.py``). No other library can be told, so none is trusted: on
+every machine, whatever it computes with, the study's model is run on invented records, and each record is held against
+itself alone, at other places and beside others. What was found is kept (``machine.py``).
+
+The first weights are the study's own. The others are crafted: the last layer's are a hundred million times what they
+were, and cancel, so that what is left of a logit is rounding alone, and the last bit of anything shows in everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from consilium_client import evaluation
+from consilium_client.data.patients import Draw
+from consilium_client.data.records import Records
+from consilium_client.training import gradients, invented
+from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training.device import exact_arithmetic
+from consilium_client.training.gradients import Way
+from consilium_client.training.loss import per_record
+from consilium_client.training.noise import Noise
+from consilium_client.training.pieces import Batch, Split
+from consilium_client.training.steps import accumulate
+from consilium_client.training.tape import ERROR
+from consilium_shared.models import build
+from consilium_shared.models.vector import load_vector, pack, to_vector
+from consilium_shared.study import Study
+
+_SCALE = 1e8
+_BOUND = 1.0
+_ALONE = 4
+"""Patients of a piece where each is in one alone."""
+
+Vector = npt.NDArray[np.floating[Any]]
+
+
+def dependence(study: Study, device: torch.device, way: Way, rows: int) -> str:
+    """What of a record depends on the records beside it, in pieces of so many rows; nothing where nothing does.
+
+    Takes some eight passes of a piece. The same for the same machine: nothing is drawn but from fixed seeds.
+    """
+    data = _records(study, rows)
+    for weights in _weights(study, data):
+        found = _of_gradients(study, weights, data, device, way, rows) or _of_counts(study, weights, data, device, rows)
+        if found:
+            return found
+    return ""
+
+
+def _records(study: Study, rows: int) -> Records:
+    """A piece of patients with one record each, of which one has none that is a number and one too large numbers; and
+    where patients may have several, some who do."""
+    copies = study.training.augment_multiplicity
+    single = max(2, rows // copies) if rows > 1 else _ALONE
+    several = [2, min(3, study.training.records_per_patient)] if study.training.records_per_patient > 1 else []
+    data = invented.records(study, [1] * single + several)
+    data.inputs[single // 2] = np.nan
+    data.inputs[single - 1] *= np.float32(1e30)
+    return data
+
+
+def _weights(study: Study, data: Records) -> Iterator[Vector]:
+    model = build(study)
+    yield to_vector(model)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    given: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(*_inputs(data, 1))
+        hook.remove()
+        draw = torch.Generator().manual_seed(0)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=draw) * _SCALE)
+        if head.bias is not None:
+            head.bias.copy_(-(given[0][0].double() @ head.weight.double().t()))
+    yield to_vector(model)
+
+
+def _inputs(data: Records, count: int) -> list[Tensor]:
+    parts = [data.inputs] if data.statics is None else [data.inputs, data.statics]
+    return [torch.from_numpy(part[:count]) for part in parts]
+
+
+def _orders(count: int) -> list[npt.NDArray[np.int64]]:
+    """Everybody in turn; two halves, whose members are at other places; and a few alone."""
+    mixed = np.random.default_rng(0).permutation(count)
+    first, second = mixed[: count // 2], mixed[count // 2 :]
+    return [np.arange(count), first, second, second[:1]]
+
+
+def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.device, way: Way, rows: int) -> str:
+    step, whole = _Step(study, weights, device, way, rows), _orders(data.patient_count)
+    seen, total = step(data, whole[0])
+    sums = []
+    for order in whole[1:]:
+        found, part = step(data, order)
+        if any(seen[patient] != left for patient, left in found.items()):
+            return "a record's gradient depends on the records beside it"
+        sums.append(part)
+    moved = (sums[0] + sums[1] - total).norm()
+    if not float(moved) <= data.patient_count * ERROR * _BOUND / step.unit + 2 * len(total) ** 0.5:
+        return "the sum of some patients depends on the others by more than rounding"
+    return ""
+
+
+def _of_counts(study: Study, weights: Vector, data: Records, device: torch.device, rows: int) -> str:
+    model, whole = pack(weights.astype(np.float32), study), _orders(len(data))
+    found = evaluation._probabilities(model, study, data, device, whole[0], rows)
+    for order in whole[1:]:
+        if not np.array_equal(evaluation._probabilities(model, study, data, device, order, rows), found[order], True):
+            return "a record's prediction depends on the records beside it"
+    return ""
+
+
+class _Step:
+    """The private sum of some patients, again and again from the same weights."""
+
+    def __init__(self, study: Study, weights: Vector, device: torch.device, way: Way, rows: int) -> None:
+        model = build(study)
+        load_vector(model, weights)
+        self._study, self._device, self._rows = study, device, rows
+        self._model = gradients.of(model.to(device).train(), way, study.training.precision)
+        self._loss = per_record(study, device)
+        self._optimizer = PrivateOptimizer(
+            torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0),
+            self._model.tape,
+            clipping_norm=_BOUND,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            noise=Noise(bytes(32)),
+        )
+        self._limit = study.training.records_per_patient * study.training.augment_multiplicity
+        self.unit = self._optimizer.lattice.step
+
+    def __call__(self, data: Records, patients: npt.NDArray[np.int64]) -> tuple[dict[int, bytes], Tensor]:
+        """By patient, what its gradient is made of; and the clipped sum, in steps of the lattice."""
+        seen: dict[int, bytes] = {}
+
+        def see(records: npt.NDArray[np.int64]) -> None:
+            of = data.patients[records]
+            for number, patient in enumerate(of[np.sort(np.unique(of, return_index=True)[1])].tolist()):
+                seen[patient] = _digest(self._model.tape.left_by(number))
+
+        parts = [np.flatnonzero(data.patients == patient) for patient in patients]
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        drawn, same = Draw(np.concatenate(parts), owners), _OneMove()
+        with exact_arithmetic():
+            batch = Batch(self._study, data, drawn, self._device, same, Split(self._rows, fixed=True))  # type: ignore[arg-type]
+            pieces = batch.fixed_pieces(self._rows)
+            accumulate(self._model, self._optimizer, self._loss, pieces, see, self._limit)
+            total = self._optimizer.summed()
+            self._optimizer.forget()
+        return seen, total.cpu()
+
+
+class _OneMove:
+    """The same turn and shift for every image."""
+
+    def uniform(self, low: float, high: float, size: Any) -> Vector:
+        """As of a generator."""
+        return np.full(size, low + 0.3 * (high - low))
+
+
+def _digest(left: list[Tensor]) -> bytes:
+    """The same for the same numbers, whether they are float32 or the same in float64; 0 and -0 are one."""
+    hashing = hashlib.blake2b()
+    for tensor in left:
+        numbers = torch.nan_to_num(tensor.detach(), nan=1.5e38, posinf=2.5e38, neginf=-2.5e38).cpu() + 0.0
+        if numbers.dtype != torch.float64 or torch.equal(numbers.float().double(), numbers):
+            numbers = numbers.float()
+        hashing.update(numbers.contiguous().numpy().tobytes())
+    return hashing.digest()
