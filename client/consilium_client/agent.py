@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from consilium_client import instance
 from consilium_client.administration import Administration
 from consilium_client.agent_socket import serve, serve_admin
 from consilium_client.desk import Desk
@@ -43,6 +44,7 @@ def run(home: Home) -> None:
     forbid_network()
     home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     desk = Desk(home)
+    instance.note(home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -21,6 +21,12 @@ log = logging.getLogger("consilium.agent")
 CONTRADICTION = 8
 """The verification step of ``ledger/verify.py`` that a well-formed entry of our own can fail."""
 
+OLDER = (
+    ": either the record is false, or a copy of this home ran, or an older one was put back. Stop all copies but one, "
+    "keep every ledger, and see deploy/runbooks/two-homes.md"
+)
+"""Beside a head of this ledger that it does not have."""
+
 
 def witness(desk: Desk, proposal: Proposal, recorded: Recorded) -> str:
     """Enter in the ledger what is shown of a record, once, and sign it.
@@ -57,6 +63,8 @@ def _enter(desk: Desk, proposal: Proposal, recorded: Recorded) -> None:
             if error.step != CONTRADICTION:
                 raise
             why = str(error).removeprefix(f"line {error.line}: step {error.step}: ")
+            if desk.site in recorded.heads and "head of this ledger" in why:
+                why += OLDER
             raise PolicyRefusal("witness", why) from error
 
 

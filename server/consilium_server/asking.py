@@ -10,6 +10,7 @@ from typing import Any
 from consilium_server.conversation import WEEK_SECONDS, Conversation
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import ask
+from consilium_server.heads import TwoLedgers
 from consilium_server.recruitment import Recruitment
 from consilium_server.rounds import LATECOMER_SECONDS, PASSING, Question
 from consilium_shared import messages
@@ -131,6 +132,8 @@ class Asking:
         if aside is not None:
             headers |= {site: aside.header for site in beside if site in self.talk.nodes and site not in headers}
         left = set(asked)
+        for site, header in headers.items():
+            self.talk.note_asked(site, header)
 
         def abort() -> bool:
             self.talk.check_wanted()
@@ -201,6 +204,8 @@ class Asking:
             if isinstance(answer, Refusal):
                 return answer.reason, answer.detail
             accept(answer, arrival)
+        except TwoLedgers as error:
+            return "ledger", str(error)
         except PeerError as error:
             return "malformed", str(error)
         return None

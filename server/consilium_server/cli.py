@@ -12,10 +12,12 @@ from consilium_server import evidence as study_evidence
 from consilium_server import progress, registry, studies
 from consilium_server.admission import admit as admit_request
 from consilium_server.federation import Home
+from consilium_server.heads import Heads
 from consilium_server.provision import provision as provision_federation
-from consilium_server.up import is_up, up_forever
+from consilium_server.superlink_control import online_nodes
+from consilium_server.up import is_up, settings, up_forever
 from consilium_shared import console, version
-from consilium_shared.errors import ConfigurationError, PeerError, TransportError
+from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
@@ -188,15 +190,28 @@ def stop(study: Annotated[str, typer.Argument(help="name of the study")], home: 
 
 
 @app.command()
+def readmit(site: Annotated[str, typer.Argument(help="name of the site")], home: HomeOption = DEFAULT_HOME) -> None:
+    """Take a site's answers again, after all but one copy of its home were stopped (runbook two-homes.md)."""
+    kept = Heads(Home(home.resolve()).heads).readmit(site)
+    if kept is None:
+        raise ConfigurationError(f"{site} is not halted; consilium-server status shows which sites are")
+    console.console.print(
+        f"{site}'s answers are taken again; {kept} is kept for the auditor. Studies that run ask the site after: "
+        "consilium-server resume STUDY",
+        markup=False,
+    )
+
+
+@app.command()
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show sites and studies."""
     place = Home(home.resolve())
     found = [progress.read(folder) for folder in studies.all_folders(place)]
-    invited = {file.stem for file in place.invitations.glob("*.json")}
-    admitted = [member.site for member in place.roster().members]
+    connected = _connected(place)
     value: dict[str, Any] = {
         "up": is_up(place),
-        "sites": {site: "admitted" if site in admitted else "invited" for site in sorted(invited | set(admitted))},
+        "sites": _sites(place),
+        "connected": connected,
         "studies": {
             p.name: {
                 "state": p.state,
@@ -218,7 +233,11 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         print(json.dumps(value, indent=2, sort_keys=True))
         return
     console.console.print(f"serving: {'yes' if value['up'] else 'no (consilium-server up)'}", markup=False)
-    console.table("sites", ["site", "state"], list(value["sites"].items()))
+    rows = [
+        (site, state, "?" if connected is None else "yes" if site in connected else "no")
+        for site, state in value["sites"].items()
+    ]
+    console.table("sites", ["site", "state", "connected"], rows)
     console.table(
         "studies",
         ["study", "state", "rounds", f"metrics, {progress.REPORTED}", "sites"],
@@ -233,6 +252,25 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
             for p in found
         ],
     )
+
+
+def _sites(home: Home) -> dict[str, str]:
+    """Each invited site's state."""
+    invited = {file.stem for file in home.invitations.glob("*.json")}
+    admitted, heads = {member.site for member in home.roster().members}, Heads(home.heads)
+    states = {site: "admitted" if site in admitted else "invited" for site in sorted(invited | admitted)}
+    halted = {site: heads.halted(site) for site in admitted}
+    return states | {site: f"halted: {proof}" for site, proof in halted.items() if proof is not None}
+
+
+def _connected(home: Home) -> list[str] | None:
+    """Sites whose SuperNode is connected now; None where the SuperLink cannot be asked."""
+    if not is_up(home):
+        return None
+    try:
+        return sorted(online_nodes(settings(home)))
+    except ConsiliumError:
+        return None
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import StudyGrid
 from consilium_server.federation import Home
+from consilium_server.heads import Heads
 from consilium_server.studies import StudyFolder
 from consilium_shared import messages
 from consilium_shared.canonical import digest
@@ -42,13 +43,23 @@ class Conversation:
             "roster": self.roster.digest,
         }
         self._resumed = False
+        self._heads = Heads(home.heads)
+
+    def note_asked(self, site: str, header: bytes) -> None:
+        """``site`` is about to be asked this; to be called before every question."""
+        self._heads.ask(site, digest(header))
 
     def encode(self, request: messages.Request) -> bytes:
         """A request's signed header, in the protocol of the study."""
         return messages.encode(request, self.coordinator, self.study.schema_version)
 
     def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
-        """The verified answer of exactly this site to exactly this request; raises PeerError for anything else."""
+        """The verified answer of exactly this site to exactly this request.
+
+        Raises:
+            TwoLedgers: it comes from another ledger than the site's answers before.
+            PeerError: it is anything else.
+        """
         answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
         unread = isinstance(answer, Refusal) and answer.study == messages.UNREAD
         study = messages.UNREAD if unread else self.study.digest
@@ -57,7 +68,10 @@ class Conversation:
             raise PeerError("an answer to another question, study or federation, or of another site")
         if (answer.payload.size, answer.payload.sha256) != (arrival.payload.size, arrival.payload.sha256):
             raise PeerError("the payload is not the one that the header describes")
-        return self._explained(answer) if unread and isinstance(answer, Refusal) else answer
+        if unread and isinstance(answer, Refusal):
+            return self._explained(answer)  # of all answers the one that stands in no ledger
+        self._heads.check(arrival.site, answer.request, answer.head)
+        return answer
 
     def _explained(self, refusal: Refusal) -> Refusal:
         """A refusal of a request that the site could not read; where that is for want of a version, it says so."""

@@ -80,6 +80,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def heads(self) -> Path:
+        """What each site's answers said of its ledger."""
+        return self.root / "heads"
+
+    @property
     def logs(self) -> Path:
         """Logs of the supervised programs."""
         return self.root / "log"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from consilium_server.attendance import Attendance
 from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
 from consilium_server.exchange import ask
+from consilium_server.heads import TwoLedgers
 from consilium_server.rounds import LATECOMER_SECONDS
 from consilium_shared.errors import PeerError
 from consilium_shared.messages import Propose, Refusal, Standing
@@ -75,6 +76,8 @@ class Recruitment:
             seen.update(status)
 
         requests = {site: (header, b"") for site in sites if site in self.talk.nodes}
+        for site in requests:
+            self.talk.note_asked(site, header)
         arrivals = ask(
             self.talk.grid,
             requests,
@@ -90,6 +93,9 @@ class Recruitment:
                 continue
             try:
                 answer = self.talk.decode(arrival, header)
+            except TwoLedgers as error:
+                self._set_standing(arrival.site, "refused", "ledger", str(error))
+                continue
             except PeerError as error:
                 self._set_standing(arrival.site, "refused", "malformed", str(error))
                 continue

@@ -1,0 +1,49 @@
+"""Instance of a site's home: the machine and the file on which it ran last; a copy says so when it starts.
+
+A copy on another machine, or in another folder, is seen here. A clone of a whole virtual machine is the same in
+everything that a program without privileges can read; the coordinator finds that one by the heads of its answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from consilium_client.site import Home
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.errors import PeerError
+from consilium_shared.files import write_atomically
+
+log = logging.getLogger("consilium.agent")
+
+MACHINE = Path("/etc/machine-id")
+
+
+def note(home: Home, machine: Path = MACHINE) -> bool:
+    """Warn where this home ran elsewhere before, and note where it runs now; to be called with the ledger's lock held.
+
+    Returns:
+        Whether it warned. A home that was moved starts all the same: nothing here can tell it from a copy.
+    """
+    lock, file = home.ledger.with_name(home.ledger.name + ".lock").stat(), home.store / "instance"
+    here = {"machine": _read(machine), "folder": str(home.root.resolve()), "inode": lock.st_ino}
+    try:
+        before = parse_canonical(file.read_bytes())
+    except (OSError, PeerError):
+        before = here
+    if before != here:
+        log.warning(
+            "this home ran elsewhere before (folder %s): it was moved, copied or restored. If the other one still runs "
+            "anywhere, stop one of the two now: they would spend one budget in two ledgers, and the coordinator takes "
+            "no answer from either. See deploy/runbooks/two-homes.md",
+            before.get("folder") if isinstance(before, dict) else "unknown",
+        )
+    write_atomically(file, canonical_bytes(here))
+    return bool(before != here)
+
+
+def _read(machine: Path) -> str:
+    try:
+        return machine.read_text().strip()
+    except OSError:
+        return ""
