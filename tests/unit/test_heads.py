@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from consilium_server.heads import Heads, TwoLedgers
 from consilium_server.studies import StudyFolder
 from consilium_shared import messages
 from consilium_shared.canonical import digest
-from consilium_shared.messages import Advertise, Head
+from consilium_shared.messages import Advertise, Head, Refusal
 
 
 class Ledger:
@@ -200,6 +201,18 @@ def test_a_site_that_is_moved_or_started_again_after_a_crash_goes_on(
             talk(again, header)
     finally:
         again.desk.close()
+
+
+def test_a_refusal_of_what_the_site_could_not_read_which_no_ledger_has_accuses_nobody(
+    coordinator: Any, site: Site, talk: Any
+) -> None:
+    site.approve()
+    for number in (1, 2, 3):
+        unreadable = json.loads(keys(coordinator, number))
+        unreadable["body"]["attempt"] = 2  # altered on the way: the signature is none of it
+        answer = talk(site, json.dumps(unreadable, separators=(",", ":"), sort_keys=True).encode())
+        assert isinstance(answer, Refusal) and answer.reason == "bad-signature"
+        talk(site, keys(coordinator, number))
 
 
 def test_a_home_that_starts_in_another_place_or_on_another_machine_says_so_once(
