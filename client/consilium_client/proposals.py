@@ -8,7 +8,7 @@ from typing import Any
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, parse_canonical
-from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, VersionError
 from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.study import Study
@@ -101,6 +101,8 @@ def _read(file: Path) -> Proposal | None:
         identities = {site: PublicIdentity.from_hex(key) for site, key in content["identities"].items()}
     except FileNotFoundError:
         return None
+    except VersionError as error:
+        raise IntegrityError(f"{file} was written by a later release: {error}") from error
     except (PeerError, KeyError) as error:
         raise IntegrityError(f"{file} is damaged; delete it, and the coordinator proposes again") from error
     if study.digest != file.stem:

@@ -20,7 +20,7 @@ from consilium_server.conversation import Conversation
 from consilium_server.studies import StudyFolder
 from consilium_shared import documents, messages
 from consilium_shared.canonical import canonical_bytes, digest
-from consilium_shared.errors import PeerError, VersionError
+from consilium_shared.errors import IntegrityError, PeerError, VersionError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.joining import make_request, open_invitation, open_request
 from consilium_shared.messages import Advertised, Head, Payload, Propose, Refusal, Standing, Update
@@ -97,6 +97,16 @@ def test_a_coordinator_of_release_0_1_is_answered_in_its_protocol(site: Any) -> 
 
 def test_an_answer_is_of_the_protocol_of_its_request(site: Any) -> None:
     assert body_of(site.requests.handle(site.coordinator.propose(), b"")[0])["protocol"] == SCHEMA
+
+
+def test_a_site_that_went_back_to_an_older_release_says_so_and_calls_nothing_damaged(site: Any) -> None:
+    c = site.coordinator
+    contract = {**c.study.contract, "schema_version": SCHEMA + 1}
+    file = site.desk.proposals.folder / f"{digest(canonical_bytes(contract))}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(canonical_bytes({"contract": contract, "roster": "0" * 64, "identities": {}}))
+    with pytest.raises(IntegrityError, match=f"later release: a contract of schema {SCHEMA + 1}"):
+        site.desk.proposals.get(file.stem)
 
 
 # -- at the coordinator
