@@ -14,6 +14,7 @@ from typing import Any
 from consilium_client.agent_socket import call_admin
 from consilium_client.desk import Desk, Estimate
 from consilium_client.proposals import Proposal
+from consilium_client.site import Home
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
 from consilium_shared.ledger.entry import Reject
@@ -36,6 +37,7 @@ def ask(socket: Path, command: str, **arguments: Any) -> Any:
         PolicyRefusal: the site's own policy or budget forbids it.
     """
     if not socket.exists():
+        Home(socket.parents[1]).check_there()
         raise ConfigurationError(f"the site's programs are not running (no {socket}); start them: consilium-site up")
     answer = json.loads(call_admin(socket, json.dumps({"command": command, **arguments}).encode(), timeout=SECONDS))
     if "refused" in answer:

@@ -79,8 +79,17 @@ class Home:
         """Logs of the supervised programs."""
         return self.root / "log"
 
+    def check_there(self) -> None:
+        """Raises ConfigurationError where no site has its home."""
+        if not self.config_file.exists() and not self.invitation_file.exists():
+            raise ConfigurationError(
+                f"{self.root} is no site's home: it has neither invitation nor site.yaml. Name the home with --home or "
+                "CONSILIUM_SITE_HOME; a new one is made by consilium-site enroll INVITATION"
+            )
+
     def config(self) -> SiteConfig:
         """site.yaml, checked; raises ConfigurationError with file, line and key."""
+        self.check_there()
         config = load_yaml(self.config_file, SiteConfig)
         if self.invitation_file.exists() and config.site != self.invitation().site:
             raise ConfigurationError(

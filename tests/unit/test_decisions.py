@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ import pytest
 
 from consilium_client import cli
 from consilium_client.administration import Administration
+from consilium_client.site import Home as SiteHome
 from consilium_shared.errors import BudgetRefused, ConfigurationError
 from consilium_shared.messages import Update
 from consilium_shared.privacy.budget import in_words
@@ -164,3 +166,13 @@ def test_without_anybody_to_answer_the_message_says_how_to_decide(
     with pytest.raises(ConfigurationError, match=r"nothing was decided.* give --yes"):
         cli.approve("synthetic-study", by="Dr Synthetic")
     assert running.desk.spending.approval(running.coordinator.study.digest) is None
+
+
+def test_a_command_in_a_folder_that_is_no_home_says_so(tmp_path: Path, coordinator: Any) -> None:
+    for command in (cli.studies, cli.budget, cli.status):
+        with pytest.raises(ConfigurationError, match=r"is no site's home.* --home or CONSILIUM_SITE_HOME"):
+            command(home=tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match="is no site's home"):
+        SiteHome(tmp_path / "elsewhere").config()
+    with pytest.raises(ConfigurationError, match=r"programs are not running.* start them: consilium-site up"):
+        cli.studies(home=coordinator.site.root)
