@@ -70,6 +70,8 @@ class SitePolicy(Strict):
     sampling rate follows from the noised number, and one that is far off asks for far larger steps than were meant."""
     allow_without_privacy: bool = False
     """Whether studies without differential privacy may be approved."""
+    same_sites_without_privacy: bool = False
+    """Whether a study without privacy must sum up the same sites in every round (``aggregation.same_sites``)."""
     allow_evaluation_counts: bool = True
     """Whether evaluation counts of held-back patients may leave: with noise and charged, in studies with differential
     privacy; exact in those without."""
@@ -209,6 +211,17 @@ def _check_without_privacy(policy: SitePolicy, study: Study) -> None:
         )
 
 
+def _check_same_sites(policy: SitePolicy, study: Study) -> None:
+    asked = policy.same_sites_without_privacy and study.privacy.mode == "none"
+    if asked and not study.aggregation.same_sites:
+        raise PolicyRefusal(
+            "policy",
+            "this site takes part without differential privacy only where every round is of the same sites "
+            "(aggregation.same_sites in the contract)",
+            "policy.same_sites_without_privacy: false",
+        )
+
+
 def _check_unlimited(policy: SitePolicy, study: Study) -> None:
     asset = study.data.asset
     if study.privacy.mode == "none" and asset in policy.budgets and not math.isinf(policy.budget(asset).epsilon):
@@ -247,6 +260,7 @@ RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_listed,
     _check_threat_model,
     _check_without_privacy,
+    _check_same_sites,
     _check_unlimited,
     _check_epsilon,
     _check_count_noise,

@@ -9,6 +9,7 @@ import logging
 
 from consilium_client.desk import Desk
 from consilium_client.results import About, Result
+from consilium_client.sum_store import Session
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import IntegrityError, PolicyRefusal
@@ -121,6 +122,36 @@ class Reuse:
         if known not in (None, frozen):
             raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
 
+    def check_cohort(self, study: Study, terms: Terms) -> None:
+        """Raises PolicyRefusal where every round is to be of the same sites, and the cohort lacks one of them."""
+        known = self.desk.sums.session(study.digest).together.get("updates", ())
+        missing = [site for site in known if site not in terms.cohort]
+        if study.aggregation.same_sites and missing and terms.slot.purpose == "training":
+            raise _other_sites(f"{', '.join(missing)} would be missing")
+
+    def check_together(self, study: Study, terms: Terms, survivors: tuple[str, ...], *, counted: bool) -> Session:
+        """The session as it is once these survivors have been signed.
+
+        Args:
+            counted: whether those of them that offer counts have added some.
+
+        Raises:
+            PolicyRefusal: every sum of the study is to be of the same sites, and one was signed that was of others.
+        """
+        session, parts = self.desk.sums.session(study.digest), {}
+        if not study.aggregation.same_sites:
+            return session
+        if terms.slot.purpose == "training":
+            parts["updates"] = survivors
+        counting = tuple(site for site in survivors if terms.adverts[site].counts)
+        if counted and counting:
+            parts["counts"] = counting
+        for what, sites in parts.items():
+            before = session.together.get(what, sites)
+            if before != sites:
+                raise _other_sites(f"the {what} of an earlier sum were of {', '.join(before)}")
+        return session.model_copy(update={"together": {**session.together, **parts}})
+
     def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
         """Before the first masked byte leaves: what was worked on, and where it is masked."""
         session = self.desk.sums.session(study.digest)
@@ -176,6 +207,10 @@ class Reuse:
                     f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; with privacy "
                     "the round's next attempt is then worked on and charged anew"
                 )
+
+
+def _other_sites(why: str) -> PolicyRefusal:
+    return PolicyRefusal("sum", f"every round of this study is of the same sites (aggregation.same_sites): {why}")
 
 
 def _paid_for(about: About) -> list[tuple[int, Purpose]]:

@@ -44,6 +44,8 @@ class Session(Strict):
     """What was worked on, to where it was masked last: a sum with this site's numbers may be opened there, or was."""
     frozen: Hex32 | None = None
     """Of what the study does not train, in the models that were worked on."""
+    together: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
+    """Where every sum is to be of the same sites: those of its updates, and those of its counts."""
 
     def __repr__(self) -> str:
         return f"Session({', '.join(self.peers)}; secrets hidden)"
@@ -57,10 +59,11 @@ class Session(Strict):
 
 
 class Worked(Strict):
-    """What stays of a session whose secrets were deleted: its ``seen`` and ``frozen``."""
+    """What stays of a session whose secrets were deleted."""
 
     seen: dict[Hex32, str] = Field(default_factory=dict)
     frozen: Hex32 | None = None
+    together: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
 
 
 class SumStore:
@@ -77,7 +80,7 @@ class SumStore:
         found = self._read(study, "session.json", Session)
         if found is None:
             worked = self._read(study, "worked.json", Worked) or Worked()
-            found = Session(seed=secrets.token_hex(SEED_BYTES), seen=worked.seen, frozen=worked.frozen)
+            found = Session(seed=secrets.token_hex(SEED_BYTES), **worked.model_dump())
             self.put_session(study, found)
         return found
 
@@ -130,7 +133,7 @@ class SumStore:
         except IntegrityError:
             session = None
         if session is not None:
-            worked = Worked(seen=session.seen, frozen=session.frozen)
+            worked = Worked(seen=session.seen, frozen=session.frozen, together=session.together)
             write_atomically(folder / "worked.json", canonical_bytes(worked.model_dump(mode="json")))
         for file in folder.iterdir():
             if file.name != "worked.json":

@@ -134,6 +134,7 @@ class Sums:
         part, terms = self._part(proposal), _terms(proposal, request)
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
+        self.reuse.check_cohort(study, terms)
         kept, counts = self.reuse.kept(study, request, terms), part.adds_counts(state, terms)
         self.reuse.check_counts(request, kept, offered=counts)
         if kept is None:
@@ -171,12 +172,16 @@ class Sums:
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
         """Sign a set of survivors, once in an attempt, and only after this site's own answer has left by the ledger."""
-        state = self._state(request)
+        state, part = self._state(request), self._part(proposal)
         if not self.reuse.left(request):
             raise PolicyRefusal("sum", "what this site made has not left yet")
         with _refused_as_sum():
-            state, signature = self._part(proposal).sign(state, request.survivors, sealed)
-        self.store.put(state)
+            signed, signature = part.sign(state, request.survivors, sealed)
+        if signed.terms is not None and proposal.study.aggregation.same_sites:
+            counted = signed.terms.adds_counts(part.minimum)
+            about = self.reuse.check_together(proposal.study, signed.terms, request.survivors, counted=counted)
+            self.store.put_session(proposal.study.digest, about)
+        self.store.put(signed)
         return Signed(**common, **_of(request), signature=signature.hex())
 
     def release(self, proposal: Proposal, request: Open, sealed: bytes, common: Common) -> tuple[Shares, bytes]:

@@ -114,7 +114,11 @@ class StudyRun:
         began = time.monotonic()
         awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
         try:
-            summed = self.sums.run(Asked("training", number, model, request, check), awaited)
+            together = (
+                frozenset(self.point.record.get("participants", ())) if self.study.aggregation.same_sites else None
+            )
+            asked = Asked("training", number, model, request, check, together=together or None)
+            summed = self.sums.run(asked, awaited)
         except NotOpened as error:
             raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
         updates = {site: (answer, sha256) for site, (answer, sha256) in sorted(summed.answers.items())}

@@ -61,9 +61,15 @@ class Convening:
         return Slot(**self._talk.common, purpose=purpose, round=number, attempt=attempt)
 
     def convene(
-        self, slot: Slot, awaited: frozenset[str], earlier: Terms | None, only: frozenset[str] | None = None
+        self,
+        slot: Slot,
+        awaited: frozenset[str],
+        earlier: Terms | None,
+        only: frozenset[str] | None = None,
+        *,
+        everybody: bool = False,
     ) -> OpenSum:
-        """Keys of everybody who comes, or ``only`` of these, and secrets between each two of them.
+        """Keys of everybody who comes, or ``only`` of these (``everybody``: of each), and secrets between each two.
 
         After an earlier attempt at least so many of its cohort must come that it is dead; else nobody could go on.
 
@@ -72,6 +78,7 @@ class Convening:
             Abandoned: too few gave keys.
         """
         minimum = least_sites(self._study.aggregation, len(self._talk.roster.members))
+        minimum = max(minimum, len(only)) if everybody and only else minimum
         adverts = self._adverts.setdefault(slot, {})
         approved = self._approved(only)
         missing = tuple(site for site in approved if site not in adverts or site not in self._bundles)

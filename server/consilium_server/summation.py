@@ -59,6 +59,7 @@ class Asked:
         request: what one site is asked, given attempt, adverts of the cohort and secrets from others for it.
         check: of an answer, besides what every sum needs; raises PeerError.
         attempts: after so many it is given up.
+        together: the sites of every sum, where the contract wants the same ones; they are waited for.
     """
 
     purpose: Purpose
@@ -67,6 +68,7 @@ class Asked:
     request: Callable[[int, dict[str, Advert], dict[str, Encapsulated]], Train | Evaluate]
     check: Callable[[Contribution], None]
     attempts: int = limits.ATTEMPTS
+    together: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,17 @@ class Summation:
         """
         under_way = self._file.read(asked.purpose, asked.number)
         attempt, earlier, in_vain = 1 if under_way is None else under_way.attempt, None, 0
-        only: frozenset[str] | None = None
+        only = asked.together
         while True:
             try:
                 if under_way is None:
                     slot = self.keys.slot(asked.purpose, asked.number, attempt)
-                    under_way = self.keys.convene(slot, awaited, earlier, only)
+                    under_way = self.keys.convene(slot, awaited, earlier, only, everybody=asked.together is not None)
                     self._file.write(under_way)
                 return self._attempt(asked, under_way)
             except Abandoned as abandoned:
                 why, awaited = str(abandoned), abandoned.present
-                only = awaited if abandoned.without_others else None
+                only = awaited if abandoned.without_others else asked.together
             log.warning("round %d, attempt %d is abandoned unopened: %s", asked.number, attempt, why)
             self._asking.folder.event("abandoned", round=asked.number, attempt=attempt, why=why)
             in_vain = 0 if awaited else in_vain + 1
@@ -198,9 +200,10 @@ class Summation:
         for site in sites:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
             requests[site] = self._encoded(request), asked.model
-        needed = len(sites) if under_way.survivors else max(total.terms.threshold, self._least)
+        all_of_them = under_way.survivors is not None or asked.together is not None
+        needed = len(sites) if all_of_them else max(total.terms.threshold, self._least)
         # Too few wait for the others, unless they can prove that this attempt is dead: else nobody could go on.
-        least = None if under_way.survivors else total.terms.enough_to_abandon
+        least = None if all_of_them else total.terms.enough_to_abandon
         least = 0 if asked.purpose == "evaluation" else least
         question = self._asking.question(asked.number, asked.purpose, sites, needed, least=least)
         ahead = self.keys.ahead(total.terms.slot, total.terms.cohort)

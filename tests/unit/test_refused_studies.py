@@ -159,6 +159,7 @@ OPEN = {"privacy": {"mode": "none"}, "evaluation": {}}
         ({"maximum_epsilon": 0.3}, {}),
         ({"maximum_count_noise": 2.5}, {}),
         ({}, OPEN),
+        ({"same_sites_without_privacy": True}, OPEN),
         ({"tasks": ["image-classification"], "studies": [], "minimum_sites": 9, "maximum_epsilon": 0.01}, {}),
     ],
 )

@@ -162,7 +162,7 @@ class Federation:
         self.asking = Asking(self.coordinator, self.root, self.agents)
         self.sums = Summation(self.asking, width(self.coordinator.study))  # type: ignore[arg-type]
 
-    def train(self, number: int = 1, attempts: int = 16) -> Summed:
+    def train(self, number: int = 1, attempts: int = 16, together: frozenset[str] | None = None) -> Summed:
         recorded = self.coordinator.recorded(number - 1, heads={}) if number > 1 else None
 
         def request(attempt: int, adverts: Any, encapsulated: Any) -> Train:
@@ -170,7 +170,7 @@ class Federation:
             common = self.asking.talk.common
             return Train(**common, **keys, round=number, payload=Payload.of(self.model), recorded=recorded)
 
-        asked = Asked("training", number, self.model, request, lambda _: None, attempts)
+        asked = Asked("training", number, self.model, request, lambda _: None, attempts, together)
         return self.sums.run(asked, frozenset(SITES))
 
     def charges(self) -> dict[str, int]:
@@ -255,6 +255,20 @@ def test_without_a_site_whose_counts_would_have_hidden_anothers_the_round_goes_o
     assert together.desks["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
 
 
+def test_where_every_round_is_of_the_same_sites_a_round_waits_for_whoever_is_away(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious", same_sites=True)
+    first = frozenset(together.train(1).answers)
+    for phase in ("keys", "training"):
+        together.restart()
+        together.asking.away = {phase: {"hospital-b"}}
+        with pytest.raises(Waits):
+            together.train(2, together=first)
+    together.restart()
+    assert set(together.train(2, together=first).answers) == first
+
+
 def test_with_all_who_offer_counts_in_it_the_sum_has_theirs(federation: Callable[..., Federation]) -> None:
     together = federation(threat_model="honest-but-curious", silent=("clinic-c",))
     together.train(1)
@@ -284,10 +298,10 @@ def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_t
     together.asking.away = dict.fromkeys(("training", "survivors", "opening"), gone)
     attempt = together.sums.keys.convene
 
-    def convene(slot: Any, *rest: Any) -> Any:
+    def convene(slot: Any, *rest: Any, **more: Any) -> Any:
         if slot.attempt > 1:
             together.asking.away["keys"] = gone
-        return attempt(slot, *rest)
+        return attempt(slot, *rest, **more)
 
     monkeypatch.setattr(together.sums.keys, "convene", convene)
     summed = together.train(1)

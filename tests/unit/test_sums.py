@@ -408,6 +408,38 @@ def test_without_privacy_a_round_is_worked_on_once_whatever_the_model(plain: Any
     assert plain.charges() == 3
 
 
+def test_where_every_round_is_of_the_same_sites_another_set_is_neither_worked_for_nor_signed(
+    new_coordinator: NewCoordinator, new_site: NewSite
+) -> None:
+    """Also after a restart, and after the study was withdrawn and approved again."""
+    c = new_coordinator(epsilon="unlimited", policy=f"allow_without_privacy: true\n  {CURIOUS}")
+    aggregation = {"min_sites": 2, "threat_model": "honest-but-curious", "same_sites": True}
+    c.study = Study.model_validate(
+        {**c.study.contract, "privacy": {"mode": "none"}, "evaluation": {}, "aggregation": aggregation}
+    )
+    c.model, c.others = c.pack(c.study), ("clinic-c", "hospital-b")
+    site = new_site(c)
+    site.approve()
+    c.opened(c.train(), site.requests.handle(c.train(), c.model))
+    model = other(site, 1)
+    asked = c.train(2, model)
+    answer = site.requests.handle(asked, model)
+    fewer, all_three = c.sum(asked, answer, without=("clinic-c",)), c.sum(asked, answer)
+    site.restart()
+    refused = site.ask(*fewer.survivors())
+    assert reason(refused) == "sum" and "same_sites" in refused.detail and "clinic-c" in refused.detail
+    assert isinstance(site.ask(*all_three.survivors()), Signed)
+    c.others, model = ("hospital-b",), other(site, 2)
+    refused = site.ask(c.train(3, model), model)
+    assert reason(refused) == "sum" and "clinic-c would be missing" in refused.detail
+    assert site.charges() == 2
+    proposal = site.desk.proposals.find(c.study.digest)
+    known = site.desk.sums.session(c.study.digest).together
+    site.desk.reject(proposal, "tester", "we stop")
+    site.desk.approve(proposal, "tester")
+    assert site.desk.sums.session(c.study.digest).together == known != {}
+
+
 # -- counts
 
 
