@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
+from consilium_audit.fitting import Fitting, Use
+from consilium_audit.payments import Contradiction, payments
 from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.ledger.chain import Books, Charged
-from consilium_shared.ledger.entry import Approve, Charge, Open, Purpose, Refuse
+from consilium_shared.ledger.entry import Approve, Charge, Open, Purpose, Refuse, Settle
 from consilium_shared.ledger.spending import asset_spending
 from consilium_shared.ledger.verify import VerifiedLedger
-from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.accountant import Pair, as_steps, epsilon, epsilon_of_steps
 from consilium_shared.privacy.budget import in_words
 from consilium_shared.privacy.event import Event, event_from_dict, really_run
 from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
@@ -44,8 +48,8 @@ class StudyAccount:
         delta: the study's own, at which ``epsilon`` holds; None without privacy.
         approved: ε that the hospital approved; infinity without privacy.
         rounds: how many were charged.
-        unsettled: charges of rounds that count in full because nobody wrote down what ran. (The one for the number of
-            patients always does.)
+        unsettled: charges of rounds that count in full because nobody wrote down what ran, or what is written there
+            cannot be. (The one for the number of patients always does.)
         purposes: training, evaluation and count, as far as anything was charged for them.
         refused: reason code to how often.
     """
@@ -84,12 +88,15 @@ class SiteAccount:
 
     Attributes:
         refusals: (study's digest or None, reason code) to how often.
+        contradictions: where the ledger itself shows that something was not paid for, or settled as if it had not run.
+            What such a charge paid for is counted in full; what left without any charge is in no number.
     """
 
     site: str
     entries: int
     assets: tuple[AssetAccount, ...]
     refusals: dict[tuple[str | None, str], int]
+    contradictions: tuple[Contradiction, ...]
 
     def of_study(self, study: str) -> tuple[AssetAccount, StudyAccount] | None:
         """The account of a study's digest with that of its asset; None when it was never approved here."""
@@ -97,12 +104,19 @@ class SiteAccount:
         return next(found, None)
 
 
-def cost(events: Sequence[Event], delta: float) -> float:
-    """ε of the events at ``delta``; raises LedgerError where the file's numbers allow none to be computed."""
+@contextmanager
+def computing() -> Iterator[None]:
+    """Numbers of a file from which no cost can be computed are a LedgerError."""
     try:
-        return epsilon(events, delta)
+        yield
     except (ConfigurationError, ArithmeticError, ValueError) as error:
         raise LedgerError(f"no cost can be computed from its events: {error}") from error
+
+
+def cost(events: Sequence[Event], delta: float) -> float:
+    """ε of the events at ``delta``; raises LedgerError where the file's numbers allow none to be computed."""
+    with computing():
+        return epsilon(events, delta)
 
 
 def account(ledger: VerifiedLedger) -> SiteAccount:
@@ -116,29 +130,32 @@ def account(ledger: VerifiedLedger) -> SiteAccount:
         elif isinstance(entry.body, Refuse):
             key = (entry.body.study, entry.body.reason)
             refusals[key] = refusals.get(key, 0) + 1
-    assets = []
-    for name, opened in ledger.books.assets.items():
-        charges = [each for each in ledger.books.charges.values() if each.body.asset == name]
-        here = dict.fromkeys([each.body.study for each in charges])
-        here |= dict.fromkeys(approval.study for approval in approvals.values() if approval.asset == name)
-        assets.append(
-            AssetAccount(
-                asset=name,
-                epsilon=cost(ran(charges), opened.delta),
-                delta=opened.delta,
-                limit=limit_of(opened),
-                studies=tuple(
-                    _study_account(approvals[study], [each for each in charges if each.body.study == study], refusals)
-                    for study in here
-                ),
-            )
+    paid = payments(ledger)
+    here: dict[str, dict[str, list[Charged]]] = {name: {} for name in ledger.books.assets}
+    for each in paid.charges:
+        here[each.body.asset].setdefault(each.body.study, []).append(each)
+    for approval in approvals.values():
+        here[approval.asset].setdefault(approval.study, [])
+    refused: dict[str | None, dict[str, int]] = {}
+    for (study, reason), count in refusals.items():
+        refused.setdefault(study, {})[reason] = count
+    assets = tuple(
+        AssetAccount(
+            asset=name,
+            epsilon=cost(ran(charge for charges in here[name].values() for charge in charges), opened.delta),
+            delta=opened.delta,
+            limit=limit_of(opened),
+            studies=tuple(
+                _study_account(approvals[study], charges, refused.get(study, {}))
+                for study, charges in here[name].items()
+            ),
         )
-    return SiteAccount(ledger.site, len(ledger.entries), tuple(assets), refusals)
+        for name, opened in ledger.books.assets.items()
+    )
+    return SiteAccount(ledger.site, len(ledger.entries), assets, refusals, paid.contradictions)
 
 
-def _study_account(
-    approval: Approve, charges: Sequence[Charged], refusals: dict[tuple[str | None, str], int]
-) -> StudyAccount:
+def _study_account(approval: Approve, charges: Sequence[Charged], refused: dict[str, int]) -> StudyAccount:
     delta = study_delta(approval)
     purposes = {}
     for purpose in PURPOSES:
@@ -154,7 +171,7 @@ def _study_account(
         rounds=len({each.body.round for each in charges if each.body.purpose == "training"}),
         unsettled=sum(each.settled is None and each.body.purpose != "count" for each in charges),
         purposes=purposes,
-        refused={reason: count for (study, reason), count in refusals.items() if study == approval.study},
+        refused=refused,
     )
 
 
@@ -162,12 +179,16 @@ def ran(charges: Iterable[Charged]) -> list[Event]:
     """What was done for these charges: what ran, and in full what was never settled."""
     events = []
     for each in charges:
-        event: Event | None = event_from_dict(each.body.event.model_dump())
+        event: Event | None = _event(each.body)
         if each.settled is not None and event is not None:
             event = really_run(event, each.settled)
         if event is not None:
             events.append(event)
     return events
+
+
+def _event(charge: Charge) -> Event:
+    return event_from_dict(charge.event.model_dump())
 
 
 def study_delta(approval: Approve) -> float | None:
@@ -178,15 +199,27 @@ def study_delta(approval: Approve) -> float | None:
 
 def study_epsilons(ledger: VerifiedLedger, study: str, at: Iterable[int]) -> Iterator[tuple[int, float]]:
     """ε that a study had spent there when each of these entries was the last, in their order, at the study's δ."""
-    wanted, books = set(at), Books()
-    approval: Approve | None = None
+    wanted, delta, approved = set(at), None, False
+    steps: Counter[Pair] = Counter()
     for entry in ledger.entries:
-        books.admit(entry)
-        if isinstance(entry.body, Approve) and entry.body.study == study:
-            approval = entry.body
-        if entry.seq in wanted and approval is not None:
-            events = asset_spending(books, approval.asset).study(study)
-            yield entry.seq, cost_at(events, study_delta(approval))
+        body = entry.body
+        if isinstance(body, Approve) and body.study == study:
+            delta, approved = study_delta(body), True
+        elif isinstance(body, Charge) and body.study == study:
+            pair, charged = as_steps(_event(body))
+            steps[pair] += charged
+        elif isinstance(body, Settle) and (charge := ledger.books.charges[body.charge_seq].body).study == study:
+            pair, charged = as_steps(_event(charge))
+            steps[pair] -= charged - min(body.steps, charged)
+        if entry.seq in wanted and approved:
+            yield entry.seq, _cost_of_steps(+steps, delta)
+
+
+def _cost_of_steps(steps: Counter[Pair], delta: float | None) -> float:
+    if delta is None:
+        return math.inf if steps else 0.0
+    with computing():
+        return epsilon_of_steps(steps, delta)
 
 
 def check_limits(ledger: VerifiedLedger) -> None:
@@ -195,50 +228,46 @@ def check_limits(ledger: VerifiedLedger) -> None:
     Raises:
         LedgerError: the first charge that did not, with its line.
     """
-    if _fits_in_full(ledger):
-        return
-    books = Books()
-    for entry in ledger.entries:
-        books.admit(entry)
-        body = entry.body
-        if not isinstance(body, Charge):
-            continue
-        opened, approval = books.assets[body.asset], books.decisions[body.study]
-        assert isinstance(approval, Approve)  # noqa: S101 - the books admit no charge without one
-        spending = asset_spending(books, body.asset)
-        of_asset = cost(spending.events, opened.delta)
-        of_study = cost_at(spending.study(body.study), study_delta(approval))
-        for spent, limit, what in (
-            (of_asset, limit_of(opened), f"the budget of asset {body.asset!r}"),
-            (of_study, limit_of(approval), f"what was approved for study {body.name!r}"),
-        ):
-            if spent > limit + TOLERANCE:
-                raise LedgerError(
-                    f"round {body.round} was charged beyond {what}: ε {in_words(spent)} of {in_words(limit)}",
-                    line=entry.seq,
-                )
-
-
-def _fits_in_full(ledger: VerifiedLedger) -> bool:
-    """Whether even all charges together, as if everything had run, fit every limit that ever held.
-
-    So it is in almost every ledger, and then nothing has to be composed charge by charge.
-    """
-    charged: dict[str, list[tuple[str, Event]]] = {}
-    for each in ledger.books.charges.values():
-        event = event_from_dict(each.body.event.model_dump())
-        charged.setdefault(each.body.asset, []).append((each.body.study, event))
+    settled = {entry.body.charge_seq: entry.seq for entry in ledger.entries if isinstance(entry.body, Settle)}
+    opened: dict[str, Open] = {}
+    approved: dict[str, Approve] = {}
+    assets: dict[str, list[Use]] = {}
+    studies: dict[str, list[Use]] = {}
     for entry in ledger.entries:
         body = entry.body
         if isinstance(body, Open):
-            events = [event for _, event in charged.get(body.asset, ())]
-            if cost(events, body.delta) > limit_of(body):
-                return False
+            opened[body.asset] = body
         elif isinstance(body, Approve):
-            events = [event for study, event in charged.get(body.asset, ()) if study == body.study]
-            if cost_at(events, study_delta(body)) > limit_of(body):
-                return False
-    return True
+            approved[body.study] = body
+        elif isinstance(body, Charge):
+            charge, until, budget = ledger.books.charges[entry.seq], settled.get(entry.seq), opened[body.asset]
+            assets.setdefault(body.asset, []).append(Use.of(charge, until, limit_of(budget), budget.delta))
+            allowed, delta = limit_of(approved[body.study]), study_delta(approved[body.study])
+            use = Use.of(charge, until, allowed, budget.delta if delta is None else delta)
+            studies.setdefault(body.study, []).append(use)
+    found = [Fitting(uses).first_beyond(TOLERANCE) for uses in (*assets.values(), *studies.values())]
+    beyond = [use.line for use in found if use is not None]
+    if beyond:
+        _refuse(ledger, min(beyond))
+
+
+def _refuse(ledger: VerifiedLedger, line: int) -> None:
+    """Raises LedgerError: the charge in that line went beyond a limit."""
+    books = Books()
+    for entry in ledger.entries[:line]:
+        books.admit(entry)
+    body = ledger.entries[line - 1].body
+    assert isinstance(body, Charge)  # noqa: S101 - a use is of a charge
+    opened, approval = books.assets[body.asset], books.decisions[body.study]
+    assert isinstance(approval, Approve)  # noqa: S101 - the books admit no charge without one
+    spending = asset_spending(books, body.asset)
+    what, limit = f"the budget of asset {body.asset!r}", limit_of(opened)
+    spent = cost(spending.events, opened.delta)
+    if spent <= limit + TOLERANCE:
+        what, limit = f"what was approved for study {body.name!r}", limit_of(approval)
+        spent = cost_at(spending.study(body.study), study_delta(approval))
+    why = f"round {body.round} was charged beyond {what}: ε {in_words(spent)} of {in_words(limit)}"
+    raise LedgerError(why, line=line)
 
 
 def cost_at(events: Sequence[Event], delta: float | None) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from consilium_audit.budget import cost, cost_at, limit_of, ran, study_delta
+from consilium_audit.payments import payments
 from consilium_shared.ledger.entry import Approve, Open, Settle
 from consilium_shared.ledger.verify import VerifiedLedger
 
@@ -43,7 +44,7 @@ class Moment:
 
 def study_history(ledger: VerifiedLedger, study: str, points: int = POINTS) -> tuple[RoundPoint, ...]:
     """The study's ε by round, rounds ascending; empty when it was never charged."""
-    charges = [each for each in ledger.books.charges.values() if each.body.study == study]
+    charges = [each for each in payments(ledger).charges if each.body.study == study]
     approval = _approvals(ledger).get(study)
     if approval is None or not charges:
         return ()
@@ -62,7 +63,7 @@ def asset_history(ledger: VerifiedLedger, asset: str, points: int = POINTS) -> t
     delta = ledger.books.assets[asset].delta
     deltas = {study: study_delta(approval) for study, approval in _approvals(ledger).items()}
     settled = {e.body.charge_seq: e.seq for e in ledger.entries if isinstance(e.body, Settle)}
-    charges = [each for each in ledger.books.charges.values() if each.body.asset == asset]
+    charges = [each for each in payments(ledger).charges if each.body.asset == asset]
     budgets = [(e.seq, e.body) for e in ledger.entries if isinstance(e.body, Open) and e.body.asset == asset]
     spends = sorted(settled.get(each.seq, each.seq) for each in charges)
     moments = []

@@ -11,6 +11,7 @@ from consilium_audit.budget import SiteAccount, account, ran
 from consilium_audit.history import Moment, RoundPoint, asset_history, study_history
 from consilium_audit.outflow import Outflow, outflow
 from consilium_audit.participation import spans
+from consilium_audit.payments import payments
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.ledger.entry import Approve, Audit, DpSgdPlan, Open, Recover, Refuse, Reject, Release
@@ -290,8 +291,9 @@ def _bounds(outcome: tuple[int, int, int], plan: Plan | None, audits: int) -> tu
 
 def _compared(ledger: VerifiedLedger, summed: SiteAccount) -> Iterable[Compared]:
     """Each asset over its lifetime, and each study with privacy, by every accountant there is."""
+    paid = payments(ledger).charges
     for asset in summed.assets:
-        charges = [each for each in ledger.books.charges.values() if each.body.asset == asset.asset]
+        charges = [each for each in paid if each.body.asset == asset.asset]
         scopes = [(f"asset {asset.asset}, everything so far", asset.delta, charges)]
         for study in asset.studies:
             own = [each for each in charges if each.body.study == study.study]

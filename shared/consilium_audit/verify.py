@@ -56,6 +56,7 @@ from consilium_audit.evidence import (
     read_ledgers,
     read_roster,
 )
+from consilium_audit.payments import payments
 from consilium_audit.records import (
     Closed,
     Records,
@@ -285,6 +286,7 @@ class Verification:
                         "last ones are missing",
                         line=found.charges[min(beyond)][0],
                     )
+                payments(ledger).check()
             self.traces[site] = found
             alone = sorted(set(found.charges) - {r.round for _, r in self.records if site in r.participants})
             if alone:

@@ -40,7 +40,7 @@ def cold(task: Callable[[], object]) -> float:
     """Median seconds of processor time of a task, nothing cached."""
     taken = []
     for _ in range(3):
-        accountant._epsilon.cache_clear()
+        accountant._kept.cache_clear()
         accountant._pair.cache_clear()
         begun = time.process_time()
         task()

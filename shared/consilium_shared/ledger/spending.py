@@ -6,9 +6,10 @@ is believed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from consilium_shared.ledger.chain import Books
+from consilium_shared.ledger.chain import Books, Charged
 from consilium_shared.privacy.event import Event, event_from_dict, really_run
 
 
@@ -50,20 +51,25 @@ class AssetSpending:
 
 def asset_spending(books: Books, asset: str) -> AssetSpending:
     """What the books say was done to an asset; for the site's programs and anybody who holds a verified ledger."""
-    studies: dict[str, StudySpending] = {}
+    studies: dict[str, list[Charged]] = {}
     for charged in books.charges.values():
-        body = charged.body
-        if body.asset != asset:
-            continue
-        event: Event | None = event_from_dict(body.event.model_dump())
+        if charged.body.asset == asset:
+            studies.setdefault(charged.body.study, []).append(charged)
+    return AssetSpending(asset, tuple(_study_spending(study, charges) for study, charges in studies.items()))
+
+
+def _study_spending(study: str, charges: Sequence[Charged]) -> StudySpending:
+    events: list[Event] = []
+    for charged in charges:
+        event: Event | None = event_from_dict(charged.body.event.model_dump())
         if charged.settled is not None and event is not None:
             event = really_run(event, charged.settled)
-        so_far = studies.get(body.study, StudySpending(body.study, body.name, (), (), 0))
-        studies[body.study] = StudySpending(
-            body.study,
-            body.name,
-            tuple(sorted({*so_far.rounds, *([body.round] if body.purpose == "training" else [])})),
-            so_far.events if event is None else (*so_far.events, event),
-            so_far.unsettled + (charged.settled is None and body.purpose != "count"),
-        )
-    return AssetSpending(asset, tuple(studies.values()))
+        if event is not None:
+            events.append(event)
+    return StudySpending(
+        study=study,
+        name=charges[-1].body.name,
+        rounds=tuple(sorted({each.body.round for each in charges if each.body.purpose == "training"})),
+        events=tuple(events),
+        unsettled=sum(each.settled is None and each.body.purpose != "count" for each in charges),
+    )

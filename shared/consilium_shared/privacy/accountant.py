@@ -15,7 +15,7 @@ milliseconds for one study, under a second for 10,000 charges of 200 studies, ab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import lru_cache
 
@@ -34,8 +34,20 @@ LEAST_RATE = 1e-9
 ROUNDING = 1e-5
 """A part of a history may come out dearer than the whole, as both are rounded up; measured: by less than this share."""
 
+Pair = tuple[float, float]
+"""(q, σ) of a step, on the grid."""
+
 Group = tuple[float, float, int]
 """(q, σ, steps), q and σ on the grid."""
+
+NOT_PRIVATE: Pair = (1.0, 0.0)
+"""A use without privacy as a step: without noise, so of infinite cost."""
+
+_COARSE = 1.02
+"""Ratio of neighbours on the coarse grid of ``within``."""
+
+_KEPT = 64
+"""Most different steps of a history whose ε is kept for whoever asks again: the memory for that stays bounded."""
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
@@ -53,11 +65,50 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
         ConfigurationError: ``delta`` outside [``LEAST_DELTA``, 1).
     """
     check_delta(delta)
-    history = list(events)
-    if any(isinstance(event, NonPrivateEvent) for event in history):
-        return math.inf
-    groups = _grouped(event for event in history if not isinstance(event, NonPrivateEvent))
-    return _epsilon(groups, delta) if groups else 0.0
+    return _of_groups(_grouped(events), delta)
+
+
+def epsilon_of_steps(steps: Mapping[Pair, int], delta: float) -> float:
+    """As ``epsilon``, of events that are added up already: ``as_steps`` of each, by pair."""
+    check_delta(delta)
+    return _of_groups(tuple((q, sigma, count) for (q, sigma), count in sorted(steps.items()) if count), delta)
+
+
+def as_steps(event: Event) -> tuple[Pair, int]:
+    """What an event is accounted as: so many steps with one pair of q and σ on the grid."""
+    if isinstance(event, NonPrivateEvent):
+        return NOT_PRIVATE, 1
+    if isinstance(event, GaussianEvent):
+        return _pair(1.0, event.noise_multiplier), 1
+    return _pair(event.sampling_rate, event.noise_multiplier), event.steps
+
+
+def within(steps: Mapping[Pair, int], delta: float, limit: float) -> bool:
+    """Whether these steps cost at most ``limit`` at ``delta``: as ``epsilon_of_steps`` says, mostly sooner.
+
+    First on a coarse grid, where different steps become one that costs no less; exactly only where that is too much.
+    """
+    return math.isinf(limit) or _of_coarse(steps, delta) <= limit or epsilon_of_steps(steps, delta) <= limit
+
+
+def _of_coarse(steps: Mapping[Pair, int], delta: float) -> float:
+    """An upper bound of the cost, from at most a few hundred different steps in histories of any length."""
+    coarse: dict[Pair, int] = {}
+    for (q, sigma), count in steps.items():
+        pair = _pair(min(1.0, _coarse(q, up=True)), _coarse(sigma, up=False)) if sigma > 0 else NOT_PRIVATE
+        coarse[pair] = coarse.get(pair, 0) + count
+    return epsilon_of_steps({pair: math.ceil(_coarse(count, up=True)) for pair, count in coarse.items()}, delta)
+
+
+@lru_cache(maxsize=16384)
+def _coarse(value: float, *, up: bool) -> float:
+    """A neighbour on the coarse grid that is certainly not below ``value``, or not above it; 0 stays."""
+    if value == 0:
+        return 0.0
+    power = math.log(value) / math.log(_COARSE)
+    place = math.ceil(power - 1e-9) if up else math.floor(power + 1e-9)
+    found = _COARSE**place
+    return max(found, value) if up else min(found, value)
 
 
 _cost = epsilon  # the same function, where an argument has its name
@@ -165,12 +216,11 @@ def _fourth_digit(number: Decimal) -> Decimal:
     return Decimal(1).scaleb(number.adjusted() - 3)
 
 
-def _grouped(events: Iterable[DpSgdEvent | GaussianEvent]) -> tuple[Group, ...]:
+def _grouped(events: Iterable[Event]) -> tuple[Group, ...]:
     """Equal events added up and sorted: order does not matter."""
-    steps: dict[tuple[float, float], int] = {}
+    steps: dict[Pair, int] = {}
     for event in events:
-        rate, count = (1.0, 1) if isinstance(event, GaussianEvent) else (event.sampling_rate, event.steps)
-        pair = _pair(rate, event.noise_multiplier)
+        pair, count = as_steps(event)
         steps[pair] = steps.get(pair, 0) + count
     return tuple((q, sigma, count) for (q, sigma), count in sorted(steps.items()))
 
@@ -178,7 +228,12 @@ def _grouped(events: Iterable[DpSgdEvent | GaussianEvent]) -> tuple[Group, ...]:
 _pair = lru_cache(maxsize=16384)(on_grid)
 
 
-@lru_cache(maxsize=4096)
+def _of_groups(groups: tuple[Group, ...], delta: float) -> float:
+    if not groups:
+        return 0.0
+    return _kept(groups, delta) if len(groups) <= _KEPT else _epsilon(groups, delta)
+
+
 def _epsilon(groups: tuple[Group, ...], delta: float) -> float:
     if min(sigma for _, sigma, _ in groups) < SMALL_NOISE:
         return math.inf
@@ -192,3 +247,6 @@ def _epsilon(groups: tuple[Group, ...], delta: float) -> float:
     except (ArithmeticError, ValueError):  # beyond what float64 can tell apart: no bound is known
         return math.inf
     return math.inf if math.isnan(cost) else cost
+
+
+_kept = lru_cache(maxsize=4096)(_epsilon)
