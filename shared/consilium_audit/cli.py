@@ -30,6 +30,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 NOT_VERIFIED = 6
 """Exit status, as for every ``IntegrityError``."""
 
+MOST_SAID = 5
+"""Contradictions of a ledger that the message names; all are in the JSON."""
+
 
 @app.command()
 def verify(
@@ -154,7 +157,14 @@ def budget(
     accounts = _accounts_of_folder(source) if source.is_dir() else [_account_of_ledger(source, identity, site)]
     if as_json:
         _print_json({each.site: _account_json(each) for each in accounts})
-        return
+    else:
+        _show_accounts(accounts)
+    contradicted = [f"{each.site}, line {found.line}: {found}" for each in accounts for found in each.contradictions]
+    if contradicted:
+        raise IntegrityError("a ledger contradicts itself; " + "; ".join(contradicted[:MOST_SAID]))
+
+
+def _show_accounts(accounts: list[SiteAccount]) -> None:
     for each in accounts:
         console.table(
             f"{each.site}: ε recomputed from the {each.entries} entries of its ledger",
@@ -272,6 +282,9 @@ def _account_json(site: SiteAccount) -> dict[str, Any]:
         },
         "refusals": [
             {"study": study, "reason": reason, "count": count} for (study, reason), count in site.refusals.items()
+        ],
+        "contradictions": [
+            {"line": each.line, "study": each.study, "name": each.name, "why": each.why} for each in site.contradictions
         ],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from consilium_audit.budget import cost, cost_at, limit_of, ran, study_delta
@@ -32,7 +32,7 @@ class Moment:
         line: the entry's number.
         epsilon: of everything so far, at the δ of the budget that is in force at the end.
         limit: ε that the budget allowed then.
-        studies: study's digest to its ε at its own δ; infinity without privacy.
+        studies: digest of a shown study to its ε at its own δ; infinity without privacy.
     """
 
     time: str
@@ -55,10 +55,13 @@ def study_history(ledger: VerifiedLedger, study: str, points: int = POINTS) -> t
     )
 
 
-def asset_history(ledger: VerifiedLedger, asset: str, points: int = POINTS) -> tuple[Moment, ...]:
+def asset_history(
+    ledger: VerifiedLedger, asset: str, shown: Collection[str], points: int = POINTS
+) -> tuple[Moment, ...]:
     """The asset's ε by the calendar, from the entry that opened it; every change of its budget is in it.
 
-    A charge shows once it is settled, or at once where it never was.
+    A charge shows once it is settled, or at once where it never was. ``shown``: digests of the studies whose own ε is
+    told beside that of all; a ledger may have thousands.
     """
     delta = ledger.books.assets[asset].delta
     deltas = {study: study_delta(approval) for study, approval in _approvals(ledger).items()}
@@ -76,7 +79,7 @@ def asset_history(ledger: VerifiedLedger, asset: str, points: int = POINTS) -> t
         budget = next(body for seq, body in reversed(budgets) if seq <= line)
         studies = {
             study: cost_at(ran(each for each in there if each.body.study == study), deltas[study])
-            for study in dict.fromkeys(each.body.study for each in there)
+            for study in dict.fromkeys(each.body.study for each in there if each.body.study in shown)
         }
         time = ledger.entries[line - 1].time
         moments.append(Moment(time, line, cost(ran(there), delta), limit_of(budget), studies))

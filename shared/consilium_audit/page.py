@@ -25,13 +25,10 @@ from consilium_audit.moves import Move
 from consilium_audit.odds import PRIORS
 from consilium_audit.participation import Participation, spans
 from consilium_audit.report import Report
-from consilium_audit.site_report import Measured, SiteReport
+from consilium_audit.site_report import MOST_STUDIES, Measured, SiteReport
 from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
 from consilium_shared.privacy.canaries import Bounds, nearest
-
-MOST_STUDIES = 3
-"""Studies that a figure of an asset shows by themselves; all are in the total and in the table."""
 
 BLOCK = 50
 """Rounds in one line of the participation chart."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from consilium_audit.budget import SiteAccount, account, ran
+from consilium_audit.budget import AssetAccount, SiteAccount, account, ran
 from consilium_audit.history import Moment, RoundPoint, asset_history, study_history
 from consilium_audit.outflow import Outflow, outflow
 from consilium_audit.participation import spans
@@ -20,6 +20,9 @@ from consilium_shared.privacy.accountants import side_by_side
 from consilium_shared.privacy.canaries import CONFIDENCE, Bounds, Outcome, compare, contradiction
 from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 from consilium_shared.study import Study
+
+MOST_STUDIES = 3
+"""Studies whose curves are told beside the reported one's; all are in the asset's total and in the tables."""
 
 
 @dataclass(frozen=True)
@@ -159,15 +162,21 @@ def site_report(ledger: VerifiedLedger, study: Study) -> SiteReport:
         torn=sum(isinstance(entry.body, Recover) for entry in ledger.entries),
         account=summed,
         rounds=study_history(ledger, study.digest),
-        assets={asset: asset_history(ledger, asset) for asset in ledger.books.assets},
+        assets={each.asset: asset_history(ledger, each.asset, _shown(each, study)) for each in summed.assets},
         decisions=tuple(_decisions(ledger)),
         budgets=tuple(_budgets(ledger)),
         refusals=_refusals(ledger),
         releases=tuple(_releases(ledger)),
         outflow=outflow(ledger, study, None if found is None else found[1]),
         measured=_measured(ledger, study.digest),
-        compared=tuple(_compared(ledger, summed)),
+        compared=tuple(_compared(ledger, summed, study)),
     )
+
+
+def _shown(asset: AssetAccount, study: Study) -> set[str]:
+    """The studies of an asset whose curves are told: the reported one, and those that cost most."""
+    largest = sorted(asset.studies, key=lambda each: -each.epsilon)[:MOST_STUDIES]
+    return {study.digest, *(each.study for each in largest)}
 
 
 def _decisions(ledger: VerifiedLedger) -> Iterable[Decision]:
@@ -289,13 +298,13 @@ def _bounds(outcome: tuple[int, int, int], plan: Plan | None, audits: int) -> tu
     return ()
 
 
-def _compared(ledger: VerifiedLedger, summed: SiteAccount) -> Iterable[Compared]:
-    """Each asset over its lifetime, and each study with privacy, by every accountant there is."""
+def _compared(ledger: VerifiedLedger, summed: SiteAccount, reported: Study) -> Iterable[Compared]:
+    """Each asset over its lifetime, and the reported study, if it has privacy, by every accountant there is."""
     paid = payments(ledger).charges
     for asset in summed.assets:
         charges = [each for each in paid if each.body.asset == asset.asset]
         scopes = [(f"asset {asset.asset}, everything so far", asset.delta, charges)]
-        for study in asset.studies:
+        for study in (each for each in asset.studies if each.study == reported.digest):
             own = [each for each in charges if each.body.study == study.study]
             if study.delta is not None and own:
                 scopes.append((f"study {study.name}", study.delta, own))

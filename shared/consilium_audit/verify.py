@@ -19,10 +19,10 @@ Each step must hold before the next begins:
        of another site's ledger that it was shown, in any study, is an entry of that ledger. So a coordinator that shows
        two histories is found, and a ledger that was rolled back, even if the coordinator lies for it.
     8. In every ledger the study was approved as contract and roster have it, every charge is the approved plan's, and
-       nothing that was to be charged left without a charge of its own before it, unless the same left once more under
-       other masks; every participant of a record was charged before; every update, every count and every closing, by
-       digest, stands in its site's ledger as released; a closing's audit is the ledger's; no later round was charged
-       than the records tell of.
+       nothing that was to be charged left, in any study, without a charge of its own before it, unless the same left
+       once more under other masks; no charge for what left is settled as if it had not run; every participant of a
+       record was charged before; every update, every count and every closing, by digest, stands in its site's ledger as
+       released; a closing's audit is the ledger's; no later round was charged than the records tell of.
     9. ε, recomputed from the events: no charge, of any study, went beyond the budget of its asset or beyond what was
        approved; no record and no closing states less than what was spent when it was made.
    10. The model card, where there is one, says what records and closings say; and the model's file beside it is that
