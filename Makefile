@@ -4,7 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-secagg bench-dp clean
+# Tests run side by side, each process of them with one thread: more would only wait for each other. A worker takes
+# a file at a time, so that what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
+WORKERS     ?= 2
+FEDERATIONS ?= 2
+SEEDS       ?= 5
+
+.PHONY: help demo test quick test-long check bench bench-secagg bench-dp clean
+
+help:                     ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Consilium needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 2; }
@@ -19,8 +29,17 @@ check: $(READY)           ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+quick: check              ## lint, types, and the tests that need no process
+	$(PYTEST) -n $(WORKERS) -m quick tests/architecture tests/unit
+
+# Federations mostly wait; nothing that computes runs beside them and delays their answers.
 test: check               ## everything the gate runs
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -n $(WORKERS) -m "not federation"
+	$(PYTEST) -n $(FEDERATIONS) -m federation tests/federation
+
+test-long: check          ## properties and attacks again and again, each time from another seed
+	for each in $$(seq $(SEEDS)); do seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
+	    $(PYTEST) -n $(WORKERS) --hypothesis-seed=$$seed tests/properties tests/attacks tests/audit || exit 1; done
 
 bench: $(READY)          ## what a round costs outside training
 	$(BIN)/python tests/bench/round_cost.py

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from tests.unit.conftest import CONTRACT
 
-from consilium_client import cli as site_cli
+from consilium_client import screen
 from consilium_client.baseline import start_from
 from consilium_server import cli, studies
 from consilium_server.federation import Home
@@ -312,6 +312,6 @@ def test_a_site_compares_itself_from_the_same_weights(file: Path) -> None:
 def test_what_a_hospital_approves_says_what_is_trained_and_from_which_weights() -> None:
     given = study(trainable="lora", lora_rank=2, start={"sha256": "ab" * 32})
     said = "mlp, its last layer and rank 2, starting from weights abababababab"
-    assert site_cli._model(given.contract["model"]) == said
-    assert site_cli._model(study(trainable="head").contract["model"]) == "mlp, its last layer alone"
-    assert site_cli._model(study().contract["model"]) == "mlp"
+    assert screen._model(given.contract["model"]) == said
+    assert screen._model(study(trainable="head").contract["model"]) == "mlp, its last layer alone"
+    assert screen._model(study().contract["model"]) == "mlp"
