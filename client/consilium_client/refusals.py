@@ -54,6 +54,8 @@ CURES = {
     "malformed": "the message is none that this program knows; the coordinator asks again",
     "version": "this program is older than the coordinator's: upgrade it here; the coordinator asks again",
     "witness": "this ledger and the coordinator's records disagree: see the runbook suspected-site.md",
+    "too-slow": "its last update was charged and came too late; free the machine or choose a faster device in "
+    "site.yaml, then restart the site's programs: the coordinator asks again. Or ask for a longer round_timeout",
     "rejected": "after an approval here the coordinator asks again when its people resume the study",
 }
 """Reason to what brings a site back, for its own people."""

@@ -20,6 +20,7 @@ from consilium_client import work
 from consilium_client.answers import Staged
 from consilium_client.desk import Desk
 from consilium_client.masking import Masks, masked
+from consilium_client.pace import Pace
 from consilium_client.policy import check_sites
 from consilium_client.proposals import Proposal
 from consilium_client.reuse import Reuse
@@ -61,15 +62,16 @@ class Sums:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.store, self.reuse = desk.sums, Reuse(desk)
+        self.store, self.reuse, self.pace = desk.sums, Reuse(desk), Pace(desk.results)
 
     def advertise(self, proposal: Proposal, request: Advertise, common: Common) -> Advertised:
         """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed.
 
         Raises:
-            PolicyRefusal, DataError: this site could not train now (``work.ready``).
+            PolicyRefusal, DataError: this site could not train now (``work.ready``), or not in time (``Pace``).
         """
         if request.of == "training" and self.store.get(request.slot) is None:
+            self.pace.check(proposal.study, request.round)
             work.ready(self.desk, proposal.study)
         advert = self._advert(proposal, request.slot)
         if advert is None:
@@ -126,6 +128,8 @@ class Sums:
         study = proposal.study
         if isinstance(request, Evaluate):
             self.reuse.check_evaluated(study, request.round)
+        else:
+            self.pace.check(study, request.round)
         state = self.store.get(request.slot)
         if state is None:
             raise PolicyRefusal("sum", "this site has advertised no key for this sum")
@@ -147,7 +151,8 @@ class Sums:
             if kept is not None:
                 self.reuse.settle(study, plan, kept)
             elif isinstance(request, Train):
-                kept = work.train(self.desk, proposal, plan, request, model, counts=counts)
+                with self.pace.measured(study, request.round):
+                    kept = work.train(self.desk, proposal, plan, request, model, counts=counts)
             else:
                 kept = work.evaluate(self.desk, proposal, plan, request, model)
             with _refused_as_sum():

@@ -48,6 +48,7 @@ Reason = Literal[
     "model",  # the model's bytes do not fit the study
     "sum",  # keys, cohort or survivors are none under which this site lets a sum be opened
     "witness",  # what is said to be recorded is not what this site knows of its own or others' ledgers
+    "too-slow",  # its last round took longer than round_timeout, and was charged in vain
     "stale-round",  # a round before one that was answered, or another request for the same round
     "internal",  # the site failed; its own log says why
 ]

@@ -1,0 +1,67 @@
+"""Pace of this site's rounds: after an update that came too late, the next is refused before it is charged.
+
+The site knows how long it trained, and that nobody opened what it gave: its result is dropped when its shares are
+released. Where the others wait for a slow site its updates are opened, and it goes on. Forgotten when the agent starts
+again, as after any change that makes it faster; then one round is tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from consilium_client.results import Results
+from consilium_shared.errors import PolicyRefusal
+from consilium_shared.study import Study, seconds
+
+log = logging.getLogger("consilium.agent")
+
+
+class Pace:
+    """How long the last training of each study took."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._took: dict[str, tuple[int, float]] = {}
+        """Study to round and seconds."""
+
+    @contextmanager
+    def measured(self, study: Study, number: int) -> Iterator[None]:
+        """Around the training of a round."""
+        began = time.monotonic()
+        yield
+        took = time.monotonic() - began
+        self._took[study.digest] = number, took
+        if took > seconds(study.aggregation.round_timeout):
+            log.warning(
+                "study %s: round %d took %.0f s here, and its round_timeout is %s: its update, which was charged, is "
+                "used only if the others wait for it",
+                study.study,
+                number,
+                took,
+                study.aggregation.round_timeout,
+            )
+
+    def check(self, study: Study, number: int) -> None:
+        """Whether round ``number`` may be begun.
+
+        Raises:
+            PolicyRefusal: an earlier round took longer than ``round_timeout``, and what it gave was never opened.
+        """
+        kept, (last, took) = self._results.about(study.digest, "training"), self._took.get(study.digest, (0, 0.0))
+        timeout = seconds(study.aggregation.round_timeout)
+        if kept is None or kept.round != last or last >= number or took <= timeout:
+            return
+        raise PolicyRefusal(
+            "too-slow",
+            f"a round takes this site about {_about(took)} s, and round_timeout is {timeout:g} s: its update of round "
+            f"{last} was charged and came too late",
+        )
+
+
+def _about(took: float) -> str:
+    """Seconds to one digit, upwards: no more is said than who waits for the answer sees."""
+    step = 10 ** max(len(str(int(took))) - 1, 0)
+    return str(-(-int(took + 1) // step) * step)
