@@ -11,11 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from consilium_audit.budget import PURPOSES, AssetAccount, SiteAccount, account
-from consilium_audit.evidence import STEPS, VerificationFailed, checking, read_coordinator, read_ledgers, read_roster
+from consilium_audit.evidence import (
+    STEPS,
+    VerificationFailed,
+    checking,
+    read_coordinator,
+    read_file,
+    read_ledgers,
+    read_roster,
+)
 from consilium_audit.progress import Bar
 from consilium_audit.verify import Passed, Verdict, Verification
 from consilium_shared import console, version
-from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import verify_ledger
@@ -239,11 +247,12 @@ def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> Si
     name = site or (file.resolve().parent.name if file.name == "ledger.jsonl" else file.stem)
     try:
         key = PublicIdentity.from_hex(identity)
-        data = file.read_bytes()
+        data = read_file(file)
     except SignatureError as error:
         raise ConfigurationError(f"--identity: {error}") from error
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+    except (OSError, PeerError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"cannot read {file}: {why}") from error
     try:
         return account(verify_ledger(data, name, key))
     except IntegrityError as error:
@@ -294,7 +303,7 @@ def _finite(value: float) -> float | None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+    print(json.dumps(value, indent=2, sort_keys=True))  # ASCII alone: no character of others reaches a terminal
 
 
 def main() -> None:

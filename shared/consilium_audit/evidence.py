@@ -7,15 +7,17 @@ A folder holds the coordinator's evidence of one study (``consilium-server evide
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from consilium_shared import documents, roster
-from consilium_shared.config import read_text
 from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import VerifiedLedger, verify_ledger
+from consilium_shared.limits import FILE_BYTES
 from consilium_shared.roster import Roster, parse_roster
 
 COORDINATOR = "coordinator.json"
@@ -74,6 +76,31 @@ def checking(step: int, file: Path) -> Iterator[None]:
         raise VerificationFailed(step, file, None, f"cannot be read: {error.strerror}") from error
 
 
+LEDGER_BYTES = 1024**3
+"""Largest ledger: some two million entries."""
+
+
+def read_file(file: Path, limit: int = FILE_BYTES) -> bytes:
+    """The bytes of a file that somebody handed over: no FIFO, device or socket, no link, and no more than ``limit``.
+
+    Raises:
+        PeerError: it is none, or larger.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise PeerError("not an ordinary file")
+    with os.fdopen(descriptor, "rb") as opened:
+        if about.st_size > limit:
+            raise PeerError(f"larger than {limit} bytes")
+        data = opened.read(limit + 1)
+    if len(data) > limit:
+        raise PeerError(f"larger than {limit} bytes")
+    return data
+
+
 def read_coordinator(folder: Path) -> PublicIdentity:
     """The public key in the evidence; whose it is, only comparing its fingerprint tells.
 
@@ -89,7 +116,7 @@ def read_coordinator(folder: Path) -> PublicIdentity:
         )
     with checking(1, file):
         try:
-            value = json.loads(read_text(file))
+            value = json.loads(read_file(file))
         except (ValueError, RecursionError) as error:
             raise PeerError("not JSON") from error
         if not isinstance(value, dict) or set(value) != {"coordinator"} or not isinstance(value["coordinator"], str):
@@ -101,7 +128,7 @@ def read_roster(folder: Path, coordinator: PublicIdentity) -> Roster:
     """The roster, verified; raises VerificationFailed."""
     file = folder / ROSTER
     with checking(1, file):
-        body, signature = documents.parse(file.read_bytes())
+        body, signature = documents.parse(read_file(file))
         documents.verify(body, signature, roster.DOMAIN, coordinator)
         return parse_roster(body, str(body.get("federation")))
 
@@ -137,5 +164,5 @@ def read_ledgers(
         if file is not None:
             with checking(5, file):
                 key = PublicIdentity.from_hex(member.identity)
-                found[member.site] = file, verify_ledger(file.read_bytes(), member.site, key, on_line)
+                found[member.site] = file, verify_ledger(read_file(file, LEDGER_BYTES), member.site, key, on_line)
     return found

@@ -95,7 +95,7 @@ def shown_moves(found: Sequence[Move]) -> Sequence[Move]:
 
 def as_json(report: Report) -> str:
     """The same facts for programs; infinity (no bound) is written as null."""
-    return json.dumps(_plain(report), indent=2, sort_keys=True, ensure_ascii=False)
+    return json.dumps(_plain(report), indent=2, sort_keys=True)
 
 
 def study_figure(site: SiteReport, report: Report) -> Figure | None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking
+from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking, read_file
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError
@@ -54,7 +54,7 @@ def read_records(
         with checking(2, file):
             if file.name != f"{number:04d}.json":
                 raise PeerError(f"it stands where the record of round {number} belongs: that one is missing")
-            data = file.read_bytes()
+            data = read_file(file)
             record = open_record(data, coordinator)
             if record.round != number:
                 raise PeerError(f"it is the record of round {record.round}")
@@ -83,18 +83,22 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
     last = record.round == study.training.rounds and record.round in study.evaluated_rounds
     if record.counts and not last:
         raise PeerError("it has evaluation counts in a sum of their own, which there are after the last round alone")
-    _check_metrics(record.metrics, len(record.counts), "its metrics")
+    _check_metrics(record.metrics, minimum, len(record.counts), "its metrics")
     before = len(participants) if counts_with(study, record.round) else 0
-    _check_metrics(record.metrics_before, before, "its metrics of the model before")
+    _check_metrics(record.metrics_before, minimum, before, "its metrics of the model before")
 
 
-def _check_metrics(metrics: dict[str, Any] | None, most: int, what: str) -> None:
-    """``most``: sites that can have counted; 0 where no counts are asked for."""
+def _check_metrics(metrics: dict[str, Any] | None, least: int, most: int, what: str) -> None:
+    """``least``: sites whose counts may be told; ``most``: that can have counted; 0 where no counts are asked for."""
     if metrics is None:
         return
     sites = metrics.get("sites")
     if type(sites) is not int or not 1 <= sites <= most:
         raise PeerError(f"{what} are of {sites} sites, and at most {most} gave evaluation counts for them")
+    if sites < least:
+        raise PeerError(
+            f"{what} are of {sites} sites, and the contract wants {least}: counts of so few tell whose they are"
+        )
 
 
 def check_models(records: Records) -> list[int]:
@@ -152,7 +156,7 @@ def read_closings(
             member = roster.member(file.name.removesuffix(".json"))
             if member is None or (records and member.site not in took_part):
                 raise PeerError("it is of no site that took part")
-            data = file.read_bytes()
+            data = read_file(file)
             answer = messages.decode_answer(data, PublicIdentity.from_hex(member.identity))
             if not isinstance(answer, Closing) or answer.payload != messages.NO_PAYLOAD:
                 raise PeerError("it is not a site's closing")

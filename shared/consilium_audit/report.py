@@ -17,6 +17,7 @@ from consilium_audit.evidence import (
     CLOSING,
     CONTRACT,
     COORDINATOR,
+    LEDGER_BYTES,
     MODEL,
     ROSTER,
     ROUNDS,
@@ -24,6 +25,7 @@ from consilium_audit.evidence import (
     VerificationFailed,
     checking,
     ledger_file,
+    read_file,
 )
 from consilium_audit.moves import Move, moves
 from consilium_audit.odds import EXAMPLES, Odds, odds
@@ -200,7 +202,7 @@ def _records(work: Verification, left_out: dict[str, str]) -> Iterator[RoundReco
     for file in sorted((work.folder / ROUNDS).glob("[0-9]*.json")):
         try:
             with checking(2, file):
-                record = open_record(file.read_bytes(), work.coordinator)
+                record = open_record(read_file(file), work.coordinator)
                 if (record.study, record.roster) != (work.study.digest, work.roster.digest):
                     raise PeerError("it is a record of another study or roster")
         except VerificationFailed as error:
@@ -221,7 +223,7 @@ def _ledgers(work: Verification, left_out: dict[str, str]) -> Iterator[tuple[Pat
         try:
             with checking(4, file):
                 key = PublicIdentity.from_hex(member.identity)
-                yield file, verify_ledger(file.read_bytes(), member.site, key)
+                yield file, verify_ledger(read_file(file, LEDGER_BYTES), member.site, key)
         except VerificationFailed as error:
             place = f"line {error.line}: " if error.line is not None else ""
             left_out[_name(work.folder, file)] = place + error.why

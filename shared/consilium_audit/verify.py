@@ -53,6 +53,7 @@ from consilium_audit.evidence import (
     checking,
     ledger_file,
     read_coordinator,
+    read_file,
     read_ledgers,
     read_roster,
 )
@@ -72,6 +73,7 @@ from consilium_shared.canonical import digest, parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import VerifiedLedger
+from consilium_shared.limits import CARD_BYTES, PAYLOAD_BYTES
 from consilium_shared.privacy.budget import in_words
 from consilium_shared.records import RoundRecord, open_card
 from consilium_shared.roster import Roster
@@ -203,7 +205,7 @@ class Verification:
         self.roster = read_roster(self.folder, self.coordinator)
         file = self.folder / CONTRACT
         with checking(1, file):
-            self.study = Study.from_contract(parse_canonical(file.read_bytes()))
+            self.study = Study.from_contract(parse_canonical(read_file(file)))
         self.verdict.study = self.study.study
         return f"{len(self.roster.members)} sites, signed by {shown}; study {self.study.study}"
 
@@ -352,7 +354,7 @@ class Verification:
         if not file.exists():
             return "there is none: the study has not finished, or its card was not handed over"
         with checking(10, file):
-            card = open_card(file.read_bytes(), self.coordinator)
+            card = open_card(read_file(file, CARD_BYTES), self.coordinator)
             what = unfounded(card, [record for _, record in self.records], self.closings, self.study, self.roster)
             if what is not None:
                 raise PeerError(f"its {what} is not what records, closings and the contract say")
@@ -360,7 +362,7 @@ class Verification:
         text = f"as the records say: model {card.model.sha256[:12]}"
         if model.exists():
             with checking(10, model):
-                if digest(model.read_bytes()) != card.model.sha256:
+                if digest(read_file(model, PAYLOAD_BYTES)) != card.model.sha256:
                     raise PeerError("it is not the model of the card")
             text += ", and the file beside it is that model"
         for site, (_, ledger) in self.ledgers.items():
