@@ -196,7 +196,7 @@ class Reuse:
             raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates in a sum of its own")
         last = self.desk.answers.latest(study.digest, "update")
         if last is None or round_of(last) != number:
-            raise PolicyRefusal("sum", f"this site did not train round {number}: it counts nothing on the last model")
+            raise PolicyRefusal("policy", f"this site did not train round {number}, so it counts nothing there")
 
     def check_charged(self, study: str, *uses: tuple[int, Purpose]) -> None:
         """Raises IntegrityError where the ledger has no charge for a use of the data: a round and its purpose."""
