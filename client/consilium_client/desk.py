@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -268,6 +268,19 @@ class Desk:
         if found.roster != proposal.roster:
             raise PolicyRefusal("wrong-roster", "the study was approved with another roster")
         return found
+
+    def check_charges(self, study: Study, basis: str, plan: Plan, uses: Sequence[tuple[int, Purpose]]) -> None:
+        """Whether every charge that uses of the data still need, each a round and its purpose, can be made: all of
+        them, or none is begun.
+
+        Raises:
+            PolicyRefusal, BudgetRefused: as ``Spending.reserve``.
+        """
+        needed = [(number, what) for number, what in uses if not self._under_way(study, number, basis, plan, what)[1]]
+        if needed:
+            asset = study.data.asset
+            budget = self.config.policy.budget(asset)
+            self.spending.check(study.digest, study.study, asset, plan, budget, needed)
 
     def begin(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> Undertaking:
         """Charge a round's training or evaluation; after a crash, take up the charge and the seed that were under way.

@@ -7,7 +7,7 @@ is settled, so a crash can make the ledger say more than was spent, never less.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from consilium_client.reserved import Reserved, left, reserved, uses_left
@@ -244,36 +244,56 @@ class Spending:
             ConfigurationError: the budget is not the one that the ledger has for the asset.
         """
         with self._ledger.exclusive():
-            limit = self._check_approved(study, name, asset, round_number, plan)
+            of_asset, study_epsilon_after = self.check(study, name, asset, plan, budget, [(round_number, purpose)])
+            event = _event(plan, purpose)
+            about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
+            attempt = self.attempts(study, round_number, purpose) + 1
+            charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
+            entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})
+        return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+
+    def check(
+        self, study: str, name: str, asset: str, plan: Plan, budget: Budget, uses: Sequence[tuple[int, Purpose]]
+    ) -> tuple[Quote, float]:
+        """Whether uses of the data, each a round and its purpose, can all be charged now; none is.
+
+        Returns:
+            What they come to for the asset; and ε of this study's own history with them, at the study's δ, infinity
+            without privacy.
+
+        Raises:
+            BudgetRefused, PolicyRefusal, ConfigurationError: as ``reserve``.
+        """
+        with self._ledger.exclusive():
+            limit = min(self._check_approved(study, name, asset, number, plan) for number, _ in uses)
             opened = self._ledger.books.assets.get(asset)
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
-            event, state = _event(plan, purpose), self.state(asset)
+            events, state = [_event(plan, purpose) for _, purpose in uses], self.state(asset)
+            of_study = None
+            if isinstance(plan, PrivacyPlan):  # first what follows from the study's own plan, whatever others did
+                of_study = affords(Budget(limit, plan.delta), state.study(study), events)
+                if not of_study.fits:
+                    raise BudgetRefused(f"study {name!r} at this site: {of_study}")
+                self._check_uses(study, name, plan, [purpose for _, purpose in uses])
             begun = {each.study for each in state.studies if each.rounds}
             if study not in begun:
                 others = [each for each in self.reserved(asset) if each.study in begun]
                 whole = self._quote(study, asset, plan, budget, others)
                 if not whole.fits:
                     raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {whole}")
-            of_asset = affords(budget, state.events, [event])
+            of_asset = affords(budget, state.events, events)
             if not of_asset.fits:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
-            study_epsilon_after = math.inf
-            if isinstance(plan, PrivacyPlan):
-                of_study = affords(Budget(limit, plan.delta), state.study(study), [event])
-                if not of_study.fits:
-                    raise BudgetRefused(f"study {name!r} at this site: {of_study}")
-                if not uses_left(self._ledger.books, study, plan, purpose):
-                    raise BudgetRefused(
-                        f"study {name!r} at this site: as many charges for {purpose} as its plan pays for were made, "
-                        "some of them for the same round"
-                    )
-                study_epsilon_after = of_study.total
-            about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
-            attempt = self.attempts(study, round_number, purpose) + 1
-            charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
-            entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})
-        return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+            return of_asset, math.inf if of_study is None else of_study.total
+
+    def _check_uses(self, study: str, name: str, plan: PrivacyPlan, purposes: Sequence[Purpose]) -> None:
+        for purpose in dict.fromkeys(purposes):
+            if uses_left(self._ledger.books, study, plan, purpose) < purposes.count(purpose):
+                raise BudgetRefused(
+                    f"study {name!r} at this site: as many charges for {purpose} as its plan pays for were made, "
+                    "some of them for the same round"
+                )
 
     def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
         """How often a round was charged for that purpose."""

@@ -19,6 +19,7 @@ from consilium_client.proposals import Proposal
 from consilium_client.results import About, Result
 from consilium_client.spending import told
 from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import Evaluate, Train
 from consilium_shared.metrics import Counts, Layout
 from consilium_shared.privacy.event import GaussianEvent
@@ -87,11 +88,13 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     norm = desk.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
     records, where = desk.records(study), _where(desk, study, plan)
+    uses: list[tuple[int, Purpose]] = [(number, "training")]
+    if counted:
+        uses.append((number - 1, "evaluation"))
+    desk.check_charges(study, basis, plan, uses)
     with ExitStack() as undertakings:
-        training = undertakings.enter_context(desk.begin(study, number, basis, plan, "training"))
-        counting = None
-        if counted:
-            counting = undertakings.enter_context(desk.begin(study, number - 1, basis, plan, "evaluation"))
+        training, *others = [undertakings.enter_context(desk.begin(study, at, basis, plan, what)) for at, what in uses]
+        counting = others[0] if others else None
 
         def watch(done: int, steps: int) -> None:
             about = {"study": study.study, "round": number, "step": done, "steps": steps}

@@ -203,6 +203,20 @@ def test_a_finding_is_kept_until_anything_that_it_depends_on_is_another(
     assert run(a_study()) == 1
 
 
+def test_a_test_that_broke_off_is_made_again_once_there_is_memory(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> str:
+        raise MemoryError("of 3 GiB")
+
+    study, machine = a_study(), Machine(tmp_path)
+    with monkeypatch.context() as today:
+        today.setattr(fit, "dependence", short)
+        with pytest.raises(MachineError, match="MemoryError: of 3 GiB"):
+            machine.fit(study, a_plan(study), "cpu", "book-keeping")
+    assert machine.fit(study, a_plan(study), "cpu", "book-keeping").rows == 32
+
+
 def test_a_finding_reads_as_it_was_written_and_is_nobodys_elses(tmp_path: Any) -> None:
     files, machine = FindingFiles(tmp_path), {"device": "cpu"}
     about = {"machine": machine, "model": {"name": "mlp"}}

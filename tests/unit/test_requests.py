@@ -15,6 +15,7 @@ from consilium_client.attempts import Attempts
 from consilium_client.results import Results
 from consilium_client.store import LedgerFile
 from consilium_client.sum_store import SumStore
+from consilium_client.training import trainer
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import BudgetRefused
@@ -235,6 +236,30 @@ def test_counts_of_the_model_before_ride_on_a_rounds_update_noised_and_charged_b
     assert noised_of_held_back(site, opened.counts)
     assert site.requests.handle(second, c.model) == answer
     assert site.charges("evaluation") == 1
+
+
+def test_a_round_whose_counts_cannot_be_paid_for_is_refused_before_its_training_is_charged(
+    site: Any, contract: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two failures in a round with counts use up two evaluations, the last ones, and leave a round of training."""
+    training, c = {**contract["training"], "rounds": 6}, site.coordinator
+    c.study = Study.model_validate({**contract, "training": training, "evaluation": {"epsilon": 0.5, "every": 3}})
+    c.model = c.pack(c.study)
+    site.approve()
+    for number in (1, 2, 3):
+        assert isinstance(site.ask(c.train(number), c.model), Update)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("of the machine")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(trainer, "train", fails)
+        for attempt in (1, 2):
+            assert site.ask(c.train(4, attempt=attempt), c.model).reason == "internal"
+    assert (site.charges("training"), site.charges("evaluation")) == (5, 2)
+    assert site.ask(c.train(4, attempt=3), c.model).reason == "budget"
+    assert (site.charges("training"), site.charges("evaluation")) == (5, 2)
+    assert not list((c.site.store / "attempts").glob("*.json"))
 
 
 def trained_to_the_end(site: Any) -> None:

@@ -153,25 +153,28 @@ def _tested(study: Study, where: torch.device, way: Way, findings: Findings | No
     found = None if findings is None else findings.get(about)
     if found is None:
         log.info("study %s: testing on %s that no record's result depends on another's", study.study, where)
-        found = _test(study, where, way, about["sizes"])
-        if findings is not None:
+        found, whole = _test(study, where, way, about["sizes"])
+        if findings is not None and whole:
             findings.put(about, found)
     if found.failed:
         log.warning("study %s, pieces on %s: %s", study.study, where, found.failed)
     return found
 
 
-def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> Finding:
+def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> tuple[Finding, bool]:
+    """What was found, and whether it is to be kept: not where a test broke off, as for memory that is short today."""
     failed: list[str] = []
+    whole = True
     for rows in tried:
         try:
             said = dependence(study, where, way, rows)
         except Exception as error:  # such as memory: of invented records, so it may be quoted
+            whole = False
             said = f"the test broke off ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         if not said:
-            return Finding(rows, "; ".join(failed))
+            return Finding(rows, "; ".join(failed)), whole
         failed.append(f"in pieces of {rows} {said}" if rows > 1 else f"even with each patient alone {said}")
-    return Finding(0, "; ".join(failed))
+    return Finding(0, "; ".join(failed)), whole
 
 
 def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, way: Way, rows: int) -> str:

@@ -35,6 +35,9 @@ class Gradients(Protocol):
     def backward(self, losses: Tensor) -> None:
         """From the samples' losses ``[B]``. A parameter's ``.grad`` stays None."""
 
+    def renew(self) -> None:
+        """Forget what passes that broke off have left, but what is on the tape."""
+
 
 def of(model: nn.Module, way: Way, precision: Precision = "float32") -> Gradients:
     """The model, in training mode, whose own ``forward`` from here on may be another.
@@ -71,6 +74,9 @@ class BookKeeping:
         if len(losses):
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
 
+    def renew(self) -> None:
+        """See ``Gradients``: nothing stays in the layers."""
+
 
 class OpacusHooks:
     """Opacus's module hooks. Its own recurrent layers stand in for torch's, on the same parameters."""
@@ -78,8 +84,11 @@ class OpacusHooks:
     def __init__(self, model: nn.Module) -> None:
         layers.check(model)
         self.tape = Tape()
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._hooked = GradSampleModule(_with_opacus_layers(model), loss_reduction="sum", strict=True)
+        self._parameters, self._model = [p for p in model.parameters() if p.requires_grad], model
+        self._hooked = self._with_hooks()
+
+    def _with_hooks(self) -> GradSampleModule:
+        return GradSampleModule(_with_opacus_layers(self._model), loss_reduction="sum", strict=True)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """See ``Gradients``."""
@@ -94,6 +103,13 @@ class OpacusHooks:
         for parameter in self._parameters:
             self.tape.rows(parameter, parameter.grad_sample)  # type: ignore[attr-defined]  # opacus sets it
             parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
+
+    def renew(self) -> None:
+        """See ``Gradients``: hooks count passes on modules and parameters, and are lost where one has no end."""
+        for parameter in self._parameters:
+            for left in ("grad_sample", "_current_grad_sample", "_forward_counter"):
+                parameter.__dict__.pop(left, None)
+        self._hooked = self._with_hooks()
 
 
 def _with_opacus_layers(model: nn.Module) -> nn.Module:

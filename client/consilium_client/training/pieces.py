@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -112,9 +113,10 @@ class Batch:
         """``pieces``, each filled up (``Split``)."""
         return self._prepared(Split(size, fixed=True))
 
-    def alone(self, size: int) -> Iterator[Piece]:
-        """``fixed_pieces`` of one patient each."""
-        return self._prepared(Split(size, fixed=True, alone=True))
+    def alone(self, size: int) -> list[Callable[[], Piece]]:
+        """What prepares each of ``fixed_pieces`` of one patient each, to be called in turn: where that breaks off for
+        one, the others are still there."""
+        return [partial(self._now, place) for place in self._places(Split(size, fixed=True, alone=True))]
 
     def _drawn(self, split: Split, generator: np.random.Generator) -> Moves:
         """The moves of all records, drawn piece by piece; filling takes its draws too."""
@@ -137,18 +139,20 @@ class Batch:
     def _prepared(self, split: Split) -> Iterator[Piece]:
         places, ahead = self._places(split), self._ahead
         for number, place in enumerate(places):
-            if ahead is None:
-                with one_thread():
-                    piece = self._piece(place)
-            else:
-                piece = self._taken(place, ahead)
-                if number + 1 < len(places):
-                    self._begin(places[number + 1], ahead)
-                else:
-                    ahead.then(split)
+            piece = self._now(place)
+            if ahead is not None and number + 1 < len(places):
+                self._begin(places[number + 1], ahead)
+            elif ahead is not None:
+                ahead.then(split)
             yield piece
         if ahead is not None and not places:
             ahead.then(split)
+
+    def _now(self, place: _Place) -> Piece:
+        if self._ahead is not None:
+            return self._taken(place, self._ahead)
+        with one_thread():
+            return self._piece(place)
 
     def begin(self, split: Split, ahead: Ahead) -> None:
         """Have the first of these pieces prepared."""

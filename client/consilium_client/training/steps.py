@@ -85,16 +85,14 @@ class PrivateSteps:
         )
         self._plant = None if probe is None else partial(probe.plant, self.optimizer)
         self._limit = plan.records_per_patient * study.training.augment_multiplicity
-        self._repeats = way != "opacus"  # whose hooks passes that broke off leave unusable
-        self._usable = True
 
     def __call__(self, drawn: Batch) -> None:
         """One step: the sum of what could be computed, and the noise."""
         self.optimizer.begin()
-        if not self._usable or not self._summed(drawn):
+        if not self._summed(drawn):
             self.optimizer.forget()
-            if self._usable:
-                self._one_by_one(drawn)
+            self._model.renew()
+            self._one_by_one(drawn)
         self.optimizer.finish()  # never twice: what has noise on it was released
 
     def try_out(self, batches: Iterable[Batch]) -> None:
@@ -120,20 +118,17 @@ class PrivateSteps:
                 log.error("a step broke off (%s): its patients are computed one by one", type(error).__name__)
         else:
             return True
-        self._usable = self._repeats
         return False  # out of the handler, which holds on to what took the memory
 
     def _one_by_one(self, drawn: Batch) -> None:
         torch.cuda.empty_cache()
-        try:
-            for piece in drawn.alone(self._rows):
-                try:
-                    self._add([piece])
-                except Exception as error:
-                    log.error("it broke off again (%s): what it was at is left out", type(error).__name__)
-                    self.optimizer.leave_out()
-        except Exception as error:  # while a piece was prepared
-            log.error("it broke off again (%s): the rest of the step is left out", type(error).__name__)
+        for piece in drawn.alone(self._rows):
+            try:
+                self._add([piece()])
+            except Exception as error:
+                log.error("it broke off again (%s): what it was at is left out", type(error).__name__)
+                self.optimizer.leave_out()
+                self._model.renew()
 
 
 def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int) -> Stepper:
