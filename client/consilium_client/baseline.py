@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from consilium_shared.models.vector import Vector
 
 
-def load_asset(config: SiteConfig, base: Path, asset: str, study: Study) -> Records:
-    """The records of one of the site's assets, prepared for the study.
+def load_asset(
+    config: SiteConfig,
+    base: Path,
+    asset: str,
+    study: Study,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Records:
+    """The records of one of the site's assets, prepared for the study; ``on_progress`` as in ``data.load``.
 
     Raises:
         ConfigurationError: site.yaml has no such asset.
@@ -33,7 +39,7 @@ def load_asset(config: SiteConfig, base: Path, asset: str, study: Study) -> Reco
     if spec is None:
         known = ", ".join(sorted(config.assets)) or "none"
         raise ConfigurationError(f"site.yaml has no asset {asset!r} (assets: {known})")
-    return data.load(spec.at(base), study)
+    return data.load(spec.at(base), study, on_progress)
 
 
 def start_from(study: Study, weights: Path | None) -> Vector | None:

@@ -93,8 +93,17 @@ def check(
     from consilium_client.data.quality import assess
 
     place, contract = Home(home.resolve()), load_yaml(study, Study)
-    records = load_asset(place.config(), place.root, asset or contract.data.asset, contract)
-    quality = assess(records, contract)
+    name = asset or contract.data.asset
+    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+        task = bar.add_task(f"reading {name}", total=None)
+        records = load_asset(
+            place.config(),
+            place.root,
+            name,
+            contract,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    quality = assess(records, contract, name)
     if as_json:
         print(json.dumps(quality.to_json(), indent=2, sort_keys=True))
         return

@@ -109,9 +109,9 @@ def test_a_row_that_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path, 
     assert dict(records.set_aside) == {reason: 1}
 
 
-def test_the_first_place_of_a_reason_is_a_line_of_the_file(tmp_path: Path) -> None:
+def test_the_first_places_of_a_reason_are_lines_of_the_file(tmp_path: Path) -> None:
     records = load(table(tmp_path, "patient,age,pain,ill\na,60,1,no\nb,50,1,maybe\nc,50,1,maybe\n"), study())
-    assert list(records.first_set_aside.values()) == ["patients.csv, line 3"]
+    assert list(records.first_set_aside.values()) == ["patients.csv, lines 3, 4"]
 
 
 def test_a_missing_value_stands_at_the_center_where_the_study_says_so(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_a_site_may_name_its_columns_otherwise(tmp_path: Path) -> None:
         ("patient,age,pain,ill\nSECRET,60,1,perhaps\n", "no usable row; 1 × label table: ill is none"),
         ("patient,age,pain,ill\nSECRET,60,1,no\nSECRET,1,2,3,4,5\n", "line 3: 6 fields where the header has 4"),
         ("patient,age,pain,ill\nSECRET,?,1,no\n", "no usable record; 1 × a value is missing"),
-        ("", "not a readable table"),
-        ('patient,age,pain,ill\n"SECRET', "line 2: 1 fields"),
+        ("", "an empty file"),
+        ('patient,age,pain,ill\n"SECRET', "line 2: a quotation mark opens a field here, and nothing closes it"),
     ],
 )
 def test_an_unusable_table_is_a_data_error_without_its_content(tmp_path: Path, text: str, says: str) -> None:

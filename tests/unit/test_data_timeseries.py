@@ -121,7 +121,8 @@ def test_unusable_samples_are_counted_and_leave_no_trace(tmp_path: Path) -> None
 def test_a_record_without_samples_is_set_aside(tmp_path: Path) -> None:
     records = load(asset(tmp_path, LONG, TABLE + "c,0,50\n"), study())
     assert len(records) == 2
-    assert records.set_aside == {"no usable sample in the study's window": 1}
+    assert records.set_aside == {"no sample in the series table": 1}
+    assert records.first_set_aside == {"no sample in the series table": "table.csv, line 4"}
 
 
 def test_statics_follow_the_studys_rule_for_missing_values(tmp_path: Path) -> None:

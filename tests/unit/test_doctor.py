@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium_client import doctor
-from consilium_client.data import columns, head
+from consilium_client.data import columns, head, lines
 from consilium_client.doctor import Finding, examine
 from consilium_client.enroll import STARTER
 from consilium_client.site import Home
@@ -71,7 +71,7 @@ def test_a_file_that_this_account_may_not_open_is_an_error(home: Home, monkeypat
     def forbidden(path: Path, *_: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(columns.pacsv, "open_csv", forbidden)
+    monkeypatch.setattr(lines, "_chunks", forbidden)
     finding = found(home, ASSET)
     assert (finding.state, finding.detail.split(": ")[-1]) == ("error", "Permission denied")
 

@@ -12,43 +12,70 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from consilium_client.data import bounds
+from consilium_client.data.lines import Lines, read_lines, read_names
+from consilium_client.data.records import PLACES, SetAside
 from consilium_shared.errors import DataError
 
 MOST_NAMES = 20
 """Of a table's columns, in an error."""
-_READ = pacsv.ReadOptions(use_threads=False)  # with threads a parser's error does not say which row
 _PARSE = pacsv.ParseOptions(newlines_in_values=True)
+
+_EXACT = 2**53
 
 MISSING = ("", "?")
 MISSING_NUMBERS = (*MISSING, "NA", "N/A", "NaN", "nan", "NULL", "null")
 
 
-def read_columns(path: Path, text: Collection[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """Columns of a table, and no other, in the file's row order.
+def read_columns(
+    path: Path, text: Collection[str], numbers: Sequence[str] = (), notes: SetAside | None = None
+) -> pd.DataFrame:
+    """Columns of a table, and no other, in the file's row order; the index is what ``place`` takes.
 
     Args:
         path: a ``.csv`` (comma, UTF-8, header; may be ``.csv.gz``) or ``.parquet`` file.
         text: columns to read as text, stripped of surrounding blanks; ``?`` and nothing are missing.
         numbers: columns that hold numbers. Those that do so throughout are float64, the others stay text for
             ``to_numbers`` to sort out.
+        notes: counts the lines that stand inside quoted fields.
 
     Raises:
-        DataError: no such file, not readable, or without one of the columns. Never quotes the table's content.
+        DataError: no such file, not readable, more than ``bounds`` allows, without one of the columns, or of fewer rows
+            than its lines make. Never quotes the table's content.
     """
     wanted = list(dict.fromkeys([*text, *numbers]))
     numbers = [name for name in numbers if name not in text]
-    require(path, wanted, header(path))
-    with _complaining(path):
-        table = pq.read_table(path, columns=wanted) if _is_parquet(path) else _csv(path, wanted, numbers)
+    if _is_parquet(path):
+        table = _parquet(path, wanted)
+        index: pd.Index = pd.RangeIndex(1, table.num_rows + 1)
+    else:
+        lines = read_lines(path)
+        require(path, wanted, lines.header)
+        table = _csv(lines, wanted, numbers)
+        index = lines.index()
+        if notes is not None:
+            first = f"{path.name}, line {lines.first_quoted}"
+            notes.add(f"{path.name}: line inside a quoted field, no row of its own", lines.quoted, first)
     # Whole numbers beside a missing one stay whole: float64 would make two identifiers beyond 2^53 one.
     frame = pd.DataFrame(table.to_pandas(integer_object_nulls=True))
+    frame.index = index
     for name in text:
         frame[name] = as_text(frame[name])
     return frame
+
+
+def place(path: Path, index: pd.Index) -> str:
+    """Where rows stand, for a person with an editor: the lines of a CSV file, the rows of a Parquet file."""
+    unit = "row" if _is_parquet(path) else "line"
+    shown = [str(number) for number in list(index)[:PLACES]]
+    return (
+        f"{path.name}, {unit}{'s' if len(shown) > 1 else ''} {', '.join(shown)}{', …' if len(index) > PLACES else ''}"
+    )
 
 
 def as_text(column: pd.Series) -> pd.Series:
@@ -66,7 +93,10 @@ def _word(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
+        # From 2^53 a float may have lost digits: with its exponent nobody takes it for the identifier that it was.
+        return str(int(value)) if abs(float(value)) < _EXACT else f"{float(value):.16e}"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
     return str(value)
 
 
@@ -93,15 +123,12 @@ def header(path: Path) -> list[str]:
     """The names of a table's columns; little more of it is read.
 
     Raises:
-        DataError: no such file, a folder, not readable by this account, or no table.
+        DataError: no such file, no regular one, not readable by this account, or no table.
     """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, where a table is meant")
-    with _complaining(path):
-        if _is_parquet(path):
-            return list(pq.read_schema(path).names)
-        with pacsv.open_csv(path, _READ, _PARSE) as reader:
-            return list(reader.schema.names)
+    if not _is_parquet(path):
+        return read_names(path)
+    with _opened_parquet(path) as file:
+        return list(file.schema_arrow.names)
 
 
 def require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
@@ -128,43 +155,115 @@ def require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
 
 
 def _is_parquet(path: Path) -> bool:
-    if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
+    name = path.name.lower()
+    if not name.endswith((".csv", ".csv.gz", ".parquet")):
         raise DataError(f"{path}: expected a .csv, .csv.gz or .parquet file")
-    return path.name.endswith(".parquet")
+    return name.endswith(".parquet")
+
+
+@contextmanager
+def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    bounds.require_file(path, "a table")
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_columns > bounds.TABLE_COLUMNS:
+                raise DataError(f"{path}: {file.metadata.num_columns} columns, more than {bounds.TABLE_COLUMNS}")
+            yield file
+    except pa.ArrowException:
+        raise DataError(f"{path}: no Parquet file, damaged or cut off") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
+    """The wanted columns of a Parquet file, one value a row; repeated text is measured before it is unpacked."""
+    with _opened_parquet(path) as file:
+        schema = file.schema_arrow
+        require(path, wanted, schema.names)
+        for name in wanted:
+            if pa.types.is_nested(schema.field(name).type):
+                raise DataError(
+                    f"{path}: column {name!r} is of type {schema.field(name).type}, where one value is meant"
+                )
+        rows = file.metadata.num_rows
+        if rows > bounds.TABLE_ROWS:
+            raise DataError(f"{path}: {rows} rows, more than {bounds.TABLE_ROWS}")
+    words = [name for name in wanted if _is_text(schema.field(name).type)]
+    with pq.ParquetFile(path, read_dictionary=words) as file, _complaining(path):
+        size = rows * 8 * len(wanted)
+        columns: dict[str, pa.ChunkedArray] = {}
+        for name in wanted:
+            column = file.read(columns=[name]).column(name)
+            size += _text_bytes(column)
+            if size > bounds.TABLE_BYTES:
+                raise DataError(f"{path}: its columns take more than {bounds.TABLE_BYTES >> 20} MiB once unpacked")
+            columns[name] = column.cast(schema.field(name).type) if pa.types.is_dictionary(column.type) else column
+        return pa.table(columns)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes that a column's text takes when every row has its own."""
+    total = 0
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type) and _is_text(chunk.type.value_type):
+            lengths = pc.binary_length(chunk.dictionary)
+            total += pc.sum(pc.cast(lengths.take(chunk.indices), pa.int64())).as_py() or 0
+    return total
 
 
 @contextmanager
 def _complaining(path: Path) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
-        raise DataError(_complaint(path, error)) from None
+    except pa.ArrowException:
+        raise DataError(f"{path}: damaged or cut off") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
 
 
-def _csv(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
+def _csv(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
     """The wanted columns of a CSV file, whose rows must all have as many fields as its header."""
+    # A row must fit into a block; with threads a parser's error does not say which row.
+    reading = pacsv.ReadOptions(use_threads=False, block_size=2 * lines.longest + 2**20)
+    packing = "gzip" if lines.path.name.lower().endswith(".gz") else None
 
     def convert(types: dict[str, pa.DataType]) -> pa.Table:
         options = pacsv.ConvertOptions(
             include_columns=list(wanted), column_types=types, null_values=list(MISSING), strings_can_be_null=True
         )
-        return pacsv.read_csv(path, _READ, _PARSE, options)
+        with pa.input_stream(str(lines.path), compression=packing) as stream:
+            return pacsv.read_csv(stream, reading, _PARSE, options)
 
     try:
-        return convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})
-    except pa.ArrowInvalid as error:
-        if "to double" not in str(error):
-            raise
-        return convert(dict.fromkeys(wanted, pa.string()))  # a word among the numbers: the caller sorts them out
+        if not lines.rows:
+            return pa.table({name: pa.array([], pa.string()) for name in wanted})
+        try:
+            table = convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})
+        except pa.ArrowInvalid as error:
+            if "to double" not in str(error):
+                raise
+            table = convert(dict.fromkeys(wanted, pa.string()))  # a word among the numbers: the caller sorts them out
+    except pa.ArrowException as error:
+        raise DataError(_complaint(lines, error)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {lines.path}: {error.strerror or 'damaged'}") from None
+    if table.num_rows != lines.rows:
+        raise DataError(
+            f"{lines.path}: its lines make {lines.rows} rows, and {table.num_rows} were read; it is damaged"
+        )
+    return table
 
 
-def _complaint(path: Path, error: pa.ArrowException) -> str:
+def _complaint(lines: Lines, error: pa.ArrowException) -> str:
     """What is wrong with a table, without the parser's own words, which quote the row."""
     row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
     if row:
-        return f"{path}, line {row.group(1)}: {row.group(3)} fields where the header has {row.group(2)}"
+        line = lines.of(int(row.group(1)) - 1)
+        return f"{lines.path}, line {line}: {row.group(3)} fields where the header has {row.group(2)}"
     if "UTF8" in str(error):
-        return f"{path}: not UTF-8 text; export the table as UTF-8"
-    return f"{path}: not a readable table (empty, damaged, or an open quotation mark)"
+        return f"{lines.path}: not UTF-8 text; export the table as UTF-8"
+    return f"{lines.path}: not a readable table (damaged)"

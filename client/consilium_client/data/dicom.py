@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import posixpath
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 
 from consilium_client.data.asset import DicomAsset
+from consilium_client.data.columns import place as place_of
+from consilium_client.data.folder import files
+from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
 from consilium_client.data.records import Records, SetAside, check_size
@@ -25,30 +31,31 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
     image = study.data.image
     if image is None:
         raise DataError(f"study {study.study} has no images")
-    aside = SetAside()
+    aside, notes = SetAside(), SetAside()
     link = asset.file or asset.instance
     # An image's row belongs to its patient: with the patient in the key nobody's row can push out another's.
     key = [asset.patient] if link is None else [asset.patient, link]
-    rows = read_labels(asset.table, asset, study, aside, key=key)
-    files = _files(asset)
-    total = 2 * len(files)
-    chosen, row_of = _choose(files, asset, image, rows, aside, lambda done: on_progress(done, total))
+    rows = read_labels(asset.table, asset, study, aside, notes, key=key)
+    found = _files(asset, aside)
+    total = 2 * len(found)
+    chosen, row_of = _choose(found, asset, image, rows, aside, notes, lambda done: on_progress(done, total))
 
     check_size(len(chosen), image.size**2)
     inputs = np.zeros((len(chosen), 1, image.size, image.size), dtype=np.float32)
     keep = np.ones(len(chosen), dtype=bool)
     for place, number in enumerate(chosen):
         try:
-            inputs[place, 0] = read_image(files[number], image.size)
+            inputs[place, 0] = read_image(found[number], image.size)
         except Unusable as error:
             keep[place] = False
-            aside.add(str(error), where=_place(number))
+            aside.add(str(error), where=_place(found[number], asset))
         on_progress(total - len(chosen) + place + 1, total)
     if not keep.any():
-        raise DataError(f"{asset.path}: no usable image in {len(files)} files{explain(aside)}")
+        raise DataError(f"{asset.path}: no usable image in {len(found)} files{explain(aside)}")
     positions = np.asarray(row_of, dtype=np.int64)[keep]
-    unused = len(rows) - len(np.unique(positions))
-    aside.add("label table: row without a usable image", unused)
+    unused = rows.frame.index[~np.isin(np.arange(len(rows)), positions)]
+    where = place_of(asset.table, unused) if len(unused) else ""
+    aside.add("label table: row without a usable image", len(unused), where)
     taken = rows.take(positions)
     patients, patient_count, train = number_rows(taken)
     return Records(
@@ -60,29 +67,33 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
         train,
         aside.counts,
         aside.first,
+        notes=notes.counts,
+        first_notes=notes.first,
     )
 
 
-def _files(asset: DicomAsset) -> list[Path]:
-    """Every file below the folder, in name order; hidden files, the label table and DICOMDIR indexes are no images."""
-    if not asset.path.is_dir():
-        raise DataError(f"{asset.path} is not a folder")
-    found: list[Path] = []
-    for folder, inner, names in os.walk(asset.path):
-        inner.sort()
-        found += [Path(folder, name) for name in names if not name.startswith(".") and name != "DICOMDIR"]
-    found = sorted(path for path in found if path != asset.table)
-    if not found:
-        raise DataError(f"{asset.path} holds no file")
-    return found
+def _files(asset: DicomAsset, aside: SetAside) -> list[Path]:
+    """Every regular file below the folder, in name order; the label table and DICOMDIR indexes are no images."""
+    return files(asset.path, aside, lambda path: path != asset.table and path.name != "DICOMDIR")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A file's header that announces an image that the study takes."""
+
+    number: int
+    patient: str
+    issuer: str
+    instance: str
 
 
 def _choose(
-    files: list[Path],
+    found: list[Path],
     asset: DicomAsset,
     image: Image,
     rows: LabelRows,
     aside: SetAside,
+    notes: SetAside,
     on_progress: Callable[[int], None],
 ) -> tuple[list[int], list[int]]:
     """Numbers of the files that count and the position of the label row of each, by their headers alone.
@@ -90,44 +101,95 @@ def _choose(
     A file that says no PatientID counts for every patient whose row names it: which patients those are changes nothing
     for any one of them.
     """
+    heads: list[_Head] = []
+    issuers: dict[str, set[str]] = {}
+    for number, path in enumerate(found):
+        try:
+            head = _head(number, read_header(path), image)
+        except Unusable as error:
+            aside.add(str(error), where=_place(path, asset))
+        else:
+            heads.append(head)
+            if head.patient and head.issuer:
+                issuers.setdefault(head.patient, set()).add(head.issuer)
+        on_progress(number + 1)
+    shared = {patient for patient, of in issuers.items() if len(of) > 1}
+
     link = asset.file or asset.instance
-    keys = rows.frame[link or asset.patient].astype(object).to_numpy()
     positions: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        positions.setdefault(key, []).append(place)
+    for row, key in enumerate(rows.frame[link or asset.patient].astype(object)):
+        positions.setdefault(_slashes(key) if asset.file is not None else key, []).append(row)
     chosen: list[int] = []
     row_of: list[int] = []
     seen: set[tuple[str, str]] = set()
-    for number, path in enumerate(files):
+    strange: dict[str, str] = {}
+    for head in heads:
+        where = _place(found[head.number], asset)
         try:
-            header = read_header(path)
-            require_radiograph(header, image.modality)
-            patient = str(header.get("PatientID") or "").strip()
-            instance = str(header.get("SOPInstanceUID") or "")
-            if asset.file is not None:
-                key = path.relative_to(asset.path).as_posix()
-            else:
-                key = instance if asset.instance is not None else patient
-            found = positions.get(key, [])
-            if not found:
-                raise Unusable("no usable row in the label table")
-            found = [row for row in found if link is None or patient in ("", rows.patient[row])]
-            if not found:
-                raise Unusable("PatientID differs from the label table's")
+            of = _rows_of(head, found[head.number], asset, rows, positions, shared)
             # Doubles are sought within a patient: nobody's file can push out another patient's.
-            found = [row for row in found if not instance or (str(rows.patient[row]), instance) not in seen]
-            if not found:
+            of = [row for row in of if not head.instance or (str(rows.patient[row]), head.instance) not in seen]
+            if not of:
                 raise Unusable("the same image (SOPInstanceUID) again")
         except Unusable as error:
-            aside.add(str(error), where=_place(number))
+            aside.add(str(error), where=where)
+            strange.setdefault(head.patient, where)
         else:
-            seen.update((str(rows.patient[row]), instance) for row in found)
-            chosen += [number] * len(found)
-            row_of += found
-        on_progress(number + 1)
+            seen.update((str(rows.patient[row]), head.instance) for row in of)
+            chosen += [head.number] * len(of)
+            row_of += of
+    for patient in strangers(strange, rows.patient.tolist()):
+        notes.add(
+            "PatientIDs that would match the label table without leading zeros, case or blanks", 1, strange[patient]
+        )
     return chosen, row_of
 
 
-def _place(number: int) -> str:
-    """Where a file is, without its name, which may carry an identifier."""
-    return f"file {number + 1} in name order"
+def _head(number: int, header: pydicom.Dataset, image: Image) -> _Head:
+    require_radiograph(header, image.modality)
+    if isinstance(header.get("PatientID"), pydicom.multival.MultiValue):
+        raise Unusable("PatientID holds several values (a backslash stands between them)")
+    issuer = canonical(str(header.get("IssuerOfPatientID") or "")).casefold()
+    return _Head(
+        number, canonical(str(header.get("PatientID") or "")), issuer, str(header.get("SOPInstanceUID") or "").strip()
+    )
+
+
+def _rows_of(
+    head: _Head,
+    path: Path,
+    asset: DicomAsset,
+    rows: LabelRows,
+    positions: dict[str, list[int]],
+    shared: Collection[str],
+) -> list[int]:
+    """Positions of a file's label rows; raises Unusable where it has none."""
+    if head.patient in shared:
+        raise Unusable("PatientID that several issuers gave: two people may have it")
+    linked = asset.file is not None or asset.instance is not None
+    if not linked and not head.patient:
+        raise Unusable("no PatientID in the file")
+    why = unusable(head.patient) if head.patient else None
+    if why is not None and not linked:
+        raise Unusable(f"PatientID is {why}")
+    if asset.file is not None:
+        key = _slashes(path.relative_to(asset.path).as_posix())
+    else:
+        key = head.instance if asset.instance is not None else head.patient
+    of = positions.get(key, [])
+    if not of:
+        raise Unusable("no usable row in the label table")
+    of = [row for row in of if not linked or head.patient in ("", rows.patient[row])]
+    if not of:
+        raise Unusable("PatientID differs from the label table's")
+    return of
+
+
+def _slashes(name: str) -> str:
+    """A file's name relative to the folder in one spelling, also where a table was written under Windows."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def _place(path: Path, asset: DicomAsset) -> str:
+    """Where a file is. Its name may carry an identifier: for this site's screen alone (``SetAside``)."""
+    return path.relative_to(asset.path).as_posix()

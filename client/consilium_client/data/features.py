@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
-from consilium_client.data.columns import plain, to_numbers
+from consilium_client.data.columns import place, plain, to_numbers
 from consilium_client.data.records import SetAside
 from consilium_shared.inputs import Categorical, Feature, Numeric
 
@@ -21,17 +22,38 @@ def columns_of(features: Sequence[Feature], asset: AssetSpec) -> tuple[list[str]
     return text, numbers
 
 
-def scale(feature: Numeric, values: NDArray[np.float64], aside: SetAside) -> NDArray[np.float64]:
-    """``(value - center) / scale``, NaN where missing or outside ``low`` … ``high`` (counted in ``aside``)."""
+def scale(
+    feature: Numeric, values: NDArray[np.float64], aside: SetAside, path: Path, index: pd.Index
+) -> NDArray[np.float64]:
+    """``(value - center) / scale``, NaN where missing, outside ``low`` … ``high``, or too large for a float32.
+
+    What becomes NaN is counted in ``aside``, with its place in the file by ``index`` (see ``columns.place``).
+    """
     low = -np.inf if feature.low is None else feature.low
     high = np.inf if feature.high is None else feature.high
     outside = (values < low) | (values > high)
-    aside.add(f"{feature.name}: outside {low:g} … {high:g}", int(outside.sum()))
-    return np.where(outside, np.nan, (values - feature.center) / feature.scale)
+    _count(aside, f"{feature.name}: outside {low:g} … {high:g}", outside, path, index)
+    with np.errstate(over="ignore"):
+        scaled = np.where(outside, np.nan, (values - feature.center) / feature.scale)
+    huge = np.abs(scaled) > np.finfo(np.float32).max
+    _count(aside, f"{feature.name}: too large for a 32-bit number", huge, path, index)
+    return np.where(huge, np.nan, scaled)
+
+
+def number(name: str, column: pd.Series, aside: SetAside, path: Path, index: pd.Index) -> NDArray[np.float64]:
+    """float64 values of a column, NaN where missing or no number (counted in ``aside`` under ``name``)."""
+    values, wrong = to_numbers(column)
+    _count(aside, f"{name}: not a number", wrong, path, index)
+    return values
+
+
+def _count(aside: SetAside, reason: str, wrong: NDArray[np.bool_], path: Path, index: pd.Index) -> None:
+    if wrong.any():
+        aside.add(reason, int(wrong.sum()), place(path, index[wrong]))
 
 
 def encode(
-    frame: pd.DataFrame, features: Sequence[Feature], asset: AssetSpec, aside: SetAside
+    frame: pd.DataFrame, features: Sequence[Feature], asset: AssetSpec, aside: SetAside, path: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Features of each row.
 
@@ -40,6 +62,7 @@ def encode(
         features: in the order of the model's inputs.
         asset: names of the columns at this site.
         aside: counts single values that are taken as missing.
+        path: the table, for the places of those.
 
     Returns:
         float32 ``[N, F]``, where a missing number stands at its center (0) and a missing category at no category; and
@@ -47,19 +70,19 @@ def encode(
     """
     parts: list[NDArray[np.float64]] = []
     missing = np.zeros((len(frame), len(features)), dtype=bool)
-    for place, feature in enumerate(features):
+    for at, feature in enumerate(features):
         column = frame[asset.here(feature.name)]
         if isinstance(feature, Numeric):
-            values, wrong = to_numbers(column)
-            aside.add(f"{feature.name}: not a number", int(wrong.sum()))
-            scaled = scale(feature, values, aside)
-            missing[:, place] = np.isnan(scaled)
+            values = number(feature.name, column, aside, path, frame.index)
+            scaled = scale(feature, values, aside, path, frame.index)
+            missing[:, at] = np.isnan(scaled)
             parts.append(np.nan_to_num(scaled, nan=0.0)[:, None])
         else:
             words, categories = plain(column), plain(pd.Series(feature.categories))
             codes = pd.Index(categories).get_indexer(pd.Index(words))
-            aside.add(f"{feature.name}: none of the study's categories", int(((codes < 0) & words.notna()).sum()))
-            missing[:, place] = codes < 0
+            strange = (codes < 0) & words.notna().to_numpy(dtype=bool)
+            _count(aside, f"{feature.name}: none of the study's categories", strange, path, frame.index)
+            missing[:, at] = codes < 0
             parts.append((codes[:, None] == np.arange(len(categories))).astype(np.float64))
     matrix = np.concatenate(parts, axis=1) if parts else np.zeros((len(frame), 0))
     return matrix.astype(np.float32), missing

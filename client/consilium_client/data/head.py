@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from consilium_client.data.asset import AssetSpec, DicomAsset, TableAsset
 from consilium_client.data.columns import header, read_columns, require
+from consilium_client.data.folder import walk
+from consilium_client.data.identity import settle
+from consilium_client.data.labels import explain
+from consilium_client.data.records import SetAside
 from consilium_shared.errors import DataError
 
 
@@ -41,7 +44,8 @@ def look(asset: AssetSpec) -> int:
             if missing:
                 raise DataError(f"neither {asset.series} nor {asset.table} has a column {missing[0]!r} (columns:)")
         table = asset.table
-    return int(read_columns(table, [asset.patient])[asset.patient].nunique())
+    people, _ = settle(read_columns(table, [asset.patient])[asset.patient])
+    return int(people.nunique())
 
 
 def _require(path: Path, names: Sequence[str | None]) -> None:
@@ -49,20 +53,12 @@ def _require(path: Path, names: Sequence[str | None]) -> None:
 
 
 def _open_one(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
-    try:
-        for place, inner, names in os.walk(folder, onerror=_raise):
-            inner.sort()
-            for name in sorted(names):
-                if not name.startswith("."):
-                    with Path(place, name).open("rb") as file:
-                        file.read(1)
-                    return
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-    raise DataError(f"{folder} holds no file")
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    aside = SetAside()
+    for path in walk(folder, aside):
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+        return
+    raise DataError(f"{folder} holds no file{explain(aside)}")

@@ -11,13 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
-from consilium_client.data.columns import plain, read_columns
+from consilium_client.data.columns import place, plain, read_columns
+from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
 from consilium_client.data.records import SetAside
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
-
-HEADER_LINES = 1
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class LabelRows:
     """Usable rows of a label table. Row i of each part belongs together.
 
     Attributes:
-        frame: the columns read, under the site's names; the index is the row number in the file, from 0.
-        patient: identifiers, text.
+        frame: the columns read, under the site's names; the index is the line (of Parquet the row) in the file.
+        patient: identifiers, text, each in its one spelling.
         label: int64 class index.
         held_back: bool.
     """
@@ -51,6 +50,7 @@ def read_labels(
     asset: AssetSpec,
     study: Study,
     aside: SetAside,
+    notes: SetAside,
     *,
     key: Sequence[str] | None,
     text: Sequence[str] = (),
@@ -63,6 +63,7 @@ def read_labels(
         asset: names of patient and label at this site.
         study: label and split.
         aside: takes the counts.
+        notes: takes what is used and looks odd.
         key: the site's columns that may stand in one row only; None where only rows alike in all columns are doubles.
         text: further columns of the site to read as text.
         numbers: further columns of the site to read as numbers.
@@ -73,7 +74,7 @@ def read_labels(
     label_column = asset.here(study.data.label.column)
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     own = [asset.patient, label_column, *(key or ()), *([split_column] if split_column else ())]
-    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers)
+    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes)
     index = {word: number for number, word in enumerate(plain(pd.Series(study.data.label.classes)))}
     words = plain(frame[label_column])
     label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
@@ -82,11 +83,19 @@ def read_labels(
         nonlocal frame, label, words
         hit = np.asarray(bad, dtype=bool)
         if hit.any():
-            first = int(frame.index[hit][0]) + 1 + HEADER_LINES
-            aside.add(f"label table: {reason}", int(hit.sum()), f"{path.name}, line {first}")
+            aside.add(f"label table: {reason}", int(hit.sum()), place(path, frame.index[hit]))
             frame, label, words = frame[~hit], label[~hit], words[~hit]
 
     drop(f"no {asset.patient}", frame[asset.patient].isna())
+    for column in identifiers(asset, own):
+        frame[column], wrong = settle(frame[column])
+        nobody = np.full(len(frame), "", dtype=object)
+        for why, mask in wrong.items():
+            nobody[mask] = why
+        for why in wrong:
+            hit = nobody == why
+            drop(f"{column} is {why}", hit)
+            nobody = nobody[~hit]
     for column in key or ():
         drop(f"no {column}", frame[column].isna())
     drop(f"no {label_column}", words.isna())
@@ -104,6 +113,7 @@ def read_labels(
         raise DataError(f"{path}: no usable row{explain(aside)}")
 
     patient = frame[asset.patient].to_numpy(dtype=object)
+    _note_near(path, frame[asset.patient], notes)
     if split_column:
         back = (frame[split_column] == "test").to_numpy(dtype=bool)
     else:
@@ -111,6 +121,19 @@ def read_labels(
         numbers_of, names = number_patients(patient.tolist())
         back = np.array([held_back(study.study, name, fraction) for name in names], dtype=bool)[numbers_of]
     return LabelRows(frame, patient, label, back)
+
+
+def identifiers(asset: AssetSpec, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that name patients or records; a file or an instance is written in one way only."""
+    return [column for column in columns if column in (asset.patient, getattr(asset, "record", None))]
+
+
+def _note_near(path: Path, patient: pd.Series, notes: SetAside) -> None:
+    groups = near(patient.tolist())
+    alike = {word for group in groups for word in group}
+    rows = patient.index[patient.isin(alike) & ~patient.duplicated()]
+    what = f"{patient.name}s alike but for leading zeros, case, blanks or width: counted apart"
+    notes.add(what, len(alike), place(path, rows) if len(rows) else "")
 
 
 def explain(aside: SetAside) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from consilium_client.data.records import Records
+from consilium_shared.printable import printable
 from consilium_shared.study import Study
 
 
@@ -32,8 +33,9 @@ class Quality:
         patients: usable patients.
         patients_held_back: those kept for evaluation.
         labels: class -> (records, patients); a patient may count in several classes.
-        set_aside: reason -> (count of records, rows or files; the first place).
-        values_set_aside: reason -> single values taken as missing.
+        set_aside: reason -> (count of records, rows or files; the first places).
+        values_set_aside: reason -> (single values taken as missing; the first places).
+        notes: what is used and looks odd -> (how often; the first places).
         missing: feature or variable -> records without a usable value of it.
     """
 
@@ -44,7 +46,8 @@ class Quality:
     patients_held_back: int
     labels: Mapping[str, tuple[int, int]]
     set_aside: Mapping[str, tuple[int, str]]
-    values_set_aside: Mapping[str, int]
+    values_set_aside: Mapping[str, tuple[int, str]]
+    notes: Mapping[str, tuple[int, str]]
     missing: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -64,35 +67,43 @@ class Quality:
         )
         labels = tuple((name, str(records), str(patients)) for name, (records, patients) in self.labels.items())
         aside = tuple((reason, str(count), place) for reason, (count, place) in _most(self.set_aside))
-        values = tuple((reason, str(count)) for reason, count in _most(self.values_set_aside))
+        values = tuple((reason, str(count), place) for reason, (count, place) in _most(self.values_set_aside))
+        notes = tuple((reason, str(count), place) for reason, (count, place) in _most(self.notes))
         absent = tuple((name, str(count)) for name, count in _most(self.missing) if count)
         tables = [
             counts,
             Table("Labels", ("class", "records", "patients"), labels),
             Table("Set aside", ("reason", "count", "first"), aside),
-            Table("Values taken as missing", ("reason", "count"), values),
+            Table("Values taken as missing", ("reason", "count", "first"), values),
+            Table("Used, but look at it", ("what", "count", "first"), notes),
             Table("Records without a value", ("variable", "records"), absent),
         ]
         return [table for table in tables if table.rows]
 
 
-def assess(records: Records, study: Study) -> Quality:
-    """The report on records that were loaded for a study."""
+def assess(records: Records, study: Study, asset: str | None = None) -> Quality:
+    """The report on records that were loaded for a study, from its own asset where ``asset`` names none."""
     labels: dict[str, tuple[int, int]] = {}
     for number, name in enumerate(study.data.label.classes):
         of_class = records.labels == number
         labels[name] = (int(of_class.sum()), len(np.unique(records.patients[of_class])))
     return Quality(
         study=study.study,
-        asset=study.data.asset,
+        asset=asset or study.data.asset,
         records=len(records),
         patients=records.patient_count,
         patients_held_back=int((~records.train).sum()),
         labels=labels,
-        set_aside={reason: (n, records.first_set_aside.get(reason, "")) for reason, n in records.set_aside.items()},
-        values_set_aside=dict(records.values_set_aside),
+        set_aside=_placed(records.set_aside, records.first_set_aside),
+        values_set_aside=_placed(records.values_set_aside, records.first_values),
+        notes=_placed(records.notes, records.first_notes),
         missing=dict(records.missing),
     )
+
+
+def _placed(counts: Mapping[str, int], places: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """Counts with the places where each was first met, made safe for a screen: a file's name may hold anything."""
+    return {reason: (count, printable(places.get(reason, ""))) for reason, count in counts.items()}
 
 
 def _most(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:

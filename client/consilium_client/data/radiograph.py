@@ -6,7 +6,9 @@ The transformations are those of DICOM PS3.3: modality (C.11.1), VOI (C.11.2), p
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,17 +20,21 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-PIXELS = 100_000_000
-"""Largest image (10,000 × 10,000): a damaged header must not make us ask for all of the memory."""
+from consilium_client.data import bounds
+from consilium_client.data.codestream import picture_size
 
 _HEADER = [
-    "SOPInstanceUID", "PatientID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
+    "SOPInstanceUID", "PatientID", "IssuerOfPatientID", "Modality", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
 ]  # fmt: skip
 # pydicom warns with the values of the tags that it warns of, which name patients.
 for _name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
     logging.getLogger(_name).propagate = False
+
+
+INFLATED_BYTES = 2**28
+"""What a deflated file may hold: more than any image of ``bounds.PIXELS`` that a scanner would deflate."""
 
 
 class Unusable(Exception):
@@ -37,11 +43,30 @@ class Unusable(Exception):
 
 def read_header(path: Path) -> pydicom.Dataset:
     """The tags that decide whether a file counts, without its pixels; raises Unusable."""
+    require_bounded(path)
     with _any_failure("not readable as DICOM"):
-        try:
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-        except pydicom.errors.InvalidDicomError:
-            raise Unusable("not a DICOM file") from None
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+
+
+def require_bounded(path: Path) -> None:
+    """Check that a file is DICOM and holds no more than ``bounds`` allows, also once it is inflated; raises Unusable.
+
+    pydicom inflates a whole file before it looks at the first tag.
+    """
+    with _any_failure("not readable as DICOM"), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > bounds.FILE_BYTES:
+            raise Unusable(f"file larger than {bounds.FILE_BYTES >> 20} MiB")
+        start = file.read(132)
+        if start[128:] != b"DICM":
+            raise Unusable("an empty file" if not start else "not a DICOM file")
+        meta = pydicom.filereader._read_file_meta_info(file)
+        if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+            return
+        inflating, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (block := inflating.unconsumed_tail or file.read(2**16)) and not inflating.eof:
+            size += len(inflating.decompress(block, 2**20))
+            if size > INFLATED_BYTES:
+                raise Unusable(f"deflated: holds more than {INFLATED_BYTES >> 20} MiB")
 
 
 def require_radiograph(header: pydicom.Dataset, modalities: tuple[str, ...]) -> None:
@@ -59,8 +84,8 @@ def require_radiograph(header: pydicom.Dataset, modalities: tuple[str, ...]) -> 
             raise Unusable("colour image")
         if header.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
             raise Unusable("photometric interpretation is neither MONOCHROME1 nor MONOCHROME2")
-        if int(header.Rows) * int(header.Columns) > PIXELS:
-            raise Unusable(f"more than {PIXELS // 10**6} million pixels")
+        if int(header.Rows) * int(header.Columns) > bounds.PIXELS:
+            raise Unusable(f"more than {bounds.PIXELS // 10**6} million pixels")
         if not 1 <= int(header.get("BitsStored") or 0) <= int(header.get("BitsAllocated") or 0) <= 32:
             raise Unusable("BitsStored and BitsAllocated make no sense")
 
@@ -68,11 +93,28 @@ def require_radiograph(header: pydicom.Dataset, modalities: tuple[str, ...]) -> 
 def stored_values(dataset: pydicom.Dataset) -> NDArray[Any]:
     """The stored pixel values, decompressed, as DICOM stores them (no rescaling, no window); raises Unusable."""
     with _any_failure("pixel data missing, damaged or in an unknown encoding"):
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            _require_same_size(dataset)
         return np.asarray(dataset.pixel_array)
+
+
+def _require_same_size(dataset: pydicom.Dataset) -> None:
+    """Raises Unusable where a decoder would make a picture of another size than the header announces."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    size = picture_size(frame)
+    if size is not None and size != (rows, columns):
+        raise Unusable("the encoded picture has another size than Rows and Columns say")
+    # Run lengths make 64 times their bytes at most: what they cannot be shorter than is what they may be.
+    if dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless:
+        raw = rows * columns * int(dataset.BitsAllocated) // 8
+        if len(frame) > 2 * raw + 1024:
+            raise Unusable("the encoded picture is longer than its pixels")
 
 
 def read_image(path: Path, size: int) -> NDArray[np.float32]:
     """One file as a ``size`` × ``size`` float32 image in [0, 1], white is bright; raises Unusable."""
+    require_bounded(path)
     with _any_failure("not readable as DICOM"):
         dataset = pydicom.dcmread(path)
     stored = stored_values(dataset)

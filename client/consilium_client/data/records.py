@@ -22,19 +22,33 @@ def check_size(records: int, numbers: int) -> None:
         )
 
 
+PLACES = 5
+"""So many places of each reason are kept."""
+
+
 class SetAside:
-    """Counts what is not used, by reason, and where each reason was first met (a row or file number, no value)."""
+    """Counts what is not used, by reason, and the first places at which each reason was met.
+
+    A reason and a count may stand in an error and so in a log. A place may be a file's name, which may carry an
+    identifier: places are for the screen of ``data check`` alone.
+    """
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self.first: dict[str, str] = {}
+        self._places: dict[str, list[str]] = {}
 
     def add(self, reason: str, count: int = 1, where: str = "") -> None:
         """Count ``count`` things under ``reason``; nothing happens when it is 0."""
         if count > 0:
             self.counts[reason] = self.counts.get(reason, 0) + count
-            if where:
-                self.first.setdefault(reason, where)
+            places = self._places.setdefault(reason, [])
+            if where and len(places) < PLACES:
+                places.append(where)
+
+    @property
+    def first(self) -> dict[str, str]:
+        """Reason -> the first places."""
+        return {reason: "; ".join(places) for reason, places in self._places.items() if places}
 
 
 @dataclass(frozen=True)
@@ -65,9 +79,12 @@ class Records:
         patient_count: number of patients.
         train: bool ``[patient_count]``; False is held back for evaluation.
         set_aside: reason -> records (or rows, files) that are not used.
-        first_set_aside: reason -> the first place, as a row or file number.
+        first_set_aside: reason -> the first places (lines, rows, files' names): for this site's screen, never logged.
         values_set_aside: reason -> single values taken as missing (not a number, out of the study's range …).
         missing: feature or variable -> records without a single usable value of it.
+        first_values: reason -> the first places of values set aside.
+        notes: what is used and looks odd -> how often (identifiers that are nearly the same, quoted lines …).
+        first_notes: the first places of each note.
     """
 
     inputs: NDArray[np.float32]
@@ -80,6 +97,9 @@ class Records:
     first_set_aside: Mapping[str, str] = field(default_factory=dict)
     values_set_aside: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
+    first_values: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    first_notes: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

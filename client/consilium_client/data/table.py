@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from consilium_client.data.asset import TableAsset
+from consilium_client.data.columns import place
 from consilium_client.data.features import columns_of, encode
 from consilium_client.data.labels import explain, number_rows, read_labels
 from consilium_client.data.records import Records, SetAside, check_size
@@ -18,21 +19,34 @@ from consilium_shared.study import Study
 def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
     """Records of a CSV or Parquet table; see ``data.load``."""
     features = study.data.features or ()
-    aside, values = SetAside(), SetAside()
+    aside, values, notes = SetAside(), SetAside(), SetAside()
     text, numbers = columns_of(features, asset)
     key = None if asset.record is None else [asset.patient, asset.record]
-    rows = read_labels(asset.path, asset, study, aside, key=key, text=text, numbers=numbers)
+    rows = read_labels(asset.path, asset, study, aside, notes, key=key, text=text, numbers=numbers)
     check_size(len(rows), tabular_width(study))
-    inputs, missing = encode(rows.frame, features, asset, values)
+    inputs, missing = encode(rows.frame, features, asset, values, asset.path)
     counts = {feature.name: int(count) for feature, count in zip(features, missing.sum(axis=0), strict=True)}
     if study.data.missing == "refuse":
         keep = np.asarray(~missing.any(axis=1))
-        aside.add("a value is missing (the study refuses such records)", int(np.count_nonzero(~keep)))
+        lacking = rows.frame.index[~keep]
+        aside.add("a value is missing (the study refuses such records)", len(lacking), place(asset.path, lacking))
         rows, inputs = rows.take(keep), inputs[keep]
     if not len(rows):
         raise DataError(f"{asset.path}: no usable record{explain(aside)}{explain(values)}")
     patients, patient_count, train = number_rows(rows)
     on_progress(len(rows), len(rows))
     return Records(
-        inputs, None, rows.label, patients, patient_count, train, aside.counts, aside.first, values.counts, counts
+        inputs,
+        None,
+        rows.label,
+        patients,
+        patient_count,
+        train,
+        aside.counts,
+        aside.first,
+        values.counts,
+        counts,
+        values.first,
+        notes.counts,
+        notes.first,
     )

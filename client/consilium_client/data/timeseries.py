@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from consilium_client.data.asset import TimeseriesAsset
-from consilium_client.data.columns import read_columns, to_numbers
-from consilium_client.data.features import columns_of, encode, scale
+from consilium_client.data.columns import place, plain, read_columns, to_numbers
+from consilium_client.data.features import columns_of, encode, number, scale
+from consilium_client.data.identity import alike, settle, strangers
 from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
 from consilium_client.data.records import Records, SetAside, check_size
 from consilium_shared.errors import DataError
@@ -21,6 +22,8 @@ from consilium_shared.study import Study
 _MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
 _NEVER = np.int64(-1)
 _EDGE = 1e-4  # of a step
+_NONE, _UTC, _OTHER = 0, 1, 2  # the zone of a moment
+_ZONE = r"[0-9T ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?\s*([Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)$"
 
 
 def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
@@ -28,38 +31,45 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     series = study.data.series
     if series is None:
         raise DataError(f"study {study.study} has no series")
-    aside, values = SetAside(), SetAside()
-    rows = _label_rows(asset, study, aside)
+    aside, values, notes = SetAside(), SetAside(), SetAside()
+    rows = _label_rows(asset, study, aside, notes)
     check_size(len(rows), series.bins * series_inputs(study) + statics_width(study))
-    statics, absent = encode(rows.frame, series.statics, asset, values)
+    statics, absent = encode(rows.frame, series.statics, asset, values, asset.table)
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
     refused = absent.any(axis=1) & (study.data.missing == "refuse")
 
-    samples = _read_samples(asset, series)
-    record = _link(samples, asset, rows, aside)
-    bin_, in_window = _bins(samples, asset, series, rows, record, values)
+    samples = _read_samples(asset, series, notes)
+    record = _link(samples, asset, rows, aside, notes)
+    minutes, startless = _minutes(samples, asset, rows, record, values, notes)
+    bin_, in_window = _bins(samples, asset, series, minutes, record, values)
+    _note_absent(samples, asset, series, notes)
     usable = (record >= 0) & in_window
     inputs = np.zeros((len(rows), series.bins, series_inputs(study)), dtype=np.float32)
     sampled = np.zeros(len(rows), dtype=bool)
-    for place, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
+    for slot, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
         column = asset.value if asset.layout == "long" else asset.here(variable.name)
-        numbers, wrong = to_numbers(samples[column].iloc[at])
-        values.add(f"{variable.name}: not a number", int(wrong.sum()))
-        scaled = scale(variable, numbers, values)
+        numbers = number(variable.name, samples[column].iloc[at], values, asset.series, samples.index[at])
+        scaled = scale(variable, numbers, values, asset.series, samples.index[at])
         kept = ~np.isnan(scaled)
         value, mask, gap = fill(record[at][kept], bin_[at][kept], scaled[kept], len(rows), series.bins)
         for block, part in enumerate((value, mask, gap)):
-            inputs[:, :, block * len(series.variables) + place] = part
+            inputs[:, :, block * len(series.variables) + slot] = part
         with_sample = mask.any(axis=1)
         missing[variable.name] = int(np.count_nonzero(~with_sample))
         sampled |= with_sample
-        on_progress(place + 1, len(series.variables))
+        on_progress(slot + 1, len(series.variables))
 
-    aside.add("no usable sample in the study's window", int(np.count_nonzero(~sampled)))
-    aside.add("a static value is missing (the study refuses such records)", int(np.count_nonzero(sampled & refused)))
+    unsampled = {
+        f"{asset.start}: missing or not a moment": startless,
+        "no sample in the series table": ~startless & ~np.isin(np.arange(len(rows)), record),
+    }
+    unsampled["no usable sample in the study's window"] = ~sampled & ~np.any(list(unsampled.values()), axis=0)
+    for reason, lost in unsampled.items():
+        _set_aside(aside, reason, lost, asset, rows)
+    _set_aside(aside, "a static value is missing (the study refuses such records)", sampled & refused, asset, rows)
     keep = sampled & ~refused
     if not keep.any():
-        raise DataError(f"{asset.series}: no usable record{explain(aside)}{explain(values)}")
+        raise DataError(f"{asset.series}: no usable record{explain(aside)}{explain(values)}{explain(notes)}")
     rows = rows.take(keep)
     patients, patient_count, train = number_rows(rows)
     return Records(
@@ -73,7 +83,15 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         aside.first,
         values.counts,
         missing,
+        values.first,
+        notes.counts,
+        notes.first,
     )
+
+
+def _set_aside(aside: SetAside, reason: str, lost: NDArray[np.bool_], asset: TimeseriesAsset, rows: LabelRows) -> None:
+    if lost.any():
+        aside.add(reason, int(lost.sum()), place(asset.table, rows.frame.index[lost]))
 
 
 def fill(
@@ -104,16 +122,16 @@ def fill(
     return np.where(last == _NEVER, 0.0, held), mask, gap
 
 
-def _label_rows(asset: TimeseriesAsset, study: Study, aside: SetAside) -> LabelRows:
+def _label_rows(asset: TimeseriesAsset, study: Study, aside: SetAside, notes: SetAside) -> LabelRows:
     text, numbers = columns_of(study.data.series.statics if study.data.series else (), asset)
     # A record's name belongs to its patient: with the patient in the key nobody's row can push out another's.
     key = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     if asset.start is not None:
         text = [*text, asset.start]
-    return read_labels(asset.table, asset, study, aside, key=key, text=text, numbers=numbers)
+    return read_labels(asset.table, asset, study, aside, notes, key=key, text=text, numbers=numbers)
 
 
-def _read_samples(asset: TimeseriesAsset, series: Series) -> pd.DataFrame:
+def _read_samples(asset: TimeseriesAsset, series: Series, notes: SetAside) -> pd.DataFrame:
     text = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     timed = asset.time_unit != "timestamp"
     if asset.layout == "long":
@@ -124,14 +142,24 @@ def _read_samples(asset: TimeseriesAsset, series: Series) -> pd.DataFrame:
         numbers = [asset.time, *numbers]
     else:
         text = [*text, asset.time]
-    return read_columns(asset.series, text, numbers)
+    samples = read_columns(asset.series, text, numbers, notes)
+    if asset.layout == "long":
+        samples[asset.variable] = plain(samples[asset.variable])
+    return samples
 
 
-def _link(samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside: SetAside) -> NDArray[np.int64]:
+def _link(
+    samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside: SetAside, notes: SetAside
+) -> NDArray[np.int64]:
     """Record of each sample, the position of its label row; -1 where it has none."""
     keys = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     unknown = samples[keys].isna().any(axis=1).to_numpy(dtype=bool)
-    aside.add("sample without a patient or record", int(unknown.sum()))
+    _count(aside, "sample without a patient or record", unknown, asset, samples)
+    for key in keys:
+        samples[key], wrong = settle(samples[key])
+        for why, hit in wrong.items():
+            _count(aside, f"sample whose {key} is {why}", hit & ~unknown, asset, samples)
+            unknown = unknown | hit
     # One factorisation over both tables gives both sides the same codes, at the speed of a hash table.
     codes = np.zeros(len(samples) + len(rows), dtype=np.int64)
     for key in keys:
@@ -142,40 +170,102 @@ def _link(samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside:
     position = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
     position[label_code] = np.arange(len(rows))
     record = np.where(unknown, -1, position[code])
-    aside.add("series record without a usable label row", len(np.unique(code[(record < 0) & ~unknown])))
+    lost = (record < 0) & ~unknown
+    _, first = np.unique(code[lost], return_index=True)
+    places = samples.index[np.sort(np.flatnonzero(lost)[first])]
+    aside.add("series record without a usable label row", len(first), place(asset.series, places) if len(first) else "")
+    for key in keys:
+        _note_strangers(samples[key][lost], key, rows.frame[key], asset, notes)
     return record
+
+
+def _note_strangers(words: pd.Series, key: str, known: pd.Series, asset: TimeseriesAsset, notes: SetAside) -> None:
+    found = strangers(words.unique().tolist(), known.tolist())
+    if found:
+        where = words.index[words.isin(found) & ~words.duplicated()]
+        what = f"{key}s of {asset.series.name} that would match the label table without leading zeros, case or blanks"
+        notes.add(what, len(found), place(asset.series, where))
+
+
+def _count(aside: SetAside, reason: str, hit: NDArray[np.bool_], asset: TimeseriesAsset, samples: pd.DataFrame) -> None:
+    if hit.any():
+        aside.add(reason, int(hit.sum()), place(asset.series, samples.index[hit]))
+
+
+def _minutes(
+    samples: pd.DataFrame,
+    asset: TimeseriesAsset,
+    rows: LabelRows,
+    record: NDArray[np.int64],
+    values: SetAside,
+    notes: SetAside,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Minutes of each sample since its record's start, NaN where unknown; and which records have no start."""
+    known = record >= 0
+    startless = np.zeros(len(rows), dtype=bool)
+    if asset.time_unit == "timestamp":
+        start, start_zone = _moments(rows.frame[str(asset.start)])
+        moment, zone = _moments(samples[asset.time])
+        startless = np.isnan(start)
+        known &= ~startless[np.maximum(record, 0)]
+        minutes = (moment - start[np.maximum(record, 0)]) / 60.0
+        wrong = np.isnan(moment)
+        of_start = start_zone[np.maximum(record, 0)]
+        # Without a zone a moment counts as UTC; beside one of another zone nobody knows how far apart the two are.
+        apart = known & ~wrong & ((zone == _OTHER) & (of_start == _NONE) | (zone == _NONE) & (of_start == _OTHER))
+        _count(values, "time: one of time and start has a zone, the other has none", apart, asset, samples)
+        minutes[apart] = np.nan
+        mixed = known & ~wrong & ~apart & ((zone == _NONE) != (of_start == _NONE))
+        _count(
+            notes,
+            "time: one of time and start is in UTC, the other without a zone: taken as UTC",
+            mixed,
+            asset,
+            samples,
+        )
+    else:
+        numbers, _ = to_numbers(samples[asset.time])
+        minutes, wrong = numbers * _MINUTES[asset.time_unit], np.isnan(numbers)
+    _count(values, "time: missing or not a time", wrong & known, asset, samples)
+    return minutes, startless
 
 
 def _bins(
     samples: pd.DataFrame,
     asset: TimeseriesAsset,
     series: Series,
-    rows: LabelRows,
+    minutes: NDArray[np.float64],
     record: NDArray[np.int64],
     values: SetAside,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Bin of each sample, and whether it lies in the study's window."""
-    if asset.time_unit == "timestamp":
-        start = _moments(rows.frame[str(asset.start)])
-        minutes = (_moments(samples[asset.time]) - start[np.maximum(record, 0)]) / 60.0
-        wrong = np.isnan(minutes)
-    else:
-        numbers, _ = to_numbers(samples[asset.time])
-        minutes, wrong = numbers * _MINUTES[asset.time_unit], np.isnan(numbers)
-    known = record >= 0
-    values.add("time: missing or not a time", int((wrong & known).sum()))
+    timed = ~np.isnan(minutes)
     # Moments such as 3/180 s, rounded to float32, must not fall below the edge of their own bin.
     position = np.floor(np.nan_to_num(minutes, nan=-1.0) / series.step_minutes + _EDGE)
-    inside = (position >= 0) & (position < series.bins) & ~wrong
-    values.add("time: outside the study's window", int((~inside & ~wrong & known).sum()))
+    inside = (position >= 0) & (position < series.bins) & timed
+    _count(values, "time: outside the study's window", ~inside & timed & (record >= 0), asset, samples)
     return np.where(inside, position, 0).astype(np.int64), inside
 
 
-def _moments(column: pd.Series) -> NDArray[np.float64]:
-    """Seconds since 1970 of ISO 8601 moments (without a zone taken as UTC); NaN where it is none."""
+def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    """Seconds since 1970 of ISO 8601 moments, NaN where it is none; and the zone each says: none, UTC, another."""
     moments = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
     since = (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
-    return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+    zone = column.astype("string").str.extract(_ZONE, expand=False)
+    utc = zone.isin(["Z", "z"]) | zone.str.fullmatch(r"[+-]00(?::?00)?").fillna(False)
+    kind = np.where(zone.isna(), _NONE, np.where(utc.to_numpy(dtype=bool), _UTC, _OTHER)).astype(np.int8)
+    return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64), kind
+
+
+def _note_absent(samples: pd.DataFrame, asset: TimeseriesAsset, series: Series, notes: SetAside) -> None:
+    """Counts the study's variables that no row of a long table names, with the name that was perhaps meant."""
+    if asset.layout == "wide":
+        return
+    present = samples[asset.variable].dropna().unique().tolist()
+    for name in plain(pd.Series([asset.here(variable.name) for variable in series.variables])):
+        if name not in present:
+            close = [word for word in present if alike(word) == alike(name)]
+            notes.add(f"no row has the variable {name!r}", 1, f"did you mean {close[0]!r}?" if close else "")
 
 
 def _samples_of(
@@ -187,9 +277,9 @@ def _samples_of(
         for variable in series.variables:
             yield variable, rows
         return
-    names = pd.Index([asset.here(variable.name) for variable in series.variables])
+    names = pd.Index(plain(pd.Series([asset.here(variable.name) for variable in series.variables])).astype(object))
     code = names.get_indexer(pd.Index(samples[asset.variable].iloc[rows].astype(object)))
     order = np.argsort(code, kind="stable")
     edges = np.searchsorted(code[order], np.arange(len(names) + 1))
-    for place, variable in enumerate(series.variables):
-        yield variable, rows[order[edges[place] : edges[place + 1]]]
+    for slot, variable in enumerate(series.variables):
+        yield variable, rows[order[edges[slot] : edges[slot + 1]]]
