@@ -71,15 +71,13 @@ def verify(
         _print_json(_verdict_json(verdict, None))
     else:
         _show(verdict)
-    if verdict.unchecked and not partial:
-        raise _missing(verdict.unchecked)
+    _demand_whole(verdict.open, verdict.compared, partial)
 
 
-def _missing(sites: tuple[str, ...]) -> ConfigurationError:
-    return ConfigurationError(
-        f"not everything could be verified: the ledgers of {', '.join(sites)} are missing. Ask these hospitals for "
-        "them, or leave that open with --partial"
-    )
+def _demand_whole(open_: tuple[str, ...], compared: bool, partial: bool) -> None:
+    """Raises ConfigurationError for what stays open; with ``partial`` ledgers may be missing, and nothing else."""
+    if open_ and not (compared and partial):
+        raise ConfigurationError("not everything could be verified: " + "; and ".join(open_))
 
 
 def _show(verdict: Verdict) -> None:
@@ -91,20 +89,25 @@ def _show(verdict: Verdict) -> None:
         ["site", "entries", "of these behind a head that others hold"],
         [(site, everything, behind) for site, (behind, everything) in sorted(verdict.witnessed.items())],
     )
-    if not verdict.unchecked:
+    if not verdict.open:
         console.console.print(f"[bold green]VERIFIED[/]: study {verdict.study}, {verdict.rounds} rounds")
         return
+    without = [] if verdict.compared else ["the coordinator's fingerprint compared with anything"]
+    if verdict.unchecked:
+        without.append(f"the ledgers of {', '.join(verdict.unchecked)}")
     console.console.print(
-        f"[bold yellow]VERIFIED IN PART[/]: study {verdict.study}, {verdict.rounds} rounds, without the ledgers of "
-        + ", ".join(verdict.unchecked)
+        f"[bold yellow]VERIFIED IN PART[/]: study {verdict.study}, {verdict.rounds} rounds, without "
+        + " and ".join(without)
     )
 
 
 def _verdict_json(verdict: Verdict, failure: VerificationFailed | None) -> dict[str, Any]:
-    """``verified``: every step holds and no participant's ledger was missing."""
+    """``verified``: every step holds and nothing stays open; ``open`` says what does."""
     return {
-        "verified": failure is None and not verdict.unchecked,
+        "verified": failure is None and not verdict.open,
+        "open": list(verdict.open),
         "coordinator": verdict.coordinator,
+        "compared": verdict.compared,
         "study": verdict.study,
         "rounds": verdict.rounds,
         "steps": [{"step": step.number, "name": step.name, "says": step.says} for step in verdict.steps],
@@ -150,8 +153,7 @@ def report(
     if made.failure is not None:
         failed = made.failure
         raise VerificationFailed(failed.step, folder / failed.file, failed.line, failed.why)
-    if made.unchecked and not partial:
-        raise _missing(made.unchecked)
+    _demand_whole(made.open, made.compared, partial)
 
 
 @app.command()

@@ -87,6 +87,7 @@ class Report:
     Attributes:
         coordinator: fingerprint of the key in the evidence; empty when there is none to be read.
         compared: whether that is the one that the auditor was told.
+        open: what stays open where every step holds.
         study: None when the roster or the contract does not verify; then there is nothing below either.
         rounds: recorded rounds whose records are authentic.
         sums: secure sums that these records tell of.
@@ -98,6 +99,7 @@ class Report:
     """
 
     state: State
+    open: tuple[str, ...]
     coordinator: str
     compared: bool
     steps: tuple[Step, ...]
@@ -156,9 +158,10 @@ def make_report(
         except VerificationFailed as error:
             left_out[_name(folder, file)] = error.why
     return Report(
-        state="does not verify" if failure else "verified in part" if work.verdict.unchecked else "verified",
+        state="does not verify" if failure else "verified in part" if work.verdict.open else "verified",
+        open=work.verdict.open,
         coordinator=work.verdict.coordinator,
-        compared=fingerprint is not None and hasattr(work, "roster"),  # another key fails before the roster is read
+        compared=work.verdict.compared,
         steps=tuple(_steps(work, failure)),
         failure=_failure(folder, failure),
         unchecked=work.verdict.unchecked,

@@ -98,6 +98,7 @@ class Verdict:
     """What was verified.
 
     Attributes:
+        compared: whether the coordinator's key is the one whose fingerprint the auditor was told.
         steps: those that hold, in order.
         unchecked: participants whose ledgers are not there.
         notes: what an auditor should know although it breaks no rule.
@@ -106,11 +107,29 @@ class Verdict:
 
     study: str = ""
     coordinator: str = ""
+    compared: bool = False
     rounds: int = 0
     steps: list[Passed] = field(default_factory=list)
     unchecked: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     witnessed: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Sentences on what stays open where every step holds; while there is one, nothing is verified whole."""
+        found = []
+        if not self.compared:
+            found.append(
+                "the coordinator's fingerprint was compared with nothing, and whoever made up a whole federation could "
+                "have signed all of this: ask the coordinator and a hospital for it by telephone, and give it with "
+                "--coordinator"
+            )
+        if self.unchecked:
+            found.append(
+                f"the ledgers of {', '.join(self.unchecked)} are missing: ask these hospitals for them, or leave that "
+                "open with --partial"
+            )
+        return tuple(found)
 
 
 OnStep = Callable[[Passed], None]
@@ -193,15 +212,11 @@ class Verification:
         self.coordinator = read_coordinator(self.folder)
         shown = self.coordinator.fingerprint
         self.verdict.coordinator = shown
-        if self._fingerprint is None:
-            self.verdict.notes.append(
-                "the coordinator's fingerprint was compared with nothing: ask the coordinator, or a hospital, for it "
-                "by telephone, and give it with --coordinator"
-            )
-        elif _digits(self._fingerprint) != _digits(shown):
-            raise VerificationFailed(
-                1, self.folder / COORDINATOR, None, f"it is the key of another coordinator, with fingerprint {shown}"
-            )
+        if self._fingerprint is not None:
+            if _digits(self._fingerprint) != _digits(shown):
+                why = f"it is the key of another coordinator, with fingerprint {shown}"
+                raise VerificationFailed(1, self.folder / COORDINATOR, None, why)
+            self.verdict.compared = True
         self.roster = read_roster(self.folder, self.coordinator)
         file = self.folder / CONTRACT
         with checking(1, file):

@@ -44,7 +44,7 @@ def test_a_coordinator_who_signs_everything_anew_is_found_by_the_fingerprint_alo
     forged.reseal(evidence.root / "roster.json", rosters.DOMAIN)
     forged.reseal(evidence.root / "card.json", CARD_DOMAIN)
     forged.resign()  # and every hospital is in it: nobody else could sign the records
-    assert "compared with nothing" in forged.verified().notes[0]
+    assert "compared with nothing" in forged.verified().open[0]
     with pytest.raises(VerificationFailed) as caught:
         forged.verified(expected)
     assert (caught.value.step, caught.value.file.name) == (1, "coordinator.json")

@@ -81,11 +81,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_program_says_what_failed_where_and_ends_with_six(
     evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "verify", evidence.root, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["verified"] is True
+    coordinator = ("--coordinator", evidence.coordinator.public.fingerprint)
+    assert run(monkeypatch, "verify", evidence.root, *coordinator, "--json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert (whole["verified"], whole["compared"], whole["open"]) == (True, True, [])
     lines = evidence.ledger("south").read_bytes().splitlines(keepends=True)
     evidence.ledger("south").write_bytes(b"".join(lines[:4]))
-    assert run(monkeypatch, "verify", evidence.root, "--json") == 6
+    assert run(monkeypatch, "verify", evidence.root, *coordinator, "--json") == 6
     told = json.loads(capsys.readouterr().out)
     assert told["verified"] is False and len(told["steps"]) == 5
     assert (told["failed"]["step"], Path(told["failed"]["file"]).name, told["failed"]["line"]) == (6, "south.jsonl", 4)
@@ -98,12 +100,39 @@ def test_a_missing_ledger_is_named_and_passes_only_when_that_was_asked_for(
     evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evidence.ledger("west").unlink()
-    assert run(monkeypatch, "verify", evidence.root) == 2
+    coordinator = ("--coordinator", evidence.coordinator.public.fingerprint)
+    assert run(monkeypatch, "verify", evidence.root, *coordinator) == 2
     shown = capsys.readouterr()
-    assert "VERIFIED IN PART" in shown.out and "west" in shown.err
-    assert run(monkeypatch, "verify", evidence.root, "--partial", "--json") == 0
+    assert "VERIFIED IN PART" in shown.out and "west" in shown.err and "--coordinator" not in shown.err
+    assert run(monkeypatch, "verify", evidence.root, *coordinator, "--partial", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["verified"], told["unchecked"]) == (False, ["west"])
+    assert (told["verified"], told["unchecked"]) == (False, ["west"]) and "west are missing" in told["open"][0]
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+@pytest.mark.parametrize("options", [(), ("--partial",), ("--json",), ("--json", "--partial")], ids=str)
+def test_under_a_key_that_was_compared_with_nothing_no_evidence_is_verified(
+    evidence: Evidence,
+    command: str,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever made up a whole federation signed everything in it."""
+    page = tmp_path / "page.html"
+    more = ("--output", page) if command == "report" else ()
+    assert run(monkeypatch, command, evidence.root, *options, *more) == 2
+    shown = capsys.readouterr()
+    assert "give it with --coordinator" in " ".join(shown.err.split())
+    if "--json" in options:
+        told = json.loads(shown.out)
+        assert not told.get("verified") and told.get("state") in (None, "verified in part")
+        assert "compared with nothing" in told["open"][0]
+    else:
+        assert "VERIFIED IN PART" in shown.out
+    if command == "report":
+        assert b"VERIFIED IN PART" in page.read_bytes() and b"\xe2\x9c\x93 VERIFIED" not in page.read_bytes()
 
 
 def test_a_folder_without_evidence_is_no_defect(

@@ -186,7 +186,7 @@ def test_under_another_coordinators_key_nothing_is_shown(evidence: Evidence) -> 
 
 
 def test_without_privacy_there_is_no_number(without_privacy: Evidence) -> None:
-    made = make_report(without_privacy.root)
+    made = make_report(without_privacy.root, without_privacy.coordinator.public.fingerprint)
     text = Parsed(render(made)).text
     assert made.state == "verified" and "This study runs without differential privacy" in text
     assert "north 3 of 3 no guarantee no guarantee icu no guarantee no limit no limit" in text
@@ -228,7 +228,7 @@ def test_the_page_tells_which_sums_did_not_go_smoothly(busy_report: Report, busy
 
 
 def test_what_left_again_under_other_masks_is_told_and_needs_no_charge(repeated: Evidence) -> None:
-    made = make_report(repeated.root)
+    made = make_report(repeated.root, repeated.coordinator.public.fingerprint)
     assert made.state == "verified" and paid(made, "west")["model updates, masked"] == "charged"
     assert "3 charges for training; 3 times the same left again" in Parsed(render(made)).text
 
@@ -307,16 +307,16 @@ def test_the_page_is_written_whatever_the_verdict_and_the_exit_status_is_verifys
     evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    fingerprint = evidence.coordinator.public.fingerprint
-    assert run(monkeypatch, "report", evidence.root, "--coordinator", fingerprint, "--output", page) == 0
+    coordinator = ("--coordinator", evidence.coordinator.public.fingerprint)
+    assert run(monkeypatch, "report", evidence.root, *coordinator, "--output", page) == 0
     assert "✓ VERIFIED" in Parsed(page.read_bytes()).text and "VERIFIED" in capsys.readouterr().out
     evidence.ledger("west").unlink()
-    assert run(monkeypatch, "report", evidence.root, "--output", page) == 2
+    assert run(monkeypatch, "report", evidence.root, *coordinator, "--output", page) == 2
     assert "VERIFIED IN PART" in Parsed(page.read_bytes()).text and "west" in capsys.readouterr().err
-    assert run(monkeypatch, "report", evidence.root, "--output", page, "--partial", "--json") == 0
+    assert run(monkeypatch, "report", evidence.root, *coordinator, "--output", page, "--partial", "--json") == 0
     assert json.loads(capsys.readouterr().out)["unchecked"] == ["west"]
     evidence.record(2).write_bytes(b"{}")
-    assert run(monkeypatch, "report", evidence.root, "--output", page) == 6
+    assert run(monkeypatch, "report", evidence.root, *coordinator, "--output", page) == 6
     assert "DOES NOT VERIFY" in Parsed(page.read_bytes()).text
     assert "0002.json" in "".join(capsys.readouterr().err.split())
 
