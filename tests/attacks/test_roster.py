@@ -14,7 +14,7 @@ from tests.unit.conftest import CONTRACT
 from consilium_client.policy import SitePolicy, check_corrupt, check_sites
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import PeerError, PolicyRefusal
-from consilium_shared.secagg.terms import corrupt, holds_against, least_sites, threshold, tolerated
+from consilium_shared.secagg.terms import Terms, corrupt, holds_against, least_sites, threshold, tolerated
 from consilium_shared.study import Aggregation, Study
 
 
@@ -99,6 +99,43 @@ def test_an_attempt_is_dead_when_the_rest_and_all_liars_of_the_roster_are_too_fe
             can_sign = size - promised + min(liars, promised)
             assert not terms.dead(given) or can_sign < terms.threshold
         assert terms.enough_to_abandon <= terms.threshold, "enough to open it are enough to give it up"
+
+
+@pytest.mark.parametrize("roster", range(2, 15))
+def test_a_contract_that_a_policy_accepts_lets_false_promises_of_its_liars_end_no_attempt(roster: int) -> None:
+    """Whatever the contract says: liars who promise to sign nothing and sign are never enough with those who may."""
+    accepted = 0
+    for least, told, liars in itertools.product(range(2, roster + 1), (None, "third", 0, 1, 2, 3), range(roster - 1)):
+        study = rules().model_copy(update={"min_sites": least, "corrupt_sites": told})
+        if not holds_against(study, roster, liars):
+            continue
+        for size in range(least_sites(study, roster), roster + 1):
+            terms = Terms.model_construct(
+                adverts=dict.fromkeys(range(size)),
+                threat_model="malicious-server",
+                corrupt=tolerated(study, roster),
+            )
+            for promised in range(terms.enough_to_abandon, size + 1):
+                assert size - promised + min(liars, promised) < terms.threshold, (least, told, liars, size)
+                accepted += 1
+    assert accepted
+
+
+def test_where_one_of_a_smaller_cohort_lies_about_giving_up_a_fourth_is_shown_and_so_no_policy_takes_it() -> None:
+    """All of three sign, and the one who lies promises for the next attempt that it has not: the fourth comes then."""
+    federation = Federation(4, minimum=3, handshake=False)
+    liar, *honest = first = federation.names[:3]
+    one = federation.sum(cohort=first)
+    opened, told = one.opened(), dict.fromkeys(honest, (1,))
+    again = federation.sum(slot=federation.slot(attempt=2), signed=told)
+    again.vectors = {**again.vectors, **one.vectors}
+    assert one.terms.dead({liar: again.adverts[liar]})
+    left = again.opened()["update"] - opened["update"]
+    assert np.array_equal(left, again.vectors[federation.names[3]]["update"])
+    for rule in ({"schema_version": 1}, {"aggregation": {"min_sites": 3, "corrupt_sites": 0}}):
+        study = Study.model_validate({**CONTRACT, "aggregation": {"min_sites": 3}, **rule})
+        with pytest.raises(PolicyRefusal, match="does not hold against 1 of its 4 sites"):
+            check_corrupt(SitePolicy(budgets={}), study, 4)
 
 
 def test_a_contract_says_openly_against_how_many_it_holds_and_a_policy_what_it_asks_for() -> None:

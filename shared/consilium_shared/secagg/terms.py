@@ -201,7 +201,7 @@ class Terms(Strict):
         fewer than the threshold t nobody learns the sum.
         """
         sites = len(self.adverts)
-        return sites + max(corrupt(sites, self.threat_model), self.corrupt or 0) - self.threshold + 1
+        return sites + _liars(sites, self.threat_model, self.corrupt) - self.threshold + 1
 
 
 def threshold(sites: int, threat_model: ThreatModel, liars: int | None = None) -> int:
@@ -242,11 +242,21 @@ def least_sites(rules: Aggregation, roster: int) -> int:
 
 
 def holds_against(rules: Aggregation, roster: int, liars: int) -> bool:
-    """Whether no cohort under the contract can be split or emptied by so many liars of the roster."""
+    """Whether no cohort under the contract can be split or emptied by so many liars of the roster.
+
+    Nor may their false promises make an attempt look dead that can be opened (``Terms.enough_to_abandon``).
+    """
     told, least = tolerated(rules, roster), least_sites(rules, roster)
     cohorts = range(least, roster + 1)
     needed = {sites: threshold(sites, rules.threat_model, told) for sites in cohorts}
-    return least >= liars + 2 and all(2 * needed[sites] > sites + liars for sites in cohorts)
+    reckoned = min((_liars(sites, rules.threat_model, told) for sites in cohorts), default=liars)
+    split = any(2 * needed[sites] <= sites + liars for sites in cohorts)
+    return least >= liars + 2 and reckoned >= liars and not split
+
+
+def _liars(sites: int, threat_model: ThreatModel, told: int | None) -> int:
+    """With how many liars among so many sites the rules for giving up an attempt reckon."""
+    return max(corrupt(sites, threat_model), told or 0)
 
 
 def _advertised(slot: Slot, site: str, key: str, signed: tuple[int, ...], counts: bool) -> bytes:
