@@ -36,7 +36,7 @@ class Leftovers:
         self._ledger, self._sums, self._results, self._answers = ledger, sums, results, answers
         self._attempts, self._clipping_norms = attempts, clipping_norms
         self.working = threading.Lock()
-        self._gone: set[str] = set()
+        self._gone: dict[str, Reject] = {}
 
     def forget_rejected(self) -> None:
         """Delete what rejected studies have left; while a request is answered, that does it when it has ended."""
@@ -45,10 +45,12 @@ class Leftovers:
         try:
             with self._ledger.exclusive():
                 decided = dict(self._ledger.books.decisions)
-            rejected = {study for study, decision in decided.items() if isinstance(decision, Reject)}
-            for study in rejected - self._gone:
+            rejected = {study: decision for study, decision in decided.items() if isinstance(decision, Reject)}
+            for study, decision in rejected.items():
+                if self._gone.get(study) is decision:
+                    continue
+                self._results.forget(study)  # first: without it nothing is masked again, whatever else stays
                 self._sums.forget_secrets(study)
-                self._results.forget(study)
                 self._answers.forget(study)
                 self._attempts.end(study, "training")
                 self._attempts.end(study, "evaluation")

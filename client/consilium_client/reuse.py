@@ -6,6 +6,7 @@ One result is never in two sums that are both opened: their difference would sho
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from consilium_client.desk import Desk
 from consilium_client.results import About, Result
@@ -106,6 +107,8 @@ class Reuse:
         if state.result is not None:
             raise PolicyRefusal("sum", "what these keys mask is gone")
         seen, here = self.desk.sums.session(study.digest).seen, _where(request)
+        if isinstance(plan, NonPrivatePlan) and not seen and self._left_before(study, "update", "counts"):
+            raise PolicyRefusal("sum", _LOST.format("models were worked on"))
         known = all(seen.get(what) in (None, here) for what in _what(study, request))
         if known and not (isinstance(plan, NonPrivatePlan) and self.left(request)):
             return
@@ -122,12 +125,26 @@ class Reuse:
         if known not in (None, frozen):
             raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
 
-    def check_cohort(self, study: Study, terms: Terms) -> None:
-        """Raises PolicyRefusal where every round is to be of the same sites, and the cohort lacks one of them."""
-        known = self.desk.sums.session(study.digest).together.get("updates", ())
+    def check_cohort(self, study: Study, terms: Terms, *, counted: bool) -> None:
+        """Whether a sum with this cohort could be of the same sites as those before, where every one is to be.
+
+        Args:
+            counted: whether those of the cohort that offer counts add them.
+
+        Raises:
+            PolicyRefusal: it could not, or what was signed before is lost.
+        """
+        if not study.aggregation.same_sites:
+            return
+        together, updates = self.desk.sums.session(study.digest).together, terms.slot.purpose == "training"
+        if not together and self._left_before(study, "signed"):
+            raise PolicyRefusal("sum", _LOST.format("sites were added up"))
+        known = together.get("updates" if updates else "counts", ())
         missing = [site for site in known if site not in terms.cohort]
-        if study.aggregation.same_sites and missing and terms.slot.purpose == "training":
+        if missing:
             raise _other_sites(f"{', '.join(missing)} would be missing")
+        if updates and known and counted:
+            _same_counts(together, terms, known)
 
     def check_together(self, study: Study, terms: Terms, survivors: tuple[str, ...], *, counted: bool) -> Session:
         """The session as it is once these survivors have been signed.
@@ -143,13 +160,11 @@ class Reuse:
             return session
         if terms.slot.purpose == "training":
             parts["updates"] = survivors
-        counting = tuple(site for site in survivors if terms.adverts[site].counts)
-        if counted and counting:
+            before = session.together.get("updates", survivors)
+            if before != survivors:
+                raise _other_sites(f"the updates of an earlier sum were of {', '.join(before)}")
+        if counted and (counting := _same_counts(session.together, terms, survivors)):
             parts["counts"] = counting
-        for what, sites in parts.items():
-            before = session.together.get(what, sites)
-            if before != sites:
-                raise _other_sites(f"the {what} of an earlier sum were of {', '.join(before)}")
         return session.model_copy(update={"together": {**session.together, **parts}})
 
     def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
@@ -168,6 +183,11 @@ class Reuse:
             if isinstance(body, Charge) and (body.study, body.round, body.purpose) == (*about, request.purpose):
                 return False
         return False
+
+    def _left_before(self, study: Study, *kinds: str) -> bool:
+        """Whether an answer of these kinds left for the study, in any round."""
+        bodies = [entry.body for entry in self.desk.ledger.entries if isinstance(entry.body, Release)]
+        return any(body.study == study.digest and body.message in kinds for body in bodies)
 
     def signed_attempts(self, slot: Slot) -> set[int]:
         """Attempts at a round in which this site's signature over survivors left, by the ledger."""
@@ -209,8 +229,20 @@ class Reuse:
                 )
 
 
+_LOST = "this site has lost what it kept of the study (sums/…/session.json), and cannot tell any more which {}"
+
+
 def _other_sites(why: str) -> PolicyRefusal:
     return PolicyRefusal("sum", f"every round of this study is of the same sites (aggregation.same_sites): {why}")
+
+
+def _same_counts(together: Mapping[str, tuple[str, ...]], terms: Terms, survivors: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the survivors whose counts are in the sum; raises PolicyRefusal where an earlier one's were others."""
+    counting = tuple(site for site in survivors if terms.adverts[site].counts)
+    before = together.get("counts", counting)
+    if counting and before != counting:
+        raise _other_sites(f"the counts of an earlier sum were of {', '.join(before)}, now of {', '.join(counting)}")
+    return counting
 
 
 def _paid_for(about: About) -> list[tuple[int, Purpose]]:

@@ -91,7 +91,10 @@ class SumStore:
         except FileNotFoundError:
             return None
         except (PeerError, ValidationError) as error:
-            raise IntegrityError(f"{file} is damaged; delete it, and the site makes new keys for the study") from error
+            raise IntegrityError(
+                f"{file} is damaged; delete it, and the site makes new keys for the study (without privacy, or where "
+                "every round is of the same sites, it takes no further part: it cannot tell any more what left)"
+            ) from error
 
     def put_session(self, study: str, session: Session) -> None:
         """Keep the secrets of a study durably."""

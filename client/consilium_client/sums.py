@@ -138,7 +138,7 @@ class Sums:
         part, terms = self._part(proposal), _terms(proposal, request)
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
-        self.reuse.check_cohort(study, terms)
+        self.reuse.check_cohort(study, terms, counted=terms.adds_counts(part.minimum))
         kept, counts = self.reuse.kept(study, request, terms), part.adds_counts(state, terms)
         self.reuse.check_counts(request, kept, offered=counts)
         if kept is None:
@@ -171,12 +171,20 @@ class Sums:
         if kept is None or kept.round != request.round or state is None or state.terms is None:
             return {}  # the sum was opened: the entry is there
         rides = request.purpose == "training" and kept.counts > 0 and kept.counted
-        rides = rides and self._part(proposal).adds_counts(state, state.terms)
+        if state.counted is None:  # an older release's
+            rides = rides and self._part(proposal).adds_counts(state, state.terms)
+        else:
+            rides = rides and state.counted
         again = kept.attempt != request.attempt and self.reuse.left(request)
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
-        """Sign a set of survivors, once in an attempt, and only after this site's own answer has left by the ledger."""
+        """Sign a set of survivors, once in an attempt, and only after this site's own answer has left by the ledger.
+
+        A policy that has come to ask for more sites than the study adds up signs nothing: with that number in place of
+        the study's it would not see whose counts were added.
+        """
+        check_sites(self.desk.config.policy, proposal.study, len(proposal.identities))
         state, part = self._state(request), self._part(proposal)
         if not self.reuse.left(request):
             raise PolicyRefusal("sum", "what this site made has not left yet")

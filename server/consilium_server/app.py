@@ -27,7 +27,7 @@ from consilium_server.federation import Home
 from consilium_server.figures import Figures, length, noised_weight
 from consilium_server.optimizer import ServerOptimizer
 from consilium_server.recruitment import Recruitment
-from consilium_server.summation import Asked, Contribution, Summation
+from consilium_server.summation import Asked, Contribution, Summation, counted
 from consilium_server.superlink_control import node_names
 from consilium_server.up import settings
 from consilium_shared import logs, messages
@@ -211,8 +211,13 @@ class StudyRun:
             keys: dict[str, Any] = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
             return Evaluate(**self.talk.common, **keys, round=number, payload=Payload.of(model))
 
+        together = None
+        if self.study.aggregation.same_sites:  # those whose counts were added up before, and no others
+            least = least_sites(self.study.aggregation, len(self.talk.roster.members))
+            records = [*self.folder.records(self.talk.coordinator), point.record]
+            together = counted(self.study, records, least) or None
         try:
-            asked = Asked("evaluation", number, model, request, lambda _: None, EVALUATION_ATTEMPTS)
+            asked = Asked("evaluation", number, model, request, lambda _: None, EVALUATION_ATTEMPTS, together)
             summed = self.sums.run(asked, frozenset(point.record["participants"]))
         except NotOpened as error:
             log.warning("the last model is not evaluated: %s", error)

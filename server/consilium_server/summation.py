@@ -11,7 +11,7 @@ An attempt that too few answer is abandoned unopened, and made again with fresh 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites, tolerated
-from consilium_shared.summand import Opened, read, segments
+from consilium_shared.study import Study
+from consilium_shared.summand import Opened, counts_with, read, segments
 
 log = logging.getLogger("consilium.study")
 
@@ -154,6 +155,9 @@ class Summation:
         collected, answers = self._collect(asked, under_way, total)
         if under_way.survivors is not None and total.missing():
             why = f"after a restart {', '.join(total.missing())} did not give again what went into the sum"
+            raise Abandoned(why, collected.answered)
+        if asked.together is not None and total.missing():
+            why = f"every sum is of the same sites, and {', '.join(total.missing())} gave nothing"
             raise Abandoned(why, collected.answered)
         try:
             survivors = total.close(self._least)
@@ -273,6 +277,21 @@ class Summation:
                 f"{question.minimum} are needed",
                 question.answered,
             )
+
+
+def counted(study: Study, records: Iterable[Mapping[str, Any]], least: int) -> frozenset[str]:
+    """The sites whose counts were first in a sum of updates, by the records; none where no sum had any.
+
+    Args:
+        least: fewest whose counts are added up (``least_sites``).
+    """
+    for record in records:
+        adverts = record["opened"]["adverts"]
+        if counts_with(study, record["round"]) and sum(advert["counts"] for advert in adverts.values()) >= least:
+            found = frozenset(site for site in record["participants"] if adverts[site]["counts"])
+            if found:
+                return found
+    return frozenset()
 
 
 def _about(slot: Slot) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.test_sums import CURIOUS, Crash, other, reason
 
 from consilium_client.results import Results
+from consilium_client.sum_store import SumStore
 from consilium_client.sums import Sums
 from consilium_shared.messages import Update
 from consilium_shared.study import Study
@@ -67,6 +68,42 @@ def test_what_a_crash_left_of_a_rejection_goes_at_the_next_start(worked: Any, mo
         with pytest.raises(Crash):
             withdraw(worked)
     worked.restart()
+    assert left(worked) == ["sums/STUDY/worked.json"]
+
+
+def test_what_could_be_masked_again_goes_before_the_proof_of_where_it_was(
+    worked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails in between leaves no result whose attempts nobody knows any more."""
+
+    def fail(*_: Any) -> None:
+        raise OSError
+
+    with monkeypatch.context() as failing:
+        failing.setattr(SumStore, "forget_secrets", fail)
+        with pytest.raises(OSError):
+            withdraw(worked)
+    assert "results/STUDY.training" not in left(worked) and "sums/STUDY/training.1.1" in left(worked)
+
+
+def test_a_study_that_is_approved_and_rejected_again_within_one_request_leaves_nothing_either(
+    worked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(worked)
+    approve_again(worked)
+    c, contribute = worked.coordinator, Sums.contribute
+
+    def meanwhile(*arguments: Any) -> Any:
+        made = contribute(*arguments)
+        withdraw(worked)
+        assert "results/STUDY.training" in left(worked)
+        return made
+
+    worked.desk.leftovers.forget_rejected = lambda: None  # as where the keys were asked for before
+    asked = c.train(1, attempt=2)
+    del worked.desk.leftovers.forget_rejected
+    monkeypatch.setattr(Sums, "contribute", meanwhile)
+    worked.ask(asked, c.model)
     assert left(worked) == ["sums/STUDY/worked.json"]
 
 

@@ -20,10 +20,10 @@ from consilium_server.asking import Aside
 from consilium_server.convening import NotOpened
 from consilium_server.open_sum import OpenSumFile
 from consilium_server.rounds import Question
-from consilium_server.summation import Asked, Summation, Summed
+from consilium_server.summation import Asked, Summation, Summed, counted
 from consilium_shared import messages
 from consilium_shared.errors import PeerError, PolicyRefusal
-from consilium_shared.messages import Payload, Refusal, Train
+from consilium_shared.messages import Evaluate, Payload, Refusal, Train
 from consilium_shared.models.vector import width
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import SitePart
@@ -173,6 +173,20 @@ class Federation:
         asked = Asked("training", number, self.model, request, lambda _: None, attempts, together)
         return self.sums.run(asked, frozenset(SITES))
 
+    def evaluate(self, number: int, together: frozenset[str] | None = None) -> Summed:
+        def request(attempt: int, adverts: Any, encapsulated: Any) -> Evaluate:
+            keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
+            return Evaluate(**self.asking.talk.common, **keys, round=number, payload=Payload.of(self.model))
+
+        asked = Asked("evaluation", number, self.model, request, lambda _: None, 2, together)
+        return self.sums.run(asked, frozenset(SITES))
+
+    def lets_counts_leave(self, site: str, allowed: bool) -> None:
+        """The site's policy is another from now on."""
+        config = self.desks[site].config
+        policy = config.policy.model_copy(update={"allow_evaluation_counts": allowed})
+        self.desks[site].config = config.model_copy(update={"policy": policy})
+
     def charges(self) -> dict[str, int]:
         study = self.coordinator.study.digest
         return {site: desk.spending.attempts(study, 1) for site, desk in self.desks.items()}
@@ -267,6 +281,43 @@ def test_where_every_round_is_of_the_same_sites_a_round_waits_for_whoever_is_awa
             together.train(2, together=first)
     together.restart()
     assert set(together.train(2, together=first).answers) == first
+
+
+def test_where_every_sum_is_of_the_same_sites_the_last_models_counts_are_asked_of_those_who_gave_some_before(
+    federation: Callable[..., Federation],
+) -> None:
+    """One of three lets counts leave before the last sum only: with it in that sum no site would sign."""
+    together = federation(threat_model="honest-but-curious", same_sites=True, silent=("clinic-c",))
+    study, records, first = together.coordinator.study, [], None
+    for number in (1, 2, 3):
+        together.lets_counts_leave("clinic-c", number == 3)
+        summed = together.train(number, together=first)
+        first = frozenset(summed.answers)
+        records.append({"round": number, "participants": list(summed.answers), "opened": summed.record})
+    offering = counted(study, records, 2)
+    assert offering == {"hospital-a", "hospital-b"} and counted(study, records, 3) == counted(study, [], 2) == set()
+    assert counted(study, records[:1], 2) == set(), "no counts ride on the first round"
+    opened = together.evaluate(3, offering)
+    assert set(opened.answers) == offering and opened.opened.counted == 2
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_where_every_sum_is_of_the_same_sites_whoever_lets_no_more_counts_leave_ends_it_soon_and_charges_no_more(
+    federation: Callable[..., Federation], gone: bool
+) -> None:
+    together = federation(threat_model="honest-but-curious", same_sites=True)
+    first = frozenset(together.train(1).answers)
+    together.train(2, together=first)
+    if not gone:
+        assert together.train(3, together=first).opened.counted == 3
+        return
+    together.lets_counts_leave("hospital-b", False)
+    with pytest.raises(NotOpened, match="given up after attempt 3"):
+        together.train(3, together=first)
+    study = together.coordinator.study.digest
+    assert [desk.spending.attempts(study, 3) for desk in together.desks.values()] == [1, 1, 0]
+    refusals = [entry.body.detail for entry in together.desks["hospital-a"].ledger.entries if entry.kind == "refuse"]
+    assert any("counts of an earlier sum were of clinic-c, hospital-a, hospital-b" in each for each in refusals)
 
 
 def test_with_all_who_offer_counts_in_it_the_sum_has_theirs(federation: Callable[..., Federation]) -> None:

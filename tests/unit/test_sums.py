@@ -16,6 +16,7 @@ from consilium_client.reuse import Reuse
 from consilium_client.training import trainer
 from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes
+from consilium_shared.errors import IntegrityError
 from consilium_shared.identity import Identity
 from consilium_shared.messages import (
     Advertise,
@@ -211,6 +212,17 @@ def test_a_policy_that_became_stricter_holds_for_the_next_sum(approved: Any) -> 
     refusal = approved.ask(asked, c.model)
     assert reason(refusal) in ("sum", "policy")
     assert approved.charges() == 0
+
+
+def test_a_policy_that_became_stricter_after_the_masking_signs_nothing_that_it_would_have_refused(three: Any) -> None:
+    """Counts of two are under the masks; with a least of three it would take the sum for one without any."""
+    c = three.coordinator
+    total = c.sum(c.train(2), three.requests.handle(c.train(2), c.model))
+    file = c.site.config_file
+    file.write_text(file.read_text().replace("minimum_patients: 20", "minimum_patients: 20\n  minimum_sites: 3"))
+    three.restart()
+    refusal = three.ask(*total.survivors())
+    assert reason(refusal) == "policy" and "adds up 2 sites, this site asks for 3" in refusal.detail
 
 
 def test_the_same_keys_serve_no_second_model(approved: Any) -> None:
@@ -438,6 +450,31 @@ def test_where_every_round_is_of_the_same_sites_another_set_is_neither_worked_fo
     site.desk.reject(proposal, "tester", "we stop")
     site.desk.approve(proposal, "tester")
     assert site.desk.sums.session(c.study.digest).together == known != {}
+
+
+@pytest.mark.parametrize("same_sites", [False, True])
+def test_what_is_lost_of_what_left_is_not_taken_for_nothing(
+    new_coordinator: NewCoordinator, new_site: NewSite, same_sites: bool
+) -> None:
+    """The file with the keys is damaged and deleted, as the program says: the ledger knows that something left."""
+    c = new_coordinator(epsilon="unlimited", policy="allow_without_privacy: true")
+    privacy: dict[str, Any] = {} if same_sites else {"privacy": {"mode": "none"}, "evaluation": {}}
+    rules = {"min_sites": 2, "same_sites": same_sites}
+    c.study = Study.model_validate({**c.study.contract, **privacy, "aggregation": rules})
+    c.model = c.pack(c.study)
+    site = new_site(c)
+    site.approve()
+    c.opened(c.train(), site.requests.handle(c.train(), c.model))
+    file = site.desk.sums.folder / c.study.digest / "session.json"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(IntegrityError, match=r"delete it.*takes no further part"):
+        site.desk.sums.session(c.study.digest)
+    file.unlink()
+    site.restart()
+    model = other(site, 1)
+    refused = site.ask(c.train(2, model), model)
+    assert reason(refused) == "sum" and "has lost what it kept" in refused.detail
+    assert site.charges() == 1
 
 
 # -- counts
