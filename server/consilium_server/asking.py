@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consilium_server.conversation import WEEK_SECONDS, Conversation
+from consilium_server.conversation import WEEK_SECONDS, AskAgain, Conversation
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import ask
 from consilium_server.heads import TwoLedgers
@@ -17,6 +18,8 @@ from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.messages import Refusal
 from consilium_shared.study import seconds
+
+log = logging.getLogger("consilium.study")
 
 RETRY_SECONDS = 1.0
 SHORT = frozenset({"keys", "handshake", "survivors", "opening"})
@@ -128,11 +131,12 @@ class Asking:
                 question.problem(site, "its SuperNode is not registered")
         asked = {site: requests[site] for site in question.open() if site in self.talk.nodes}
         beside = aside.sites() if aside is not None else ()
-        headers = {site: header for site, (header, _) in asked.items()}
+        put = dict(asked)
         if aside is not None:
-            headers |= {site: aside.header for site in beside if site in self.talk.nodes and site not in headers}
+            put |= {site: (aside.header, b"") for site in beside if site in self.talk.nodes and site not in asked}
+        put = {site: self.talk.instead(site) or request for site, request in put.items()}
         left = set(asked)
-        for site, header in headers.items():
+        for site, (header, _) in put.items():
             self.talk.note_asked(site, header)
 
         def abort() -> bool:
@@ -141,7 +145,7 @@ class Asking:
 
         arrivals = ask(
             self.talk.grid,
-            {site: asked.get(site, (header, b"")) for site, header in headers.items()},
+            put,
             self.talk.nodes,
             WEEK_SECONDS,
             spool=self.folder.root,
@@ -152,9 +156,9 @@ class Asking:
         for arrival in arrivals:
             left.discard(arrival.site)
             if arrival.site in asked:
-                self._take(question, number, arrival, headers[arrival.site], accept)
+                self._take(question, number, arrival, put[arrival.site][0], accept)
             elif aside is not None and arrival.problem is None:
-                self._take_aside(aside, arrival)
+                self._take_aside(aside, arrival, put[arrival.site][0])
 
     def _take(self, question: Question, number: int, arrival: Arrival, header: bytes, accept: Accept) -> None:
         site, attendance = arrival.site, self.recruitment.attendance
@@ -163,7 +167,12 @@ class Asking:
                 question.problem(site, arrival.problem)
                 self.folder.event("problem", round=number, site=site, what=arrival.problem)
             return
-        refusal = self._read(arrival, header, accept)
+        try:
+            refusal = self._read(arrival, header, accept)
+        except AskAgain as again:
+            question.problem(site, str(again))
+            log.info("%s: %s", site, again)
+            return
         if refusal is None:
             question.answer(site)
             took = time.monotonic() - question.opened
@@ -185,10 +194,13 @@ class Asking:
         if reason in ("pending", "unknown-study"):
             attendance.undecided(site, lost=reason != "pending")
 
-    def _take_aside(self, aside: Aside, arrival: Arrival) -> None:
+    def _take_aside(self, aside: Aside, arrival: Arrival, header: bytes) -> None:
         site, attendance = arrival.site, self.recruitment.attendance
         self._keep_pace(site)
-        refusal = self._read(arrival, aside.header, aside.accept)
+        try:
+            refusal = self._read(arrival, header, aside.accept)
+        except AskAgain:
+            return  # with the next exchange
         if refusal is None:
             if attendance.come(site):
                 self.folder.event("back", round=aside.number, site=site)
@@ -198,12 +210,14 @@ class Asking:
             self._out(site, aside.number, *refusal)
 
     def _read(self, arrival: Arrival, header: bytes, accept: Accept) -> tuple[str, str] | None:
-        """Take an answer; the reason and the sentence where it is a refusal or cannot be used."""
+        """Take an answer; the reason and the sentence where it is a refusal or cannot be used. Raises AskAgain."""
         try:
             answer = self.talk.decode(arrival, header)
             if isinstance(answer, Refusal):
                 return answer.reason, answer.detail
             accept(answer, arrival)
+        except AskAgain:
+            raise
         except TwoLedgers as error:
             return "ledger", str(error)
         except PeerError as error:

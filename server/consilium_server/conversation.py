@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from consilium_server.exchange import Answer as Arrival
 from consilium_server.exchange import StudyGrid
 from consilium_server.federation import Home
-from consilium_server.heads import Heads
+from consilium_server.heads import Doubt, Heads
 from consilium_server.studies import StudyFolder
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.messages import Closing, Recorded, Refusal, Update
+from consilium_shared.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 """As good as for ever: whether to go on waiting is decided elsewhere."""
@@ -23,6 +24,18 @@ WEEK_SECONDS = 7 * 24 * 3600.0
 
 class Halted(Exception):
     """The study cannot or must not go on; the text says why."""
+
+
+class AskAgain(PeerError):
+    """This answer counts for nothing. The site is asked what ``Conversation.instead`` says, or once more."""
+
+
+class _Probe(NamedTuple):
+    """A question that was never put before, and the one that made it necessary, by digest."""
+
+    header: bytes
+    payload: bytes
+    about: str
 
 
 class Conversation:
@@ -44,6 +57,18 @@ class Conversation:
         }
         self._resumed = False
         self._heads = Heads(home.heads)
+        self._probes: dict[str, _Probe] = {}
+
+    def proposal(self, payload: bytes = b"") -> bytes:
+        """The signed header of the study's proposal; no site reads its payload, which makes it another question."""
+        document = self.folder.roster_document()
+        about: dict[str, Any] = {"contract": self.study.contract, "roster_document": document}
+        return self.encode(Propose(**self.common, **about, payload=Payload.of(payload)))
+
+    def instead(self, site: str) -> tuple[bytes, bytes] | None:
+        """Header and payload of what ``site`` is to be asked before anything else; None where it is in no doubt."""
+        probe = self._probes.get(site)
+        return None if probe is None else (probe.header, probe.payload)
 
     def note_asked(self, site: str, header: bytes) -> None:
         """``site`` is about to be asked this; to be called before every question."""
@@ -58,6 +83,7 @@ class Conversation:
 
         Raises:
             TwoLedgers: it comes from another ledger than the site's answers before.
+            AskAgain: it could, and the site is to be asked something new first; or it was the answer to that.
             PeerError: it is anything else.
         """
         answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
@@ -70,8 +96,23 @@ class Conversation:
             raise PeerError("the payload is not the one that the header describes")
         if unread and isinstance(answer, Refusal):
             return self._explained(answer)  # of all answers the one that stands in no ledger
-        self._heads.check(arrival.site, answer.request, answer.head)
+        self._check_head(arrival.site, answer)
         return answer
+
+    def _check_head(self, site: str, answer: messages.Answer) -> None:
+        probe = self._probes.get(site)
+        probed = probe is not None and digest(probe.header) == answer.request
+        short = not isinstance(answer, Update | Counts | Closing)
+        try:
+            self._heads.check(site, answer.request, answer.head, short=short, new=probed)
+        except Doubt as doubt:
+            payload = secrets.token_bytes(16)
+            self._probes[site] = _Probe(self.proposal(payload), payload, answer.request)
+            raise AskAgain(str(doubt)) from doubt
+        if probe is not None and probed:
+            self._heads.excuse(site, probe.about)
+            del self._probes[site]
+            raise AskAgain("its ledger goes on from what is known of it")
 
     def _explained(self, refusal: Refusal) -> Refusal:
         """A refusal of a request that the site could not read; where that is for want of a version, it says so."""

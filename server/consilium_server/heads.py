@@ -2,13 +2,19 @@
 
 Each answer says the number and the digest of the last entry of its site's ledger when it was made. A ledger only grows,
 so of one site there is one digest for each number, in all studies. And what a site says is in its ledger before it is
-sent: so an answer to a question that was never put before, after another answer had come, has a later head than that.
-Two copies of a home, and one that was restored from an old backup, break the second with the first answer of the one
-that is behind or level, and the first soon after. An honest site breaks neither: its answers may come late, twice, in
+sent: so an answer to a question that was never put before, after another answer had come, has a later head than that,
+and no two answers have the same (but one that is kept before it is in the ledger, and given after a crash).
+Two copies of a home, and one that was restored from an old backup, break the last two with the first answers of the one
+that is behind or level, and the first soon after. An honest site breaks none: its answers may come late, twice, in
 any order, from another machine, or after a torn last line, whose entry nobody was told of.
 
+But a server that lost its last lines, or has none yet (a loss of power, an older backup, ``readmit``, a release that
+kept no heads), may take a question for new that the site answered long ago. So an answer with an older head than a new
+question's is only a doubt. It is settled by a question that certainly is new, since chance made it (``Conversation``).
+
 heads/<site>.jsonl      one line each, as they came: ["head", number, digest]; ["asked", digest of the question, least
-                        number of its answer's head]; ["halted", what was found]
+                        number of its answer's head]; ["short", number, digest of the question that was answered at this
+                        head]; ["excused", digest of a question that was put before]; ["halted", what was found]
 """
 
 from __future__ import annotations
@@ -33,6 +39,10 @@ class TwoLedgers(PeerError):
     """The site's answers come from two ledgers. ``str`` names the proof and the cure."""
 
 
+class Doubt(PeerError):
+    """The answer is older than it can be, if its question is new. A question that certainly is new tells."""
+
+
 class _Seen:
     """One site's file, read as far as it was written."""
 
@@ -40,6 +50,7 @@ class _Seen:
         self.file, self.offset, self.inode = file, 0, 0
         self.digests: dict[int, str] = {}
         self.asked: dict[str, int] = {}
+        self.short: dict[int, str] = {}
         self.furthest = -1
         self.halted: str | None = None
 
@@ -57,6 +68,10 @@ class _Seen:
                     self.furthest = max(self.furthest, int(number))
                 elif kind == "asked":
                     self.asked.setdefault(str(values[0]), int(values[1]))
+                elif kind == "short":
+                    self.short.setdefault(int(values[0]), str(values[1]))
+                elif kind == "excused":
+                    self.asked[str(values[0])] = 0
                 elif kind == "halted":
                     self.halted = str(values[0])
             except (ValueError, TypeError, IndexError):
@@ -89,12 +104,17 @@ class Heads:
             if question not in seen.asked:
                 write("asked", question, seen.furthest + 1)
 
-    def check(self, site: str, question: str, head: Head) -> None:
+    def check(self, site: str, question: str, head: Head, *, short: bool = False, new: bool = False) -> None:
         """Keep the head of a verified answer to a question.
+
+        Args:
+            short: the answer was in the ledger before anything else could be answered.
+            new: the question was certainly never put before this process put it.
 
         Raises:
             TwoLedgers: it cannot be of the ledger that the site's answers were of before; now or earlier, until
                 ``readmit``.
+            Doubt: it cannot be, unless the question was put before.
         """
         with self._open(site) as (seen, write):
             known, least = seen.digests.get(head.seq), seen.asked.get(question, 0)
@@ -103,14 +123,25 @@ class Heads:
                 found = (
                     f"entry {head.seq} of its ledger is {known[:12]} in one answer and {head.sha256[:12]} in another"
                 )
-            elif head.seq < least:
+            elif short and seen.short.get(head.seq, question) != question:
+                found = f"two answers were made when its ledger ended with entry {head.seq}, and the first was entered"
+            elif head.seq < least and new:
                 found = f"its ledger had {least} entries or more before it was asked, and {head.seq} when it answered"
             if known is None:
                 write("head", head.seq, head.sha256)
+            if short and head.seq not in seen.short:
+                write("short", head.seq, question)
             if found is not None and seen.halted is None:
                 write("halted", found)
             if seen.halted is not None:
                 raise TwoLedgers(f"{seen.halted}: {CURE}")
+            if head.seq < least:
+                raise Doubt(f"its ledger had {least} entries or more, and {head.seq} when it answered: asked anew")
+
+    def excuse(self, site: str, question: str) -> None:
+        """``site`` has shown that its ledger goes on: it was asked this question before, and may have answered then."""
+        with self._open(site) as (_, write):
+            write("excused", question)
 
     def halted(self, site: str) -> str | None:
         """What was found of a site whose answers are not taken any more, or None."""

@@ -7,12 +7,12 @@ import time
 from collections.abc import Collection, Mapping
 
 from consilium_server.attendance import Attendance
-from consilium_server.conversation import WEEK_SECONDS, Conversation, Halted
+from consilium_server.conversation import WEEK_SECONDS, AskAgain, Conversation, Halted
 from consilium_server.exchange import ask
 from consilium_server.heads import TwoLedgers
 from consilium_server.rounds import LATECOMER_SECONDS
 from consilium_shared.errors import PeerError
-from consilium_shared.messages import Propose, Refusal, Standing
+from consilium_shared.messages import Refusal, Standing
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import seconds
 
@@ -59,10 +59,7 @@ class Recruitment:
 
     def _propose(self, sites: tuple[str, ...], longest: float, latecomers: bool) -> None:
         """Ask sites where the study stands with them, for at most so many seconds; latecomers hold nobody up."""
-        proposal = Propose(
-            **self.talk.common, contract=self.talk.study.contract, roster_document=self.talk.folder.roster_document()
-        )
-        header = self.talk.encode(proposal)
+        header = self.talk.proposal()
         seen: dict[str, str] = {}
         deadline = time.monotonic() + (LATECOMER_SECONDS if latecomers else max(LATECOMER_SECONDS, longest))
 
@@ -75,9 +72,9 @@ class Recruitment:
             seen.clear()
             seen.update(status)
 
-        requests = {site: (header, b"") for site in sites if site in self.talk.nodes}
-        for site in requests:
-            self.talk.note_asked(site, header)
+        requests = {site: self.talk.instead(site) or (header, b"") for site in sites if site in self.talk.nodes}
+        for site, (asked, _) in requests.items():
+            self.talk.note_asked(site, asked)
         arrivals = ask(
             self.talk.grid,
             requests,
@@ -92,7 +89,10 @@ class Recruitment:
             if arrival.problem is not None:
                 continue
             try:
-                answer = self.talk.decode(arrival, header)
+                answer = self.talk.decode(arrival, requests[arrival.site][0])
+            except AskAgain as again:
+                log.info("%s: %s", arrival.site, again)
+                continue
             except TwoLedgers as error:
                 self._set_standing(arrival.site, "refused", "ledger", str(error))
                 continue

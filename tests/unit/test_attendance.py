@@ -185,6 +185,7 @@ def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
             nodes=dict.fromkeys(SITES, 1),
             check_wanted=lambda: None,
             note_asked=lambda *_: None,
+            instead=lambda _: None,
             pause=lambda _: None,
             decode=lambda arrival, _: sites.said.get(arrival.site, answer),
         )

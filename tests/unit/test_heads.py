@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +20,8 @@ from typer.testing import CliRunner
 from consilium_client import instance
 from consilium_client.site import Home as SiteHome
 from consilium_server.cli import app
-from consilium_server.conversation import Conversation
-from consilium_server.heads import Heads, TwoLedgers
+from consilium_server.conversation import AskAgain, Conversation
+from consilium_server.heads import Doubt, Heads, TwoLedgers
 from consilium_server.studies import StudyFolder
 from consilium_shared import messages
 from consilium_shared.canonical import digest
@@ -46,12 +49,26 @@ class Ledger:
         return Ledger(name, tuple(self.entries))
 
 
+def taken(heads: Heads, question: str, answer: Callable[[str], Head]) -> None:
+    """What a study's process does with an answer, and where it is in doubt: a question by chance, then the first."""
+    try:
+        heads.check("north", question, answer(question), short=True)
+    except Doubt:
+        probe = secrets.token_hex(8)
+        heads.ask("north", probe)
+        heads.check("north", probe, answer(probe), short=True, new=True)
+        heads.excuse("north", question)
+        heads.check("north", question, answer(question), short=True)
+
+
 STEP = st.one_of(
     st.tuples(st.just("ask"), st.integers(0, 9), st.integers(0, 1)),
     st.tuples(st.just("deliver"), st.integers(0, 9), st.integers(0, 1)),
     st.tuples(st.just("write"), st.integers(1, 4), st.just(0)),
     st.tuples(st.just("restart"), st.just(0), st.integers(0, 1)),
     st.tuples(st.just("power"), st.integers(0, 200), st.just(0)),
+    st.tuples(st.just("keep"), st.just(0), st.just(0)),
+    st.tuples(st.just("restore"), st.just(0), st.just(0)),
 )
 
 
@@ -60,10 +77,11 @@ STEP = st.one_of(
 def test_an_honest_site_is_never_accused_however_late_and_often_its_answers_come(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
 ) -> None:
-    """Two studies' processes that are started again, answers that come twice, late and to the other's successor, and
-    losses of power at the server that take the end of the file."""
+    """Two studies' processes that are started again, answers that come twice, late and to the other's successor, losses
+    of power at the server that take the end of the file, and older files that are put back, or none."""
     folder = tmp_path_factory.mktemp("heads")
     ledger, processes, asked = Ledger("north"), [Heads(folder), Heads(folder)], set()
+    file, kept = folder / "north.jsonl", b""
     for kind, number, process in steps:
         question = f"question {number}"
         if kind == "ask":
@@ -71,15 +89,40 @@ def test_an_honest_site_is_never_accused_however_late_and_often_its_answers_come
             asked.add(question)
             ledger.answer(question)
         elif kind == "deliver" and question in asked:
-            processes[process].check("north", question, ledger.answer(question))
+            taken(processes[process], question, ledger.answer)
         elif kind == "write":
             ledger.write(number)
         elif kind == "restart":
             processes[process] = Heads(folder)
-        elif kind == "power" and (file := folder / "north.jsonl").exists():
+        elif kind == "power" and file.exists():
             file.write_bytes(file.read_bytes()[: -number or None])
             processes = [Heads(folder), Heads(folder)]
+        elif kind == "keep":
+            kept = file.read_bytes() if file.exists() else b""
+        elif kind == "restore":
+            file.write_bytes(kept)
+            processes = [Heads(folder), Heads(folder)]
     assert Heads(folder).halted("north") is None
+
+
+@pytest.mark.parametrize("lost", ["its last lines", "the file"])
+def test_a_server_that_lost_what_it_knew_asks_once_more_before_it_accuses(tmp_path: Path, lost: str) -> None:
+    """Both studies' questions were answered before the loss, and are put in another order after it."""
+    heads, ledger, file = Heads(tmp_path), Ledger("north"), tmp_path / "north.jsonl"
+    heads.check("north", "proposal", ledger.answer("proposal"))
+    before = file.read_bytes()
+    for question in ("one's keys", "other's keys"):
+        heads.ask("north", question)
+        heads.check("north", question, ledger.answer(question))
+    file.write_bytes(before) if lost == "its last lines" else file.unlink()
+    heads = Heads(tmp_path)
+    for question in ("other's keys", "one's keys"):
+        heads.ask("north", question)
+        with pytest.raises(Doubt) if question == "one's keys" else nullcontext():
+            heads.check("north", question, ledger.answer(question))
+    taken(heads, "one's keys", ledger.answer)
+    Heads(tmp_path).check("north", "one's keys", ledger.answer("one's keys"))
+    assert heads.halted("north") is None
 
 
 @settings(deadline=None, max_examples=200)
@@ -95,21 +138,22 @@ def test_of_two_copies_that_answer_by_chance_the_site_is_halted_when_the_second_
     with pytest.raises(TwoLedgers, match="two copies"):
         for number, from_clone in enumerate([*which, *([True, False] * 20)]):
             heads.ask("north", str(number))
-            heads.check("north", str(number), (clone if from_clone else original).answer(str(number)))
+            taken(heads, str(number), (clone if from_clone else original).answer)
 
 
-def test_a_backup_that_was_put_back_is_found_with_its_first_answer_and_no_answer_is_taken_any_more(
+def test_a_backup_that_was_put_back_is_found_with_its_first_answers_and_no_answer_is_taken_any_more(
     tmp_path: Path,
 ) -> None:
     heads, ledger = Heads(tmp_path), Ledger("now")
-    ledger.write(3)
+    ledger.write(1)
     backup = ledger.copy("restored")
+    ledger.write(2)
     for number in range(4):
         heads.ask("north", f"before {number}")
         heads.check("north", f"before {number}", ledger.answer(f"before {number}"))
     heads.ask("north", "new")
-    with pytest.raises(TwoLedgers, match="had 7 entries or more before it was asked, and 3 when it answered"):
-        heads.check("north", "new", backup.answer("new"))
+    with pytest.raises(TwoLedgers, match="had 7 entries or more before it was asked, and 2 when it answered"):
+        taken(heads, "new", backup.answer)
     ledger.write(9)
     for process in (heads, Heads(tmp_path)):  # in every study, whatever comes next
         process.ask("north", "later")
@@ -125,6 +169,19 @@ def test_one_number_with_two_digests_is_proof_even_where_the_question_was_never_
     heads.check("north", "?", one)
     with pytest.raises(TwoLedgers, match="entry 7 of its ledger is aaaaaaaaaaaa in one answer and bbbbbbbbbbbb in"):
         heads.check("north", "?", other)
+
+
+def test_two_answers_at_one_head_are_proof_and_the_same_one_twice_or_one_kept_over_a_crash_are_none(
+    tmp_path: Path,
+) -> None:
+    """A copy that is level with the other: the answer of each is entered after the same entry."""
+    heads, head = Heads(tmp_path), Head(seq=7, sha256="a" * 64)
+    heads.check("north", "update", head)
+    for _ in range(2):
+        heads.check("north", "keys", head, short=True)
+    heads.check("north", "counts", head)
+    with pytest.raises(TwoLedgers, match="two answers were made when its ledger ended with entry 7"):
+        Heads(tmp_path).check("north", "other keys", head, short=True)
 
 
 def test_a_file_with_a_torn_or_foreign_line_is_read_on(tmp_path: Path) -> None:
@@ -143,12 +200,20 @@ def talk(coordinator: Any) -> Any:
     folder = StudyFolder(coordinator.home.studies / "one")
     folder.create(coordinator.study, coordinator.home.roster_file.read_bytes())
 
-    def ask(site: Site, header: bytes, process: Conversation | None = None) -> messages.Answer:
-        process = process or Conversation(coordinator.home, folder, None, {})  # type: ignore[arg-type]
+    def once(process: Conversation, site: Site, header: bytes, sent: bytes = b"") -> messages.Answer:
         process.note_asked("hospital-a", header)
-        answer, body = site.requests.handle(header, b"")
+        answer, body = site.requests.handle(header, sent)
         payload: Any = SimpleNamespace(size=len(body), sha256=digest(body))
         return process.decode(SimpleNamespace(site="hospital-a", header=answer, payload=payload), header)  # type: ignore[arg-type]
+
+    def ask(site: Site, header: bytes) -> messages.Answer:
+        process = Conversation(coordinator.home, folder, None, {})  # type: ignore[arg-type]
+        for _ in range(3):
+            try:
+                return once(process, site, *(process.instead("hospital-a") or (header,)))
+            except AskAgain:
+                continue
+        raise AssertionError("it is asked for ever")
 
     return ask
 
@@ -201,6 +266,18 @@ def test_a_site_that_is_moved_or_started_again_after_a_crash_goes_on(
             talk(again, header)
     finally:
         again.desk.close()
+
+
+def test_after_a_loss_at_the_server_a_real_site_gives_what_it_gave_and_is_not_accused(
+    coordinator: Any, site: Site, talk: Any
+) -> None:
+    site.approve()
+    one, two = (talk(site, keys(coordinator, number)) for number in (1, 2))
+    entries = len(site.desk.ledger.entries)
+    (coordinator.home.heads / "hospital-a.jsonl").unlink()
+    assert talk(site, keys(coordinator, 2)) == two and talk(site, keys(coordinator, 1)) == one
+    assert len(site.desk.ledger.entries) == entries + 1, "it was asked one new question"
+    assert Heads(coordinator.home.heads).halted("hospital-a") is None
 
 
 def test_a_refusal_of_what_the_site_could_not_read_which_no_ledger_has_accuses_nobody(
