@@ -90,19 +90,23 @@ def check(
 ) -> None:
     """Read an asset as a study would, and show what is usable, set aside or missing. Stays on this screen."""
     from consilium_client.baseline import load_asset
-    from consilium_client.data.quality import assess
+    from consilium_client.data.quality import assess, reasons
+    from consilium_client.data.records import NothingUsable
 
     place, contract = Home(home.resolve()), load_yaml(study, Study)
     name = asset or contract.data.asset
-    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
-        task = bar.add_task(f"reading {name}", total=None)
-        records = load_asset(
-            place.config(),
-            place.root,
-            name,
-            contract,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    try:
+        with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+            task = bar.add_task(f"reading {name}", total=None)
+
+            def progress(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            records = load_asset(place.config(), place.root, name, contract, progress)
+    except NothingUsable as error:
+        for table in reasons(error) if not as_json else ():
+            console.table(table.title, table.columns, table.rows)
+        raise
     quality = assess(records, contract, name)
     if as_json:
         print(json.dumps(quality.to_json(), indent=2, sort_keys=True))

@@ -73,12 +73,13 @@ def test_links_to_folders_are_followed_once_for_each_real_folder(tmp_path: Path)
     (images / "p1" / "loop").symlink_to(images)
     (images / "p1" / "machine").symlink_to("/")
     (images / "p1" / "gone").symlink_to(tmp_path / "nowhere")
+    (images / "p1" / "self").symlink_to("self")
     paths, counts, places = found(images)
     assert paths == ["p1/a.dcm", "also/deep/b.dcm"]
     assert counts == {
         "link to a folder that is read already": 3,
         "link to a folder that holds this one, not followed": 1,
-        "link to nothing": 1,
+        "link to nothing": 2,
     }
     assert places["link to a folder that is read already"] == "0; p2; p1/loop"
     records = load(asset(tmp_path), STUDY)

@@ -55,6 +55,37 @@ def test_two_stray_marks_do_not_swallow_the_rows_between(tmp_path: Path, second:
     assert "fell" not in str(error.value)
 
 
+def test_a_few_lines_that_all_look_like_rows_are_rows(tmp_path: Path) -> None:
+    """Whether a mark was stray shows where each line has as many commas as a row; prose has not."""
+    path = csv(tmp_path, 'patient,age,note\na,1,"began\nb,2,well\nc,3,over"\nd,4,well\n')
+    with pytest.raises(DataError, match=r"line 2: .* ends in line 4, and each has 3 fields, as a row has"):
+        read_columns(path, ["patient"])
+    csv(tmp_path, 'patient,age,note\na,1,"began\nin June, and then, at last, ended\nc,3,over"\nd,4,well\n')
+    assert len(read_columns(path, ["patient"])) == 2
+
+
+def test_a_table_tells_how_far_it_is_read(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    for name in ("t.csv", "t.csv.gz"):
+        text = people(dict.fromkeys(range(ROWS), "long " * 2000)).encode()
+        path = csv(tmp_path, gzip.compress(text, 0) if name.endswith("gz") else text, name)
+        seen.clear()
+        read_columns(path, ["patient"], on_progress=lambda done, total: seen.append((done, total)))
+        assert len(seen) > 2
+        assert seen == sorted(seen)
+        assert {total for _, total in seen} == {path.stat().st_size} == {seen[-1][0]}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_table_without_a_row_says_so(tmp_path: Path, name: str) -> None:
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"patient": pa.array([], pa.string())}), tmp_path / name)
+    else:
+        csv(tmp_path, "patient,age\n")
+    with pytest.raises(DataError, match="no row"):
+        read_columns(tmp_path / name, ["patient"])
+
+
 def test_a_note_of_several_lines_is_read_and_its_lines_are_counted(tmp_path: Path) -> None:
     notes = SetAside()
     path = csv(tmp_path, people({3: '"fell,\non the stairs,\n\nsays ""ouch"""', 9: '5" tall', 10: '""'}))
@@ -204,6 +235,6 @@ def test_a_file_that_changes_between_two_readings_is_refused(tmp_path: Path, mon
     path = csv(tmp_path, people({}))
     before = lines.read_lines(path)
     csv(tmp_path, people({}) + "late,1,well,x\n")
-    monkeypatch.setattr("consilium_client.data.columns.read_lines", lambda _: before)
+    monkeypatch.setattr("consilium_client.data.columns.read_lines", lambda *_: before)
     with pytest.raises(DataError, match=f"its lines make {ROWS} rows, and {ROWS + 1} were read"):
         read_columns(path, ["patient"])

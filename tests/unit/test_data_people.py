@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from consilium_client.data import Records, load
 from consilium_client.data.asset import TableAsset, TimeseriesAsset
 from consilium_client.data.identity import EXPONENT, NOTHING, canonical, near, strangers
-from consilium_client.data.quality import assess
+from consilium_client.data.quality import assess, reasons
+from consilium_client.data.records import NothingUsable
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -142,6 +143,14 @@ def test_an_identifier_has_one_spelling(word: str) -> None:
     assert canonical(unicodedata.normalize("NFD", word)) == one or canonical(unicodedata.normalize("NFC", word)) == one
 
 
+def test_where_nothing_is_usable_the_places_are_for_the_screen_and_not_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(NothingUsable) as error:
+        table(tmp_path, ["nan", "1E+07", "nan"])
+    assert "line" not in str(error.value).removeprefix(str(tmp_path))
+    (shown,) = reasons(error.value)
+    assert [row[1:] for row in shown.rows] == [("2", "t.csv, lines 2, 4"), ("1", "t.csv, line 3")]
+
+
 def test_near_ones_are_sought_among_different_ones_only() -> None:
     assert near(["1", "1", "01", "2"]) == [["1", "01"]]
     assert strangers(["01", "1", "3"], ["1", "2"]) == ["01"]
@@ -211,8 +220,16 @@ def test_a_record_without_a_start_is_set_aside_for_that_reason(tmp_path: Path) -
 
 
 def test_a_variable_that_no_row_names_is_told_with_the_name_that_was_meant(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no row has the variable 'HR'"):
+    with pytest.raises(DataError, match=r"no row of s\.csv has the variable 'HR'; did you mean 'hr'\?"):
         series(tmp_path, "patient,time,variable,value\na,0,hr,90\n", "patient,ill\na,0\n")
+    with pytest.raises(DataError, match=r"no row of s\.csv has the variable 'HR'$") as error:
+        series(tmp_path, "patient,time,variable,value\na,0,SECRET,90\n", "patient,ill\na,0\n")
+    assert "SECRET" not in str(error.value)
+    both = series(tmp_path, "patient,time,variable,value\na,0,HR,90\na,1,hr,90\na,2,Hr,9\n", "patient,ill\na,0\n")
+    assert sorted(both.first_notes.items()) == [
+        ("rows with the variable 'Hr', which is not 'HR': not read", "s.csv, line 4"),
+        ("rows with the variable 'hr', which is not 'HR': not read", "s.csv, line 3"),
+    ]
     records = series(
         tmp_path, "patient,time,variable,value\na,0,8867.0,90\n", "patient,ill\na,0\n", columns={"HR": "8867"}
     )

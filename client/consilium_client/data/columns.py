@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,11 @@ MISSING_NUMBERS = (*MISSING, "NA", "N/A", "NaN", "nan", "NULL", "null")
 
 
 def read_columns(
-    path: Path, text: Collection[str], numbers: Sequence[str] = (), notes: SetAside | None = None
+    path: Path,
+    text: Collection[str],
+    numbers: Sequence[str] = (),
+    notes: SetAside | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Columns of a table, and no other, in the file's row order; the index is what ``place`` takes.
 
@@ -43,6 +47,7 @@ def read_columns(
         numbers: columns that hold numbers. Those that do so throughout are float64, the others stay text for
             ``to_numbers`` to sort out.
         notes: counts the lines that stand inside quoted fields.
+        on_progress: told ``(done, total)`` in bytes of a CSV file while its lines are counted.
 
     Raises:
         DataError: no such file, not readable, more than ``bounds`` allows, without one of the columns, or of fewer rows
@@ -54,8 +59,10 @@ def read_columns(
         table = _parquet(path, wanted)
         index: pd.Index = pd.RangeIndex(1, table.num_rows + 1)
     else:
-        lines = read_lines(path)
+        lines = read_lines(path, on_progress)
         require(path, wanted, lines.header)
+        if not lines.rows:
+            raise DataError(f"{path}: no row below the header")
         table = _csv(lines, wanted, numbers)
         index = lines.index()
         if notes is not None:
@@ -188,6 +195,15 @@ def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
         rows = file.metadata.num_rows
         if rows > bounds.TABLE_ROWS:
             raise DataError(f"{path}: {rows} rows, more than {bounds.TABLE_ROWS}")
+        if not rows:
+            raise DataError(f"{path}: no row")
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        if (
+            sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in wanted)
+            > bounds.TABLE_BYTES
+        ):
+            raise DataError(f"{path}: its columns take more than {bounds.TABLE_BYTES >> 20} MiB once unpacked")
     words = [name for name in wanted if _is_text(schema.field(name).type)]
     with pq.ParquetFile(path, read_dictionary=words) as file, _complaining(path):
         size = rows * 8 * len(wanted)
@@ -239,8 +255,6 @@ def _csv(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Tabl
             return pacsv.read_csv(stream, reading, _PARSE, options)
 
     try:
-        if not lines.rows:
-            return pa.table({name: pa.array([], pa.string()) for name in wanted})
         try:
             table = convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})
         except pa.ArrowInvalid as error:

@@ -15,9 +15,9 @@ from consilium_client.data.asset import DicomAsset
 from consilium_client.data.columns import place as place_of
 from consilium_client.data.folder import files
 from consilium_client.data.identity import canonical, strangers, unusable
-from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
+from consilium_client.data.labels import LabelRows, number_rows, read_labels
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
-from consilium_client.data.records import Records, SetAside, check_size
+from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
 from consilium_shared.study import Study
@@ -51,7 +51,7 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
             aside.add(str(error), where=_place(found[number], asset))
         on_progress(total - len(chosen) + place + 1, total)
     if not keep.any():
-        raise DataError(f"{asset.path}: no usable image in {len(found)} files{explain(aside)}")
+        raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", aside, notes=notes)
     positions = np.asarray(row_of, dtype=np.int64)[keep]
     unused = rows.frame.index[~np.isin(np.arange(len(rows)), positions)]
     where = place_of(asset.table, unused) if len(unused) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -51,8 +52,8 @@ def walk(folder: Path, aside: SetAside) -> Iterator[Path]:
             try:
                 found = entry.stat()
             except OSError as error:
-                broken = entry.is_symlink() and isinstance(error, FileNotFoundError)
-                aside.add("link to nothing" if broken else "file not readable by this account", where=where)
+                broken = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
+                aside.add("link to nothing" if broken else f"not readable: {error.strerror}", where=where)
                 continue
             if stat.S_ISDIR(found.st_mode):
                 if entry.name.startswith(".") or entry.name in _SYSTEMS_OWN:

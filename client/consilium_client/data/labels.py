@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, read_columns
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
-from consilium_client.data.records import SetAside
-from consilium_shared.errors import DataError
+from consilium_client.data.records import NothingUsable, SetAside
 from consilium_shared.study import Study
 
 
@@ -55,6 +54,7 @@ def read_labels(
     key: Sequence[str] | None,
     text: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LabelRows:
     """Read and check a label table; rows that cannot be used are counted in ``aside``.
 
@@ -67,6 +67,7 @@ def read_labels(
         key: the site's columns that may stand in one row only; None where only rows alike in all columns are doubles.
         text: further columns of the site to read as text.
         numbers: further columns of the site to read as numbers.
+        on_progress: as in ``read_columns``.
 
     Raises:
         DataError: see ``read_columns``; or no usable row.
@@ -74,7 +75,7 @@ def read_labels(
     label_column = asset.here(study.data.label.column)
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     own = [asset.patient, label_column, *(key or ()), *([split_column] if split_column else ())]
-    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes)
+    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress)
     index = {word: number for number, word in enumerate(plain(pd.Series(study.data.label.classes)))}
     words = plain(frame[label_column])
     label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
@@ -110,7 +111,7 @@ def read_labels(
         drop("rows for the same record with different labels", classes > 1)
     drop("the same row again", frame.duplicated(subset=doubles))
     if frame.empty:
-        raise DataError(f"{path}: no usable row{explain(aside)}")
+        raise NothingUsable(f"{path}: no usable row", aside, notes=notes)
 
     patient = frame[asset.patient].to_numpy(dtype=object)
     _note_near(path, frame[asset.patient], notes)
@@ -134,11 +135,6 @@ def _note_near(path: Path, patient: pd.Series, notes: SetAside) -> None:
     rows = patient.index[patient.isin(alike) & ~patient.duplicated()]
     what = f"{patient.name}s alike but for leading zeros, case, blanks or width: counted apart"
     notes.add(what, len(alike), place(path, rows) if len(rows) else "")
-
-
-def explain(aside: SetAside) -> str:
-    """The reasons counted so far, for an error's text."""
-    return "".join(f"; {count} × {reason}" for reason, count in sorted(aside.counts.items(), key=lambda kv: -kv[1]))
 
 
 def number_rows(rows: LabelRows) -> tuple[NDArray[np.int64], int, NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import gzip
 import re
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,8 @@ _NO_TABLES = {
     b"PAR1": "a Parquet file; its name must end in .parquet",
     b"\0": "damaged: it begins with zero bytes",
 }
-_ROWS_LOST = 3
-"""So many lines in one quoted field that all look like rows of the table are no note that somebody wrote."""
+_COMMAS = 4
+"""Lines in one quoted field that all have as many commas as a row, and so many in all, are no note of anybody's."""
 
 
 _QUOTING = "A field that holds a quotation mark must stand in quotation marks, with the one that it holds doubled"
@@ -83,8 +83,12 @@ class Lines:
         return int(self._line[at] + row - self._row[at])
 
 
-def read_lines(path: Path) -> Lines:
+def read_lines(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Lines:
     """The lines of a whole CSV file against the rows that they make.
+
+    Args:
+        path: the file.
+        on_progress: told ``(done, total)`` in bytes of the file.
 
     Raises:
         DataError: not a regular file, no text, larger than ``bounds`` allows, a quotation mark that nothing closes, or
@@ -94,7 +98,7 @@ def read_lines(path: Path) -> Lines:
     row: list[bytes] = []
     size, line = 0, 0
     with opened(path) as file:
-        for chunk in _chunks(path, file):
+        for chunk in _chunks(path, file, on_progress):
             found.longest = max(found.longest, min(len(chunk), bounds.ROW_BYTES))
             if not row and found.header and b'"' not in chunk and b"\n\n" not in chunk and chunk[:1] != b"\n":
                 count = chunk.count(b"\n")  # nothing to look at: as many rows as lines
@@ -161,12 +165,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
 
 
-def _chunks(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _chunks(path: Path, file: BinaryIO, on_progress: Callable[[int, int], None] | None = None) -> Iterator[bytes]:
     """Whole lines, each ended by one newline, whatever ends them in the file; bounded in size."""
     packed = path.name.lower().endswith(".gz")
-    most = bounds.TABLE_BYTES
+    most, whole = bounds.TABLE_BYTES, path.stat().st_size
     if packed:
-        most = min(most, max(bounds.UNPACKED_FREELY, bounds.UNPACKED_TIMES * path.stat().st_size))
+        most = min(most, max(bounds.UNPACKED_FREELY, bounds.UNPACKED_TIMES * whole))
     rest, total, lines = b"", 0, 0
     while block := file.read(_BLOCK):
         if not total:
@@ -175,6 +179,8 @@ def _chunks(path: Path, file: BinaryIO) -> Iterator[bytes]:
                 raise DataError(f"{path} is {wrong}")
             block = block.removeprefix(b"\xef\xbb\xbf")
         total += len(block)
+        if on_progress is not None:
+            on_progress(min(getattr(file, "fileobj", file).tell(), whole), whole)
         if total > most:
             raise DataError(f"{path}: more than {most >> 20} MiB of text{_UNPACK if packed else ''}")
         rest += block
@@ -228,7 +234,7 @@ def _check_swallowed(found: Lines, row: list[bytes], line: int, spoilt: bool) ->
     found.quoted += inside
     found.first_quoted = found.first_quoted or begin
     columns = len(found.header)
-    alike = columns > 1 and inside >= _ROWS_LOST and all(each.count(b",") == columns - 1 for each in row)
+    alike = inside * (columns - 1) >= _COMMAS and all(each.count(b",") == columns - 1 for each in row)
     if spoilt or alike:
         why = "text follows the mark that closes it" if spoilt else f"each has {columns} fields, as a row has"
         raise DataError(

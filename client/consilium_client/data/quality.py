@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium_client.data.records import Records
+from consilium_client.data.records import NothingUsable, Records
 from consilium_shared.printable import printable
 from consilium_shared.study import Study
 
@@ -66,19 +66,33 @@ class Quality:
             ),
         )
         labels = tuple((name, str(records), str(patients)) for name, (records, patients) in self.labels.items())
-        aside = tuple((reason, str(count), place) for reason, (count, place) in _most(self.set_aside))
-        values = tuple((reason, str(count), place) for reason, (count, place) in _most(self.values_set_aside))
-        notes = tuple((reason, str(count), place) for reason, (count, place) in _most(self.notes))
         absent = tuple((name, str(count)) for name, count in _most(self.missing) if count)
         tables = [
             counts,
             Table("Labels", ("class", "records", "patients"), labels),
-            Table("Set aside", ("reason", "count", "first"), aside),
-            Table("Values taken as missing", ("reason", "count", "first"), values),
-            Table("Used, but look at it", ("what", "count", "first"), notes),
+            *_reasons(self.set_aside, self.values_set_aside, self.notes),
             Table("Records without a value", ("variable", "records"), absent),
         ]
         return [table for table in tables if table.rows]
+
+
+def reasons(error: NothingUsable) -> Sequence[Table]:
+    """Why an asset has no usable record, as tables with the places; those with nothing to say are left out."""
+    parts = (_placed(part.counts, part.first) for part in (error.aside, error.values, error.notes))
+    return [table for table in _reasons(*parts) if table.rows]
+
+
+def _reasons(
+    aside: Mapping[str, tuple[int, str]], values: Mapping[str, tuple[int, str]], notes: Mapping[str, tuple[int, str]]
+) -> list[Table]:
+    def rows(part: Mapping[str, tuple[int, str]]) -> tuple[tuple[str, str, str], ...]:
+        return tuple((reason, str(count), place) for reason, (count, place) in _most(part))
+
+    return [
+        Table("Set aside", ("reason", "count", "first"), rows(aside)),
+        Table("Values taken as missing", ("reason", "count", "first"), rows(values)),
+        Table("Used, but look at it", ("what", "count", "first"), rows(notes)),
+    ]
 
 
 def assess(records: Records, study: Study, asset: str | None = None) -> Quality:

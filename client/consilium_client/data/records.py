@@ -51,6 +51,27 @@ class SetAside:
         return {reason: "; ".join(places) for reason, places in self._places.items() if places}
 
 
+def explain(aside: SetAside) -> str:
+    """The reasons counted so far, for an error's text."""
+    return "".join(f"; {count} × {reason}" for reason, count in sorted(aside.counts.items(), key=lambda kv: -kv[1]))
+
+
+class NothingUsable(DataError):
+    """No record of an asset is left. The text has reasons and counts; the places are for this site's screen alone.
+
+    Attributes:
+        aside: what was set aside.
+        values: single values taken as missing.
+        notes: what looks odd.
+    """
+
+    def __init__(
+        self, what: str, aside: SetAside, values: SetAside | None = None, notes: SetAside | None = None
+    ) -> None:
+        self.aside, self.values, self.notes = aside, values or SetAside(), notes or SetAside()
+        super().__init__(what + explain(self.aside) + explain(self.values) + explain(self.notes))
+
+
 @dataclass(frozen=True)
 class Part:
     """Some patients' records, by number.

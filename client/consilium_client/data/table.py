@@ -9,9 +9,8 @@ import numpy as np
 from consilium_client.data.asset import TableAsset
 from consilium_client.data.columns import place
 from consilium_client.data.features import columns_of, encode
-from consilium_client.data.labels import explain, number_rows, read_labels
-from consilium_client.data.records import Records, SetAside, check_size
-from consilium_shared.errors import DataError
+from consilium_client.data.labels import number_rows, read_labels
+from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
 from consilium_shared.models.shape import tabular_width
 from consilium_shared.study import Study
 
@@ -22,7 +21,9 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
     aside, values, notes = SetAside(), SetAside(), SetAside()
     text, numbers = columns_of(features, asset)
     key = None if asset.record is None else [asset.patient, asset.record]
-    rows = read_labels(asset.path, asset, study, aside, notes, key=key, text=text, numbers=numbers)
+    rows = read_labels(
+        asset.path, asset, study, aside, notes, key=key, text=text, numbers=numbers, on_progress=on_progress
+    )
     check_size(len(rows), tabular_width(study))
     inputs, missing = encode(rows.frame, features, asset, values, asset.path)
     counts = {feature.name: int(count) for feature, count in zip(features, missing.sum(axis=0), strict=True)}
@@ -32,7 +33,7 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
         aside.add("a value is missing (the study refuses such records)", len(lacking), place(asset.path, lacking))
         rows, inputs = rows.take(keep), inputs[keep]
     if not len(rows):
-        raise DataError(f"{asset.path}: no usable record{explain(aside)}{explain(values)}")
+        raise NothingUsable(f"{asset.path}: no usable record", aside, values, notes)
     patients, patient_count, train = number_rows(rows)
     on_progress(len(rows), len(rows))
     return Records(

@@ -12,8 +12,8 @@ from consilium_client.data.asset import TimeseriesAsset
 from consilium_client.data.columns import place, plain, read_columns, to_numbers
 from consilium_client.data.features import columns_of, encode, number, scale
 from consilium_client.data.identity import alike, settle, strangers
-from consilium_client.data.labels import LabelRows, explain, number_rows, read_labels
-from consilium_client.data.records import Records, SetAside, check_size
+from consilium_client.data.labels import LabelRows, number_rows, read_labels
+from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Numeric, Series
 from consilium_shared.models.shape import series_inputs, statics_width
@@ -38,7 +38,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
     refused = absent.any(axis=1) & (study.data.missing == "refuse")
 
-    samples = _read_samples(asset, series, notes)
+    samples = _read_samples(asset, series, notes, lambda done, total: on_progress(done, 2 * total))
     record = _link(samples, asset, rows, aside, notes)
     minutes, startless = _minutes(samples, asset, rows, record, values, notes)
     bin_, in_window = _bins(samples, asset, series, minutes, record, values)
@@ -57,7 +57,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         with_sample = mask.any(axis=1)
         missing[variable.name] = int(np.count_nonzero(~with_sample))
         sampled |= with_sample
-        on_progress(slot + 1, len(series.variables))
+        on_progress(len(series.variables) + slot + 1, 2 * len(series.variables))
 
     unsampled = {
         f"{asset.start}: missing or not a moment": startless,
@@ -69,7 +69,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     _set_aside(aside, "a static value is missing (the study refuses such records)", sampled & refused, asset, rows)
     keep = sampled & ~refused
     if not keep.any():
-        raise DataError(f"{asset.series}: no usable record{explain(aside)}{explain(values)}{explain(notes)}")
+        raise NothingUsable(f"{asset.series}: no usable record", aside, values, notes)
     rows = rows.take(keep)
     patients, patient_count, train = number_rows(rows)
     return Records(
@@ -131,7 +131,9 @@ def _label_rows(asset: TimeseriesAsset, study: Study, aside: SetAside, notes: Se
     return read_labels(asset.table, asset, study, aside, notes, key=key, text=text, numbers=numbers)
 
 
-def _read_samples(asset: TimeseriesAsset, series: Series, notes: SetAside) -> pd.DataFrame:
+def _read_samples(
+    asset: TimeseriesAsset, series: Series, notes: SetAside, on_progress: Callable[[int, int], None]
+) -> pd.DataFrame:
     text = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     timed = asset.time_unit != "timestamp"
     if asset.layout == "long":
@@ -142,7 +144,7 @@ def _read_samples(asset: TimeseriesAsset, series: Series, notes: SetAside) -> pd
         numbers = [asset.time, *numbers]
     else:
         text = [*text, asset.time]
-    samples = read_columns(asset.series, text, numbers, notes)
+    samples = read_columns(asset.series, text, numbers, notes, on_progress)
     if asset.layout == "long":
         samples[asset.variable] = plain(samples[asset.variable])
     return samples
@@ -258,14 +260,22 @@ def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
 
 
 def _note_absent(samples: pd.DataFrame, asset: TimeseriesAsset, series: Series, notes: SetAside) -> None:
-    """Counts the study's variables that no row of a long table names, with the name that was perhaps meant."""
+    """Counts the study's variables that no row of a long table names, and rows that name one in another spelling.
+
+    A spelling is like the study's own name: it may stand in a note, which is part of an error's text.
+    """
     if asset.layout == "wide":
         return
-    present = samples[asset.variable].dropna().unique().tolist()
+    written = samples[asset.variable]
+    present = written.dropna().unique().tolist()
     for name in plain(pd.Series([asset.here(variable.name) for variable in series.variables])):
+        close = [word for word in present if word != name and alike(word) == alike(name)]
         if name not in present:
-            close = [word for word in present if alike(word) == alike(name)]
-            notes.add(f"no row has the variable {name!r}", 1, f"did you mean {close[0]!r}?" if close else "")
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            notes.add(f"no row of {asset.series.name} has the variable {name!r}{meant}")
+        for word in close:
+            hit = (written == word).fillna(False).to_numpy(dtype=bool)
+            _count(notes, f"rows with the variable {word!r}, which is not {name!r}: not read", hit, asset, samples)
 
 
 def _samples_of(
