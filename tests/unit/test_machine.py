@@ -194,8 +194,11 @@ def test_a_finding_is_kept_until_anything_that_it_depends_on_is_another(
     assert run(a_study(precision="bfloat16")) == 1
     assert run(a_study(records_per_patient=2)) == 1
     assert run(a_study("logistic")) == 1
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert run(a_study()) == 1
+    for name in ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE"):
+        monkeypatch.setenv(name, "another")
+        assert run(a_study()) == 1
+    monkeypatch.setenv("LANG", "another")
+    assert run(a_study()) == 0
     monkeypatch.setattr(fit, "_processor", lambda: "another")
     assert run(a_study()) == 1
     for file in tmp_path.glob("*.json"):

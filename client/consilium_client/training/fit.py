@@ -26,6 +26,9 @@ from consilium_shared.study import Study
 _LARGE = 4 * ROWS
 """Rows of a piece that a GPU may take where its kernels pass at that size, and steps are as large."""
 
+_SETTINGS = ("ATEN_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_", "OPENBLAS_", "TORCH_")
+"""Beginnings of the names of environment variables by which libraries choose their kernels."""
+
 log = logging.getLogger("consilium.agent")
 
 
@@ -105,7 +108,7 @@ def machine(where: torch.device) -> dict[str, Any]:
         "paths": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "libraries": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
-        "mkl": os.environ.get("MKL_CBWR", ""),
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)},
         "device": where.type,
     }
     if where.type == "cuda":
