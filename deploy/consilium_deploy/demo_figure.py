@@ -23,7 +23,7 @@ def draw(outcomes: list[Outcome], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        len(outcomes), 2, figsize=(11, 3.6 * len(outcomes)), squeeze=False, layout="constrained"
+        len(outcomes), 2, figsize=(11, 4.2 * len(outcomes)), squeeze=False, layout="constrained"
     )
     for (left, right), outcome in zip(axes, outcomes, strict=True):
         rounds = [event["round"] for event in outcome.rounds]
@@ -55,10 +55,12 @@ def draw(outcomes: list[Outcome], file: Path) -> None:
             *outcome.alone.values(),
             *(end for each in seen for end in each[2:]),
         ]
-        left.set_ylim(min(shown) - 0.05, max(1.0, *shown) + 0.02)
+        top = max(1.0, *shown) + 0.02
+        left.axhspan(1.0, top, color="#eeeeee", label="above 1: noise alone, no model is there")
+        left.set_ylim(min(shown) - 0.05, top)
         left.set_xticks(rounds)
         left.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-        left.legend(fontsize=8, loc="lower right")
+        left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)  # no curve lies under it
         for site, marker in zip(sorted(outcome.epsilon), "osv^Dxp*", strict=False):
             spent = [(event["round"], event["epsilon"].get(site)) for event in outcome.rounds]
             points = [(number, value) for number, value in spent if value is not None]
