@@ -148,10 +148,12 @@ def _check(
     foreign = sorted(set(opened.signatures) - set(summed))
     if foreign:
         raise PeerError(f"{', '.join(foreign)}: signed the sum of {content}, but not in it")
-    needed = max(terms.threshold, least_sites(study.aggregation, len(identities)))
+    least = least_sites(study.aggregation, len(identities))
+    needed = max(terms.threshold, least)
     if len(summed) < needed:
         of = f"{len(summed)} of {len(terms.cohort)} sites"
         raise PeerError(f"the sum of {content} is of {of}, and {needed} are needed")
+    terms.check_counts(summed, least)
     if len(opened.signatures) < terms.threshold:
         raise PeerError(
             f"{len(opened.signatures)} of {len(terms.cohort)} sites signed who is in the sum of {content}, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from consilium_shared.canonical import digest
 from consilium_shared.messages import countersign
 from consilium_shared.records import RECORD_DOMAIN
+from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, tolerated
+from consilium_shared.study import Study
+from consilium_shared.summand import segments
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""
@@ -98,6 +102,42 @@ def test_a_participant_that_is_left_out_after_signing_is_found(of_four: Callable
 def test_a_sum_of_fewer_than_it_takes_to_open_one_is_found(evidence: Evidence) -> None:
     """Also where they are as many as the contract wants."""
     assert "2 of 3 sites, and 3 are needed" in without_west(evidence)
+
+
+def with_counts_of(evidence: Evidence, *counting: str) -> str:
+    """Of round 3's cohort these sites had offered counts, by all keys and signatures but the closings'."""
+    body = evidence.body(evidence.record(3))
+    study = Study.from_contract(json.loads((evidence.root / "contract.json").read_bytes()))
+    about = {"federation": body["federation"], "study": body["study"], "roster": body["roster"]}
+    slot, adverts = Slot(**about, purpose="training", round=3, attempt=1), {}
+    for site, advert in body["opened"]["adverts"].items():
+        key, identity = bytes.fromhex(advert["key"]), evidence.sites[site]
+        adverts[site] = Advert.sign(slot, site, key, identity, counts=site in counting)
+    terms = Terms(
+        slot=slot,
+        model=body["model_before"],
+        segments=segments(study, "training", 3, body["opened"]["parameters"]),
+        threat_model=study.aggregation.threat_model,
+        adverts=adverts,
+        corrupt=tolerated(study.aggregation, len(evidence.sites)),
+    )
+    words = terms.survivors_signed(tuple(body["participants"]))
+    signers = {site: evidence.sites[site] for site in body["participants"]}
+    signatures = {site: identity.sign(SURVIVORS_DOMAIN, words).hex() for site, identity in signers.items()}
+    keys = {site: advert.model_dump(mode="json") for site, advert in adverts.items()}
+    changed = opened(evidence, adverts=keys, signatures=signatures)
+    evidence.reseal(evidence.record(3), RECORD_DOMAIN, metrics_before=None, opened=changed)
+    return evidence.fails(4)
+
+
+def test_a_sum_with_the_counts_of_a_few_is_found_although_enough_signed_it_and_no_metrics_are_told(
+    latecomer: Evidence,
+) -> None:
+    """East is late: with it three had offered counts, which is the least, and without it two have added some."""
+    why = with_counts_of(latecomer, "east", "north", "south")
+    assert "2 of the survivors have added counts, and the least is 3, or none" in why
+    for fine in (("north", "south"), ("north", "south", "west"), ("east",), ()):
+        assert "what east countersigned is not the record" in with_counts_of(latecomer, *fine), fine
 
 
 def test_a_smaller_cohort_that_would_need_fewer_signatures_is_not_what_was_signed(latecomer: Evidence) -> None:
