@@ -8,6 +8,7 @@ again, as after any change that makes it faster; then one round is tried.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,12 +57,15 @@ class Pace:
             return
         raise PolicyRefusal(
             "too-slow",
-            f"a round takes this site about {_about(took)} s, and round_timeout is {timeout:g} s: its update of round "
-            f"{last} was charged and came too late",
+            f"a round takes this site up to {enough(took, timeout):g} s, and round_timeout is {timeout:g} s: "
+            f"its update of round {last} was charged and came too late",
         )
 
 
-def _about(took: float) -> str:
-    """Seconds to one digit, upwards: no more is said than who waits for the answer sees."""
-    step = 10 ** max(len(str(int(took))) - 1, 0)
-    return str(-(-int(took + 1) // step) * step)
+def enough(took: float, timeout: float) -> float:
+    """The first of twice, four times, … ``timeout`` seconds that is as long as ``took``.
+
+    How long a training takes follows a little from which patients were drawn. The coordinator sees when answers come,
+    to the millisecond; what stands in its records, for everybody, is no finer than this.
+    """
+    return timeout * 2.0 ** max(math.ceil(math.log2(took / timeout)), 1)

@@ -79,6 +79,8 @@ class StudyRun:
             self.recruitment.gather(awaited)
             self._close(self.point)
         while self.point.round < self.study.training.rounds:
+            if self.point.round:  # who refuses now is out for the next round, and was not "since before round 1"
+                self.recruitment.attendance.begin(self.point.round + 1)
             self.recruitment.gather(awaited)
             awaited = frozenset()
             self._check_moved()

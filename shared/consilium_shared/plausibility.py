@@ -22,6 +22,8 @@ CHANCE = 1e-9
 """That one test refuses what honest sites gave."""
 
 _DEVIATIONS = -NormalDist().inv_cdf(CHANCE / 2)
+GROWTH = 1.5
+"""By so much a hospital's patients may grow between the approval, from which its weight is, and a round."""
 _PATIENTS = 20.0
 """Logarithm of the chance that more are held back than ``most_held_back`` says: below 1e-8."""
 
@@ -106,7 +108,8 @@ def _both(form: Vector, what: str) -> Iterator[tuple[Vector, str]]:
 def most_held_back(study: Study, sites: int, weight: int) -> float | None:
     """Most patients that ``sites`` with this summed weight hold back; None where the weight does not tell.
 
-    It tells where the weight is the noised number of patients to train on, and who is held back is drawn by a hash.
+    It tells where the weight is the noised number of patients to train on, and who is held back is drawn by a hash. The
+    number is that of the approval: whoever came later (``GROWTH``) counts too.
 
     Args:
         study: the contract.
@@ -117,6 +120,6 @@ def most_held_back(study: Study, sites: int, weight: int) -> float | None:
     if part is None or study.privacy.mode != "dp" or rules.weighting != "patients" or weight >= rules.max_weight:
         return None
     training = weight + _DEVIATIONS * math.sqrt(sites * (study.privacy.count_noise**2 + 1 / 12))
-    expected = training * part / (1 - part)
+    expected = GROWTH * training * part / (1 - part)
     # Bernstein, for a sum of draws that are held back or not.
     return expected + math.sqrt(2 * _PATIENTS * expected / (1 - part)) + _PATIENTS / (1 - part)

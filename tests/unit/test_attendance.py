@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium_server import asking as asking_module
+from consilium_server.app import StudyRun
 from consilium_server.asking import Aside, Asking
 from consilium_server.attendance import LASTING, Attendance
+from consilium_server.conversation import Halted
 from consilium_server.progress import Progress
 from consilium_server.rounds import Question
 from consilium_shared import messages
@@ -65,6 +67,33 @@ def test_who_was_refused_before_the_first_round_stays_named_while_it_is_proposed
     assert there.absent({"north", "west"}) == ({}, {"south": ["budget", "since before round 1: not covered"]})
     there.undecided("south")
     assert there.absent({"north", "west"}) == ({"south": "not decided"}, {})
+
+
+def test_who_refuses_after_the_server_was_started_again_was_not_out_since_before_the_first_round(
+    tmp_path: Path,
+) -> None:
+    """In the records of round 7 and 8 of a study that went on after its checkpoint of round 6."""
+    there, run, said = Attendance(SITES, 20, tmp_path / "attendance"), StudyRun.__new__(StudyRun), []
+
+    def gather(_: frozenset[str]) -> None:
+        there.come("north"), there.come("west")
+        there.refuse("south", "budget", "not covered", there.round, costly=True)
+
+    def train(number: int) -> None:
+        there.begin(number)
+        said.append(there.absent({"north", "west"})[1]["south"])
+        there.begin(number + 1)
+        said.append(there.absent({"north", "west"})[1]["south"])
+        raise Halted("enough")
+
+    run.point = SimpleNamespace(round=6, record={"participants": SITES})  # type: ignore[assignment]
+    run.study = SimpleNamespace(training=SimpleNamespace(rounds=20))  # type: ignore[assignment]
+    run.recruitment = SimpleNamespace(attendance=there, gather=gather)  # type: ignore[assignment]
+    for name, does in {"_has_record": lambda _: True, "_check_moved": lambda: None, "_train": train}.items():
+        setattr(run, name, does)
+    with pytest.raises(Halted):
+        run.run()
+    assert said == [["budget", "not covered"], ["budget", "since round 7: not covered"]]
 
 
 def test_the_notes_of_a_round_outlive_the_process_and_no_other_rounds_are_taken_for_them(tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def test_more_patients_than_the_weights_allow_are_refused() -> None:
     assert "the weights allow" in (contradiction(more, rules, variance, most) or "")
 
 
+def test_hospitals_that_have_more_patients_than_when_they_approved_are_believed() -> None:
+    asked = study(evaluation={"epsilon": 0.5, "split": 0.2}, aggregation={"min_sites": 2, "max_weight": 10**6})
+    rules = Layout.of(asked)
+    for approved, now in ((400, 560), (80_000, 115_000)):
+        most = most_held_back(asked, 4, round(0.8 * approved))
+        assert most is not None
+        counts, variance = noised(rules, true_counts(rules, now // 5), 1)
+        assert contradiction(counts, rules, variance, most) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
