@@ -304,3 +304,14 @@ def test_a_files_name_in_the_table_may_be_written_as_any_system_does(tmp_path: P
     spec = asset(tmp_path, file="key")
     spec.table.write_text(f"patient,finding,key\np1,normal,{written}\n", encoding="utf-8")
     assert len(load(spec, STUDY)) == 1
+
+
+def test_a_file_that_would_match_in_another_case_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "images", "a.dcm", "p1")
+    write(tmp_path / "images", "B.DCM", "p2")
+    spec = asset(tmp_path, file="key")
+    spec.table.write_text("patient,finding,key\np1,normal,a.dcm\np2,normal,b.dcm\n", encoding="utf-8")
+    records = load(spec, STUDY)
+    assert reasons(records) == {"no usable row in the label table": 1}
+    what = "files that would match the label table without leading zeros, case or blanks"
+    assert (dict(records.notes), dict(records.first_notes)) == ({what: 1}, {what: "B.DCM"})

@@ -123,6 +123,7 @@ def _choose(
     row_of: list[int] = []
     seen: set[tuple[str, str]] = set()
     strange: dict[str, str] = {}
+    unnamed: dict[str, str] = {}
     for head in heads:
         where = _place(found[head.number], asset)
         try:
@@ -134,6 +135,7 @@ def _choose(
         except Unusable as error:
             aside.add(str(error), where=where)
             strange.setdefault(head.patient, where)
+            unnamed.setdefault(_slashes(where), where)
         else:
             seen.update((str(rows.patient[row]), head.instance) for row in of)
             chosen += [head.number] * len(of)
@@ -142,6 +144,8 @@ def _choose(
         notes.add(
             "PatientIDs that would match the label table without leading zeros, case or blanks", 1, strange[patient]
         )
+    for name in strangers(unnamed, positions) if asset.file is not None else ():
+        notes.add("files that would match the label table without leading zeros, case or blanks", 1, unnamed[name])
     return chosen, row_of
 
 

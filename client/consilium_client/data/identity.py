@@ -58,15 +58,13 @@ def settle(column: pd.Series) -> tuple[pd.Series, Mapping[str, NDArray[np.bool_]
     Returns:
         the column, missing also where what stands there names nobody; and for each reason a bool mask ``[N]`` of those.
     """
-    codes, words = pd.factorize(column.astype(object))
+    codes, words = pd.factorize(column)
     spelt = [canonical(str(word)) for word in words]
-    wrong = np.array([unusable(word) or "" for word in spelt] or [""], dtype=object)
-    known = codes >= 0
-    reasons = {why: known & (wrong[codes] == why) for why in (NOTHING, EXPONENT) if (wrong == why).any()}
-    usable = np.array([None if why else word for word, why in zip(spelt, wrong, strict=False)] or [None], dtype=object)
-    settled = np.array(usable[codes])
-    settled[~known] = None
-    return pd.Series(settled, index=column.index, name=column.name, dtype="string"), reasons
+    wrong = np.array([unusable(word) or "" for word in spelt], dtype=object)
+    reasons = {why: np.isin(codes, np.flatnonzero(wrong == why)) for why in (NOTHING, EXPONENT) if (wrong == why).any()}
+    usable = pd.array([None if why else word for word, why in zip(spelt, wrong, strict=True)], dtype="string")
+    settled = usable.take(codes, allow_fill=True)
+    return pd.Series(settled, index=column.index, name=column.name), reasons
 
 
 def alike(word: str) -> str:
