@@ -16,7 +16,7 @@ from consilium_audit.evidence import (
     VerificationFailed,
     checking,
     read_coordinator,
-    read_file,
+    read_ledger,
     read_ledgers,
     read_roster,
 )
@@ -26,7 +26,6 @@ from consilium_shared import console, version
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.ledger.verify import verify_ledger
 from consilium_shared.privacy.budget import in_words
 
 app = typer.Typer(
@@ -249,16 +248,15 @@ def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> Si
     name = site or (file.resolve().parent.name if file.name == "ledger.jsonl" else file.stem)
     try:
         key = PublicIdentity.from_hex(identity)
-        data = read_file(file)
     except SignatureError as error:
         raise ConfigurationError(f"--identity: {error}") from error
+    try:
+        return account(read_ledger(file, name, key))
+    except IntegrityError as error:
+        raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
     except (OSError, PeerError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigurationError(f"cannot read {file}: {why}") from error
-    try:
-        return account(verify_ledger(data, name, key))
-    except IntegrityError as error:
-        raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
 
 
 def _account_json(site: SiteAccount) -> dict[str, Any]:

@@ -7,17 +7,16 @@ A folder holds the coordinator's evidence of one study (``consilium-server evide
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from consilium_audit.handed import read_file, read_lines, there
 from consilium_shared import documents, roster
 from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.ledger.verify import VerifiedLedger, verify_ledger
-from consilium_shared.limits import FILE_BYTES
+from consilium_shared.ledger.entry import LINE_BYTES, Entry
+from consilium_shared.ledger.verify import LedgerVerifier, VerifiedLedger
 from consilium_shared.roster import Roster, parse_roster
 
 COORDINATOR = "coordinator.json"
@@ -76,29 +75,31 @@ def checking(step: int, file: Path) -> Iterator[None]:
         raise VerificationFailed(step, file, None, f"cannot be read: {error.strerror}") from error
 
 
-LEDGER_BYTES = 1024**3
-"""Largest ledger: some two million entries."""
+LEDGER_BYTES = 256 * 1024**2
+"""Largest ledger: two studies of 10,000 rounds with 100 sites have as much, an ordinary one some 100 KiB."""
 
 
-def read_file(file: Path, limit: int = FILE_BYTES) -> bytes:
-    """The bytes of a file that somebody handed over: no FIFO, device or socket, no link, and no more than ``limit``.
+def read_ledger(
+    file: Path, site: str, key: PublicIdentity, on_line: Callable[[int], None] = lambda size: None
+) -> VerifiedLedger:
+    """The ledger in a file, verified line by line, so that the first wrong one ends it.
+
+    Args:
+        file: of at most ``LEDGER_BYTES``.
+        site, key: whose ledger it is.
+        on_line: told the bytes of each line that verified.
 
     Raises:
-        PeerError: it is none, or larger.
-        OSError: it cannot be read.
+        LedgerError: the first step that fails, with the line.
+        PeerError, OSError: as ``handed.read_file``.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
-        os.close(descriptor)
-        raise PeerError("not an ordinary file")
-    with os.fdopen(descriptor, "rb") as opened:
-        if about.st_size > limit:
-            raise PeerError(f"larger than {limit} bytes")
-        data = opened.read(limit + 1)
-    if len(data) > limit:
-        raise PeerError(f"larger than {limit} bytes")
-    return data
+    verifier, entries = LedgerVerifier(site, key), list[Entry]()
+    for line in read_lines(file, LINE_BYTES + 1, LEDGER_BYTES):
+        if len(line) > LINE_BYTES + 1:
+            number = verifier.head.seq + 1
+            raise LedgerError(f"line {number}: step 1: it has more than {LINE_BYTES} bytes", line=number, step=1)
+        entries += verifier.check(line, on_line)
+    return VerifiedLedger(site, tuple(entries), verifier.head, verifier.books)
 
 
 def read_coordinator(folder: Path) -> PublicIdentity:
@@ -109,7 +110,7 @@ def read_coordinator(folder: Path) -> PublicIdentity:
         VerificationFailed: the file is not a key.
     """
     file = folder / COORDINATOR
-    if not file.is_file():
+    if not there(file):
         raise ConfigurationError(
             f"{file} is missing, so {folder} holds no evidence of a study; the coordinator makes it with "
             f"consilium-server evidence STUDY {folder}"
@@ -139,7 +140,9 @@ def ledger_file(folder: Path, site: str) -> Path | None:
     Raises:
         ConfigurationError: it stands there twice.
     """
-    found = [file for file in (folder / f"{site}.jsonl", folder / site / "ledger.jsonl") if file.is_file()]
+    own = folder / site
+    inside = own if own.is_symlink() else own / "ledger.jsonl"  # a link may lead anywhere: refused when it is read
+    found = [file for file in (folder / f"{site}.jsonl", inside) if there(file)]
     if len(found) > 1:
         raise ConfigurationError(f"{found[0]} and {found[1]}: which of the two is the ledger of {site}? Keep one")
     return found[0] if found else None
@@ -164,5 +167,5 @@ def read_ledgers(
         if file is not None:
             with checking(5, file):
                 key = PublicIdentity.from_hex(member.identity)
-                found[member.site] = file, verify_ledger(read_file(file, LEDGER_BYTES), member.site, key, on_line)
+                found[member.site] = file, read_ledger(file, member.site, key, on_line)
     return found

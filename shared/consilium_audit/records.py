@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking, read_file
+from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking
+from consilium_audit.handed import names_in, read_file
 from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError
@@ -46,8 +47,9 @@ def read_records(
     Raises:
         VerificationFailed: step 2: a record is missing, not signed, of something else, or not the next one.
     """
-    found = (file for file in (folder / ROUNDS).glob("*") if not file.name.startswith("."))
-    files = sorted(found, key=lambda file: (len(file.name), file.name))
+    with checking(2, folder / ROUNDS):
+        names = sorted(names_in(folder / ROUNDS), key=lambda name: (len(name), name))
+    files = [folder / ROUNDS / name for name in names]
     records: Records = []
     digests: list[str] = []
     for number, file in enumerate(files, start=1):
@@ -151,7 +153,9 @@ def read_closings(
     """
     found: dict[str, Closed] = {}
     took_part = {site for _, record in records for site in record.participants}
-    for file in sorted(file for file in (folder / CLOSING).glob("*") if not file.name.startswith(".")):
+    with checking(4, folder / CLOSING):
+        names = names_in(folder / CLOSING)
+    for file in (folder / CLOSING / name for name in names):
         with checking(4, file):
             member = roster.member(file.name.removesuffix(".json"))
             if member is None or (records and member.site not in took_part):

@@ -7,6 +7,7 @@ whose they are said to be, and says of every other file why it is left out.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from consilium_audit.evidence import (
     VerificationFailed,
     checking,
     ledger_file,
-    read_file,
+    read_ledger,
 )
+from consilium_audit.handed import names_in, read_file, sha256_of, size_of, there
 from consilium_audit.moves import Move, moves
 from consilium_audit.odds import EXAMPLES, Odds, odds
 from consilium_audit.participation import Participation, participation
@@ -35,7 +37,8 @@ from consilium_audit.sums import Sum, sums
 from consilium_audit.verify import Verification
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.ledger.verify import VerifiedLedger, verify_ledger
+from consilium_shared.ledger.verify import VerifiedLedger
+from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES
 from consilium_shared.records import RoundRecord, open_record
 from consilium_shared.study import Study
 
@@ -178,7 +181,7 @@ def make_report(
         left_out=left_out,
         stated=tuple(_stated(sites, work.study)) if known else (),
         examples=tuple(odds(epsilon, 0.0) for epsilon in EXAMPLES),
-        files=tuple(_files(folder, [file for file, _ in ledgers])),
+        files=tuple(_files(folder, [file for file, _ in ledgers], left_out)),
         dated=max((site.last for site in sites), default=""),
     )
 
@@ -202,7 +205,7 @@ def _failure(folder: Path, failure: VerificationFailed | None) -> Failure | None
 
 def _records(work: Verification, left_out: dict[str, str]) -> Iterator[RoundRecord]:
     """Every record that the coordinator signed for this study and roster."""
-    for file in sorted((work.folder / ROUNDS).glob("[0-9]*.json")):
+    for file in _inside(work.folder, ROUNDS, left_out):
         try:
             with checking(2, file):
                 record = open_record(read_file(file), work.coordinator)
@@ -226,7 +229,7 @@ def _ledgers(work: Verification, left_out: dict[str, str]) -> Iterator[tuple[Pat
         try:
             with checking(4, file):
                 key = PublicIdentity.from_hex(member.identity)
-                yield file, verify_ledger(read_file(file, LEDGER_BYTES), member.site, key)
+                yield file, read_ledger(file, member.site, key)
         except VerificationFailed as error:
             place = f"line {error.line}: " if error.line is not None else ""
             left_out[_name(work.folder, file)] = place + error.why
@@ -250,22 +253,39 @@ def _stated(sites: list[SiteReport], study: Study) -> Iterator[Stated]:
         yield Stated("the largest budget, were it used up", odds(widest.limit, widest.delta))
 
 
-def _files(folder: Path, ledgers: list[Path]) -> Iterator[File]:
-    single = [folder / name for name in (COORDINATOR, ROSTER, CONTRACT, CARD, MODEL)]
-    for file in [*(file for file in single if file.is_file()), *ledgers]:
-        yield File(_name(folder, file), file.stat().st_size, _sha256(file))
+def _files(folder: Path, ledgers: list[Path], left_out: dict[str, str]) -> Iterator[File]:
+    """Every file with its digest, but for those that are no ordinary files or too large."""
+    limits = {CARD: CARD_BYTES, MODEL: PAYLOAD_BYTES, COORDINATOR: FILE_BYTES, ROSTER: FILE_BYTES, CONTRACT: FILE_BYTES}
+    single = [file for file in (folder / name for name in (COORDINATOR, ROSTER, CONTRACT, CARD, MODEL)) if there(file)]
+    for file in [*single, *ledgers]:
+        found = _file(folder, file, limits.get(file.name, LEDGER_BYTES), left_out)
+        if found is not None:
+            yield found
     for part in (ROUNDS, CLOSING):
-        many = sorted(file for file in (folder / part).glob("*.json") if file.is_file())
+        inside = [_file(folder, file, FILE_BYTES, left_out) for file in _inside(folder, part, left_out)]
+        many = [each for each in inside if each is not None]
         if many:
-            listing = "".join(f"{_sha256(file)}  {_name(folder, file)}\n" for file in many)
-            size = sum(file.stat().st_size for file in many)
+            listing = "".join(f"{each.sha256}  {each.name}\n" for each in many)
             name = f"{len(many)} files: sha256sum {part}/*.json | sha256sum"
-            yield File(name, size, hashlib.sha256(listing.encode()).hexdigest())
+            yield File(name, sum(each.bytes for each in many), hashlib.sha256(os.fsencode(listing)).hexdigest())
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def _file(folder: Path, file: Path, limit: int, left_out: dict[str, str]) -> File | None:
+    try:
+        return File(_name(folder, file), size_of(file), sha256_of(file, limit))
+    except (PeerError, OSError) as error:
+        why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        left_out.setdefault(_name(folder, file), why)
+        return None
+
+
+def _inside(folder: Path, part: str, left_out: dict[str, str]) -> list[Path]:
+    """The JSON files of a folder of the evidence."""
+    try:
+        return [folder / part / name for name in names_in(folder / part) if name.endswith(".json")]
+    except (PeerError, OSError) as error:
+        left_out[part] = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return []
 
 
 def _name(folder: Path, file: Path) -> str:

@@ -53,10 +53,10 @@ from consilium_audit.evidence import (
     checking,
     ledger_file,
     read_coordinator,
-    read_file,
     read_ledgers,
     read_roster,
 )
+from consilium_audit.handed import names_in, read_file, sha256_of, size_of, there
 from consilium_audit.payments import payments
 from consilium_audit.records import (
     Closed,
@@ -69,15 +69,19 @@ from consilium_audit.records import (
 from consilium_audit.releases import Trace, trace
 from consilium_audit.sums import check_sums
 from consilium_audit.witnesses import behind, check_heads, check_witnessed
-from consilium_shared.canonical import digest, parse_canonical
+from consilium_shared.canonical import parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.limits import CARD_BYTES, PAYLOAD_BYTES
+from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
 from consilium_shared.records import RoundRecord, open_card
 from consilium_shared.roster import Roster
 from consilium_shared.study import Study
+
+MOST_STRANGE = 20
+"""Files that a note names, of those that are no ledger of the study's sites."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ class Verification:
         opened, signed = check_sums(self.records, self.study, self.roster)
         self.closings = read_closings(self.folder, self.records, self.digests, self.study, self.roster)
         missing = sorted({site for _, record in self.records for site in record.participants} - set(self.closings))
-        if missing and (self.folder / CARD).exists():
+        if missing and there(self.folder / CARD):
             self.verdict.notes.append(
                 f"the last record is not countersigned by {', '.join(missing)}: away when the study ended, or left out"
             )
@@ -256,7 +260,7 @@ class Verification:
 
     def _ledgers(self) -> str:
         files = [ledger_file(self.folder, member.site) for member in self.roster.members]
-        total = sum(file.stat().st_size for file in files if file is not None)
+        total = sum(size_of(file) for file in files if file is not None)
         done = 0
 
         def read(size: int) -> None:
@@ -270,9 +274,15 @@ class Verification:
         took_part = {site for _, record in self.records for site in record.participants}
         self.verdict.unchecked = tuple(sorted(took_part - set(self.ledgers)))
         names = {f"{site}.jsonl" for site in self.ledgers}
-        for file in sorted(self.folder.glob("*.jsonl")):
-            if file.name not in names:
-                self.verdict.notes.append(f"{file.name} is the ledger of no site in the roster: not looked at")
+        with checking(5, self.folder):
+            strange = [
+                name for name in names_in(self.folder.resolve()) if name.endswith(".jsonl") and name not in names
+            ]
+        for name in strange[:MOST_STRANGE]:
+            self.verdict.notes.append(f"{printable(name)} is the ledger of no site in the roster: not looked at")
+        if len(strange) > MOST_STRANGE:
+            more = len(strange) - MOST_STRANGE
+            self.verdict.notes.append(f"{more} other files are ledgers of no site in the roster: not looked at")
         for member in self.roster.members:
             if member.site not in self.ledgers and member.site not in took_part:
                 self.verdict.notes.append(f"{member.site} took part in no round, and its ledger is not here")
@@ -366,7 +376,7 @@ class Verification:
 
     def _card(self) -> str:
         file = self.folder / CARD
-        if not file.exists():
+        if not there(file):
             return "there is none: the study has not finished, or its card was not handed over"
         with checking(10, file):
             card = open_card(read_file(file, CARD_BYTES), self.coordinator)
@@ -375,9 +385,9 @@ class Verification:
                 raise PeerError(f"its {what} is not what records, closings and the contract say")
         model = self.folder / MODEL
         text = f"as the records say: model {card.model.sha256[:12]}"
-        if model.exists():
+        if there(model):
             with checking(10, model):
-                if digest(read_file(model, PAYLOAD_BYTES)) != card.model.sha256:
+                if sha256_of(model, PAYLOAD_BYTES) != card.model.sha256:
                     raise PeerError("it is not the model of the card")
             text += ", and the file beside it is that model"
         for site, (_, ledger) in self.ledgers.items():
