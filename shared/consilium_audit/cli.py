@@ -26,6 +26,7 @@ from consilium_shared import console, version
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
 
 app = typer.Typer(
@@ -253,10 +254,10 @@ def _account_of_ledger(file: Path, identity: str | None, site: str | None) -> Si
     try:
         return account(read_ledger(file, name, key))
     except IntegrityError as error:
-        raise IntegrityError(f"{file}, as the ledger of site {name!r}: {error}") from error
+        raise IntegrityError(f"{printable(str(file))}, as the ledger of site {name!r}: {error}") from error
     except (OSError, PeerError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"cannot read {file}: {why}") from error
+        raise ConfigurationError(f"cannot read {printable(str(file))}: {why}") from error
 
 
 def _account_json(site: SiteAccount) -> dict[str, Any]:

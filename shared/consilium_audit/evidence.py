@@ -17,6 +17,7 @@ from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerEr
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.entry import LINE_BYTES, Entry
 from consilium_shared.ledger.verify import LedgerVerifier, VerifiedLedger
+from consilium_shared.printable import printable
 from consilium_shared.roster import Roster, parse_roster
 
 COORDINATOR = "coordinator.json"
@@ -54,7 +55,7 @@ class VerificationFailed(IntegrityError):
 
     def __init__(self, step: int, file: Path, line: int | None, why: str) -> None:
         place = f"{file}, line {line}" if line is not None else str(file)
-        super().__init__(f"does not verify, step {step} ({STEPS[step]}): {place}: {why}")
+        super().__init__(printable(f"does not verify, step {step} ({STEPS[step]}): {place}: {why}"))
         self.step = step
         self.file = file
         self.line = line

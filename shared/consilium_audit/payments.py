@@ -13,6 +13,7 @@ from consilium_shared.errors import LedgerError
 from consilium_shared.ledger.chain import Charged
 from consilium_shared.ledger.entry import Approve, Charge, DpSgd, DpSgdPlan, NonPrivate, Purpose, Release, Settle
 from consilium_shared.ledger.verify import VerifiedLedger
+from consilium_shared.printable import printable
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Contradiction:
     why: str
 
     def __str__(self) -> str:
-        return f"study {self.name}: {self.why}"
+        return f"study {printable(self.name)}: {self.why}"
 
 
 @dataclass(frozen=True)

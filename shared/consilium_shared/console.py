@@ -66,6 +66,7 @@ def run(app: typer.Typer, name: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except click.ClickException as error:
+        error.message = printable(error.message)  # it quotes arguments: names of files, perhaps by a glob
         error.show()
         sys.exit(error.exit_code)
     except ConsiliumError as error:
