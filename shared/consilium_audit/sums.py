@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.records import OpenedSum, RoundRecord
 from consilium_shared.roster import Roster
+from consilium_shared.schema import OLDEST
 from consilium_shared.secagg.terms import (
     SURVIVORS_DOMAIN,
     Purpose,
@@ -80,14 +81,30 @@ def sums(records: Sequence[RoundRecord], study: Study, roster: int) -> Iterator[
                 )
 
 
-def check_sums(records: Records, study: Study, roster: Roster) -> tuple[int, int]:
-    """Each sum was opened as enough of its sites signed; how many sums, and how many signatures there are.
+@dataclass(frozen=True)
+class Checked:
+    """All sums of a study's records.
+
+    Attributes:
+        sums: how many.
+        signatures: on who is in them.
+        few: of each sum that has the counts of few sites, (round, how many offered some, how many there are). Only
+            under contracts of the oldest schema: whoever takes part in later ones refuses.
+    """
+
+    sums: int
+    signatures: int
+    few: tuple[tuple[int, int, int], ...]
+
+
+def check_sums(records: Records, study: Study, roster: Roster) -> Checked:
+    """Each sum was opened as enough of its sites signed, and has the counts of none or enough of them.
 
     Raises:
         VerificationFailed: step 4.
     """
     identities = {member.site: PublicIdentity.from_hex(member.identity) for member in roster.members}
-    found, signatures = 0, 0
+    found, signatures, few = 0, 0, []
     for file, record in records:
         for purpose, summed, opened in _opened(record):
             with checking(4, file):
@@ -96,10 +113,38 @@ def check_sums(records: Records, study: Study, roster: Roster) -> tuple[int, int
                         f"it does not say how the sum of {_CONTENT[purpose]} was opened: a coordinator of a version "
                         "without secure sums, or another program, could read every site's own"
                     )
-                _check(_terms(record, study, len(identities), purpose, opened), summed, opened, identities, study)
+                terms = _terms(record, study, len(identities), purpose, opened)
+                _check(terms, summed, opened, identities, study)
+                told = record.metrics_before if purpose == "training" else record.metrics
+                counting = _counting(terms, summed, told, least_sites(study.aggregation, len(identities)))
+                if counting and study.schema_version > OLDEST:
+                    raise PeerError(
+                        f"of the {len(summed)} sites in the sum of {_CONTENT[purpose]} {counting} offered evaluation "
+                        "counts: too few, and no honest site gives its share of the masks for that"
+                    )
+                if counting:
+                    few.append((record.round, counting, len(summed)))
             found += 1
             signatures += len(opened.signatures)
-    return found, signatures
+    return Checked(found, signatures, tuple(few))
+
+
+def _counting(terms: Terms, summed: tuple[str, ...], metrics: dict[str, Any] | None, least: int) -> int:
+    """How many of the summed sites added counts, as their own signed keys offer it, where that is fewer than ``least``.
+
+    Returns:
+        0 where none did, or enough.
+
+    Raises:
+        PeerError: ``metrics`` are of more sites than offered counts.
+    """
+    offered = terms.counting(summed) if terms.adds_counts(least) else 0
+    if metrics is not None and metrics["sites"] > offered:
+        raise PeerError(
+            f"its metrics of counts in {_CONTENT[terms.slot.purpose]} are of {metrics['sites']} sites, and {offered} "
+            "of the summed ones offered counts with enough others of the cohort"
+        )
+    return offered if offered < least else 0
 
 
 _CONTENT = {"training": "its updates", "evaluation": "its evaluation counts"}

@@ -11,7 +11,7 @@ Each step must hold before the next begins:
     4. Every participant of a round countersigned the record of the round before; what sites signed at the end
        (``closing``) is their own, and over the last record. Every secure sum was opened on enough signatures of sites
        in it, over the terms that contract and record give, the cohort's signed keys among them, and over exactly the
-       record's participants.
+       record's participants; and by those keys it has the evaluation counts of none of them, or of enough.
     5. Every ledger is whole, in order, and signed by its site (``consilium_shared.ledger.verify``).
     6. Every head that a record or a closing names is the entry with that number in that site's ledger: cutting, rolling
        back or rewriting what stood before it is found.
@@ -246,7 +246,12 @@ class Verification:
 
     def _signatures(self) -> str:
         count = check_countersignatures(self.records, self.digests, self.roster)
-        opened, signed = check_sums(self.records, self.study, self.roster)
+        checked = check_sums(self.records, self.study, self.roster)
+        for number, counting, summed in checked.few:
+            self.verdict.notes.append(
+                f"the sum of round {number} has the evaluation counts of {counting} of its {summed} sites alone, fewer "
+                "than the contract wants: the coordinator could read them. Sites of older releases did not refuse that"
+            )
         self.closings = read_closings(self.folder, self.records, self.digests, self.study, self.roster)
         missing = sorted({site for _, record in self.records for site in record.participants} - set(self.closings))
         if missing and there(self.folder / CARD):
@@ -255,7 +260,7 @@ class Verification:
             )
         return (
             f"{count} by participants over the record before, {len(self.closings)} at the end; "
-            f"{signed} on the opening of {opened} secure sums"
+            f"{checked.signatures} on the opening of {checked.sums} secure sums"
         )
 
     def _ledgers(self) -> str:

@@ -66,7 +66,8 @@ def run(app: typer.Typer, name: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except click.ClickException as error:
-        error.message = printable(error.message)  # it quotes arguments: names of files, perhaps by a glob
+        # It quotes arguments: names of files, perhaps by a glob.
+        error.message = printable(error.message)  # type: ignore[misc]
         error.show()
         sys.exit(error.exit_code)
     except ConsiliumError as error:

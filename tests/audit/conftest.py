@@ -37,9 +37,11 @@ Change = Callable[[str, dict[str, Any]], None]
 """Changes the fields of an entry of that kind."""
 
 
-def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, *, every: int = 1) -> Study:
+def a_study(privacy: dict[str, Any], rounds: int = ROUNDS, *, every: int = 1, **more: Any) -> Study:
+    """A small study; ``more``: other keys of its contract."""
     return Study.model_validate(
         {
+            **more,
             "study": "sepsis",
             "task": "tabular-classification",
             "model": {"name": "logistic"},
@@ -221,6 +223,7 @@ def a_federation(
     eventful: bool = True,
     attempts: int = 1,
     late: tuple[str, ...] = (),
+    counting: tuple[str, ...] | None = None,
 ) -> Evidence:
     """The evidence of a finished study.
 
@@ -228,6 +231,7 @@ def a_federation(
         eventful: with an absence, another study, a crash, and a refusal.
         attempts: at every round, of which all but the last are abandoned.
         late: sites that give a key for the last round and no update.
+        counting: sites that offer evaluation counts; None for all.
     """
     root.mkdir()
     plan = plan_of(study, PATIENTS)
@@ -238,6 +242,7 @@ def a_federation(
     if eventful and private:
         another_study(made.hospitals["north"])
     made.begin(study, dict.fromkeys(sites, plan))
+    made.counting = set(sites if counting is None else counting)
     for number in range(1, plan.rounds + 1):
         if eventful and number == 3:
             made.hospitals["south"].witness(study, made.recorded(2))

@@ -28,7 +28,7 @@ from consilium_shared.ledger.entry import Purpose
 from consilium_shared.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
-from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, tolerated
+from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, least_sites, tolerated
 from consilium_shared.secagg.terms import Purpose as Summed
 from consilium_shared.study import Study
 from consilium_shared.summand import counts_with, segments
@@ -161,6 +161,8 @@ class Federation:
         self.study, self.plans = study, plans
         self.place: StudyFolder = folder(self.server, study.study)
         self.place.create(study, self.server.roster_file.read_bytes())
+        self.counting = set(self.hospitals)
+        """Sites that offer evaluation counts."""
         self._met: set[str] = set()
         """Sites that share secrets with the others."""
         self._keyed: set[str] = set()
@@ -207,9 +209,7 @@ class Federation:
                 else:
                     answers[site] = mine.update(study, self.plans[site], number, before)
         opened = self._open(terms, here, silent)
-        counted = None
-        if counts_with(study, number):
-            counted = {**(metrics or {"auroc": 0.8}), "sites": len(here)}
+        counted = self._metrics(metrics or {"auroc": 0.8}, here) if counts_with(study, number) else None
         if implausible is not None:
             self._stood.add(number)
         record = {
@@ -258,11 +258,17 @@ class Federation:
         terms = self._terms("evaluation", number, 1, here)
         found = {site: self.hospitals[site].counts(self.study, self.plans[site], number) for site in here}
         return {
-            "metrics": {**metrics, "sites": len(here)},
+            "metrics": self._metrics(metrics, here),
             "epsilon": {**epsilon, **{site: answer.epsilon for site, answer in found.items()}},
             "counts": {site: answer.sha256 for site, answer in found.items()},
             "opened_counts": self._open(terms, here, ()),
         }
+
+    def _metrics(self, metrics: dict[str, Any], here: Sequence[str]) -> dict[str, Any] | None:
+        """What an honest coordinator tells of the counts of these sites."""
+        counted = len(self.counting & set(here))
+        told = counted >= least_sites(self.study.aggregation, len(self.roster.members))
+        return {**metrics, "sites": counted} if told else None
 
     def _model(self, number: int) -> str:
         while number in self._stood:
@@ -276,7 +282,7 @@ class Federation:
         for site in cohort:
             hospital = self.hospitals[site]
             key = bytes.fromhex(digest(f"{site} {purpose} {number} {attempt}".encode()))
-            adverts[site] = Advert.sign(slot, site, key, hospital.identity, counts=True)
+            adverts[site] = Advert.sign(slot, site, key, hospital.identity, counts=site in self.counting)
             if site not in self._keyed:
                 hospital.release(self.study, number, "advertised", 3_100)
             if site not in self._met:

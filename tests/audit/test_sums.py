@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.audit.conftest import FOUR, PRIVATE, a_federation, a_study
 
 from consilium_shared.canonical import digest
 from consilium_shared.messages import countersign
@@ -188,3 +190,40 @@ def test_metrics_of_no_evaluation_or_of_more_sites_than_counted_are_found(
 ) -> None:
     evidence.resign(**{f"r{number}": words})
     assert "gave evaluation counts" in evidence.fails(2, evidence.record(number))
+
+
+# -- whose counts are in a sum
+
+
+MIXED = ("east", "north", "west")
+"""They offer evaluation counts; South, whose policy lets none out, adds zeros."""
+
+
+def test_metrics_are_of_the_sites_that_offered_counts_and_of_no_more(tmp_path: Path) -> None:
+    evidence = a_federation(tmp_path / "mixed", a_study(PRIVATE), FOUR, eventful=False, counting=MIXED)
+    assert evidence.verified().notes == []
+    assert evidence.body(evidence.record(3))["metrics"]["sites"] == len(MIXED)
+    for key in ("metrics", "metrics_before"):
+        lying = evidence.copy(tmp_path / key)
+        lying.resign(r3={key: {"auroc": 0.8, "sites": 4}})
+        assert "are of 4 sites, and 3 of the summed ones offered" in lying.fails(4, lying.record(3))
+
+
+def test_counts_of_too_few_that_a_coordinator_opened_are_found_though_it_tells_none(tmp_path: Path) -> None:
+    """East offered counts, so that the others added theirs, and was gone when the sum was opened."""
+    study = a_study(PRIVATE)
+    evidence = a_federation(tmp_path / "mixed", study, FOUR, eventful=False, late=("east",), counting=MIXED)
+    assert evidence.body(evidence.record(3))["metrics_before"] is None
+    assert "of the 3 sites in the sum of its updates 2 offered" in evidence.fails(4, evidence.record(3))
+    evidence.resign(r3={"metrics_before": {"auroc": 0.8, "sites": 3}})
+    assert "are of 3 sites, and 2 of the summed ones offered" in evidence.fails(4, evidence.record(3))
+    evidence.resign(r3={"metrics_before": {"auroc": 0.8, "sites": 2}})
+    assert "and the contract wants 3" in evidence.fails(2, evidence.record(3))
+
+
+def test_sites_of_the_first_release_did_not_refuse_that_so_their_evidence_verifies_with_a_note(tmp_path: Path) -> None:
+    study = a_study(PRIVATE, schema_version=1)
+    two = ("east", "north")
+    evidence = a_federation(tmp_path / "old", study, FOUR, eventful=False, late=("east",), counting=two)
+    (note,) = evidence.verified().notes
+    assert "round 3 has the evaluation counts of 1 of its 3 sites alone" in note
