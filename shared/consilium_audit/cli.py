@@ -21,7 +21,8 @@ from consilium_audit.evidence import (
     read_roster,
 )
 from consilium_audit.progress import Bar
-from consilium_audit.verify import Passed, Verdict, Verification
+from consilium_audit.verdict import Passed, Verdict
+from consilium_audit.verify import Verification
 from consilium_shared import console, version
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.files import write_atomically

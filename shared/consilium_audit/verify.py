@@ -38,7 +38,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from consilium_audit.budget import TOLERANCE, check_limits, study_epsilons
@@ -48,7 +47,6 @@ from consilium_audit.evidence import (
     CONTRACT,
     COORDINATOR,
     MODEL,
-    STEPS,
     VerificationFailed,
     checking,
     ledger_file,
@@ -68,6 +66,7 @@ from consilium_audit.records import (
 )
 from consilium_audit.releases import Trace, trace
 from consilium_audit.sums import check_sums
+from consilium_audit.verdict import Passed, Verdict
 from consilium_audit.witnesses import behind, check_heads, check_witnessed
 from consilium_shared.canonical import parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
@@ -82,58 +81,6 @@ from consilium_shared.study import Study
 
 MOST_STRANGE = 20
 """Files that a note names, of those that are no ledger of the study's sites."""
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A step that holds, and what was looked at, in words."""
-
-    number: int
-    says: str
-
-    @property
-    def name(self) -> str:
-        """What the step is about."""
-        return STEPS[self.number]
-
-
-@dataclass
-class Verdict:
-    """What was verified.
-
-    Attributes:
-        compared: whether the coordinator's key is the one whose fingerprint the auditor was told.
-        steps: those that hold, in order.
-        unchecked: participants whose ledgers are not there.
-        notes: what an auditor should know although it breaks no rule.
-        witnessed: of each ledger, (entries behind the last head that a record names, all entries).
-    """
-
-    study: str = ""
-    coordinator: str = ""
-    compared: bool = False
-    rounds: int = 0
-    steps: list[Passed] = field(default_factory=list)
-    unchecked: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    witnessed: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def open(self) -> tuple[str, ...]:
-        """Sentences on what stays open where every step holds; while there is one, nothing is verified whole."""
-        found = []
-        if not self.compared:
-            found.append(
-                "the coordinator's fingerprint was compared with nothing, and whoever made up a whole federation could "
-                "have signed all of this: ask the coordinator and a hospital for it by telephone, and give it with "
-                "--coordinator"
-            )
-        if self.unchecked:
-            found.append(
-                f"the ledgers of {', '.join(self.unchecked)} are missing: ask these hospitals for them, or leave that "
-                "open with --partial"
-            )
-        return tuple(found)
 
 
 OnStep = Callable[[Passed], None]

@@ -14,7 +14,8 @@ import pytest
 from tests.audit.hospitals import Federation, Hospital
 
 from consilium_audit.evidence import VerificationFailed
-from consilium_audit.verify import Verdict, Verification
+from consilium_audit.verdict import Verdict
+from consilium_audit.verify import Verification
 from consilium_shared import documents
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
