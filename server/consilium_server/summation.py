@@ -174,7 +174,8 @@ class Summation:
             totals = total.open()
         except PeerError as error:
             raise Abandoned(str(error), list(total.sharers)) from error
-        opened = read(self._study, asked.purpose, len(terms.cohort), len(total.survivors), totals)
+        counting = terms.counting(survivors) if terms.adds_counts(self._least) else 0
+        opened = read(self._study, asked.purpose, len(terms.cohort), len(survivors), totals, counting)
         record = {
             "attempt": under_way.attempt,
             "adverts": {site: advert.model_dump(mode="json") for site, advert in terms.adverts.items()},

@@ -114,10 +114,16 @@ class Opened:
 
 
 def read(
-    study: Study, purpose: Purpose, cohort: int, survivors: int, totals: dict[str, npt.NDArray[np.unsignedinteger[Any]]]
+    study: Study,
+    purpose: Purpose,
+    cohort: int,
+    survivors: int,
+    totals: dict[str, npt.NDArray[np.unsignedinteger[Any]]],
+    counting: int | None = None,
 ) -> Opened:
     """What an opened sum over ``survivors`` of a ``cohort`` tells. Totals of updates in 32 bits are overwritten.
 
+    ``counting``: how many of the survivors add counts, as they said with their keys; None where that is not known.
     Where the weight or the number of sites that counted is none that sites could have, nothing of the sum is used.
     """
     counted, counts = 0, None
@@ -126,6 +132,8 @@ def read(
         counted, counts = int(whole[0]), whole[1:]
     if not 0 <= counted <= survivors:
         return _spoilt(f"{counted} of {survivors} sites say that they counted")
+    if counting is not None and counted > counting:
+        return _spoilt(f"{counted} of {survivors} sites say that they counted, and {counting} had offered to")
     if purpose == "evaluation":
         return Opened(np.zeros(0, dtype=np.float32), 0, counted, counts, None)
     weight = int(totals["weight"].view(np.int64)[0])

@@ -501,6 +501,26 @@ def test_a_sum_that_no_sites_could_have_given_is_told_and_nothing_of_it_is_used(
     assert opened.mean.size == 0 and opened.counts is None
 
 
+@pytest.mark.parametrize("silent", [(), ("clinic-c",), ("clinic-c", "hospital-b")])
+def test_whoever_says_that_more_have_counted_than_offered_to_spoils_the_sum(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, silent: tuple[str, ...]
+) -> None:
+    """Else one site's invention could be the metrics where too few offer counts and nobody adds any."""
+    together = federation(silent=silent)
+    together.train(1)
+    opening, offering = ServerSum.open, 3 - len(silent)
+
+    def claim(total: ServerSum) -> Any:
+        totals = opening(total)
+        totals["counts"][0] = np.uint64(max(offering, 1) + 1)
+        return totals
+
+    monkeypatch.setattr(ServerSum, "open", claim)
+    opened = together.train(2).opened
+    assert opened.implausible is not None and "sites say that they counted" in opened.implausible
+    assert opened.counts is None and opened.counted == 0
+
+
 def test_a_key_that_is_another_sites_is_found_when_it_comes_and_no_other_site_suffers(
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
