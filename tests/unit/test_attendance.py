@@ -15,7 +15,7 @@ from consilium_server import asking as asking_module
 from consilium_server.app import StudyRun
 from consilium_server.asking import Aside, Asking
 from consilium_server.attendance import LASTING, Attendance
-from consilium_server.conversation import Halted
+from consilium_server.conversation import AskAgain, Halted
 from consilium_server.progress import Progress
 from consilium_server.rounds import Question
 from consilium_shared import messages
@@ -311,6 +311,34 @@ def test_a_site_that_failed_is_asked_once_more_though_another_is_asked_aside(
     assert found.refused == {"north": ("internal", "failed")}
     assert run.clock.now < 10
     assert there.absent({"west"})[1] == {"north": ["internal", "failed"]}
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_site_in_doubt_is_asked_something_new_and_then_what_it_was_asked(
+    there: Attendance, asked: Callable[..., Any], aside: bool
+) -> None:
+    run, put_to_south, instead, got = asked({"north": 9.0, "south": 1.0, "west": 1.0}), [], {}, []
+    answer: Any = Advertised.model_construct()
+
+    def decode(arrival: Any, header: bytes) -> messages.Answer:
+        if arrival.site != "south":
+            return answer
+        put_to_south.append(header)
+        if header == b"new":
+            del instead["south"]
+            raise AskAgain("its ledger goes on")
+        if len(put_to_south) == 1:
+            instead["south"] = b"new", b"chance"
+            raise AskAgain("its ledger had 9 entries")
+        return answer
+
+    run.asking.talk.decode, run.asking.talk.instead = decode, instead.get
+    cohort = ("north", "west") if aside else SITES
+    for _ in range(3 if aside else 1):
+        found = put(run, "training", cohort, len(cohort), beside(there, set(cohort), got) if aside else None)
+    assert put_to_south == ([b"keys", b"new", b"keys"] if aside else [b"", b"new", b""])
+    assert sorted(found.answered) == sorted(cohort) and not found.refused and not there.out
+    assert got == (["south"] if aside else [])
 
 
 def test_the_people_at_the_coordinator_read_what_stays_out_and_what_brings_it_back() -> None:
