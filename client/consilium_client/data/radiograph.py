@@ -101,14 +101,15 @@ def stored_values(dataset: pydicom.Dataset) -> NDArray[Any]:
 def _require_same_size(dataset: pydicom.Dataset) -> None:
     """Raises Unusable where a decoder would make a picture of another size than the header announces."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    size = picture_size(frame)
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    size = picture_size(stream)
     if size is not None and size != (rows, columns):
         raise Unusable("the encoded picture has another size than Rows and Columns say")
-    # Run lengths make 64 times their bytes at most: what they cannot be shorter than is what they may be.
+    # A run makes 64 times its bytes at most; runs that are longer than what they make are a bomb or damaged.
     if dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless:
-        raw = rows * columns * int(dataset.BitsAllocated) // 8
-        if len(frame) > 2 * raw + 1024:
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        raw = frames * rows * columns * int(dataset.get("SamplesPerPixel") or 1) * int(dataset.BitsAllocated) // 8
+        if len(stream) > 2 * raw + 1024:
             raise Unusable("the encoded picture is longer than its pixels")
 
 
