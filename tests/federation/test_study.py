@@ -41,7 +41,11 @@ def finished(hospitals: Hospitals, contract: Callable[..., dict[str, Any]]) -> F
     file.write_text(json.dumps(contract("whole", private=True)))
     with ThreadPoolExecutor(1) as background:
         run = background.submit(hospitals.at_server, "run", file)
-        hospitals.approve("whole", SITES, by="Dr Synthetic")
+        try:
+            hospitals.approve("whole", SITES, by="Dr Synthetic")
+        except Exception:
+            hospitals.at_server("stop", "whole")  # else ``run`` is waited for without end, and nobody sees why
+            raise
         done = run.result()
     (entry,) = (each for each in hospitals.models() if each["card"]["study"] == "whole")
     return Finished(hospitals.folder("whole").study(), done.stdout + done.stderr, entry["card"], Path(entry["folder"]))
