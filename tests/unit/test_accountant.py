@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_every_further_event_costs_something() -> None:
         now = epsilon(history, 1e-5)
         assert now > last
         last = now
+
+
+def test_a_part_of_a_history_costs_no_more_than_all_of_it_where_the_best_order_jumps() -> None:
+    """Else what was reserved for a study were refused on the way to it, and an audit found a budget exceeded."""
+    spent = [DpSgdEvent(0.16, 1.071, 4), DpSgdEvent(0.16, 1.575, 2), DpSgdEvent(0.1883, 3.26, 6)]
+    costs = [epsilon([*spent, *[GaussianEvent(10.0)] * 4, DpSgdEvent(0.1883, 1.696, k)], 1e-3) for k in range(1, 13)]
+    assert costs == sorted(costs)
+    assert max(after / before for before, after in pairwise(costs)) < 1.05
 
 
 def test_a_hopeless_history_is_answered_without_filling_the_memory() -> None:

@@ -51,6 +51,9 @@ _CHANGES = np.array([-7.0, 1.5, 3.0, 7.0])
 _AUTOCORRELATED = 1 << 17
 """Points of the steps from which the decay of the product is bounded."""
 
+_LOWER = 8
+"""Most lower orders that are tried where the tilt is far beyond ε."""
+
 _DIFFERENCES = 8
 """Most differences taken to see how smooth a step's distribution is."""
 
@@ -77,7 +80,7 @@ def composed_epsilon(q: Floats, sigma: Floats, steps: Floats, delta: float) -> f
     while True:
         history = History(list(discretised(q, sigma, interval, tail)), steps, interval)
         try:
-            removed = history.epsilon(order, delta, reverse=False)
+            removed, order = history.tightened(order, delta)
             if np.all(q == 1) or history.chernoff(order, removed, reverse=True) <= delta:  # one direction is enough
                 return removed
             return max(removed, history.epsilon(order, delta, reverse=True))
@@ -148,6 +151,23 @@ class History:
             if found is not None:
                 return found
             bottom -= top - bottom
+
+    def tightened(self, theta: float, delta: float) -> tuple[float, float]:
+        """``epsilon`` of removing a patient, at a lower order where the tilt lies far beyond it; and the order.
+
+        Between a history of few steps and one of many the best order jumps, and the order that ``tuned`` ends with may
+        be from the wrong side: a bound as well, but far above its neighbours', so that a part would cost more than all.
+        """
+        found = self.epsilon(theta, delta, reverse=False)
+        for _ in range(_LOWER):
+            tilted = self._tilted(theta, False)
+            if tilted.mean <= found + 3 * math.sqrt(tilted.variance):
+                break
+            again = self.epsilon(theta / 1.5, delta, reverse=False)
+            if again >= found:
+                break
+            found, theta = again, theta / 1.5
+        return found, theta
 
     def _lost(self, reverse: bool) -> float:
         lost = [b.lost_reversed if reverse else b.lost for b in self.batches]
