@@ -8,7 +8,17 @@ from typing import Any
 
 from consilium_client.site import SiteConfig
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.privacy.canaries import CONFIDENCE, Bounds, Outcome, compare, contradiction, most
+from consilium_shared.privacy.canaries import (
+    CONFIDENCE,
+    Bounds,
+    Outcome,
+    Power,
+    compare,
+    contradiction,
+    nearest,
+    needed,
+    power,
+)
 from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
 from consilium_shared.study import Study
 
@@ -37,13 +47,13 @@ class Result:
         audited: study and plan.
         outcome: of the canaries.
         bounds: measured beside proven, at the plan's δ and at smaller ones.
-        most: the same, had the run given everything away.
+        power: what it could have shown at best.
     """
 
     audited: Audited
     outcome: Outcome
     bounds: tuple[Bounds, ...]
-    most: tuple[Bounds, ...]
+    power: Power
 
     @property
     def contradiction(self) -> Bounds | None:
@@ -64,27 +74,49 @@ class Result:
             **asdict(self.outcome),
             "confidence": CONFIDENCE,
             "bounds": [_plain(b) for b in self.bounds],
-            "most_measurable": [_plain(b) for b in self.most],
+            "most_measurable": [_plain(b) for b in self.power.most],
+            "could_contradict": self.power.able,
+            "best_canaries": self.power.best,
             "contradiction": None if found is None else _plain(found),
         }
 
     def lines(self) -> list[str]:
         """For people."""
-        study, outcome, own, able = self.audited.study, self.outcome, self.bounds[0], self.most[0]
-        power = f"had everything leaked, {outcome.canaries} canaries would have shown ε {able.measured:.2f} at that δ"
-        if contradiction(self.most) is None:
-            power += f"; that is too few to contradict ε {own.proven:.2f}: give --canaries a larger number"
+        study, outcome, own = self.audited.study, self.outcome, self.bounds[0]
         said = [
             f"{study.study} version {study.version}, digest {study.digest}",
             f"  proven     training costs at most ε {own.proven:.3f} at δ {own.delta:g}",
-            f"  measured   an attack proves at least ε {own.measured:.3f} at that δ ({CONFIDENCE:.0%} confidence): "
-            f"{outcome.correct} of {outcome.guesses} guesses who of {outcome.canaries} canaries took part were right",
-            f"  power      {power}",
-            "  used       invented patients alone: no patient's data, no budget",
+            f"  guesses    {outcome.correct} of {outcome.guesses} guesses who of {outcome.canaries} canaries took part "
+            f"were right; coins alone would give {outcome.guesses / 2:g}",
+            f"  measured   that proves at least ε {own.measured:.3f} at δ {own.delta:g}, with {CONFIDENCE:.0%} "
+            f"confidence{self._needed(own, 0.0, 'anything')}",
         ]
+        close = nearest(self.bounds)
+        if close.delta != own.delta:
+            said.append(
+                f"             it comes nearest to what is proven at δ {close.delta:g}: at least ε "
+                f"{close.measured:.3f}, and at most {close.proven:.3f} is proven there"
+                f"{self._needed(close, close.proven, 'more')}"
+            )
+        said.append("  used       invented patients alone: no patient's data, no budget")
         if self.contradiction is None:
-            said.append("  verdict    nothing measured contradicts what was proven; that is a test passed, not a proof")
+            said.append(
+                "  verdict    nothing measured contradicts what was proven; that is a test passed, not a proof"
+                if self.power.able
+                else "  verdict    none: an audit with so many canaries cannot contradict what was proven (see power)"
+            )
         return said
+
+    def _needed(self, bound: Bounds, epsilon: float, what: str) -> str:
+        """How many right guesses it takes to prove more than ε; nothing where that was reached."""
+        if bound.measured > epsilon:
+            return ""
+        least = needed(self.outcome, epsilon, bound.delta)
+        if least is None:
+            return (
+                f"; not even {self.outcome.guesses} right ones would prove {what}: δ leaves room for so many by itself"
+            )
+        return f"; it would take {least} right ones to prove {what}"
 
     def alarm(self) -> str:
         """What is wrong; only where there is a contradiction."""
@@ -97,9 +129,61 @@ class Result:
         )
 
 
+@dataclass(frozen=True)
+class Planned:
+    """An audit before it runs.
+
+    Attributes:
+        audited: study and plan.
+        canaries: how many are planted.
+        power: what it can show at best.
+    """
+
+    audited: Audited
+    canaries: int
+    power: Power
+
+    @classmethod
+    def of(cls, audited: Audited, canaries: int | None) -> Planned:
+        """With the number that was asked for, or else the default; raises ConfigurationError for one that cannot be."""
+        from consilium_client.training.canaries import CANARIES
+
+        number, plan = CANARIES if canaries is None else canaries, audited.plan
+        return cls(audited, number, power(number, [plan.event(plan.rounds)], plan.delta))
+
+    def lines(self) -> list[str]:
+        """For people."""
+        able, own, best = nearest(self.power.most), self.power.most[0], nearest(self.power.most_of_best)
+        said = [
+            f"  power      had everything leaked, {self.canaries} canaries would prove ε {able.measured:.2f} at δ "
+            f"{able.delta:g}, where at most {able.proven:.2f} is proven"
+        ]
+        if able.delta != own.delta:
+            said.append(
+                f"             (at the plan's own δ {own.delta:g}: ε {own.measured:.2f}, beside {own.proven:.2f})"
+            )
+        if self.power.able:
+            said.append(f"             it cannot show a defect that costs less than ε {able.proven:.2f} there")
+        else:
+            said.append(
+                "             it is too weak to contradict what is proven: whatever leaks, this audit cannot fail"
+            )
+        if self.canaries == self.power.best:
+            said.append("             no other number of canaries shows more here")
+        elif best.measured > best.proven:
+            said.append(
+                f"             the sharpest number here is --canaries {self.power.best}: ε {best.measured:.2f} at δ "
+                f"{best.delta:g}, beside {best.proven:.2f}"
+            )
+        if best.measured <= best.proven:
+            said.append(
+                "             no number of canaries could: the plan allows more than such an audit can ever show"
+            )
+        return said
+
+
 def run(
-    audited: Audited,
-    canaries: int | None,
+    planned: Planned,
     config: SiteConfig,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -109,19 +193,18 @@ def run(
         ConfigurationError, DataError: as ``training.canaries.audit``.
     """
     from consilium_client.training import device
-    from consilium_client.training.canaries import CANARIES, audit
+    from consilium_client.training.canaries import audit
 
-    plan, number = audited.plan, CANARIES if canaries is None else canaries
+    plan = planned.audited.plan
     outcome = audit(
-        audited.study,
+        planned.audited.study,
         plan,
         device.choose(config.device),
-        canaries=number,
+        canaries=planned.canaries,
         on_progress=on_progress,
         way=config.gradients,
     )
-    events = [plan.event(plan.rounds)]
-    return Result(audited, outcome, compare(outcome, events, plan.delta), most(number, events, plan.delta))
+    return Result(planned.audited, outcome, compare(outcome, [plan.event(plan.rounds)], plan.delta), planned.power)
 
 
 def _plain(bounds: Bounds) -> dict[str, float | None]:

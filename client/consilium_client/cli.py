@@ -285,17 +285,21 @@ def audit_canaries(
 ) -> None:
     """Attack a study's plan with invented patients; show what the attack proves beside what was promised.
 
-    No patient's data is used and no budget is charged. The outcome is entered into the ledger, and goes to the
-    coordinator with the study's last answer. The exit status is 70 when more was measured than the plan allows.
+    Before it runs it says what it could show at best, and with how many canaries it could show the most. No patient's
+    data is used and no budget is charged. The outcome is entered into the ledger, and goes to the coordinator with the
+    study's last answer. The exit status is 70 when more was measured than the plan allows.
     """
     from consilium_client import canary_audit
 
     who, place = _decider(by), Home(home.resolve())
     audited = canary_audit.Audited.of(ask(place.admin_socket, "plan", study=study))
-    config = place.config()
+    config, planned = place.config(), canary_audit.Planned.of(audited, canaries)
+    if not as_json:
+        for line in planned.lines():
+            _say(line)
     with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
         task = bar.add_task(f"auditing {audited.study.study} with canaries", total=None)
-        result = canary_audit.run(audited, canaries, config, lambda n, all_: bar.update(task, completed=n, total=all_))
+        result = canary_audit.run(planned, config, lambda n, all_: bar.update(task, completed=n, total=all_))
     entry = ask(place.admin_socket, "audit", **result.entry(who))["entry"]
     if as_json:
         print(json.dumps({**result.to_json(), "entry": entry}, indent=2, sort_keys=True))

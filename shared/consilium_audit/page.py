@@ -77,6 +77,7 @@ def render(report: Report) -> bytes:
         most_releases=MOST_RELEASES,
         odd_sums=[each for each in report.sums if not each.smooth],
         most_sums=MOST_SUMS,
+        most_studies=MOST_STUDIES,
         shown_moves=shown_moves(report.moves),
         shown_bounds=shown_bounds,
         accountants=list(dict.fromkeys(name for s in report.sites for c in s.compared for name in c.accountants)),

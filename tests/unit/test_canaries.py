@@ -21,7 +21,9 @@ from consilium_shared.privacy.canaries import (
     compare,
     contradiction,
     lower_bound,
+    needed,
     p_value,
+    power,
 )
 from consilium_shared.privacy.event import DpSgdEvent
 
@@ -154,3 +156,34 @@ def test_an_outcome_that_cannot_be_is_refused(m: int, r: int, v: int) -> None:
 
 def test_no_guess_proves_nothing() -> None:
     assert lower_bound(Outcome(10, 0, 0), 1e-5) == 0.0
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-7])
+def test_the_best_number_of_canaries_is_that_from_which_both_more_and_fewer_show_less(delta: float) -> None:
+    events = [DpSgdEvent(0.05, 1.0, 50)]
+    told = power(2000, events, delta)
+
+    def margin(bounds: tuple[Bounds, ...]) -> float:
+        return max(each.measured - each.proven for each in bounds)
+
+    assert told.able and margin(told.most_of_best) >= margin(told.most)
+    for other in (100, 300, 10_000):
+        assert margin(power(other, events, delta).most) <= margin(told.most_of_best)
+    assert power(told.best, events, delta).most == told.most_of_best
+
+
+def test_at_a_large_delta_more_canaries_show_less_at_that_delta() -> None:
+    everything = [lower_bound(Outcome(m, m, m), 1e-3) for m in (2_000, 5_000, 20_000, 100_000)]
+    assert everything == sorted(everything, reverse=True) and everything[0] > everything[-1] + 0.1
+
+
+@given(outcomes(), st.floats(0, 3), st.sampled_from(DELTAS))
+def test_so_many_right_guesses_as_are_needed_prove_more_and_one_fewer_does_not(
+    outcome: Outcome, epsilon: float, delta: float
+) -> None:
+    m, r = outcome.canaries, outcome.guesses
+    least, error = needed(outcome, epsilon, delta), (1 - 0.95) / len(WAYS)
+    if least is None:
+        assert p_value(Outcome(m, r, r), epsilon, delta) >= error
+        return
+    assert p_value(Outcome(m, r, least), epsilon, delta) < error <= p_value(Outcome(m, r, least - 1), epsilon, delta)

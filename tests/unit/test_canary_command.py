@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from consilium_client import cli
+from consilium_client import canary_audit, cli
 from consilium_client.administration import Administration
 from consilium_client.training import canaries
 from consilium_client.training.noise import Noise
@@ -17,6 +17,7 @@ from consilium_shared.canonical import canonical_digest
 from consilium_shared.console import INTERNAL
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.ledger.entry import Audit
+from consilium_shared.privacy.canaries import Outcome, compare
 from consilium_shared.study import Study
 
 NAME = "synthetic-study"
@@ -68,11 +69,41 @@ def test_the_plan_of_a_study_that_nobody_decided_on_can_be_audited_before(runnin
 def test_what_is_said_names_both_bounds_the_power_and_that_nobody_was_needed(
     running: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    audit(running, canaries=300)
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("proven", "measured", "95% confidence", "no patient's data, no budget", "coins alone would give"):
+        assert part in said
+    assert said.index("power had everything leaked, 300 canaries would prove") < said.index("guesses who of 300")
+
+
+def test_an_audit_that_cannot_fail_says_so_before_it_runs_and_gives_no_verdict(
+    running: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consilium_shared.privacy.canaries.epsilon", lambda events, delta: 4.0)
+    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.desk).plan(NAME)), 30)
+    before = " ".join(" ".join(planned.lines()).split())
+    assert "whatever leaks, this audit cannot fail" in before and "the sharpest number here is --canaries" in before
     audit(running)
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("proven", "measured", "95% confidence", "no patient's data, no budget", "not a proof"):
-        assert part in said
-    assert "too few to contradict" in said
+    assert said.startswith("power") and "verdict none: an audit with so many canaries cannot contradict" in said
+
+
+def test_a_plan_that_allows_more_than_any_audit_shows_is_said_to(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consilium_shared.privacy.canaries.epsilon", lambda events, delta: 40.0)
+    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.desk).plan(NAME)), 2000)
+    assert "no number of canaries could" in " ".join(planned.lines())
+
+
+def test_how_many_right_guesses_prove_anything_is_told(running: Any) -> None:
+    """Of 348 right ones of 400 at a δ of a thousandth nothing is proven, and it is said why."""
+    audited = canary_audit.Audited.of(Administration(running.desk).plan(NAME))
+    planned = canary_audit.Planned.of(audited, 2000)
+    outcome = Outcome(2000, 400, 348)
+    events = [audited.plan.event(audited.plan.rounds)]
+    for delta, why in ((1e-3, "not even 400 right ones would prove anything"), (1e-6, "")):
+        said = canary_audit.Result(audited, outcome, compare(outcome, events, delta), planned.power).lines()
+        assert "coins alone would give 200" in said[2] and why in said[3]
+        assert ("ε 0.000" in said[3]) == (delta == 1e-3)
 
 
 @pytest.mark.parametrize("way", ["book-keeping", "opacus"])

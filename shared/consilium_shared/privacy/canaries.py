@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -52,6 +53,7 @@ CONFIDENCE = 0.95
 """Of every reported bound: a private run exceeds it in at most 1 audit of 20."""
 
 _PRECISION = 1e-4
+_COARSE = 5e-3
 _LARGEST = 50.0
 
 
@@ -123,7 +125,7 @@ def p_value(outcome: Outcome, epsilon: float, delta: float) -> float:
     return min(1.0, reached + 2.0 * m * delta * worst)
 
 
-def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE) -> float:
+def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE, precision: float = _PRECISION) -> float:
     """ε that the audited run had at least, at ``delta``, unless what has probability 1 - ``confidence`` happened.
 
     The bounds of one outcome at several δ hold together with that one confidence: each exceeds the truth exactly when
@@ -133,15 +135,16 @@ def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE) 
         outcome: of the way of guessing that was reported, of all ``WAYS`` tried.
         delta: δ in [0, 1).
         confidence: in (0, 1).
+        precision: by how much the returned ε may be too small.
 
     Returns:
         The largest ε whose ``p_value`` is below one way's share of 1 - confidence, rounded down; 0 when there is none.
     """
-    error = (1.0 - confidence) / len(WAYS)
+    error = _error(confidence)
     if p_value(outcome, 0.0, delta) >= error:
         return 0.0
     refuted, open_ = 0.0, _LARGEST
-    while open_ - refuted > _PRECISION:
+    while open_ - refuted > precision:
         middle = (refuted + open_) / 2
         if p_value(outcome, middle, delta) < error:
             refuted = middle
@@ -163,32 +166,76 @@ def compare(
     Raises:
         ConfigurationError: as ``accountant.epsilon``.
     """
-    done = list(events)
-    return tuple(Bounds(d, lower_bound(outcome, d, confidence), epsilon(done, d)) for d in _deltas(delta))
+    return _beside(outcome, _proven(events, delta), confidence)
 
 
-def most(canaries: int, events: Iterable[Event], delta: float) -> tuple[Bounds, ...]:
-    """What ``compare`` would say of a run that gave every coin away: how much an audit with so many canaries can show.
+@dataclass(frozen=True)
+class Power:
+    """What audits of one plan can show at best, of a run that gives every coin away.
 
-    Where even this contradicts nothing, the audit says nothing about whether the plan holds; more canaries say more.
+    Attributes:
+        most: of so many canaries as were asked for, measured beside proven, at δ and at smaller ones.
+        best: of ``NUMBERS``, and that which was asked for, the number of canaries whose audit comes farthest above what
+            is proven, at whichever δ.
+        most_of_best: the same as ``most``, of so many.
     """
-    everything = [int(way.inside * canaries) + int(way.outside * canaries) for way in WAYS]
-    outcomes = [Outcome(canaries, guesses, guesses) for guesses in everything]
-    done = list(events)
-    return compare(strongest(outcomes, done, delta), done, delta)
+
+    most: tuple[Bounds, ...]
+    best: int
+    most_of_best: tuple[Bounds, ...]
+
+    @property
+    def able(self) -> bool:
+        """Whether this audit could contradict what is proven at all."""
+        return contradiction(self.most) is not None
+
+
+NUMBERS = (30, 100, 300, 1_000, 2_000, 5_000, 10_000, 30_000, 100_000)
+"""Numbers of canaries among which the best is looked for. More are not always better: δ allows a share of the canaries
+to be given away, and of many canaries that is many."""
+
+
+def power(canaries: int, events: Iterable[Event], delta: float) -> Power:
+    """How much an audit of a plan with so many canaries can show, and with which number it could show the most.
+
+    Args:
+        canaries: how many are planted.
+        events: what the audited run does: the training of a whole plan.
+        delta: the plan's δ.
+
+    Raises:
+        ConfigurationError: as ``Outcome`` and ``accountant.epsilon``.
+    """
+    proven = _proven(events, delta)
+    of = {number: _most(number, proven) for number in {canaries, *NUMBERS}}
+    best = max(sorted(of), key=lambda number: _margin(of[number]))
+    return Power(of[canaries], best, of[best])
+
+
+def needed(outcome: Outcome, proven: float, delta: float) -> int | None:
+    """Right guesses, of as many as were made, from which on an audit shows more than ε ``proven`` at ``delta``.
+
+    None where all of them do not.
+    """
+    guesses, low = outcome.guesses, 0
+    if p_value(Outcome(outcome.canaries, guesses, guesses), proven, delta) >= _error(CONFIDENCE):
+        return None
+    high = guesses
+    while high - low > 1:
+        middle = (low + high) // 2
+        if p_value(Outcome(outcome.canaries, guesses, middle), proven, delta) < _error(CONFIDENCE):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def strongest(
     outcomes: Sequence[Outcome], events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
 ) -> Outcome:
     """The one to report: that comes nearest to contradicting what was proven, or contradicts it the most."""
-    done = list(events)
-
-    def margin(outcome: Outcome) -> float:
-        bound = nearest(compare(outcome, done, delta, confidence))
-        return bound.measured - bound.proven
-
-    return max(outcomes, key=margin)
+    proven = _proven(events, delta)
+    return max(outcomes, key=lambda outcome: _margin(_beside(outcome, proven, confidence)))
 
 
 def contradiction(bounds: Sequence[Bounds]) -> Bounds | None:
@@ -205,16 +252,51 @@ def nearest(bounds: Sequence[Bounds]) -> Bounds:
     return max(bounds, key=lambda b: b.measured - b.proven)
 
 
-def _deltas(delta: float) -> list[float]:
-    found = [delta * 10.0**-k for k in range(13)]
-    return [d for d in found if d >= LEAST_DELTA]
+def _error(confidence: float) -> float:
+    return (1.0 - confidence) / len(WAYS)
+
+
+def _proven(events: Iterable[Event], delta: float) -> dict[float, float]:
+    """ε of the events at δ and at smaller ones."""
+    done = list(events)
+    return {d: epsilon(done, d) for d in (delta * 10.0**-k for k in range(13)) if d >= LEAST_DELTA}
+
+
+def _beside(outcome: Outcome, proven: Mapping[float, float], confidence: float = CONFIDENCE) -> tuple[Bounds, ...]:
+    return tuple(Bounds(d, lower_bound(outcome, d, confidence), bound) for d, bound in proven.items())
+
+
+def _most(canaries: int, proven: Mapping[float, float]) -> tuple[Bounds, ...]:
+    """Had every guess been right, by the way of guessing that comes farthest."""
+    everything = [int(way.inside * canaries) + int(way.outside * canaries) for way in WAYS]
+    outcomes = [Outcome(canaries, guesses, guesses) for guesses in everything]
+    found = [
+        tuple(Bounds(d, lower_bound(outcome, d, precision=_COARSE), bound) for d, bound in proven.items())
+        for outcome in outcomes
+    ]
+    return max(found, key=_margin)
+
+
+def _margin(bounds: Sequence[Bounds]) -> float:
+    bound = nearest(bounds)
+    return bound.measured - bound.proven
 
 
 def _log_binomial(trials: int, probability: float) -> npt.NDArray[np.float64]:
     """Logarithm of P[Binomial(trials, probability) = w] for w = 0 … trials: float64 ``[trials + 1]``."""
-    from scipy.special import gammaln, xlog1py, xlogy  # a large import
+    from scipy.special import xlog1py, xlogy  # a large import
 
     w = np.arange(trials + 1, dtype=np.float64)
-    ways = gammaln(trials + 1) - gammaln(w + 1) - gammaln(trials - w + 1)
-    found: npt.NDArray[np.float64] = ways + xlogy(w, probability) + xlog1py(trials - w, -probability)
+    found: npt.NDArray[np.float64] = _log_ways(trials) + xlogy(w, probability) + xlog1py(trials - w, -probability)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _log_ways(trials: int) -> npt.NDArray[np.float64]:
+    """Logarithm of the binomial coefficients: float64 ``[trials + 1]``, asked for again at every ε of a search."""
+    from scipy.special import gammaln
+
+    w = np.arange(trials + 1, dtype=np.float64)
+    found: npt.NDArray[np.float64] = gammaln(trials + 1) - gammaln(w + 1) - gammaln(trials - w + 1)
+    found.flags.writeable = False
     return found
