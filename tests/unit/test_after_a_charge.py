@@ -18,6 +18,7 @@ from consilium_client.training import fit, steps, trainer
 from consilium_client.training.clipping import PrivateOptimizer
 from consilium_client.training.fit import fitting
 from consilium_client.training.lattice import Lattice
+from consilium_client.training.loss import per_record
 from consilium_client.training.noise import Noise
 from consilium_client.training.owners import Owners
 from consilium_client.training.pieces import Batch, Batches
@@ -107,6 +108,8 @@ def test_a_step_is_made_for_more_patients_than_the_noised_number_can_hide() -> N
         plan = a_plan(study, rate=1024 / 1100, patients=1100, count_noise=noise)
         most = Lattice.of(1.0, 1.0, 1, plan.expected(1024)).patients
         assert most >= 2 * plan.sampling_rate * (1100 + 10 * noise) + 1000
+        made = PrivateSteps(build(study), study, plan, per_record(study, CPU), Noise(bytes(32)), 32)
+        assert made.optimizer.lattice.patients == most
     assert a_plan(study).expected(1024) == 1024  # a plan of which no number is released
 
 
