@@ -189,20 +189,25 @@ def run(
 ) -> Result:
     """Run the whole plan on invented patients, in this process, computed as the site computes its rounds.
 
+    Where and in which pieces is found out anew: the agent's store is the agent's to write.
+
     Raises:
         ConfigurationError, DataError: as ``training.canaries.audit``.
+        MachineError: as ``training.fit.fitting``; no private round runs here either.
     """
-    from consilium_client.training import device
     from consilium_client.training.canaries import audit
+    from consilium_client.training.fit import fitting
 
-    plan = planned.audited.plan
+    study, plan = planned.audited.study, planned.audited.plan
+    where = fitting(study, plan, config.device, config.gradients)
     outcome = audit(
-        planned.audited.study,
+        study,
         plan,
-        device.choose(config.device),
+        where.device,
         canaries=planned.canaries,
         on_progress=on_progress,
         way=config.gradients,
+        rows=where.rows,
     )
     return Result(planned.audited, outcome, compare(outcome, [plan.event(plan.rounds)], plan.delta), planned.power)
 

@@ -11,11 +11,11 @@ import typer
 
 from consilium_client import canary_audit, cli
 from consilium_client.administration import Administration
-from consilium_client.training import canaries
+from consilium_client.training import canaries, fit
 from consilium_client.training.noise import Noise
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.console import INTERNAL
-from consilium_shared.errors import ConfigurationError
+from consilium_shared.errors import ConfigurationError, MachineError
 from consilium_shared.ledger.entry import Audit
 from consilium_shared.privacy.canaries import Outcome, compare
 from consilium_shared.study import Study
@@ -118,6 +118,33 @@ def test_the_audit_computes_as_the_sites_rounds_do(running: Any, way: str, monke
     monkeypatch.setattr(canaries, "train", train)
     audit(running)
     assert set(ways) == {way}
+
+
+def test_the_audit_computes_where_and_in_the_pieces_that_this_machine_passed(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine on which several patients in one piece depend on one another computes each alone, here too."""
+    whole = canaries.train
+    computed: set[tuple[str, Any]] = set()
+
+    def train(*args: Any, **kept: Any) -> Any:
+        computed.add((str(kept["device"]), kept["rows"]))
+        return whole(*args, **kept)
+
+    def dependent(study: Study, where: Any, way: str, rows: int) -> str:
+        return "" if rows == 1 else "a record's result depends on another's"
+
+    monkeypatch.setattr(fit, "dependence", dependent)
+    monkeypatch.setattr(canaries, "train", train)
+    audit(running)
+    assert computed == {("cpu", 1)}
+
+
+def test_a_machine_that_computes_no_private_round_audits_none(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "dependence", lambda *_: "a record's result depends on another's")
+    with pytest.raises(MachineError, match="depends on another's"):
+        audit(running)
+    assert all(entry.kind != "audit" for entry in running.desk.ledger.entries)
 
 
 def test_the_audit_reads_no_patients_file(running: Any) -> None:

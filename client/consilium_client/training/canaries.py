@@ -71,6 +71,7 @@ def audit(
     seed: bytes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     way: Way = "book-keeping",
+    rows: int | None = None,
 ) -> Outcome:
     """Run the plan on generated patients and canaries, guess which canaries were in, and count the right guesses.
 
@@ -82,6 +83,7 @@ def audit(
         seed: everything random follows from it; None for fresh bytes. No patient's data is here that it could expose.
         on_progress: told (steps done, steps in all).
         way: to per-sample gradients, as the study's rounds have it here.
+        rows: of a piece in which several patients are, as the study's rounds have it here (``trainer.train``).
 
     Returns:
         The outcome of that way of guessing which comes nearest to contradicting the plan (``WAYS``).
@@ -122,6 +124,7 @@ def audit(
                 on_progress=_shifted(on_progress, before, runs * rounds * steps),
                 probe=run,
                 way=way,
+                rows=rows,
             )
             if result.diverged:
                 raise DataError(f"study {study.study}, round {done + 1}: {DIVERGED}")
