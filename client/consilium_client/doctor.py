@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,6 +27,14 @@ from consilium_shared.privacy.accountant import check_delta
 FREE_BYTES = 2 * 1024**3
 LEAST_FREE_BYTES = 64 * 1024**2
 """With less no round can be charged and kept."""
+
+AHEAD_SECONDS = 5
+BEHIND_SECONDS = 300
+"""Beyond either the server's Flower refuses each message of the site, for its signed time (flwr 1.41:
+``SYSTEM_TIME_TOLERANCE``, ``TIMESTAMP_TOLERANCE``)."""
+NOTED_AHEAD_SECONDS = 3
+NOTED_BEHIND_SECONDS = 60
+"""Beyond either a clock is not kept, and will be refused one day."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ def examine(home: Home) -> Iterator[Finding]:
     yield _try("SuperNode key", lambda: _supernode_key(home))
     yield from _assets(home)
     yield _try("coordinator", lambda: _reach(home))
+    yield _clock(home)
     yield _try("ledger", lambda: _ledger(home))
     yield _network()
     yield _disk(home.root)
@@ -133,12 +145,7 @@ def _asset(name: str, asset: AssetSpec, budget: AssetBudget | None) -> Finding:
 
 def _reach(home: Home) -> str:
     """A TLS connection with the federation's CA alone, as the SuperNode makes it; nothing is sent."""
-    invitation = home.invitation()
-    authority = home.keys / "ca.crt"  # what the SuperNode trusts; the invitation says what it should be
-    try:
-        context = ssl.create_default_context(cadata=authority.read_text())
-    except (OSError, ValueError) as error:  # an SSLError is an OSError
-        raise ConsiliumError(f"{authority} cannot be read as a certificate; enroll again in a new home") from error
+    invitation, context = home.invitation(), _trusted(home)
     where = f"{invitation.address}:{invitation.port}"
     try:
         with (
@@ -156,6 +163,59 @@ def _reach(home: Home) -> str:
         raise ConsiliumError(
             f"cannot reach {where} ({reason}): is the server up, does the firewall let this machine out to that port?"
         ) from error
+
+
+def _trusted(home: Home) -> ssl.SSLContext:
+    """What the SuperNode trusts; the invitation says what it should be."""
+    authority = home.keys / "ca.crt"
+    try:
+        return ssl.create_default_context(cadata=authority.read_text())
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise ConsiliumError(f"{authority} cannot be read as a certificate; enroll again in a new home") from error
+
+
+def _clock(home: Home) -> Finding:
+    """This machine's clock beside the server's, as far as the whole seconds of an HTTP answer tell it."""
+    try:
+        ahead = _ahead(home)
+    except (ConsiliumError, OSError, http.client.HTTPException):
+        return Finding("clock", "warning", "cannot be told while the server does not answer: see coordinator")
+    if ahead is None:
+        return Finding("clock", "warning", "cannot be told: the server's answer has no time; compare it by hand")
+    if -NOTED_BEHIND_SECONDS <= ahead <= NOTED_AHEAD_SECONDS:
+        return Finding("clock", "ok", "as the server's, to a few seconds" if abs(ahead) <= 2 else _apart(ahead))
+    refused = ahead > AHEAD_SECONDS or ahead < -BEHIND_SECONDS
+    return Finding(
+        "clock",
+        "error" if refused else "warning",
+        f"{_apart(ahead)}; Flower refuses more than {AHEAD_SECONDS} s ahead or {BEHIND_SECONDS} s behind: set it (NTP)",
+    )
+
+
+def _apart(ahead: float) -> str:
+    return f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+
+
+def _ahead(home: Home) -> float | None:
+    """By how many seconds this clock is ahead of the server's, give or take one; None where the answer has no time.
+
+    Any answer will do, of whatever status; the request says nothing of this site.
+    """
+    invitation = home.invitation()
+    connection = http.client.HTTPSConnection(invitation.address, invitation.port, timeout=10, context=_trusted(home))
+    try:
+        connection.connect()
+        before = time.time()
+        connection.request("GET", "/health")
+        told = connection.getresponse().getheader("Date")
+        here = (before + time.time()) / 2
+    finally:
+        connection.close()
+    try:
+        # The server cuts to the second, and makes the text once a second: on average it is one old.
+        return None if told is None else here - (parsedate_to_datetime(told).timestamp() + 1)
+    except ValueError:
+        return None
 
 
 def _ledger(home: Home) -> str:
