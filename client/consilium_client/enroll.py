@@ -29,7 +29,8 @@ policy:
   minimum_patients: 50              # no study on fewer patients
   minimum_held_back: 10             # no evaluation counts of fewer held-back patients
   minimum_sites: 2                  # no study that adds up fewer sites
-  corrupt_sites: third              # no study that fewer of its sites break with the coordinator; or a number
+  # How many corrupt sites a study must hold against: fewer than a third of its roster (third), or a number.
+  corrupt_sites: third
   maximum_epsilon: 5.0              # most that one study may cost
   allow_without_privacy: false      # true: studies without differential privacy may be approved
   # Counts of held-back patients may leave: with noise and charged, in studies with differential privacy; exact in those
