@@ -8,9 +8,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from consilium_client import absence
 from consilium_client.agent_socket import call_admin
 from consilium_client.desk import Desk, Estimate
 from consilium_client.proposals import Proposal
@@ -103,12 +105,15 @@ class Administration:
         own = next((s for s in state.studies if s.study == study.digest), None)
         objections = self.desk.objections(proposal)
         undecided = "refused" if objections else "pending"
+        entries = self.desk.ledger.entries if approval else ()
         return {
             "study": study.study,
             "version": study.version,
             "digest": study.digest,
             "state": "approved" if approval else "rejected" if rejected else undecided,
             "by": approval.by if approval else None,
+            "out": absence.out(entries, study.digest),
+            "quiet_since": absence.quiet_since(entries, study.digest, datetime.now(UTC)),
             "refused": [{"rule": each.detail, "remedy": each.remedy} for each in objections],
             "task": study.task,
             "asset": study.data.asset,

@@ -126,6 +126,14 @@ def studies(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> Non
         screen.STUDIES,
         lambda: screen.studies(found),
     )
+    if not as_json:
+        _say_absences(found)
+
+
+def _say_absences(studies: list[dict[str, Any]]) -> None:
+    for study in studies:
+        for line in screen.absences(study):
+            _say(line)
 
 
 def _decider(by: str | None) -> str:
@@ -240,7 +248,9 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     _say(f"site {value['site']}: {activity['doing']}{where}")
     _say(f"ledger: {value['ledger']['entries']} entries, head {value['ledger']['head'][:16]}")
     for study in value["studies"]:
-        _say(f"study {study['study']}: {study['state']}, {study['rounds_charged']} of {study['rounds']} rounds charged")
+        charged = f"{study['rounds_charged']} of {study['rounds']} rounds charged"
+        _say(f"study {study['study']}: {screen.state(study)}, {charged}")
+    _say_absences(value["studies"])
 
 
 @app.command()

@@ -48,7 +48,7 @@ def reason_of(error: ConsiliumError) -> tuple[str, str]:
 
 
 CURES = {
-    "data": "mend what the line above names (consilium-site data check STUDY.yaml tells); the coordinator asks again",
+    "data": "mend what log/agent.log names (consilium-site data check STUDY.yaml tells); the coordinator asks again",
     "policy": "the site's policy is in site.yaml; the coordinator asks again",
     "budget": "the budget is in site.yaml (consilium-site budget tells what is left); the coordinator asks again",
     "malformed": "the message is none that this program knows; the coordinator asks again",

@@ -18,13 +18,31 @@ def studies(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     """Rows under ``STUDIES``."""
     return [
         (
-            *(s["study"], s["version"], s["digest"][:12], s["state"], s["task"], s["asset"]),
+            *(s["study"], s["version"], s["digest"][:12], state(s), s["task"], s["asset"]),
             f"{s['rounds_charged']}/{s['rounds']}",
             s["epsilon"] if s["epsilon"] is not None else "no privacy",
             epsilon(s["epsilon_spent"]),
         )
         for s in found
     ]
+
+
+def state(study: Mapping[str, Any]) -> str:
+    """What was decided, and whether the site is out all the same."""
+    return f"{study['state']}, out" if study["out"] else str(study["state"])
+
+
+def absences(study: Mapping[str, Any]) -> Iterator[str]:
+    """Why this site is out of a study that it approved and what brings it back; or that nothing is heard of it."""
+    if out := study["out"]:
+        where = f" of round {out['round']}" if out["round"] else ""
+        yield f"{study['study']}: out since {out['since']}, {out['reason']}{where}: {out['detail']}"
+        yield f"  what brings it back: {out['cure']}"
+    if quiet := study["quiet_since"]:
+        yield (
+            f"{study['study']}: nothing was heard of it since {quiet}, and it was not closed. Ask the coordinator; if "
+            "it is over, consilium-site reject ends it here, and what it still holds of the budget returns"
+        )
 
 
 def budgets(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -49,6 +67,8 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     contract = study["contract"]
     training = contract["training"]
     yield f"{study['study']} version {study['version']}, digest {study['digest']}", "bold"
+    for line in absences(study):
+        yield f"  {line}", "bold"
     if contract["schema_version"] < SCHEMA:
         yield (f"  written    in contract schema {contract['schema_version']}: what came later is not in it",)
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
