@@ -21,8 +21,8 @@ MODE = "AUTO,STRICT"
 def set_blas_environment() -> None:
     """Ask MKL for strict mode. It reads the variable at its first product in a process, so call before torch computes.
 
-    A mode that was set by hand stays if it is as good: any with ``STRICT``, or ``COMPATIBLE`` (one path for all, half
-    as fast again).
+    A mode that was set by hand stays if it is as good: any with ``STRICT``, or ``COMPATIBLE`` (one path for all, which
+    takes half as long again).
     """
     mode = os.environ.get("MKL_CBWR", "").upper()
     if not (mode.endswith(",STRICT") or mode == "COMPATIBLE"):

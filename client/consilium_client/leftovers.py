@@ -18,7 +18,7 @@ from consilium_shared.ledger.entry import Reject
 
 
 class Leftovers:
-    """What a site's stores keep of studies.
+    """Leftovers in a site's stores, by study.
 
     Attributes:
         working: held while a request of the coordinator's is answered; nothing is deleted under its hands.

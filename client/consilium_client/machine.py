@@ -1,4 +1,4 @@
-"""What this machine can compute of a study with privacy, found out on invented records before anything is charged.
+"""Findings about this machine: what it can compute of a study with privacy, on invented records, before any charge.
 
 That no record's result depends on another's is tested once for each processor, build of torch, driver and release of
 ours, and each model, shape and precision (``training/fit.py``). The finding is kept in the site's store, in words for

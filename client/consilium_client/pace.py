@@ -21,7 +21,7 @@ log = logging.getLogger("consilium.agent")
 
 
 class Pace:
-    """How long the last training of each study took."""
+    """Pace of each study: how long its last training took."""
 
     def __init__(self, results: Results) -> None:
         self._results = results

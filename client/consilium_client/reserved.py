@@ -1,4 +1,4 @@
-"""What approved studies may still take of an asset: reserved from the approval until it is charged, or never can be.
+"""Reservations of approved studies on an asset: from the approval until they are charged, or never can be.
 
 So that no study makes another fail: what somebody approved is there when its round comes, whatever is approved after
 it. What returns without having been charged: rounds in which the site took no part, once the record of a later moment
@@ -17,7 +17,7 @@ from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 
 @dataclass(frozen=True)
 class Reserved:
-    """What one approved study may still take.
+    """Reservation of one approved study: what it may still take.
 
     Attributes:
         study: its digest.

@@ -92,7 +92,7 @@ class _Write:
 
 
 class Heads:
-    """What every study's process of this server knows of the sites' ledgers."""
+    """Heads of all sites' ledgers, as every study's process of this server knows them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Did every charge fit its limit when it was made? Many charges are judged at once, so that long ledgers take no hours.
+"""Limits at each charge: did it fit when it was made? Many are judged at once, so that long ledgers take no hours.
 
 When a charge is made, three kinds of charges stand in the ledger: what ran, what was never settled, and what a later
 entry settles with fewer steps, which counts in full until then. For a block of charges the state at its last one, and

@@ -1,4 +1,4 @@
-"""How far each round's updates moved the model, so that a jump is seen."""
+"""Moves of the model: how far each round's updates took it, so that a jump is seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which charge paid for what left, in every study of a ledger, and what the ledger says against itself. Pure.
+"""Payments in every study of a ledger: which charge paid for what left, what the ledger says against itself. Pure.
 
 No contract is needed for that: an update leaves on a charge for training of its round, counts on one for evaluation of
 theirs, and both on one for the number of patients where the approved plan has it. A charge on which something left
@@ -38,7 +38,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class Payments:
-    """What a ledger's charges paid for.
+    """Charges of a ledger, and where it contradicts them.
 
     Attributes:
         charges: every charge, in order; settled as the ledger says, and not at all where that is contradicted.

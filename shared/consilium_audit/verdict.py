@@ -22,7 +22,7 @@ class Passed:
 
 @dataclass
 class Verdict:
-    """What was verified.
+    """Verdict on the evidence of one study.
 
     Attributes:
         compared: whether the coordinator's key is the one whose fingerprint the auditor was told.

@@ -1,4 +1,4 @@
-"""Where a study's private steps are computed here, and in pieces of how many rows: tried before anything is charged."""
+"""Fit of a study to this machine: on which device, in pieces of how many rows; tried before anything is charged."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ log = logging.getLogger("consilium.agent")
 
 
 class Fit(NamedTuple):
-    """What a study is computed with; ``rows``: with privacy, of a piece in which several patients are."""
+    """Device of a study's steps; ``rows``: with privacy, of a piece in which several patients are."""
 
     device: torch.device
     rows: int | None
 
 
 class Finding(NamedTuple):
-    """What the test of rows (``neighbours``) found: the size of pieces that passed, or 0; what the others showed."""
+    """Finding of the neighbour test: the size of pieces that passed, or 0; what the others showed."""
 
     rows: int
     failed: str
 
 
 class Findings(Protocol):
-    """What was found before."""
+    """Findings of earlier tests."""
 
     def get(self, about: dict[str, Any]) -> Finding | None:
         """The finding about exactly this, or None."""
@@ -101,7 +101,7 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way, finding
 
 
 def machine(where: torch.device) -> dict[str, Any]:
-    """What kernels, and which of them, a device computes with here: processor, libraries, driver, our own release."""
+    """Machine and kernels that a device computes with here: processor, libraries, driver, our own release."""
     about: dict[str, Any] = {
         "release": metadata.version("consilium"),
         "processor": _processor(),

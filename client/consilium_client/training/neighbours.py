@@ -1,4 +1,4 @@
-"""Does a record's gradient depend on its neighbours on this machine? Tested bit by bit, with the study's own model.
+"""Neighbour test: does a record's result here depend on the records beside it? Bit by bit, on the study's own model.
 
 What clipping and counts bound rests on it (``rows.py``): a library's kernels may go by the number of rows, by a row's
 place, by a matrix's address. MKL is told not to (``blas.py``). No other library can be told, so none is trusted: on
@@ -45,7 +45,7 @@ Vector = npt.NDArray[np.floating[Any]]
 
 
 def dependence(study: Study, device: torch.device, way: Way, rows: int) -> str:
-    """What of a record depends on the records beside it, in pieces of so many rows; nothing where nothing does.
+    """Dependence of a record on the records beside it, in pieces of so many rows, in words; empty where there is none.
 
     Takes some eight passes of a piece. The same for the same machine: nothing is drawn but from fixed seeds.
     """

@@ -23,8 +23,8 @@ from consilium_shared.study import Study
 
 
 def largest(rows: int, records: int, copies: int) -> list[list[int]]:
-    """How many records the patients of each of the largest pieces have: a full one of patients with one record each;
-    one in which a patient has so many that room for as many of everybody (``Owners.beside``) is largest; and where that
+    """Largest pieces, as how many records each patient in one has: a full one of patients with one record each; one in
+    which a patient has so many that room for as many of everybody (``Owners.beside``) is largest; and where that
     is more than a piece, one of a patient with as many as the study allows.
 
     Args:

@@ -171,7 +171,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Power:
-    """What audits of one plan can show at best, of a run that gives every coin away.
+    """Power of audits of one plan: what they show at best, of a run that gives every coin away.
 
     Attributes:
         most: of so many canaries as were asked for, measured beside proven, at δ and at smaller ones.
