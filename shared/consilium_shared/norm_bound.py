@@ -7,14 +7,14 @@ of √S steps. Hence ::
     lr · C · (S + σ / batch · √S · (√d + 6)) / (1 - momentum)
 
 with the σ of a site that draws all its patients in every step, which is the largest. A larger site's draw varies, by
-√batch or so: an update is shortened, by what was drawn above the expected, only where nearly all gradients are clipped
-and all point the same way. With adaptive clipping the gradient counts in clipping norms, so C is 1.
+√batch or so: an update is shortened only where nearly all gradients are clipped and point the same way, and then by
+what was drawn above the expected. With adaptive clipping the gradient counts in clipping norms, so C is 1.
 Adam moves each coordinate by about lr a step, at most lr · S · √d.
 Weight decay may take off what is there: lr · decay · S of a model whose weights are about 1 at most.
 
-Without privacy nothing bounds a gradient. Mean gradients of a batch are seldom longer than ``LONG_GRADIENT``, but at
-the very start, where a longer update keeps its direction and is shortened; and the bound is never above what it was
-before there was a rule (``UNRULED``).
+Without privacy nothing bounds a gradient. Mean gradients of a batch are seldom longer than ``LONG_GRADIENT``
+except at the very start; a longer update is then shortened and keeps its direction. The bound is never above what it
+was before there was a rule (``UNRULED``).
 """
 
 from __future__ import annotations
