@@ -29,11 +29,11 @@ check: $(READY)           ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-quick: check              ## lint, types, and the tests that need no process
+quick: check              ## lint, types, and the tests that take next to no time
 	$(PYTEST) -n $(WORKERS) -m quick tests/architecture tests/unit
 
 # Federations mostly wait; nothing that computes runs beside them and delays their answers.
-test: check               ## everything the gate runs
+test: check               ## everything
 	$(PYTEST) -n $(WORKERS) -m "not federation"
 	$(PYTEST) -n $(FEDERATIONS) -m federation tests/federation
 

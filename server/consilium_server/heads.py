@@ -4,9 +4,9 @@ Each answer says the number and the digest of the last entry of its site's ledge
 so of one site there is one digest for each number, in all studies. And what a site says is in its ledger before it is
 sent: so an answer to a question that was never put before, after another answer had come, has a later head than that,
 and no two answers have the same (but one that is kept before it is in the ledger, and given after a crash).
-Of two copies of a home the one that is behind or level, and a home that was restored from an old backup, breaks the last
-two rules with its first answers, and the first rule soon after. An honest site breaks none: its answers may come late,
-twice, in any order, from another machine, or after a torn last line, whose entry nobody was told of.
+Of two copies of a home the one that is behind or level, and a home that was restored from an old backup, breaks the
+last two rules with its first answers, and the first rule soon after. An honest site breaks none: its answers may come
+late, twice, in any order, from another machine, or after a torn last line, whose entry nobody was told of.
 
 But a server that lost its last lines, or has none yet (a loss of power, an older backup, ``readmit``, a release that
 kept no heads), may take a question for new that the site answered long ago. So an answer with an older head than a new

@@ -77,7 +77,8 @@ class Progress:
         if self.phase in ("training", "evaluation", "closing"):
             for site in event["sites"]:
                 self._note(site, "asked")
-        return f"round {self.current} of {self.rounds}: {self.phase}, {len(event['sites'])} sites asked"
+        sites = len(event["sites"])
+        return f"round {self.current} of {self.rounds}: {self.phase}, {sites} site{'s' * (sites != 1)} asked"
 
     def _on_answer(self, event: dict[str, Any]) -> str | None:
         if event["phase"] not in ("training", "evaluation", "closing"):
@@ -105,7 +106,8 @@ class Progress:
 
     def _on_waiting(self, event: dict[str, Any]) -> str:
         names = ", ".join(f"{site} ({why})" for site, why in sorted(event["sites"].items()))
-        self.waiting = f"{event['have']} of at least {event['minimum']} sites; waiting for {names}"
+        least = event["minimum"]  # 0 where nobody has to answer, as at the study's end
+        self.waiting = (f"{event['have']} of at least {least} sites; " if least else "") + f"waiting for {names}"
         return self.waiting
 
     def _on_abandoned(self, event: dict[str, Any]) -> str:
