@@ -33,7 +33,7 @@ SLOW = {
     for name in (
         *("adaptation", "blas", "canary_run", "data_synthetic", "masking", "no_waiting", "noise", "published_results"),
         *("requests", "start", "sum_memory", "summation", "sums", "superlink_database", "superlink_store"),
-        *("supervisor", "trainer"),
+        *("neighbouring_sites", "supervisor", "trainer"),
     )
 }
 """Four fifths of the time of all unit tests, or processes of their own."""
