@@ -3,6 +3,7 @@ closings. Each is read and verified on its own here; against the ledgers it is h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import Closing
 from consilium_shared.records import RoundRecord, open_record
 from consilium_shared.roster import Roster
+from consilium_shared.schema import OLDEST
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
 from consilium_shared.summand import counts_with
@@ -78,6 +80,8 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
         raise PeerError(f"{', '.join(sorted(strangers))} took part, but not in the roster")
     if len(participants) < minimum:
         raise PeerError(f"{len(participants)} sites took part, fewer than the contract's {minimum}")
+    if study.schema_version > OLDEST:  # coordinators of the first release did not name everybody
+        _check_everybody(record, roster)
     if record.round > study.training.rounds:
         raise PeerError(f"the contract has {study.training.rounds} rounds")
     if set(record.answers) != participants:
@@ -88,6 +92,18 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
     _check_metrics(record.metrics, minimum, len(record.counts), "its metrics")
     before = len(participants) if counts_with(study, record.round) else 0
     _check_metrics(record.metrics_before, minimum, before, "its metrics of the model before")
+
+
+def _check_everybody(record: RoundRecord, roster: Roster) -> None:
+    """No site vanishes from a record, and none stands in it with two stories."""
+    named = Counter([*record.participants, *record.away, *record.refused])
+    once = Counter(member.site for member in roster.members)
+    wrong = sorted((named - once) | (once - named))
+    if wrong:
+        raise PeerError(
+            f"{', '.join(wrong)}: every site of the roster, and no other, stands in it once: as participant, away or "
+            "refused"
+        )
 
 
 def _check_metrics(metrics: dict[str, Any] | None, least: int, most: int, what: str) -> None:

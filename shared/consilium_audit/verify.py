@@ -6,7 +6,8 @@ Each step must hold before the next begins:
        is a study written out in full.
     2. Every round record is signed by the coordinator, for this study, federation and roster; they are numbered from 1
        without a gap, and each names the bytes of the one before by digest; every participant stands in the roster, and
-       there were enough of them; metrics are of models that the contract evaluates, and of no more sites than counted.
+       there were enough of them, and every other site of the roster stands in it once, as away or refused (not asked
+       of contracts of schema 1); metrics are of models that the contract evaluates, and of no more sites than counted.
     3. Every round began with the model with which the one before ended; none stepped on an implausible sum.
     4. Every participant of a round countersigned the record of the round before; what sites signed at the end
        (``closing``) is their own, and over the last record. Every secure sum was opened on enough signatures of sites

@@ -94,6 +94,24 @@ def test_records_of_something_else_are_found_although_signed(evidence: Evidence)
     assert "fewer than" in evidence.fails(2, evidence.record(2))
 
 
+@pytest.mark.parametrize(
+    ("changes", "whom"),
+    [
+        ({"away": {}}, "west"),
+        ({"refused": {"west": ["data", "no file"]}}, "west"),
+        ({"away": {"west": "offline", "north": "offline"}}, "north"),
+        ({"away": {"west": "offline", "east": "offline"}}, "east"),
+        ({"away": {"east": "offline"}}, "east, west"),
+    ],
+)
+def test_a_record_that_does_not_name_every_site_once_is_found(
+    evidence: Evidence, changes: dict[str, Any], whom: str
+) -> None:
+    """West was away in round 2, and the coordinator would rather not say so, or say it twice."""
+    evidence.reseal(evidence.record(2), RECORD_DOMAIN, **changes)
+    assert f"{whom}: every site of the roster" in evidence.fails(2, evidence.record(2))
+
+
 def test_a_round_that_began_with_another_model_is_found(evidence: Evidence) -> None:
     evidence.reseal(evidence.record(3), RECORD_DOMAIN, model_before="0" * 64)
     evidence.fails(3, evidence.record(3))

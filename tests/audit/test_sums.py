@@ -73,7 +73,7 @@ def test_a_participant_that_is_added_after_signing_is_found(latecomer: Evidence)
         "countersigned": countersign(body["previous"], latecomer.sites["east"]),
     }
     more = {part: {**body[part], "east": value} for part, value in east.items()}
-    why = told(latecomer, participants=["east", *body["participants"]], **more)
+    why = told(latecomer, participants=["east", *body["participants"]], away={}, **more)
     assert "what north signed is not that exactly these sites are in the sum" in why
 
 
@@ -93,6 +93,7 @@ def without_west(evidence: Evidence) -> str:
     }
     signatures = {site: each for site, each in opened(evidence)["signatures"].items() if site != "west"}
     words |= {"participants": [site for site in body["participants"] if site != "west"], "metrics_before": None}
+    words |= {"away": {"west": "offline"}}
     return told(evidence, **words, opened=opened(evidence, signatures=signatures))
 
 
