@@ -1,21 +1,28 @@
 """Curves of ε as geometry, for a template to draw. Pure.
 
 Lines differ in their dashes and markers and carry their names at their ends, so that none needs a colour to be told.
+A name that is too long for its place is shortened in its middle: names of a hospital's studies often begin alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 36, 96, 12, 34
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 36, 126, 12, 34
 LABEL_GAP = 14
 """Units between two names at the ends of lines."""
 
-LABEL_CHARACTERS = 14
+LABEL_AFTER = 20
+"""Units from the right end of the axes to where names begin."""
+
+LETTER_SIZE = 11
+"""Of names, in units; as the style sheet has it."""
+
+_NARROW, _WIDE = frozenset("fijlrt-"), frozenset("mw…")
 LEAST = 0.1
 """An axis of ε ends here or higher."""
 
@@ -47,9 +54,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, drawn: an SVG path, where its markers stand, and its name with a place for it."""
+    """A curve, drawn: an SVG path, where its markers stand, its name, and that as it fits, with a place for it."""
 
     name: str
+    label: str
     look: str
     path: str
     markers: tuple[tuple[float, float], ...]
@@ -76,6 +84,7 @@ class Figure:
     height: int = HEIGHT
     left: int = LEFT
     right: int = WIDTH - RIGHT
+    label_x: int = WIDTH - RIGHT + LABEL_AFTER
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
 
@@ -153,8 +162,22 @@ def _line(curve: Curve, places: Sequence[tuple[float, float]]) -> Line | None:
     for place in reversed(places if curve.look != "limit" else ()):
         if not markers or math.dist(place, markers[-1]) >= MARKER_GAP:
             markers.append(place)
-    name = curve.name if len(curve.name) <= LABEL_CHARACTERS else curve.name[: LABEL_CHARACTERS - 1] + "…"
-    return Line(name, curve.look, path, tuple(markers[::-1]), end, end[1])
+    return Line(curve.name, shortened(curve.name), curve.look, path, tuple(markers[::-1]), end, end[1])
+
+
+def shortened(name: str) -> str:
+    """``name``, or its beginning, "…" and its end, as long as fits between the axes and the figure's edge."""
+    label, kept = name, len(name)
+    while _width(label) > RIGHT - LABEL_AFTER:
+        kept -= 1
+        label = f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
+    return label
+
+
+def _width(text: str) -> float:
+    """Units that a text may take: at least what it takes in the widest of the usual sans-serif typefaces."""
+    ems = [1.0 if letter in _WIDE else 0.46 if letter in _NARROW else 0.65 for letter in text]
+    return LETTER_SIZE * sum(ems)
 
 
 def _spread(lines: Sequence[Line]) -> tuple[Line, ...]:
@@ -168,10 +191,7 @@ def _spread(lines: Sequence[Line]) -> tuple[Line, ...]:
         places[at] = min(places[at], lowest)
         lowest = places[at] - LABEL_GAP
     moved = dict(zip(order, places, strict=True))
-    return tuple(
-        Line(line.name, line.look, line.path, line.markers, line.end, round(moved[i], 1))
-        for i, line in enumerate(lines)
-    )
+    return tuple(replace(line, label_y=round(moved[i], 1)) for i, line in enumerate(lines))
 
 
 def _nice(value: float, whole: bool = False) -> float:
