@@ -369,15 +369,13 @@ def decode_request(header: bytes, coordinator: PublicIdentity) -> Request:
         VersionError: of a protocol that came after this release.
         PeerError: too large, not canonical, an unknown field or kind, a value out of bounds.
     """
-    body = _verified_body(header, REQUEST_DOMAIN, coordinator)
-    request: Request = validated(_requests, body)
+    request: Request = validated(_requests, _verified_body(header, REQUEST_DOMAIN, coordinator))
     return request
 
 
 def decode_answer(header: bytes, site: PublicIdentity) -> Answer:
     """An answer, verified; raises as ``decode_request`` does."""
-    body = _verified_body(header, ANSWER_DOMAIN, site)
-    answer: Answer = validated(_answers, body)
+    answer: Answer = validated(_answers, _verified_body(header, ANSWER_DOMAIN, site))
     return answer
 
 
