@@ -92,7 +92,7 @@ def test_a_site_that_was_not_admitted_cannot_connect_and_takes_no_part(
     log = hospitals.site("stranger") / "log" / "supernode.log"
     hospitals.up("stranger")
     try:
-        hospitals.until(lambda: log.exists() and "Failed to activate SuperNode" in log.read_text(), "it is refused")
+        hospitals.until(lambda: log.exists() and "Exit Code: 305" in log.read_text(), "it is refused")  # not connected
         study = hospitals.run_study(contract("without-stranger", private=False, rounds=1))
         assert hospitals.ended("without-stranger") == "finished"
         assert hospitals.proposed("stranger") == {}
