@@ -81,7 +81,7 @@ class Administration:
         return json.dumps(answer).encode()
 
     def status(self) -> dict[str, Any]:
-        """What the agent does now."""
+        """Status of the agent: what it does now."""
         head = self.desk.ledger.head
         return {
             "site": self.desk.site,
@@ -125,7 +125,7 @@ class Administration:
         }
 
     def estimate(self, study: str) -> dict[str, Any]:
-        """What a study would train on and cost, and all that its contract says, absent keys by their meaning.
+        """Training data and cost of a study, and all that its contract says, absent keys by their meaning.
 
         Of a study that the policy forbids, no cost.
         """
@@ -196,7 +196,7 @@ class Administration:
         return {"entry": entry.seq}
 
     def budget(self) -> list[dict[str, Any]]:
-        """What was spent, what is reserved for approved studies, and what is left for others, for each asset."""
+        """Budget of each asset: what was spent, what is reserved for approved studies, and what is left for others."""
         return [self._of_asset(asset, each.budget) for asset, each in sorted(self.desk.config.policy.budgets.items())]
 
     def _of_asset(self, asset: str, budget: Budget) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class StoredPayload:
 
 
 class AnswerStore:
-    """What this site answered. Safe to use from several threads.
+    """Answers of this site. Safe to use from several threads.
 
     Of each study and kind of message only the answer to the latest round is kept. An older round, or another request
     for the same round, is refused: whoever asked has lost its way, or wants a second update from the same round.

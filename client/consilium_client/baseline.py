@@ -1,4 +1,4 @@
-"""What this site could do alone: the study's training on local data only, for comparison. Nothing of it leaves.
+"""Baseline of this site alone: the study's training on local data only, for comparison. Nothing of it leaves.
 
 Because nothing leaves, nothing is charged; the model is thrown away and only the metrics are shown on this screen.
 """

@@ -57,7 +57,7 @@ class Result:
 
     @property
     def contradiction(self) -> Bounds | None:
-        """Where more was measured than was proven, or None."""
+        """Bounds with more measured than proven, or None."""
         return contradiction(self.bounds)
 
     def entry(self, by: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Result:
         return said
 
     def _needed(self, bound: Bounds, epsilon: float, what: str) -> str:
-        """How many right guesses it takes to prove more than ε; nothing where that was reached."""
+        """Number of right guesses that would prove more than ε, in words; empty where that was reached."""
         if bound.measured > epsilon:
             return ""
         least = needed(self.outcome, epsilon, bound.delta)
@@ -119,7 +119,7 @@ class Result:
         return f"; it would take {least} right ones to prove {what}"
 
     def alarm(self) -> str:
-        """What is wrong; only where there is a contradiction."""
+        """Description of what is wrong; only where there is a contradiction."""
         found = self.contradiction
         assert found is not None  # noqa: S101
         return (

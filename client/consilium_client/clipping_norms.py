@@ -24,7 +24,7 @@ class ClippingNorms:
         remove_leftovers(folder)
 
     def before(self, study: str, round_number: int) -> float | None:
-        """What the last round before this one ended with; None where this site was in none."""
+        """Clipping norm that the last round before this one ended with; None where this site was in none."""
         ended = {number: norm for number, norm in self._read(study).items() if number < round_number}
         return ended[max(ended)] if ended else None
 

@@ -65,9 +65,9 @@ POLL_S = 0.1
 IDLE_POLL_S = 0.5
 IDLE_AFTER_S = 120.0
 AGENT_WAIT_S = 120.0
-"""How long a message waits here for an agent that is away, before the coordinator hears of it."""
+"""Seconds that a message waits here for an agent that is away, before the coordinator hears of it."""
 DELIVERIES = 3
-"""How often one message is given to an agent that dies over it."""
+"""Times that one message is given to an agent that dies over it."""
 MESSAGE_TYPE = "train"
 BYTES = "bytes"  # array data as it is; see the server's exchange
 

@@ -1,4 +1,4 @@
-"""What the site's agent knows and does for a study: its data, its plan, its standing. Shared by the coordinator's
+"""Desk of the site's agent for a study: its data, its plan, its standing. Shared by the coordinator's
 requests (``requests.py``) and IT's commands (``administration.py``)."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger("consilium.agent")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a study would do here: shown to IT before the decision, for this site's eyes only."""
+    """Estimate of what a study would do here: shown to IT before the decision, for this site's eyes only."""
 
     patients: int
     """Patients to train on."""
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Patients:
-    """How many of the site's patients a study uses. No message tells it."""
+    """Numbers of the site's patients that a study uses. No message tells it."""
 
     train: int
     held_back: int
@@ -173,7 +173,7 @@ class Desk:
             return records
 
     def patients(self, study: Study) -> Patients:
-        """How many patients the study uses, as when its data was last read; reads it only where it never was.
+        """Numbers of patients that the study uses, as when its data was last read; reads it only where it never was.
 
         The coordinator asks for a pending study's standing again and again: that neither reads the data each time nor
         pushes out the data of the study that trains. Raises as ``records``.
@@ -189,7 +189,7 @@ class Desk:
         return spec
 
     def estimate(self, study: Study) -> Estimate:
-        """What the study would do and cost here.
+        """Estimate of what the study would do and cost here.
 
         Raises:
             PolicyRefusal: the policy forbids it.
@@ -232,7 +232,7 @@ class Desk:
                 raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
 
     def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
-        """Where a proposal stands. What the policy forbids is refused before anybody is asked.
+        """Standing of a proposal. What the policy forbids is refused before anybody is asked.
 
         The answer depends on the contract, the policy and what was decided on this very study: on no patient's record,
         and on no budget. That there are too few patients, that the data cannot be used, that other studies have left
@@ -313,7 +313,7 @@ class Desk:
     def _under_way(
         self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose
     ) -> tuple[Attempt | None, Reservation | None]:
-        """What a crash left of exactly this: the attempt with its seed, and its charge if it still stands."""
+        """Remainder of exactly this after a crash: the attempt with its seed, and its charge if it still stands."""
         attempt = self.attempts.under_way(study.digest, purpose, round_number, basis)
         if attempt is None:
             return None, None

@@ -166,7 +166,7 @@ def _reach(home: Home) -> str:
 
 
 def _trusted(home: Home) -> ssl.SSLContext:
-    """What the SuperNode trusts; the invitation says what it should be."""
+    """TLS context with the certificate that the SuperNode trusts; the invitation says what it should be."""
     authority = home.keys / "ca.crt"
     try:
         return ssl.create_default_context(cadata=authority.read_text())
@@ -246,7 +246,7 @@ def _disk(root: Path) -> Finding:
 
 
 def _rows(home: Home) -> str:
-    """What the agent found out about this machine (``machine.py``)."""
+    """Findings of the agent about this machine (``machine.py``)."""
     from consilium_client.machine import FindingFiles
     from consilium_client.training import device, fit
 

@@ -43,7 +43,7 @@ device: auto
 
 @dataclass(frozen=True)
 class Enrolment:
-    """What came of it."""
+    """Outcome of an enrolment."""
 
     invitation: Invitation
     request: bytes

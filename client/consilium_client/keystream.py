@@ -19,7 +19,7 @@ SEED_BYTES = 32
 _ZEROS = memoryview(bytes(1 << 20))
 
 Purpose = Literal["sampling", "records", "noise", "augmentation"]
-"""What a stream is for: streams of one seed share no key."""
+"""Purpose of a stream: streams of one seed share no key."""
 
 
 class KeyStream:

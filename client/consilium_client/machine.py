@@ -31,7 +31,7 @@ class Machine:
         self._fits: dict[tuple[str, str, str, PrivacyPlan], Fit] = {}
 
     def fit(self, study: Study, plan: PrivacyPlan, device_name: str, way: Way) -> Fit:
-        """Where and in which pieces the study is computed; found out once while the agent runs.
+        """Device and pieces of the study's computation; found out once while the agent runs.
 
         Raises:
             MachineError: this machine cannot compute it, or not so that clipping bounds what one patient changes.

@@ -82,7 +82,7 @@ class Masks:
 
 
 def masked(result: Result, study: Study, contribution: Contribution, masks: Masks, *, counts: bool) -> Iterator[bytes]:
-    """What leaves: the masked vector and the contribution's trailer, in pieces.
+    """Bytes that leave: the masked vector and the contribution's trailer, in pieces.
 
     Args:
         counts: whether the result's counts leave too, where it has some; else zeros do.

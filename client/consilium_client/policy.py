@@ -1,4 +1,4 @@
-"""What this hospital permits. A study can only ask; what exceeds the policy is refused before anything runs."""
+"""Policy of this hospital. A study can only ask; what exceeds the policy is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ permits nothing that nobody at the hospital has decided on."""
 
 
 class AssetBudget(Strict):
-    """What all studies together may cost the patients of one asset, for ever."""
+    """Budget that all studies together may cost the patients of one asset, for ever."""
 
     epsilon: Positive | Literal["unlimited"]
     """``unlimited`` promises these patients nothing; studies without privacy need it."""
@@ -47,7 +47,7 @@ class SitePolicy(Strict):
     budgets: dict[Name, AssetBudget]
     """For each asset; an asset without a budget is used by no study."""
     tasks: tuple[Task, ...] = TASKS
-    """What a study may do; by default what release 0.1 could."""
+    """Tasks that a study may do; by default those that release 0.1 could."""
     studies: tuple[Name, ...] | None = None
     """Names of the studies that may be proposed; null for any (each still waits for an approval)."""
     minimum_schema: Annotated[int, Field(ge=1, le=SCHEMA)] = 1
@@ -59,10 +59,10 @@ class SitePolicy(Strict):
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
     corrupt_sites: Literal["third"] | Annotated[int, Field(ge=0, le=limits.SITES - 2)] = "third"
-    """How many sites of its roster a study must hold against, should they help a coordinator that cheats: a number, or
+    """Number of sites of its roster that a study must hold against, should they help a coordinator that cheats; or
     ``third`` for fewer than a third of them. Looked at when a study is proposed and approved."""
     threat_models: Annotated[tuple[ThreatModel, ...], Field(min_length=1)] = ("malicious-server",)
-    """What a study may take the coordinator for. ``honest-but-curious`` lets fewer sites open a sum."""
+    """Threat models that a study may take the coordinator for. ``honest-but-curious`` lets fewer sites open a sum."""
     maximum_epsilon: Positive = 10.0
     """Most that one study may cost."""
     maximum_count_noise: Positive = 100.0

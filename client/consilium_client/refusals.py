@@ -1,4 +1,4 @@
-"""What a refusal says: the reason code and the sentence for the ledger, and what of it goes out to the coordinator."""
+"""Text of a refusal: the reason code and the sentence for the ledger, and what of it goes out to the coordinator."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CURES = {
 
 
 def outgoing(reason: str, detail: str) -> str:
-    """What the coordinator reads: nothing of what this site knows that the coordinator may not.
+    """Detail that the coordinator reads: nothing of what this site knows that the coordinator may not.
 
     The arithmetic of a budget tells what other studies spent. What is wrong with a history that was shown would help
     to make up a better one.

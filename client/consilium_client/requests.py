@@ -272,7 +272,7 @@ class Requests:
         )
 
     def _named(self, request: Request) -> str:
-        """What was asked of which study, for the log."""
+        """Request and its study, for the log."""
         name: object = None
         if isinstance(request, Propose):
             name = request.contract.get("study")  # as the coordinator writes it, whatever that is

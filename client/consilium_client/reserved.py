@@ -31,7 +31,7 @@ class Reserved:
 
 
 def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> int:
-    """How many more charges for that purpose the plan pays for.
+    """Number of further charges for that purpose that the plan pays for.
 
     A charge that is made again, as for a round that failed, takes the place of one that the plan would have had later:
     so all charges of a study together never cost more than what was reserved for it.
@@ -52,7 +52,7 @@ def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> 
 
 
 def left(books: Books, study: str, plan: Plan) -> tuple[Event, ...]:
-    """What a study may still be charged for under its plan, approved or about to be."""
+    """Events that a study may still be charged for under its plan, approved or about to be."""
     if not isinstance(plan, PrivacyPlan):
         return () if books.last_witnessed(study) >= plan.rounds else (plan.event(),)
     found: list[Event] = []
@@ -67,8 +67,8 @@ def left(books: Books, study: str, plan: Plan) -> tuple[Event, ...]:
 
 
 def reserved(books: Books, asset: str) -> tuple[Reserved, ...]:
-    """What each approved study may still take of an asset, in the order of the decisions; those that take no more are
-    left out."""
+    """Reservations of an asset: what each approved study may still take, in the order of the decisions; those that take
+    no more are left out."""
     found = []
     for study, decision in books.decisions.items():
         if isinstance(decision, Approve) and decision.asset == asset:

@@ -1,4 +1,4 @@
-"""What a round's training, or an evaluation, gave: kept from before its charge is settled until its sum is over.
+"""Results of a round's training, or an evaluation: kept from before its charge is settled until its sum is over.
 
 So that an attempt which was abandoned unopened can be repeated with the very same update, on the same charge. The file
 is the one place where an update lies readable: in this site's own store, mode 0600.
@@ -29,7 +29,7 @@ DIGEST_BYTES = 32
 
 
 class About(Strict):
-    """What a result is of.
+    """Subject of a result.
 
     ``attempt`` is the first that it was made for; ``counted`` whether the counts are this site's, or zeros since
     it lets none leave; ``epsilon`` what the coordinator is told (``messages.Update``).
@@ -108,11 +108,11 @@ class Results:
         return Result(about, sha256, file, start)
 
     def about(self, study: str, purpose: Purpose) -> About | None:
-        """What a result says that it is of, before it is verified; None where there is none that can be read."""
+        """Subject of a result, as it says itself, before it is verified; None where there is none that can be read."""
         return self._first_line(study, purpose)[0]
 
     def _first_line(self, study: str, purpose: Purpose) -> tuple[About | None, int]:
-        """What the first line says, and its length in bytes."""
+        """Contents of the first line, and its length in bytes."""
         try:
             with self._file(study, purpose).open("rb") as stream:
                 line = stream.readline(PIECE_BYTES)

@@ -26,7 +26,7 @@ log = logging.getLogger("consilium.agent")
 
 
 def place(number: int, attempt: int) -> int:
-    """Where an answer stands among a study's: rises from attempt to attempt, and from round to round."""
+    """Place of an answer among a study's: rises from attempt to attempt, and from round to round."""
     return number * (limits.ATTEMPTS + 1) + attempt
 
 
@@ -200,7 +200,7 @@ class Reuse:
         }
 
     def settle(self, study: Study, plan: Plan, kept: Result) -> None:
-        """What a crash left unsettled of the charges behind a kept result: all of it ran."""
+        """Settle the charges behind a kept result that a crash left unsettled: all of it ran."""
         for number, purpose in _paid_for(kept.about):
             self.desk.settle_kept(study, number, kept.about.model, plan, purpose)
 
@@ -258,7 +258,7 @@ def _where(request: Train | Evaluate) -> str:
 
 
 def _what(study: Study, request: Train | Evaluate) -> list[str]:
-    """What is worked on, by digest: the round, the model, and the model's counts."""
+    """Digests of what is worked on: the round, the model, and the model's counts."""
     model = request.payload.sha256
     found = [["round", request.purpose, str(request.round)]]
     if request.purpose == "training":

@@ -28,7 +28,7 @@ def studies(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def state(study: Mapping[str, Any]) -> str:
-    """What was decided, and whether the site is out all the same."""
+    """Decision on a study, and whether the site is out all the same."""
     return f"{study['state']}, out" if study["out"] else str(study["state"])
 
 
@@ -63,7 +63,7 @@ def epsilon(value: float | None) -> str:
 
 
 def described(study: Mapping[str, Any]) -> Iterator[Line]:
-    """What a study would train on, with whom, and what it would cost."""
+    """Description of a study: what it would train on, with whom, and what it would cost."""
     contract = study["contract"]
     training = contract["training"]
     yield f"{study['study']} version {study['version']}, digest {study['digest']}", "bold"
@@ -119,7 +119,7 @@ def _model(spec: Mapping[str, Any]) -> str:
 
 
 def _evaluation(study: Mapping[str, Any]) -> str:
-    """What leaves about the patients held back."""
+    """Counts that leave about the patients held back, in words."""
     rounds, plan = study["evaluated_rounds"], study["plan"]
     if not study["evaluation_counts"]:
         return "nothing: the policy lets no evaluation counts leave"

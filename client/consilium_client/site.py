@@ -25,12 +25,12 @@ class SiteConfig(Strict):
     policy: SitePolicy
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
-    """How per-patient gradients are found (``training/gradients.py``): the fast way, or the reference."""
+    """Method for per-patient gradients (``training/gradients.py``): the fast way, or the reference."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where everything of the site lies."""
+    """Paths of everything of the site."""
 
     root: Path
 
@@ -66,12 +66,12 @@ class Home:
 
     @property
     def agent_socket(self) -> Path:
-        """Where the courier hands messages in."""
+        """Socket at which the courier hands messages in."""
         return self.root / "run" / "agent.sock"
 
     @property
     def admin_socket(self) -> Path:
-        """Where consilium-site asks and decides; the courier has no business here."""
+        """Socket at which consilium-site asks and decides; the courier has no business here."""
         return self.root / "run" / "admin.sock"
 
     @property

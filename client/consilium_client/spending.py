@@ -113,17 +113,17 @@ class Spending:
                 self._ledger.append("policy", {"digest": policy_digest, "reason": ""})
 
     def state(self, asset: str) -> AssetSpending:
-        """What was spent on an asset; unsettled charges in full."""
+        """Spending on an asset; unsettled charges in full."""
         with self._ledger.exclusive():
             return asset_spending(self._ledger.books, asset)
 
     def reserved(self, asset: str) -> tuple[Reserved, ...]:
-        """What approved studies may still take of an asset (``reserved.py``)."""
+        """Reservations of an asset: what approved studies may still take (``reserved.py``)."""
         with self._ledger.exclusive():
             return reserved(self._ledger.books, asset)
 
     def approve_cost(self, study: str, asset: str, plan: Plan, budget: Budget) -> Quote:
-        """What the whole study, or what is left of it, would cost on top of everything that ever touched the asset and
+        """Cost of the whole study, or of what is left of it, on top of everything that ever touched the asset and
         of what is reserved for other approved studies."""
         with self._ledger.exclusive():
             others = [each for each in self.reserved(asset) if each.study != study]
@@ -296,7 +296,7 @@ class Spending:
                 )
 
     def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
-        """How often a round was charged for that purpose."""
+        """Number of charges of a round for that purpose."""
         with self._ledger.exclusive():
             return self._ledger.books.attempts(study, round_number, purpose)
 

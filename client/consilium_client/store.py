@@ -90,7 +90,7 @@ class LedgerFile:
 
     @property
     def books(self) -> Books:
-        """What the entries say. It lives: read it inside ``exclusive()``, and never change it."""
+        """Books of the entries: what they say. It lives: read it inside ``exclusive()``, and never change it."""
         return self._verifier.books
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What this site must not lose of its secure sums: keys and stages of each slot, and the secrets of each study.
+"""State of secure sums that this site must not lose: keys and stages of each slot, and the secrets of each study.
 
 Everything here is secret but worthless for any other sum. It is on the disk before what depends on it leaves, and
 deleted once it can serve no honest question any more.
@@ -27,7 +27,7 @@ Kind = TypeVar("Kind", bound=Strict)
 
 
 class Peer(Strict):
-    """What is kept of another site, for one study."""
+    """Keys and secret kept of another site, for one study."""
 
     bundle: Bundle
     secret: Annotated[Hex32 | None, Field(repr=False)] = None
@@ -41,11 +41,11 @@ class Session(Strict):
     seed: Hex32
     peers: dict[Name, Peer] = Field(default_factory=dict)
     seen: dict[Hex32, str] = Field(default_factory=dict)
-    """What was worked on, to where it was masked last: a sum with this site's numbers may be opened there, or was."""
+    """Digests worked on, to where each was masked last: a sum with this site's numbers may be opened there, or was."""
     frozen: Hex32 | None = None
-    """Of what the study does not train, in the models that were worked on."""
+    """Digest of what the study does not train, in the models that were worked on."""
     together: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
-    """Where every sum is to be of the same sites: those of its updates, and those of its counts."""
+    """Sites of every sum, where those are to be the same: those of its updates, and those of its counts."""
 
     def __repr__(self) -> str:
         return f"Session({', '.join(self.peers)}; secrets hidden)"
@@ -59,7 +59,7 @@ class Session(Strict):
 
 
 class Worked(Strict):
-    """What stays of a session whose secrets were deleted."""
+    """Remainder of a session whose secrets were deleted."""
 
     seen: dict[Hex32, str] = Field(default_factory=dict)
     frozen: Hex32 | None = None

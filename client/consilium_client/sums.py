@@ -54,7 +54,7 @@ from consilium_shared.summand import segments
 log = logging.getLogger("consilium.agent")
 
 Common = dict[str, Any]
-"""What every answer carries (``messages._Answer``) but its payload."""
+"""Fields that every answer carries (``messages._Answer``) but its payload."""
 
 
 class Sums:
@@ -166,7 +166,7 @@ class Sums:
         return lambda common: kind(**common, **about)
 
     def said_of(self, proposal: Proposal, request: Train | Evaluate) -> dict[str, bool]:
-        """What the ledger says of the release of an answer, besides its digest: with counts, or not the first time."""
+        """Fields of the release of an answer in the ledger, besides its digest: with counts, or not the first time."""
         kept, state = self.desk.results.about(request.study, request.purpose), self.store.get(request.slot)
         if kept is None or kept.round != request.round or state is None or state.terms is None:
             return {}  # the sum was opened: the entry is there
@@ -301,7 +301,7 @@ def _terms(proposal: Proposal, request: Train | Evaluate) -> Terms:
 
 @contextmanager
 def _refused_as_sum() -> Iterator[None]:
-    """What the protocol's state machine refuses is refused with the reason ``sum``."""
+    """Refusals by the protocol's state machine become refusals with the reason ``sum``."""
     try:
         yield
     except PeerError as error:

@@ -1,4 +1,4 @@
-"""What a round asks of this site's data: charge, train, count, keep the result, settle. Nothing leaves from here.
+"""Work of a round on this site's data: charge, train, count, keep the result, settle. Nothing leaves from here.
 
 All that the result depends on is the study, the round and the model; under which masks it leaves is no matter of its
 charge (``sums.py``).
@@ -166,7 +166,7 @@ def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, mode
 
 
 def _where(desk: Desk, study: Study, plan: Plan) -> Fit:
-    """Where this site computes, and with privacy in pieces of how many rows."""
+    """Device on which this site computes, and with privacy the number of rows of its pieces."""
     from consilium_client.training import device
     from consilium_client.training.fit import Fit
 
@@ -198,7 +198,7 @@ def _count(
 
 
 def _weight(study: Study, plan: Plan, patients: int) -> int:
-    """What the update counts for. With privacy the true number of patients stays here."""
+    """Weight of the update. With privacy the true number of patients stays here."""
     if study.aggregation.weighting == "equal":
         return 1
     if isinstance(plan, NonPrivatePlan):

@@ -52,7 +52,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one study gave: AUROC on all hospitals' held-back patients, by how the model came to be."""
+    """Outcome of one study: AUROC on all hospitals' held-back patients, by how the model came to be."""
 
     study: str
     federated: float

@@ -74,7 +74,7 @@ def draw(outcomes: list[Outcome], file: Path) -> None:
 
 
 def noised(outcome: Outcome) -> list[tuple[int, float, float, float]]:
-    """What the coordinator saw: (round, AUROC of noised counts, low, high), where the noise left it open at all."""
+    """Metrics the coordinator saw: (round, AUROC of noised counts, low, high), where the noise left it open at all."""
     return [
         (number, each["auroc"], *each["interval"]["auroc"])
         for number, each in sorted(outcome.evaluated.items())

@@ -22,7 +22,7 @@ ENCODINGS = {"plain": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JP
 
 @dataclass(frozen=True)
 class Scanner:
-    """How one scanner writes its images.
+    """Scanner, by the way it writes its images.
 
     Attributes:
         bits: bits stored, 8 to 16.

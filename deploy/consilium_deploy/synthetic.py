@@ -176,7 +176,7 @@ def _labelled(scanner: Scanner, hospital: Hospital) -> Scanner:
 
 
 def _write_defects(files: Path, hospital: Hospital) -> None:
-    """What archives also hold: an interrupted transfer, a stray text, another modality, someone without a label."""
+    """Defects archives also hold: an interrupted transfer, a stray text, another modality, someone without a label."""
     (files / "synthetic-readme.dcm").write_text(NOTE, encoding="utf-8")
     grey = np.full(hospital.shape, 0.5)
     for name, patient, tags in (

@@ -206,7 +206,7 @@ class StudyRun:
         return registry.publish(self.home, self.study, self.talk.roster, self.packed, records, closings)
 
     def _evaluate(self, point: Checkpoint) -> dict[str, Any]:
-        """What the record of the last round says of the model that it gave."""
+        """Fields of the last round's record about the model that it gave."""
         model, number = self.packed, point.round
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
@@ -234,7 +234,7 @@ class StudyRun:
         }
 
     def _metrics(self, opened: Opened, number: int, key: str, training: dict[str, Any] | None) -> dict[str, Any]:
-        """What a record says of the model after a round: its metrics by that key, or why there are none."""
+        """Metrics that a record has of the model after a round, by that key, or why there are none."""
         found, why = self.figures.of(opened, training)
         if why is not None:
             self.folder.event("no_metrics", round=number, why=why)

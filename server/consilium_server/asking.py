@@ -51,7 +51,7 @@ class Aside:
 
 
 class Asking:
-    """What every exchange of a study with its sites has in common."""
+    """Common part of every exchange of a study with its sites."""
 
     def __init__(self, talk: Conversation, recruitment: Recruitment) -> None:
         self.talk, self.folder, self.recruitment = talk, talk.folder, recruitment

@@ -18,7 +18,7 @@ from consilium_shared.files import write_atomically
 LASTING = frozenset({"rejected", "wrong-roster", "wrong-federation", "bad-signature", "ledger"})
 """Reasons that do not pass by themselves: after one of them a site is asked again when the study is resumed."""
 REMARKS = 20
-"""Of one site in one round; a site that is asked for ever must not fill the record."""
+"""Most remarks on one site in one round; a site that is asked for ever must not fill the record."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Out:
 
 
 class Attendance:
-    """Where each site stands, and what happened to it in the round under way."""
+    """Standing of each site, and what happened to it in the round under way."""
 
     def __init__(self, sites: Collection[str], rounds: int, file: Path) -> None:
         """``rounds``: of the study; ``file`` keeps a round's notes over a restart, and a damaged one is begun anew."""
@@ -52,7 +52,7 @@ class Attendance:
         self._away: dict[str, str] = {}
         self._remarks: dict[str, list[str]] = {}
         self._in_vain: dict[str, int] = {}
-        """How often in a row a site gave keys and then refused: that costs the others an attempt."""
+        """Times in a row that a site gave keys and then refused: that costs the others an attempt."""
 
     def sites(self, state: str) -> tuple[str, ...]:
         """Sites that stand so."""
@@ -161,7 +161,7 @@ class Attendance:
         return away, refused
 
     def remarks(self, participants: Collection[str]) -> dict[str, list[str]]:
-        """What else happened in this round, by site: to those who took part, and to others more than once."""
+        """Further events of this round, by site: of sites that took part, and of others that had more than one."""
         return {
             site: list(remarks)
             for site, remarks in sorted(self._remarks.items())
@@ -169,7 +169,7 @@ class Attendance:
         }
 
     def told_out(self) -> str:
-        """Who is out and why, in words; empty where nobody is."""
+        """Sites that are out and why, in words; empty where none is."""
         return ", ".join(
             f"{site} ({out.reason}{': ' + out.detail if out.detail else ''})" for site, out in self.out.items()
         )

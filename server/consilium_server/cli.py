@@ -104,7 +104,7 @@ def run(
 
 
 def _contract(file: Path, home: Home) -> Study:
-    """Of a study's file; of one that was started here before, perhaps by another release, the contract as it was."""
+    """Contract of a study's file; of one that was started here before, perhaps by another release, as it was then."""
     from consilium_shared import study_file  # torch is slow to load
 
     found = study_file.read(file)

@@ -38,7 +38,7 @@ class Abandoned(Exception):
 
 
 def place(slot: Slot) -> tuple[Purpose, int, int]:
-    """What the answers about a sum name it by."""
+    """Purpose, round and attempt, by which the answers about a sum name it."""
     return slot.purpose, slot.round, slot.attempt
 
 
@@ -57,7 +57,7 @@ class Convening:
         }
 
     def slot(self, purpose: Purpose, number: int, attempt: int) -> Slot:
-        """Where the keys of an attempt belong."""
+        """Slot that the keys of an attempt belong to."""
         return Slot(**self._talk.common, purpose=purpose, round=number, attempt=attempt)
 
     def convene(

@@ -19,7 +19,7 @@ from consilium_shared.identity import PublicIdentity
 from consilium_shared.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
-"""As good as for ever: whether to go on waiting is decided elsewhere."""
+"""Seconds as good as for ever: whether to go on waiting is decided elsewhere."""
 
 
 class Halted(Exception):
@@ -39,7 +39,7 @@ class _Probe(NamedTuple):
 
 
 class Conversation:
-    """What every question of a study has in common."""
+    """Common part of every question of a study."""
 
     def __init__(self, home: Home, folder: StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
         """``nodes``: site to the node id of its SuperNode."""
@@ -126,7 +126,7 @@ class Conversation:
         return refusal.model_copy(update={"reason": "version", "detail": detail})
 
     def countersignature(self, answer: Update | Closing, recorded: Recorded | None) -> str | None:
-        """What the site signed about the record that it was shown, verified; None where it was shown none.
+        """Countersignature of the site on the record that it was shown, verified; None where it was shown none.
 
         Raises:
             PeerError: it is missing, was made over something else, or there was nothing to sign.

@@ -1,4 +1,4 @@
-"""What an auditor needs of one study, copied into a folder; each site adds its own ledger to it. No secret is in it.
+"""Evidence on one study for an auditor, copied into a folder; each site adds its own ledger to it. No secret is in it.
 
 coordinator.json      the coordinator's public key
 roster.json           who took part, with their keys, as pinned when the study began (signed)

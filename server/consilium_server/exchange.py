@@ -26,9 +26,9 @@ __all__ = ["Answer", "StudyGrid", "ask", "open_grid"]
 
 
 SUPERLINK_PATIENCE_S = 90.0
-"""How long the SuperLink may be away. It ends a study's lease itself after 60 s without a sign of life."""
+"""Seconds for which the SuperLink may be away. It ends a study's lease itself after 60 s without a sign of life."""
 CENSUS_S = 1.0
-"""How often the SuperLink is asked which SuperNodes are connected."""
+"""Seconds between two questions to the SuperLink which SuperNodes are connected."""
 REPEAT_S = 2.0
 """Least time between two deliveries of one question to one site."""
 MESSAGE_TYPE = "train"
@@ -36,7 +36,7 @@ MESSAGE_TYPE = "train"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one site answered, or why there is nothing.
+    """Answer of one site, or why there is nothing.
 
     Attributes:
         site: the site's name.

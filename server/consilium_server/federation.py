@@ -45,7 +45,7 @@ class Federation(Strict):
 
 @dataclass(frozen=True)
 class Home:
-    """Where everything of the coordinator lies."""
+    """Paths of everything of the coordinator."""
 
     root: Path
 
@@ -81,7 +81,7 @@ class Home:
 
     @property
     def heads(self) -> Path:
-        """What each site's answers said of its ledger."""
+        """Folder of what each site's answers said of its ledger."""
         return self.root / "heads"
 
     @property
@@ -95,7 +95,7 @@ class Home:
         return self.root / "run"
 
     def federation(self) -> Federation:
-        """What was provisioned; raises ConfigurationError when nothing was."""
+        """Federation that was provisioned; raises ConfigurationError when nothing was."""
         if not self.federation_file.exists():
             raise ConfigurationError(
                 f"{self.root} holds no federation; run: consilium-server provision federation.yaml --home {self.root}"

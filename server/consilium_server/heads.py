@@ -144,7 +144,7 @@ class Heads:
             write("excused", question)
 
     def halted(self, site: str) -> str | None:
-        """What was found of a site whose answers are not taken any more, or None."""
+        """Finding against a site whose answers are not taken any more, or None."""
         if not (self.folder / f"{site}.jsonl").exists():
             return None
         with self._open(site) as (seen, _):

@@ -27,7 +27,7 @@ class OpenSum(Strict):
     round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
     attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
     adverts: dict[Name, Advert]
-    """Of the cohort."""
+    """Advertisements of the cohort."""
     encapsulated: dict[Name, dict[Name, Encapsulated]]
     """Site to what it is given from others with which it has no secret yet."""
     survivors: tuple[Name, ...] | None = None

@@ -1,4 +1,4 @@
-"""What a study is doing, from its events: a state for scripts, lines for a log, a live view for a terminal."""
+"""Progress of a study, from its events: a state for scripts, lines for a log, a live view for a terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Progress:
         return {site: what for site, what in self.sites.items() if what.startswith(("out:", "stopped:", "refused"))}
 
     def _note(self, site: str, now: str) -> None:
-        """What a site does; at the end of a study it stays what its part in the rounds came to."""
+        """Note what a site does; at the end of a study it stays what its part in the rounds came to."""
         if self.phase != "closing":
             self.sites[site] = now
 
@@ -163,7 +163,7 @@ def _format_metric(name: str, value: float | None, ends: list[float] | None, *, 
 
 
 def read(folder: StudyFolder) -> Progress:
-    """Where the study stands now."""
+    """Progress of the study so far."""
     progress = Progress(folder.name, folder.study().training.rounds)
     for _, event in folder.events():
         progress.apply(event)
@@ -234,7 +234,7 @@ def render(progress: Progress) -> Group:
 
 
 def format_epsilon(card: dict[str, Any]) -> tuple[str, str]:
-    """Of a model card: the largest ε that a site proved, at the study's δ; the largest that one measured at least."""
+    """ε of a model card: the largest that a site proved, at the study's δ; the largest that one measured at least."""
     if card["delta"] is None:
         return "none", "–"
     proven = max(card["epsilon"].values())

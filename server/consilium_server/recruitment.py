@@ -1,4 +1,4 @@
-"""Who takes part: the study is proposed until enough hospitals have approved it."""
+"""Recruitment of sites: the study is proposed until enough hospitals have approved it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PENDING_SECONDS = 2.0
 
 
 class Recruitment:
-    """Where the study stands with each site of its roster."""
+    """Standing of the study with each site of its roster."""
 
     def __init__(self, talk: Conversation) -> None:
         self.talk = talk

@@ -17,7 +17,7 @@ PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum", "unkn
 is asked again as ``attendance`` has it."""
 
 LATECOMER_SECONDS = 3.0
-"""How long one waits for a site that nobody counts on and of which one does not know how long it takes."""
+"""Seconds of waiting for a site that nobody counts on and of which one does not know how long it takes."""
 
 
 @dataclass

@@ -169,11 +169,11 @@ class StudyFolder:
         write_atomically(self.record_file(record["round"]), documents.seal(record, RECORD_DOMAIN, coordinator))
 
     def record_file(self, number: int) -> Path:
-        """Where the record of a round stands."""
+        """File of the record of a round."""
         return self.root / "rounds" / f"{number:04d}.json"
 
     def recorded(self, number: int, coordinator: Identity) -> Recorded:
-        """What the sites are shown of the record of a round.
+        """Part of the record of a round that the sites are shown.
 
         Raises:
             IntegrityError: it was edited or is missing.

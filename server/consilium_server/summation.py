@@ -52,7 +52,7 @@ Contribution = Update | Counts
 
 @dataclass(frozen=True)
 class Asked:
-    """What is summed.
+    """Subject of a sum.
 
     Attributes:
         purpose, number: which sum.

@@ -25,7 +25,7 @@ from consilium_shared.files import put_in_place
 logger = logging.getLogger(__name__)
 
 COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a file. Left alone, the log of a database that is gone is played into its successor."""
+"""Suffixes of files SQLite keeps beside one. Left alone, the log of a gone database is played into its successor."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

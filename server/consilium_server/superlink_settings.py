@@ -1,4 +1,4 @@
-"""Where the SuperLink listens and keeps its files; its private directory, secrets and environment. No flwr here."""
+"""Addresses and files of the SuperLink; its private directory, secrets and environment. No flwr here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAST_WORD = "the SuperLink ends: "
 
 @dataclass(frozen=True)
 class SuperLinkSettings:
-    """Where the SuperLink listens and keeps its files.
+    """Addresses and files of the SuperLink.
 
     Attributes:
         home: the coordinator's home directory.
@@ -77,7 +77,7 @@ class SuperLinkSettings:
 
     @property
     def private_address(self) -> str:
-        """Where the coordinator's own processes reach the SuperLink."""
+        """Address at which the coordinator's own processes reach the SuperLink."""
         return f"127.0.0.1:{self.private_port}"
 
     def control_token(self) -> str:

@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.5
 
 
 def settings(home: Home) -> SuperLinkSettings:
-    """Where the SuperLink listens, from federation.yaml."""
+    """Addresses on which the SuperLink listens, from federation.yaml."""
     federation = home.federation()
     return SuperLinkSettings(
         home=home.root,

@@ -1,4 +1,4 @@
-"""What was spent, recomputed from the events of a verified ledger, and held against what was allowed."""
+"""Spending, recomputed from the events of a verified ledger, and held against what was allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class PurposeAccount:
-    """What one study did to the asset for one purpose.
+    """Account of one study's charges to the asset for one purpose.
 
     Attributes:
         charges: how many were made for it.
@@ -176,7 +176,7 @@ def _study_account(approval: Approve, charges: Sequence[Charged], refused: dict[
 
 
 def ran(charges: Iterable[Charged]) -> list[Event]:
-    """What was done for these charges: what ran, and in full what was never settled."""
+    """Events of these charges: what ran, and in full what was never settled."""
     events = []
     for each in charges:
         event: Event | None = _event(each.body)

@@ -64,7 +64,7 @@ class VerificationFailed(IntegrityError):
 
 @contextmanager
 def checking(step: int, file: Path) -> Iterator[None]:
-    """What goes wrong inside is a failure of this step at this file."""
+    """Errors inside become a failure of this step at this file."""
     try:
         yield
     except LedgerError as error:
@@ -136,7 +136,7 @@ def read_roster(folder: Path, coordinator: PublicIdentity) -> Roster:
 
 
 def ledger_file(folder: Path, site: str) -> Path | None:
-    """Where the folder has that site's ledger, or None.
+    """Path of that site's ledger in the folder, or None.
 
     Raises:
         ConfigurationError: it stands there twice.

@@ -20,7 +20,7 @@ LABEL_AFTER = 20
 """Units from the right end of the axes to where names begin."""
 
 LETTER_SIZE = 11
-"""Of names, in units; as the style sheet has it."""
+"""Font size of names, in units; as the style sheet has it."""
 
 _NARROW, _WIDE = frozenset("fijlrt-"), frozenset("mw…")
 LEAST = 0.1

@@ -22,7 +22,7 @@ from consilium_shared.privacy.accountant import Pair, as_steps, within
 from consilium_shared.privacy.event import NonPrivateEvent, event_from_dict
 
 _TRY = 100
-"""What judging one block costs, as many different steps to compose take."""
+"""Cost of judging one block: that of so many different steps to compose."""
 
 _PATIENCE = 60
 """So many different steps may be composed for each charge, and for 1,000 more, before it is given up: minutes."""
@@ -52,7 +52,7 @@ class Use:
 
     @classmethod
     def of(cls, charge: Charged, settled: int | None, limit: float, delta: float) -> Use:
-        """Of a charge that is settled in that line."""
+        """The use of a charge that is settled in that line."""
         event = event_from_dict(charge.body.event.model_dump())
         pair, steps = as_steps(event)
         ran = steps if charge.settled is None else charge.settled

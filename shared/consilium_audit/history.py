@@ -1,4 +1,4 @@
-"""How ε grew: by round of a study, and by the calendar for an asset. Recomputed from a verified ledger's events."""
+"""Growth of ε: by round of a study, and by the calendar for an asset. Recomputed from a verified ledger's events."""
 
 from __future__ import annotations
 

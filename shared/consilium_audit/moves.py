@@ -31,7 +31,7 @@ class Move:
 
 
 def moves(records: Sequence[RoundRecord]) -> list[Move]:
-    """Of each record that says anything of it, in order."""
+    """Moves, one of each record that says anything of it, in order."""
     known = [record.update_norm for record in records if record.update_norm is not None]
     usual = median(known) if known else 0.0
     found = []

@@ -1,4 +1,4 @@
-"""What ε and δ mean as odds: how far anybody's guess about one patient can move. Pure.
+"""Odds that ε and δ mean: how far anybody's guess about one patient can move. Pure.
 
 For an (ε, δ) guarantee and two equally likely cases (a patient is among the data, or is not), whoever sees everything
 that was released guesses right with probability at most (e^ε + δ) / (1 + e^ε): the trade-off between the two kinds of
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 PRIORS = (0.01, 0.1, 0.5)
-"""What somebody may have believed before."""
+"""Prior probabilities: what somebody may have believed before."""
 
 EXAMPLES = (0.1, 1.0, 3.0, 8.0)
 """ε to compare with."""
@@ -20,7 +20,7 @@ EXAMPLES = (0.1, 1.0, 3.0, 8.0)
 
 @dataclass(frozen=True)
 class Odds:
-    """What one ε at one δ bounds, against any adversary, whatever else they know.
+    """Bounds of one ε at one δ, against any adversary, whatever else they know.
 
     Attributes:
         epsilon: at least 0; infinity where there is no guarantee.

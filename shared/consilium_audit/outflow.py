@@ -1,4 +1,4 @@
-"""What left a site besides the model, and which charge paid for it. Pure."""
+"""Data that left a site besides the model, and which charge paid for it. Pure."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def blocks(parts: Sequence[Participation]) -> Iterator[tuple[int, int, list[tupl
 
 
 def shown_bounds(measured: Measured) -> list[Bounds]:
-    """Of the measured bounds the one at the study's δ, and the one that comes nearest to what is proven."""
+    """Measured bounds that are shown: that at the study's δ, and the one that comes nearest to what is proven."""
     return list(dict.fromkeys([measured.bounds[0], nearest(measured.bounds)])) if measured.bounds else []
 
 

@@ -154,7 +154,7 @@ def payments(ledger: VerifiedLedger) -> Payments:
 
 
 def _steps(body: Charge) -> int | None:
-    """How many were charged; None where any number costs the same."""
+    """Number of steps that were charged; None where any number costs the same."""
     if isinstance(body.event, NonPrivate):
         return None
     return body.event.steps if isinstance(body.event, DpSgd) else 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 PATIENCE_SECONDS = 1.0
-"""What is done sooner shows no bar."""
+"""Work that is done sooner shows no bar."""
 REFRESH_SECONDS = 0.1
 
 

@@ -1,4 +1,4 @@
-"""What the coordinator signed about the rounds, and what the sites signed about that: records, countersignatures,
+"""Signed documents: what the coordinator says of the rounds, and the sites of that: records, countersignatures,
 closings. Each is read and verified on its own here; against the ledgers it is held elsewhere (``witnesses.py``)."""
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def check_countersignatures(records: Records, digests: list[str], roster: Roster
 def read_closings(
     folder: Path, records: Records, digests: list[str], study: Study, roster: Roster
 ) -> dict[str, Closed]:
-    """What each site signed about the last record, by site.
+    """Closings: what each site signed about the last record, by site.
 
     Raises:
         VerificationFailed: step 4: one is not the site's, of another study, or over another record.

@@ -1,4 +1,4 @@
-"""What a ledger says of one study: approved as the contract has it, charged as approved, counts where it asks."""
+"""A ledger's entries of one study: approved as the contract has it, charged as approved, counts where it asks."""
 
 from __future__ import annotations
 

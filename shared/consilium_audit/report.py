@@ -1,4 +1,4 @@
-"""What a report says, as facts: verified or not, and everything that can be shown. ``page.py`` makes a page of them.
+"""Facts that a report says: verified or not, and everything that can be shown. ``page.py`` makes a page of them.
 
 A report is made of evidence that does not verify, too. Then it shows what single files tell that are signed by those
 whose they are said to be, and says of every other file why it is left out.
@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Failure:
-    """Where the verification stopped. ``file`` is named from the evidence folder on."""
+    """Failure at which the verification stopped. ``file`` is named from the evidence folder on."""
 
     step: int
     name: str
@@ -126,7 +126,7 @@ class Report:
 
 
 OnWork = Callable[[str, int, int], None]
-"""What is done now, how many parts are done, of how many."""
+"""Callback told what is done now, how many parts are done, of how many."""
 
 
 def make_report(

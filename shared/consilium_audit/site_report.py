@@ -1,4 +1,4 @@
-"""What one site's verified ledger tells: spent, approved, refused, released, measured. Every ε is recomputed. Pure."""
+"""Report on one site's verified ledger: spent, approved, refused, released, measured. Every ε is recomputed. Pure."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class SiteReport:
 
 
 def site_report(ledger: VerifiedLedger, study: Study) -> SiteReport:
-    """What the ledger tells; raises LedgerError when its numbers make no sense."""
+    """Report of what the ledger tells; raises LedgerError when its numbers make no sense."""
     summed = account(ledger)
     found = summed.of_study(study.digest)
     return SiteReport(
@@ -191,7 +191,7 @@ def _decisions(ledger: VerifiedLedger) -> Iterable[Decision]:
 
 
 def plan_in_words(approval: Approve) -> str:
-    """What of the plan anybody may know: no number of patients, unless it is the noised one, nor the sampling rate."""
+    """Parts of the plan anybody may know: no number of patients, unless it is the noised one, nor the sampling rate."""
     plan = approval.plan
     length = f"{plan.rounds} rounds of {plan.steps_per_round} steps"
     if not isinstance(plan, DpSgdPlan):
@@ -265,7 +265,7 @@ def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
     bounds = {outcome: _bounds(outcome, plan, len(found)) for outcome in outcomes}
 
     def excess(place: int) -> tuple[float, int]:
-        """How far the audit contradicts what is proven; of equal ones the later."""
+        """Excess of the audit over what is proven; of equal ones the later."""
         _, body = found[place]
         over = [b.measured - b.proven for b in bounds[body.canaries, body.guesses, body.correct]]
         return max([0.0, *over]), place
@@ -290,7 +290,7 @@ def _measured(ledger: VerifiedLedger, study: str) -> Measured | None:
 
 
 def _bounds(outcome: tuple[int, int, int], plan: Plan | None, audits: int) -> tuple[Bounds, ...]:
-    """Of one of so many audits, each with its share of the error that all may have together (Bonferroni)."""
+    """Bounds of one of so many audits, each with its share of the error that all may have together (Bonferroni)."""
     if isinstance(plan, PrivacyPlan):
         with suppress(ConfigurationError):
             confidence = 1 - (1 - CONFIDENCE) / audits

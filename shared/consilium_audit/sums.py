@@ -1,4 +1,4 @@
-"""How each secure sum was opened: its terms made again from contract and record, and the hospitals' signatures on that.
+"""Opening of each secure sum: its terms made again from contract and record, and the hospitals' signatures on that.
 
 A site signs one set of survivors for a sum, once, and its share of the masks leaves only for a set that enough others
 signed. So the threshold's number of signatures over exactly the participants shows that no other set was opened, as
@@ -125,7 +125,7 @@ def check_sums(records: Records, study: Study, roster: Roster) -> Checked:
 
 
 def _counting(terms: Terms, summed: tuple[str, ...], metrics: dict[str, Any] | None, least: int) -> int:
-    """How many of the summed sites added counts, as their own signed keys offer it, where that is fewer than ``least``.
+    """Number of summed sites that added counts, as their own signed keys offer it, where that is fewer than ``least``.
 
     Returns:
         0 where none did, or enough.
@@ -146,14 +146,14 @@ _CONTENT = {"training": "its updates", "evaluation": "its evaluation counts"}
 
 
 def _opened(record: RoundRecord) -> Iterator[tuple[Purpose, tuple[str, ...], OpenedSum | None]]:
-    """What was summed, over whom, and how that was opened; None where it must say so and does not."""
+    """Sums: of what, over whom, and how each was opened; None where it must say so and does not."""
     yield "training", record.participants, record.opened
     if record.counts or record.opened_counts is not None:
         yield "evaluation", tuple(sorted(record.counts)), record.opened_counts
 
 
 def _terms(record: RoundRecord, study: Study, roster: int, purpose: Purpose, opened: OpenedSum) -> Terms:
-    """What the sites must have agreed to, of a roster of so many; raises PeerError where that is none they could."""
+    """Terms that the sites of a roster of so many must have agreed to; raises PeerError where they could to none."""
     try:
         return Terms(
             slot=Slot(

@@ -16,7 +16,7 @@ class Passed:
 
     @property
     def name(self) -> str:
-        """What the step is about."""
+        """Subject of the step."""
         return STEPS[self.number]
 
 

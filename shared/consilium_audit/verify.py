@@ -1,4 +1,4 @@
-"""Does the evidence of a study hold together? Everything is recomputed; no number in a file is believed.
+"""Verification that the evidence of a study holds together. Everything is recomputed; no number in a file is believed.
 
 Each step must hold before the next begins:
 

@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 def validated(adapter: TypeAdapter[Any], value: Any) -> Any:
-    """What a peer sent, as the adapter's type.
+    """Value that a peer sent, as the adapter's type.
 
     Raises:
         PeerError: a field that is unknown, missing, out of bounds or nested too deep, or a value that is not written

@@ -1,4 +1,4 @@
-"""What the three programs do alike at the terminal: exit statuses, one message for an error, tables or JSON."""
+"""Terminal behaviour that the three programs share: exit statuses, one message for an error, tables or JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Screen(Console):
     """Shows text of others without its terminal escapes: sentences, names and cells may come from a peer's file."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich does, of the printable characters, line breaks and tabs alone."""
+        """Text as rich renders it, of the printable characters, line breaks and tabs alone."""
         return super().render_str(printable(text, keep="\n\t"), **options)
 
 

@@ -21,7 +21,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def write_pieces_atomically(path: Path, pieces: Iterable[bytes | memoryview], mode: int = 0o600) -> None:
-    """As ``write_atomically``, of something that is not in memory as a whole."""
+    """Write, as ``write_atomically``, something that is not in memory as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

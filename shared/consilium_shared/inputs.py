@@ -48,7 +48,7 @@ Feature = Numeric | Categorical
 
 
 class Image(Strict):
-    """How an image is presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
+    """An image as presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
 
     size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1] = 1
@@ -56,7 +56,7 @@ class Image(Strict):
 
 
 class Series(Strict):
-    """How an irregular series is presented: ``bins`` steps of ``step_minutes``; each variable gives three inputs a
+    """An irregular series as presented: ``bins`` steps of ``step_minutes``; each variable gives three inputs a
     step: the mean of its samples (or the last known), a mask, and the hours since its last sample."""
 
     variables: Annotated[tuple[Numeric, ...], Field(min_length=1, max_length=500)]

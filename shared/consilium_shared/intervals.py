@@ -19,7 +19,7 @@ from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics, ra
 
 LEVEL = 0.95
 DEVIATIONS = 1.959963984540054
-"""Of a normal distribution, to either side, that leave out 1 - ``LEVEL``."""
+"""Standard deviations of a normal distribution, to either side, that leave out 1 - ``LEVEL``."""
 
 Interval = tuple[float, float]
 
@@ -70,7 +70,7 @@ def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Va
 
 
 def _auroc(positive: Vector, negative: Vector, variance: float, deviations: float) -> Interval | None:
-    """Of the share of (positive, negative) pairs in the right order: sums of products of two noised counts."""
+    """Interval of the share of (positive, negative) pairs in the right order: sums of products of two noised counts."""
     bins = len(positive)
     order = np.tri(bins, k=-1) + np.eye(bins) / 2  # [i, j]: what a positive in bin i and a negative in bin j count
     by_positive, by_negative = order @ negative, order.T @ positive

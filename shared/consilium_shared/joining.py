@@ -1,4 +1,4 @@
-"""How a site joins: the coordinator's invitation out, the site's request back. No secret stands in either.
+"""Joining of a site: the coordinator's invitation out, the site's request back. No secret stands in either.
 
 Trust comes from outside: the two people compare the coordinator's fingerprint (printed by ``provision`` and by
 ``enroll``) and the site's (printed by ``enroll`` and by ``admit``) by telephone.
@@ -47,11 +47,11 @@ class Formats(Strict):
 
 
 RELEASE_0_1 = Formats(oldest=1, newest=1)
-"""Of an end that says nothing of it: there was nothing else to say."""
+"""Formats of an end that says nothing of it: there was nothing else to say."""
 
 
 class Invitation(Strict):
-    """What a site needs in order to join: whom to dial, whom to trust."""
+    """Invitation of a site, with what it needs in order to join: whom to dial, whom to trust."""
 
     kind: Literal["consilium-invitation"] = "consilium-invitation"
     federation: Hex32
@@ -68,7 +68,7 @@ class Invitation(Strict):
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Makes each invitation its own; not a secret."""
     formats: Formats | None = None
-    """What the coordinator speaks; None in invitations of release 0.1, which knows no such field."""
+    """Formats that the coordinator speaks; None in invitations of release 0.1, which knows no such field."""
 
     @classmethod
     def new(
@@ -135,7 +135,7 @@ class JoinRequest(Strict):
     supernode_possession: Annotated[str, Field(pattern=r"^[0-9a-f]{1,300}$")]
     """ECDSA-SHA384 signature (DER, hex) by that key over ``possession_bytes``."""
     formats: Formats | None = None
-    """What the site speaks, where the invitation says what the coordinator speaks; None of release 0.1."""
+    """Formats that the site speaks, where the invitation says those of the coordinator; None of release 0.1."""
 
 
 def make_request(invitation: Invitation, identity: Identity, supernode: ec.EllipticCurvePrivateKey) -> bytes:
@@ -194,7 +194,7 @@ def _check_formats(body: dict[str, Any], whose: str) -> None:
 
 
 def possession_bytes(invitation_digest: str, identity_hex: str) -> bytes:
-    """What the SuperNode's key signs, to tie it to one invitation and one identity."""
+    """Bytes that the SuperNode's key signs, to tie it to one invitation and one identity."""
     return SUPERNODE_PREFIX + canonical_bytes({"identity": identity_hex, "invitation": invitation_digest})
 
 

@@ -73,7 +73,7 @@ Detail = Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS), AfterValidat
 
 
 class Payload(Strict):
-    """What the payload must be."""
+    """Hash and length that the payload must have."""
 
     sha256: Hex32
     size: Annotated[int, Field(ge=0, le=limits.PAYLOAD_BYTES)]
@@ -101,13 +101,13 @@ class Head(Strict):
 
 
 class Recorded(Strict):
-    """What the coordinator signed into the record of an earlier round, shown to the sites for their ledgers."""
+    """Contents the coordinator signed into the record of an earlier round, shown to the sites for their ledgers."""
 
     round: Round
     record: Hex32
     """SHA-256 of the signed record's bytes."""
     heads: Annotated[dict[Name, Head], Field(max_length=limits.SITES)]
-    """Of that round's participants, as they stand in the record."""
+    """Ledger heads of that round's participants, as they stand in the record."""
 
 
 class _Request(Strict):
@@ -119,7 +119,7 @@ class _Request(Strict):
 
 
 class Propose(_Request):
-    """May this study run at your site? Carries the whole contract and the signed roster."""
+    """Question whether this study may run at your site. Carries the whole contract and the signed roster."""
 
     kind: Literal["propose"] = "propose"
     contract: dict[str, Any]
@@ -136,11 +136,11 @@ class _Sum(_Request):
     @property
     @abstractmethod
     def purpose(self) -> Purpose:
-        """What is summed."""
+        """Purpose of the sum."""
 
     @property
     def slot(self) -> Slot:
-        """Whose keys are meant."""
+        """Slot whose keys are meant."""
         return Slot(
             federation=self.federation,
             study=self.study,
@@ -156,12 +156,12 @@ class _OfSum(_Sum):
 
     @property
     def purpose(self) -> Purpose:
-        """What is summed."""
+        """Purpose of the sum."""
         return self.of
 
 
 class Advertise(_OfSum):
-    """Which key does your site take for this sum? Whatever it sent in the attempt before is given up."""
+    """Request for the key that the site takes for this sum. Whatever it sent in the attempt before is given up."""
 
     kind: Literal["advertise"] = "advertise"
 
@@ -174,7 +174,7 @@ class Handshake(_Request):
 
 class _Contribute(_Sum):
     adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
-    """Of the cohort, this site's own among them."""
+    """Advertisements of the cohort, this site's own among them."""
     encapsulated: Annotated[dict[Name, Encapsulated], Field(max_length=limits.SITES)]
     """From sites of the cohort with which this one has no secret yet."""
 
@@ -184,11 +184,11 @@ class Train(_Contribute):
 
     kind: Literal["train"] = "train"
     recorded: Recorded | None = None
-    """Of the round before; None for the first."""
+    """Record of the round before; None for the first."""
 
     @property
     def purpose(self) -> Purpose:
-        """What is summed."""
+        """Purpose of the sum."""
         return "training"
 
 
@@ -199,7 +199,7 @@ class Evaluate(_Contribute):
 
     @property
     def purpose(self) -> Purpose:
-        """What is summed."""
+        """Purpose of the sum."""
         return "evaluation"
 
 
@@ -250,7 +250,7 @@ class _Answer(Strict):
 
 
 class Standing(_Answer):
-    """Where the proposal stands at this hospital; a hospital that says no sends a ``Refusal``."""
+    """Standing of the proposal at this hospital; a hospital that says no sends a ``Refusal``."""
 
     kind: Literal["standing"] = "standing"
     state: Literal["pending", "approved"]
@@ -276,7 +276,7 @@ class Handshaken(_Answer):
 
 
 class Update(_Answer):
-    """What the round gave; payload: the masked vector (``summand.py``), then ``secagg.site.Contribution.trailer``."""
+    """Update of the round; payload: the masked vector (``summand.py``), then ``secagg.site.Contribution.trailer``."""
 
     kind: Literal["update"] = "update"
     round: Round
@@ -294,7 +294,7 @@ class Counts(_Answer):
     round: Round
     attempt: Attempt
     epsilon: Annotated[float, Field(ge=0)] | None
-    """As in ``Update``, with these counts."""
+    """ε as in ``Update``, with these counts."""
 
 
 class Signed(_Answer):
@@ -308,7 +308,7 @@ class Signed(_Answer):
 
 
 class Shares(_Answer):
-    """What opens the sum; payload: ``secagg.site.SitePart.release``."""
+    """Shares that open the sum; payload: ``secagg.site.SitePart.release``."""
 
     kind: Literal["shares"] = "shares"
     round: Round
@@ -326,7 +326,7 @@ class Closing(_Answer):
     epsilon: Annotated[float, Field(ge=0)] | None
     """ε that the study has spent at this site in the end, evaluations included; None without privacy."""
     countersignature: Hex64
-    """As in ``Update``, over the last record."""
+    """Countersignature as in ``Update``, over the last record."""
     audit: CanaryAudit | None = None
 
 

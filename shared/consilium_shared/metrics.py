@@ -54,7 +54,7 @@ class Layout:
 
     @classmethod
     def of(cls, study: Study) -> Layout:
-        """What leaves a site in this study."""
+        """Layout of the counts that leave a site in this study."""
         return cls(
             len(study.data.label.classes), frozenset(study.evaluation.metrics), noised=study.privacy.mode == "dp"
         )

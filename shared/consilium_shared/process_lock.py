@@ -55,7 +55,7 @@ class ProcessLock:
 
     @property
     def note(self) -> str:
-        """What the last holder wrote; empty when there never was one."""
+        """Note that the last holder wrote; empty when there never was one."""
         return os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip()
 
     def write_note(self) -> None:

@@ -1,4 +1,4 @@
-"""What the coordinator signs about a study, for whoever checks it: one record a round, and the card of its model."""
+"""Records that the coordinator signs about a study, for whoever checks it: one a round, and the card of its model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Epsilon = Annotated[float, Field(ge=0)] | None
 
 
 class OpenedSum(Strict):
-    """How a secure sum was opened: all of its terms that the record and the contract do not tell, and who signed."""
+    """Opening of a secure sum: all of its terms that the record and the contract do not tell, and who signed."""
 
     attempt: Attempt
     """1 where the first attempt was opened; those before it were abandoned unopened."""
@@ -39,7 +39,7 @@ class OpenedSum(Strict):
     parameters: Annotated[int, Field(ge=1, le=PARAMETERS)]
     """Coordinates of the update: the trained part of the model."""
     signatures: Annotated[dict[Name, Hex64], Field(max_length=SITES)]
-    """Of survivors, over the terms and the set of survivors; at least the threshold's number."""
+    """Signatures of survivors, over the terms and the set of survivors; at least the threshold's number."""
 
 
 class RoundRecord(Strict):
@@ -63,11 +63,11 @@ class RoundRecord(Strict):
     """Head of each participant's ledger when it answered: the round's charge, or an entry after it."""
     seconds: Annotated[float, Field(ge=0)]
     metrics: dict[str, Any] | None
-    """Of ``model_after``, from counts in a sum of their own; after the last round alone."""
+    """Metrics of ``model_after``, from counts in a sum of their own; after the last round alone."""
     metrics_before: dict[str, Any] | None = None
-    """Of ``model_before``, from the counts that rode on this round's updates. Metrics are as reported by the sites; of
-    noised counts they have ``interval``: metric to (low, high), which holds that of the true counts in 95 of 100 cases.
-    """
+    """Metrics of ``model_before``, from the counts that rode on this round's updates. Metrics are as reported by the
+    sites; of noised counts they have ``interval``: metric to (low, high), which holds that of the true counts in 95 of
+    100 cases."""
     no_metrics: str | None = None
     """Why there are no ``metrics`` of the counts that were opened: no honest sites could have given them."""
     no_metrics_before: str | None = None
@@ -93,7 +93,7 @@ class RoundRecord(Strict):
     countersigned: Annotated[dict[Name, Hex64], Field(default_factory=dict)]
     """Signatures of this round's participants over ``previous``."""
     remarks: Annotated[dict[Name, tuple[str, ...]], Field(default_factory=dict, max_length=SITES)]
-    """What else happened to a site in this round: refusals and absences before it took part, or in earlier attempts."""
+    """Further events of a site in this round: refusals and absences before it took part, or in earlier attempts."""
     protocol: Protocol = 1
 
     @model_validator(mode="after")
@@ -133,12 +133,12 @@ class CardRound(Strict):
 
     @classmethod
     def of(cls, record: RoundRecord) -> CardRound:
-        """What a card says of that record."""
+        """Entry of a card on that record."""
         return cls.model_validate({name: getattr(record, name) for name in cls.model_fields})
 
 
 class Measured(CanaryAudit):
-    """What a site measured with canaries, and what that proves: beside ``epsilon``, which is proven."""
+    """Canary audit of a site: what it measured, and what that proves: beside ``epsilon``, which is proven."""
 
     epsilon_at_least: Annotated[float, Field(ge=0)]
     """Lower bound of ε at the study's δ."""
@@ -154,7 +154,7 @@ class Measured(CanaryAudit):
 
 
 class ModelCard(Strict):
-    """How a finished model came to be, and what it cost."""
+    """Card of a finished model: how it came to be, and what it cost."""
 
     study: Name
     version: int
@@ -165,10 +165,10 @@ class ModelCard(Strict):
     model: CardModel
     rounds: Annotated[tuple[CardRound, ...], Field(max_length=ROUNDS)]
     epsilon: dict[Name, Epsilon]
-    """What each site that ever took part said last."""
+    """Last ε that each site said that ever took part."""
     delta: float | None
     metrics: dict[str, Any] | None
-    """Of the last evaluated round."""
+    """Metrics of the last evaluated round."""
     measured: Annotated[dict[Name, Measured], Field(default_factory=dict)]
     """By the sites that audited their training with canaries, beside the proven ``epsilon``."""
     privacy: str

@@ -1,4 +1,4 @@
-"""Who takes part: the federation's sites with their keys, signed by the coordinator."""
+"""Roster: the federation's sites with their keys, signed by the coordinator."""
 
 from __future__ import annotations
 

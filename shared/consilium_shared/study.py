@@ -34,8 +34,8 @@ class Start(Strict):
     """Weights that the study begins with in place of the seed's. They are public, as the seed is."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1 from no
-    other model."""
+    """SHA-256 of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1
+    from no other model."""
 
 
 class ModelSpec(Strict):
@@ -48,7 +48,7 @@ class ModelSpec(Strict):
     """Seed of the initial global weights, which are public."""
     start: Start | None = None
     trainable: Literal["all", "head", "lora"] = "all"
-    """What training changes, and what of it is sent: every weight; the last linear layer; or that and an addition of
+    """Parameters that training changes and sites send: every weight; the last linear layer; or that and an addition of
     low rank to the weight of every other linear and convolutional layer (``models.adaptation``)."""
     lora_rank: Annotated[int, Field(ge=1, le=64)] | None = None
     """Rank of those additions."""
@@ -77,11 +77,11 @@ class AdaptiveClipping(Strict):
     quantile: Annotated[float, Field(ge=0.05, le=0.95)] = 0.5
     """Fraction of patients whose gradient is to be shorter than the norm."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """What a step may change: the norm is multiplied by exp(-rate · (fraction - quantile))."""
+    """Rate of change in a step: the norm is multiplied by exp(-rate · (fraction - quantile))."""
 
 
 class Training(Strict):
-    """What one round is at a site."""
+    """Training of one round at a site."""
 
     rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
     steps_per_round: Annotated[int, Field(ge=1, le=limits.STEPS_PER_ROUND)]
@@ -98,7 +98,7 @@ class Training(Strict):
     adaptive_clipping: AdaptiveClipping | None = None
     """Lets the clipping norm follow the gradients, from ``privacy.clipping_norm`` on; the count's noise is in the ε."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What sites' passes through the model compute in. Weights, losses, norms and sums are float32 or float64 in any
+    """Precision of sites' passes through the model. Weights, losses, norms and sums are float32 or float64 in any
     case: a clipped gradient's norm is measured on what is added."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
@@ -183,7 +183,7 @@ class ServerOptimizer(Strict):
 
 
 class Aggregation(Strict):
-    """How updates become one model: which sums are opened, and what one site may add to them."""
+    """Aggregation of updates into one model: which sums are opened, and what one site may add to them."""
 
     optimizer: ServerOptimizer = ServerOptimizer()
     weight_average: Fraction = 0.0
@@ -194,12 +194,12 @@ class Aggregation(Strict):
     min_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose sum is opened."""
     threat_model: ThreatModel = "malicious-server"
-    """What the coordinator may be; it decides how many sites it takes to open a sum (``secagg.terms.threshold``)."""
+    """Threat model of a coordinator; it decides how many sites it takes to open a sum (``secagg.terms.threshold``)."""
     corrupt_sites: Annotated[
         Literal["third"] | Annotated[int, Field(ge=0, le=limits.SITES - 2)] | None, Since(2, fresh="third")
     ] = None
-    """How many sites of the study's roster may help a ``malicious-server``: a number, or ``third`` for fewer than a
-    third of them. None, in older contracts, means fewer than a third of a round's cohort, whoever is in it."""
+    """Number of sites of the study's roster that may help a ``malicious-server``, or ``third`` for fewer than a third
+    of them. None, in older contracts, means fewer than a third of a round's cohort, whoever is in it."""
     same_sites: Annotated[bool, Since(2)] = False
     """Whether every round is the sum of the same sites, those of the first one: else two rounds with other sites show
     what the difference had, which without privacy nothing bounds."""
@@ -210,7 +210,7 @@ class Aggregation(Strict):
     ring_bits: Literal[16, 32] = 32
     """Width of the integers in which updates are added up: 32 sends what float32 would, 16 half of it, coarser."""
     round_timeout: Duration = "30m"
-    """How long a round waits for a site that is away, once there are enough others."""
+    """Longest wait of a round for a site that is away, once there are enough others."""
 
     @model_validator(mode="after")
     def _encodable(self) -> Aggregation:
@@ -225,7 +225,7 @@ class Evaluation(Strict):
     every: Annotated[int, Field(ge=1, le=limits.ROUNDS)] = 1
     metrics: tuple[Metric, ...] = ("auroc", "accuracy")
     epsilon: Positive | None = None
-    """What all evaluations together may cost, within ``privacy.epsilon``: counts carry noise and are charged. With
+    """Largest ε of all evaluations together, within ``privacy.epsilon``: counts carry noise and are charged. With
     privacy and without this, no counts leave a site."""
     split: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
     """Fraction of patients held back, chosen by a hash of study and patient."""
@@ -271,7 +271,7 @@ class Study(Strict):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA), Since(2, fresh=SCHEMA)] = 1
-    """Of the contract's schema; absent for 1. A file that says 1 gives a study that release 0.1 takes part in."""
+    """Contract schema's number; absent for 1. A file that says 1 gives a study that release 0.1 takes part in."""
 
     @model_validator(mode="wrap")
     @classmethod

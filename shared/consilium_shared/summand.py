@@ -1,4 +1,4 @@
-"""What one site adds to a round's secure sum, and what is read off the sum.
+"""Summand of one site in a round's secure sum, and what is read off the sum.
 
     training     update   [t]      weight × update in fixed point, modulo 2^ring_bits
                  weight   [1]      modulo 2^64
@@ -44,7 +44,7 @@ def segments(study: Study, purpose: Purpose, number: int, parameters: int) -> tu
 
 
 def fixed_point(study: Study, sites: int) -> FixedPoint:
-    """How updates are encoded in a cohort of so many sites."""
+    """Encoding of updates in a cohort of so many sites."""
     return FixedPoint(study.aggregation.ring_bits, sites, study.aggregation.coordinate_bound)
 
 
@@ -94,7 +94,7 @@ def counts_segment(counts: npt.NDArray[np.int64], sites: int, *, counted: bool) 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the sum tells.
+    """Contents of an opened sum.
 
     Attributes:
         mean: float32 [t], Σ wᵢ·uᵢ / Σ wᵢ; empty without a segment of updates, and where the sum was spoilt.
@@ -121,7 +121,7 @@ def read(
     totals: dict[str, npt.NDArray[np.unsignedinteger[Any]]],
     counting: int | None = None,
 ) -> Opened:
-    """What an opened sum over ``survivors`` of a ``cohort`` tells. Totals of updates in 32 bits are overwritten.
+    """Contents of an opened sum over ``survivors`` of a ``cohort``. Totals of updates in 32 bits are overwritten.
 
     ``counting``: how many of the survivors add counts, as they said with their keys; None where that is not known.
     Where the weight or the number of sites that counted is none that sites could have, nothing of the sum is used.

@@ -1,4 +1,4 @@
-"""Where a site's own files lie and how they are named: the ``assets:`` of ``site.yaml``."""
+"""Assets: where a site's own files lie and how they are named, the ``assets:`` of ``site.yaml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TimeUnit = Literal["seconds", "minutes", "hours", "days", "timestamp"]
 
 
 class _Asset(Strict):
-    """What every kind of asset has: a table with one row a record or a patient, and this site's names."""
+    """Common part of every kind of asset: a table with one row a record or a patient, and this site's names."""
 
     patient: ColumnName = "patient"
     """Column that identifies the patient. Never leaves the data package: records carry patient numbers."""

@@ -23,7 +23,7 @@ from consilium_client.data.records import PLACES, SetAside
 from consilium_shared.errors import DataError
 
 MOST_NAMES = 20
-"""Of a table's columns, in an error."""
+"""Most names of a table's columns in an error."""
 _PARSE = pacsv.ParseOptions(newlines_in_values=True)
 
 _EXACT = 2**53
@@ -77,7 +77,7 @@ def read_columns(
 
 
 def place(path: Path, index: pd.Index) -> str:
-    """Where rows stand, for a person with an editor: the lines of a CSV file, the rows of a Parquet file."""
+    """Place of rows, for a person with an editor: the lines of a CSV file, the rows of a Parquet file."""
     unit = "row" if _is_parquet(path) else "line"
     shown = [str(number) for number in list(index)[:PLACES]]
     return (
@@ -273,7 +273,7 @@ def _csv(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Tabl
 
 
 def _complaint(lines: Lines, error: pa.ArrowException) -> str:
-    """What is wrong with a table, without the parser's own words, which quote the row."""
+    """Complaint about a table, without the parser's own words, which quote the row."""
     row = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
     if row:
         line = lines.of(int(row.group(1)) - 1)

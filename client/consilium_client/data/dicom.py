@@ -195,5 +195,5 @@ def _slashes(name: str) -> str:
 
 
 def _place(path: Path, asset: DicomAsset) -> str:
-    """Where a file is. Its name may carry an identifier: for this site's screen alone (``SetAside``)."""
+    """Path of a file in its asset. Its name may carry an identifier: for this site's screen alone (``SetAside``)."""
     return path.relative_to(asset.path).as_posix()

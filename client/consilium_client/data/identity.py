@@ -68,7 +68,7 @@ def settle(column: pd.Series) -> tuple[pd.Series, Mapping[str, NDArray[np.bool_]
 
 
 def alike(word: str) -> str:
-    """What is left of an identifier without case, blanks, compatibility forms and leading zeros."""
+    """Identifier without case, blanks, compatibility forms and leading zeros."""
     return _ZEROS.sub("", _BLANKS.sub("", unicodedata.normalize("NFKC", word).casefold()))
 
 

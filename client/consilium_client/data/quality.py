@@ -1,4 +1,4 @@
-"""What ``consilium-site data check`` shows. For this site's screen only: counts of few patients can identify them."""
+"""Output of ``consilium-site data check``. For this site's screen only: counts of few patients can identify them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Quality:
-    """How far an asset serves a study.
+    """Quality of an asset for a study.
 
     Attributes:
         study: the study's name.

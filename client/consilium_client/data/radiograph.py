@@ -34,7 +34,7 @@ for _name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle"):
 
 
 INFLATED_BYTES = 2**28
-"""What a deflated file may hold: more than any image of ``bounds.PIXELS`` that a scanner would deflate."""
+"""Most bytes that a deflated file may hold: more than any image of ``bounds.PIXELS`` that a scanner would deflate."""
 
 
 class Unusable(Exception):

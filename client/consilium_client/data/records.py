@@ -1,4 +1,4 @@
-"""What one asset gives for one study: prepared inputs in memory, with patient numbers and never identifiers."""
+"""Records that one asset gives for one study: prepared inputs in memory, with patient numbers and never identifiers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM
 from consilium_shared.study import AdaptiveClipping
 
 SHARE = 2.0**-6
-"""Of the square of a patient's vector, what its mark may take."""
+"""Share of the square of a patient's vector that its mark may take."""
 
 WIDTH = 2.0**-3
 """Half of the ramp."""

@@ -15,7 +15,7 @@ SHIFT = 0.06
 
 
 class Moves(NamedTuple):
-    """How images are moved.
+    """Moves of images.
 
     Attributes:
         angles: float64 ``[B]``, radians.

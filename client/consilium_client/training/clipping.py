@@ -174,7 +174,7 @@ class PrivateOptimizer(TapeOptimizer):
         self._sum.zero_()
 
     def leave_out(self) -> None:
-        """What is on the tape is in no sum, or with a part of its clipped gradients: passes broke off."""
+        """Entries on the tape are in no sum, or with a part of their clipped gradients: passes broke off."""
         self.tape.close()
         self._step_skip_queue.clear()
         self.zero_grad(set_to_none=True)
@@ -215,7 +215,7 @@ class PrivateOptimizer(TapeOptimizer):
 
     @property
     def clipping_norm(self) -> float:
-        """Of the step that is under way, or follows."""
+        """Clipping norm of the step that is under way, or follows."""
         return float(self.max_grad_norm)
 
     @property

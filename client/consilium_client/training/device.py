@@ -1,4 +1,4 @@
-"""Where tensors are computed, and under which rules."""
+"""Device on which tensors are computed, and under which rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer's weights leave on a tape: their squared norms by patient, and their part of the clipped sum."""
+"""Entries that a layer's weights leave on a tape: their squared norms by patient, and their part of the clipped sum."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rows:
     outputs: int = 1
 
     def of(self, patient: int) -> list[Tensor]:
-        """What is here of one patient."""
+        """Tensors of one patient here."""
         return [self.values[patient]]
 
     def squares(self) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Product:
     owners: Owners
 
     def of(self, patient: int) -> list[Tensor]:
-        """What is here of one patient."""
+        """Tensors of one patient here."""
         rows = torch.nonzero(self.owners.of == patient).flatten()
         return [self.inputs[rows], self.deltas[rows]]
 
@@ -141,7 +141,7 @@ class Scattered:
     patients: int
 
     def of(self, patient: int) -> list[Tensor]:
-        """What is here of one patient."""
+        """Tensors of one patient here."""
         rows = self.owners == patient
         return [self.values[rows], self.at[rows]]
 

@@ -165,7 +165,7 @@ def _tested(study: Study, where: torch.device, way: Way, findings: Findings | No
 
 
 def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> tuple[Finding, bool]:
-    """What was found, and whether it is to be kept: not where a test broke off, as for memory that is short today."""
+    """Finding, and whether it is to be kept: not where a test broke off, as for memory that is short today."""
     failed: list[str] = []
     whole = True
     for rows in tried:

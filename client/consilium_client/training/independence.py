@@ -1,4 +1,4 @@
-"""Before a study trains here: does clipping one patient's gradient really bound what that patient can change?
+"""Test before a study trains: does clipping one patient's gradient really bound what that patient can change?
 
 Two things must hold of the model and the loss, and both are tested, not assumed: every trainable layer has a known
 per-sample gradient, and no sample's gradient depends on who else is in its batch.

@@ -55,7 +55,7 @@ SMALLEST, _LARGEST = 2.0**-20, 2.0**300
 
 @dataclass(frozen=True)
 class Lattice:
-    """Where one mechanism's sums lie.
+    """Lattice on which one mechanism's sums lie.
 
     Attributes:
         step: g, a power of two.

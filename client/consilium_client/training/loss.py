@@ -56,7 +56,7 @@ def dice(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def per_sample_sum(losses: torch.Tensor, batch: int) -> torch.Tensor:
-    """What to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
+    """Scalar to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
 
     Raises:
         ConfigurationError: not one for each of the batch's samples; then some were mixed already.

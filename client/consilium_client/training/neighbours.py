@@ -166,7 +166,7 @@ class _OneMove:
     """The same turn and shift for every image."""
 
     def uniform(self, low: float, high: float, size: Any) -> Vector:
-        """As of a generator."""
+        """Interface of a generator's ``uniform``."""
         return np.full(size, low + 0.3 * (high - low))
 
 

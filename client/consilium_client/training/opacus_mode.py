@@ -47,7 +47,7 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
         layers.attach(module, self.tape)
 
     def forward(self, *inputs: Tensor, **named: Any) -> Any:
-        """As the model. The first dimension of the first input is the batch; of an empty one, the output is a tensor.
+        """Model's output. The first dimension of the first input is the batch; of an empty one, the output is a tensor.
         In evaluation nothing is differentiated.
 
         Raises:
@@ -78,7 +78,7 @@ class BookKeepingOptimizer(TapeOptimizer):
     """Whether batches are being split by ``PhysicalBatches``."""
 
     def signal_skip_step(self, do_skip: bool = True) -> None:
-        """As Opacus.
+        """Skip signal, as in Opacus.
 
         Raises:
             RuntimeError: not from ``PhysicalBatches``; a loop that is left early would get into the next one's sum.
@@ -99,7 +99,7 @@ class BookKeepingOptimizer(TapeOptimizer):
         self.zero_grad()
 
     def add_noise(self) -> None:
-        """As Opacus, drawn in pieces that stay in the cache and added where the sum is. A sum is released once."""
+        """Noise as in Opacus, drawn in pieces that stay in cache and added where the sum is. A sum is released once."""
         if self.secure_mode:
             super().add_noise()
             return
@@ -150,7 +150,7 @@ class BookKeepingEngine(PrivacyEngine):  # type: ignore[misc]
     """Opacus's engine with one mode more, ``book-keeping``; all others are its own."""
 
     def make_private(self, *, criterion: Callable[..., Tensor], grad_sample_mode: str = MODE, **about: Any) -> Any:
-        """As Opacus's, for modes that take a criterion: module, optimizer, criterion, loader.
+        """Opacus's ``make_private``, for modes that take a criterion: module, optimizer, criterion, loader.
 
         Args:
             criterion: losses of each sample (``reduction="none"``); of each sample's many outputs the mean is taken.

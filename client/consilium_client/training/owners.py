@@ -1,4 +1,4 @@
-"""Whose each row of a physical batch is, and what a patient's rows come to."""
+"""Owners of a physical batch's rows, the patients, and what a patient's rows come to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consilium_client.training.rows import filled
 
 
 class Owners:
-    """Whose each row of a physical batch is."""
+    """Owner of each row of a physical batch: the patient whose it is."""
 
     def __init__(
         self, owners: Tensor, device: torch.device, batch: int | None = None, limit: int | None = None

@@ -1,4 +1,4 @@
-"""What lies under a convolution's kernel at each place of its output, and the entry that it leaves on a tape.
+"""Patches under a convolution's kernel at each place of its output, and the entry that it leaves on a tape.
 
 A convolution's weight is applied to T patches of C · K numbers, K the size of the kernel: up to K times what its inputs
 are. So an entry keeps the inputs. Its norms need no patch: the product of two patches is the sum over the kernel's K
@@ -38,7 +38,7 @@ _SUMMING, _GRAM, _SHIFTING = 0.033, 0.05, 1.2
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a kernel moves over its input, in one, two or three dimensions."""
+    """Geometry of a kernel that moves over its input, in one, two or three dimensions."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -86,7 +86,7 @@ class Geometry:
         return found.view(batch, outputs, channels // self.groups, *self.kernel)
 
     def patches(self, inputs: Tensor) -> Tensor:
-        """What lies under the kernel at each place: ``[B, T, C · K]``, in one or two dimensions."""
+        """Patches under the kernel at each place: ``[B, T, C · K]``, in one or two dimensions."""
         if set(self.kernel) == {1} and not any(self.padding):
             steps = tuple(slice(None, None, stride) for stride in self.stride)
             return inputs[(slice(None), slice(None), *steps)].flatten(2).transpose(1, 2)

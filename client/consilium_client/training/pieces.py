@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 class Split(NamedTuple):
-    """How a step is cut into pieces: of at most ``size`` records, but every patient whole; ``fixed``: each filled up to
+    """Split of a step into pieces: of at most ``size`` records, but every patient whole; ``fixed``: each filled up to
     ``size`` rows, a power of two. A patient with more records has a piece of its own, then of the next power of two: so
     nothing about a piece's shape comes from other patients. ``alone``: so has each patient."""
 
@@ -114,8 +114,8 @@ class Batch:
         return self._prepared(Split(size, fixed=True))
 
     def alone(self, size: int) -> list[Callable[[], Piece]]:
-        """What prepares each of ``fixed_pieces`` of one patient each, to be called in turn: where that breaks off for
-        one, the others are still there."""
+        """Functions that prepare each of ``fixed_pieces`` of one patient each, to be called in turn: where one breaks
+        off, the others are still there."""
         return [partial(self._now, place) for place in self._places(Split(size, fixed=True, alone=True))]
 
     def _drawn(self, split: Split, generator: np.random.Generator) -> Moves:

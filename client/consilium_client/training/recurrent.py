@@ -21,7 +21,7 @@ Series = Tensor | PackedSequence
 def lstm(
     module: nn.LSTM, tape: Tape, series: Series, hx: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Series, tuple[Tensor, Tensor]]:
-    """What ``module(series, hx)`` returns; its backward pass writes to ``tape``.
+    """Output and states, as ``module(series, hx)`` returns them; its backward pass writes to ``tape``.
 
     Args:
         module: any layers and directions, with biases or without, batch first or not, dropout between layers; its
@@ -42,8 +42,9 @@ def lstm(
 
 
 def gru(module: nn.GRU, tape: Tape, series: Series, hx: Tensor | None = None) -> tuple[Series, Tensor]:
-    """What ``module(series, hx)`` returns; its backward pass writes to ``tape``. Arguments and errors as of ``lstm``,
-    but ``hx`` is the states alone, and there are two products: the reset gate stands between the weights."""
+    """Output and states, as ``module(series, hx)`` returns them; its backward pass writes to ``tape``. Arguments and
+    errors as of ``lstm``, but ``hx`` is the states alone, and there are two products: the reset gate stands between
+    the weights."""
     output, (states,) = _run(module, GRUScan, tape, series, None if hx is None else (hx,))
     return output, states
 

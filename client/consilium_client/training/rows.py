@@ -30,7 +30,7 @@ from contextlib import contextmanager
 import torch
 
 ROWS = 32
-"""Of a piece in which several patients are."""
+"""Number of rows of a piece in which several patients are."""
 
 
 def filled(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -52,19 +52,19 @@ class Order:
     own: Tensor | None = None
 
     def before(self, slots: Tensor) -> Tensor:
-        """Of ``[T + 1, B, ...]`` the part ``[T, B, ...]`` that holds what each step starts from."""
+        """Part ``[T, B, ...]`` of ``[T + 1, B, ...]`` that holds what each step starts from."""
         return slots[1:] if self.reverse else slots[:-1]
 
     def after(self, slots: Tensor) -> Tensor:
-        """Of ``[T + 1, B, ...]`` the part ``[T, B, ...]`` that holds what each step ends with."""
+        """Part ``[T, B, ...]`` of ``[T + 1, B, ...]`` that holds what each step ends with."""
         return slots[:-1] if self.reverse else slots[1:]
 
     def first(self) -> Row:
-        """Where ``before`` holds the initial states."""
+        """Row where ``before`` holds the initial states."""
         return self._longest() if self.reverse else 0
 
     def last(self) -> Row:
-        """Where ``after`` holds the final states."""
+        """Row where ``after`` holds the final states."""
         return 0 if self.reverse else self._longest()
 
     def _longest(self) -> Row:
@@ -338,7 +338,7 @@ def _through_tanh(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
 
 
 def _steps_at_once(gates: Tensor) -> int:
-    """Of how many steps the derivatives are found at once: all on a GPU, which counts calls; on a CPU so many that
+    """Number of steps whose derivatives are found at once: all on a GPU, which counts calls; on a CPU so many that
     they are still in its cache when the steps are made. It depends on shapes alone and changes no number."""
     return len(gates) if gates.is_cuda else max(1, min(len(gates), _ROWS_IN_CACHE // max(1, gates.shape[1])))
 

@@ -34,7 +34,7 @@ log = logging.getLogger("consilium.agent")
 
 
 class Probe(Protocol):
-    """What an audit puts into the private steps, and sees of them (``canaries.py``). No study's round has one."""
+    """An audit's probe: what it puts into the private steps and sees of them (``canaries.py``); in no study's round."""
 
     def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
         """Choose gradients on the optimizer's tape before they are clipped; ``records`` int64 ``[B]`` says whose its

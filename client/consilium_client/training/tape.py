@@ -1,4 +1,4 @@
-"""What one backward pass leaves of every layer: enough for each patient's gradient norm, and then for the clipped sum.
+"""Tape of a backward pass: of every layer, enough for each patient's gradient norm, and then for the clipped sum.
 
 The gradient of one sample at a weight that is applied T times is Σ_t δ_t a_tᵀ, of what came in (a) and the gradient at
 what went out (δ). From those alone come its norm (Goodfellow 2015; Li et al. 2022, "ghost norm"; Bu et al. 2022 for
@@ -90,7 +90,7 @@ class Tape:
 
     @property
     def owners(self) -> Owners:
-        """Of the physical batch. Raises RuntimeError where none is open."""
+        """Owners of the physical batch. Raises RuntimeError where none is open."""
         if self._owners is None:
             raise RuntimeError("no physical batch is open: its gradients were used already, or were never asked for")
         return self._owners
@@ -201,7 +201,7 @@ class Tape:
     # -- what comes of it
 
     def left_by(self, patient: int) -> list[Tensor]:
-        """What the layers left of one patient: what its norm and its part of the sum are made of."""
+        """Tensors that the layers left of one patient: what its norm and its part of the sum are made of."""
         return [part for entry in self._entries for part in entry.of(patient)]
 
     def factors(self, bound: float) -> Tensor:

@@ -47,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a round gave.
+    """Result of a round.
 
     Attributes:
         update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
@@ -207,7 +207,7 @@ def private_rows(study: Study, records: Records) -> int:
 
 
 def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | None) -> bytes:
-    """What all randomness of the round follows from: the site's secret, or without privacy what the study says."""
+    """Seed of all randomness of the round: the site's secret, or without privacy what the study says."""
     public = study.training.seed
     if public is None:
         return secrets.token_bytes(SEED_BYTES) if secret is None else secret

@@ -1,4 +1,4 @@
-"""How entries hang together: by hash, by number, and by what they say about one another. Pure.
+"""Chain of entries: by hash, by number, and by what they say about one another. Pure.
 
 ``Books`` is the sense of a ledger: which assets are open, which studies approved, what was charged and settled, and
 what the site was shown of the coordinator's records and of other sites' ledgers. It takes one entry at a time and
@@ -71,7 +71,7 @@ class Charged:
 
 @dataclass
 class Books:
-    """What the entries so far say.
+    """State that the entries so far give.
 
     Attributes:
         site: whose ledger; empty where the heads of its own that it witnessed are not to be looked at again.
@@ -98,7 +98,7 @@ class Books:
     """The genesis, then the digest of every entry but the last."""
 
     def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
-        """How often the round was charged so far for that purpose."""
+        """Number of charges of the round so far for that purpose."""
         return len(self._charged.get((study, purpose, round_number), ()))
 
     def last_witnessed(self, study: str) -> int:

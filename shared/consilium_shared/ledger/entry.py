@@ -182,7 +182,7 @@ class Release(Body):
     counts: bool = False
     """An update that carries evaluation counts of the round before; they have a charge of their own."""
     attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)] | None = None
-    """Of a signature over survivors: at which attempt."""
+    """Attempt of a signature over survivors."""
     again: bool = False
     """The same update, or counts, as left before, under other masks: the attempt before was abandoned unopened."""
 
@@ -214,7 +214,7 @@ class Witness(Body):
     study: Sha256
     round: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
     record: Sha256
-    """Of the signed record's bytes."""
+    """SHA-256 of the signed record's bytes."""
     heads: Annotated[dict[Name, Head], Field(max_length=limits.SITES)]
 
 
@@ -288,7 +288,7 @@ class Entry:
     sig: str
 
     def signed_bytes(self) -> bytes:
-        """What the signature covers: the canonical bytes of everything but ``sig``."""
+        """Bytes that the signature covers: the canonical ones of everything but ``sig``."""
         return _signed_bytes(self.seq, self.time, self.kind, self.body, self.prev)
 
     def line(self) -> bytes:
@@ -341,7 +341,7 @@ def decode_entry(value: Any) -> Entry:
 
 
 def line_digest(line: bytes) -> str:
-    """What the next entry carries as ``prev``."""
+    """Digest that the next entry carries as ``prev``."""
     return digest(line)
 
 

@@ -1,4 +1,4 @@
-"""What the books say was done to an asset's patients: the events, by study. Pure.
+"""Events on an asset's patients that the books tell of, by study. Pure.
 
 Sites spend by it and auditors judge by it. What the events cost is the accountant's business; no ε that a file contains
 is believed.
@@ -15,7 +15,7 @@ from consilium_shared.privacy.event import Event, event_from_dict, really_run
 
 @dataclass(frozen=True)
 class StudySpending:
-    """What one study did to one asset.
+    """Spending of one study on one asset.
 
     Attributes:
         study: its digest.
@@ -50,7 +50,7 @@ class AssetSpending:
 
 
 def asset_spending(books: Books, asset: str) -> AssetSpending:
-    """What the books say was done to an asset; for the site's programs and anybody who holds a verified ledger."""
+    """Spending on an asset as the books tell it; for the site's programs and anybody who holds a verified ledger."""
     studies: dict[str, list[Charged]] = {}
     for charged in books.charges.values():
         if charged.body.asset == asset:

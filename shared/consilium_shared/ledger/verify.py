@@ -1,4 +1,4 @@
-"""Is this ledger whole, in order, and the site's own? For anybody who has the file and the site's public key.
+"""Check of a ledger: whole, in order, and the site's own. For anybody who has the file and the site's public key.
 
 Steps, each of which raises LedgerError with its number and the line:
 

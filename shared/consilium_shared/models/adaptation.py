@@ -44,7 +44,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What the layer gives, and the addition."""
+        """Sum of the layer's output and the addition's."""
         found: torch.Tensor = self.base(inputs) + self.up(self.down(inputs))
         return found
 

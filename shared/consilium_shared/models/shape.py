@@ -1,4 +1,4 @@
-"""How wide a study's inputs and outputs are: one answer for the model and for whoever prepares its data. No torch."""
+"""Widths of a study's inputs and outputs: one answer for the model and for whoever prepares its data. No torch."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Start(NamedTuple):
     seeded: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What a person should know of it."""
+        """Lines on what a person should know of it."""
         found = [f"{len(self.taken)} parameters start from the file"]
         if self.seeded:
             found.append(f"from the study's seed, because the file lacks them: {_listed(self.seeded)}")

@@ -188,7 +188,7 @@ def check(data: bytes, study: Study, *, first: bool = False) -> str:
 
 
 def _frozen(vector: Vector, study: Study) -> Vector:
-    """What the study does not train of a whole model ``[d]``."""
+    """Parameters of a whole model ``[d]`` that the study does not train."""
     kept = np.ones(vector.shape, dtype=bool)
     for place in _places(study)[0]:
         kept[place] = False
@@ -202,7 +202,7 @@ def _shapes_alone(study: Study) -> nn.Module:
 
 
 def _places(study: Study) -> tuple[list[slice], int]:
-    """Where the trained parameters stand in the whole model, neighbours as one; and d."""
+    """Slices of the trained parameters in the whole model, neighbours as one; and d."""
     found: list[slice] = []
     start = 0
     for parameter in _shapes_alone(study).parameters():

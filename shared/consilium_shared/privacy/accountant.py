@@ -1,4 +1,4 @@
-"""What events cost: the ε of a history of private steps, by privacy loss distributions.
+"""Cost of events: the ε of a history of private steps, by privacy loss distributions.
 
 Guarantee computed: for any two sets of patients that differ by adding or removing one patient, everything that the
 events released is (ε, δ)-indistinguishable. Every approximation here errs towards a larger ε:
@@ -69,13 +69,13 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
 
 def epsilon_of_steps(steps: Mapping[Pair, int], delta: float) -> float:
-    """As ``epsilon``, of events that are added up already: ``as_steps`` of each, by pair."""
+    """ε of events that are added up already: ``as_steps`` of each, by pair."""
     check_delta(delta)
     return _of_groups(tuple((q, sigma, count) for (q, sigma), count in sorted(steps.items()) if count), delta)
 
 
 def as_steps(event: Event) -> tuple[Pair, int]:
-    """What an event is accounted as: so many steps with one pair of q and σ on the grid."""
+    """Steps that an event is accounted as: so many with one pair of q and σ on the grid."""
     if isinstance(event, NonPrivateEvent):
         return NOT_PRIVATE, 1
     if isinstance(event, GaussianEvent):
@@ -170,7 +170,7 @@ def calibrate_noise(
 
 
 def _next_guess(seen: list[tuple[float, float]], too_little: int, enough: int) -> int:
-    """Where the line through the last two points of (log σ, log of cost / target) reaches 0, in thousandths.
+    """Point where the line through the last two points of (log σ, log of cost / target) reaches 0, in thousandths.
 
     Cost falls about as 1/σ, which serves for the first step. Every fourth halves the interval: bent lines may creep.
     """

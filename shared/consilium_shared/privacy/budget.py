@@ -1,4 +1,4 @@
-"""What remains: an asset's budget over its lifetime, and the arithmetic of one more use. Pure."""
+"""Budget of an asset over its lifetime, what remains of it, and the arithmetic of one more use. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consilium_shared.privacy.event import Event
 
 @dataclass(frozen=True)
 class Budget:
-    """What everything that ever touches an asset's patients may cost together.
+    """Budget: what everything that ever touches an asset's patients may cost together.
 
     Attributes:
         epsilon: greater than 0; infinity sets no limit (and gives no guarantee).
@@ -59,12 +59,12 @@ class Quote:
 
     @property
     def reserved(self) -> float:
-        """What the reservations add to ε; 0 when there are none, or the history is without privacy already."""
+        """Increase of ε by the reservations; 0 when there are none, or the history is without privacy already."""
         return 0.0 if math.isinf(self.spent) else max(0.0, self.before - self.spent)
 
     @property
     def added(self) -> float:
-        """What the proposal adds to ε; 0 when what comes before is without privacy already."""
+        """Increase of ε by the proposal; 0 when what comes before is without privacy already."""
         return 0.0 if math.isinf(self.before) else max(0.0, self.total - self.before)
 
     @property
@@ -74,7 +74,7 @@ class Quote:
 
     @property
     def left(self) -> float:
-        """What would remain of the limit afterwards; 0 when it does not fit."""
+        """Remainder of the limit afterwards; 0 when it does not fit."""
         if math.isinf(self.limit):
             return math.inf
         return max(0.0, self.limit - self.total)
@@ -90,7 +90,7 @@ class Quote:
 
 
 def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event], reserved: Sequence[Event] = ()) -> Quote:
-    """What ``proposed`` would cost on top of ``spent`` and what is ``reserved`` for others; see ``Quote.fits``.
+    """Cost of ``proposed`` on top of ``spent`` and what is ``reserved`` for others; see ``Quote.fits``.
 
     A proposal is judged by this alone: one that costs more than what is left by itself may still fit.
     """

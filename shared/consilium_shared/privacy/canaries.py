@@ -1,4 +1,4 @@
-"""What a one-run audit with canaries proves: a lower bound of ε with a confidence, from a count of right guesses.
+"""Proof by a one-run audit with canaries: a lower bound of ε with a confidence, from a count of right guesses.
 
 Canaries are invented patients. Each is put among the patients of one run by a fair coin, or left out; the auditor then
 guesses the coins from what the run released, and may abstain. Who guesses more of them rightly than (ε, δ) allows has
@@ -31,7 +31,7 @@ from consilium_shared.privacy.event import Event
 
 @dataclass(frozen=True)
 class Way:
-    """How an audit guesses: the canaries with the highest scores are in, those with the lowest are out.
+    """Guessing rule of an audit: the canaries with the highest scores are in, those with the lowest are out.
 
     Attributes:
         score: by which score of a run.
@@ -45,12 +45,12 @@ class Way:
 
 
 WAYS = (Way("likelihood", 0.1, 0.1), Way("likelihood", 0.03, 0.0), Way("sum", 0.5, 0.5))
-"""What an audit tries on the same run, reporting one: guess the clear cases, guess only those that are surely in (what
+"""Ways an audit tries on the same run, reporting one: guess the clear cases, guess only those that are surely in (what
 shows when few patients are drawn), guess all (what proves most when everything leaks). Fixed by the method, so that an
 outcome alone is enough to recompute the bound: each way has its share of the error probability (Bonferroni)."""
 
 CONFIDENCE = 0.95
-"""Of every reported bound: a private run exceeds it in at most 1 audit of 20."""
+"""Confidence of every reported bound: a private run exceeds it in at most 1 audit of 20."""
 
 _PRECISION = 1e-4
 _COARSE = 5e-3
@@ -59,7 +59,7 @@ _LARGEST = 50.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an audit; the fields of ``messages.CanaryAudit`` and of the ledger's ``audit``.
+    """Outcome of an audit; the fields of ``messages.CanaryAudit`` and of the ledger's ``audit``.
 
     Attributes:
         canaries: m, each put in or left out by its own fair coin.
@@ -196,7 +196,7 @@ to be given away, and of many canaries that is many."""
 
 
 def power(canaries: int, events: Iterable[Event], delta: float) -> Power:
-    """How much an audit of a plan with so many canaries can show, and with which number it could show the most.
+    """Power of an audit of a plan: what so many canaries can show, and which number of them could show the most.
 
     Args:
         canaries: how many are planted.
@@ -239,7 +239,7 @@ def strongest(
 
 
 def contradiction(bounds: Sequence[Bounds]) -> Bounds | None:
-    """Where the measured bound exceeds the proven one the most: a defect, with the confidence of the bounds. Or None.
+    """Bounds whose measured one exceeds the proven one the most: a defect, with the confidence of the bounds. Or None.
 
     The proven curve holds at every δ and the measured bounds hold together, so one δ is enough.
     """
@@ -248,7 +248,7 @@ def contradiction(bounds: Sequence[Bounds]) -> Bounds | None:
 
 
 def nearest(bounds: Sequence[Bounds]) -> Bounds:
-    """Where the measured bound comes nearest to the proven one, or exceeds it the most."""
+    """Bounds whose measured one comes nearest to the proven one, or exceeds it the most."""
     return max(bounds, key=lambda b: b.measured - b.proven)
 
 

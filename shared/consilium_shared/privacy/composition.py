@@ -58,7 +58,7 @@ _DIFFERENCES = 8
 """Most differences taken to see how smooth a step's distribution is."""
 
 _NEGLIGIBLE = 1e-14
-"""What frequencies left out may add to the sum over the tilted distribution, about."""
+"""Error that frequencies left out may add to the sum over the tilted distribution, about."""
 
 _TINY = 1e-200
 _UNIT = 2.0**-53
@@ -300,7 +300,7 @@ class Series:
         return logarithm[:count], relative[:count]
 
     def _frequencies(self, history: History, tilted: Tilted, reverse: bool) -> tuple[int, float]:
-        """How many frequencies to compute, and a bound of what the others add to the two sums of ``_sums``.
+        """Number of frequencies to compute, and a bound of what the others add to the two sums of ``_sums``.
 
         With c_g the probability that two draws of one step's lattice index differ by g, and x an angle,
         1 − |f(x)|² = 2·Σ c_g·(1 − cos(gx)) >= 4x²/π²·Σ c_g·g² over g <= π/x, as 1 − cos y >= 2y²/π² up to π. So for x

@@ -1,4 +1,4 @@
-"""What was done to the patients' data: a closed vocabulary that ledgers keep for ever.
+"""Events that were done to the patients' data: a closed vocabulary that ledgers keep for ever.
 
 The vocabulary only grows. A kind is never removed and never changes its meaning; what an event *costs* is the business
 of ``accountant.py`` alone. An unknown kind, key or value is refused, so "we do not know" is never read as "free".

@@ -156,7 +156,7 @@ class PrivacyPlan:
         return plan
 
     def event(self, rounds: int = 1) -> DpSgdEvent:
-        """What the training of ``rounds`` whole rounds does to the data."""
+        """Event of training ``rounds`` whole rounds: what that does to the data."""
         return DpSgdEvent(self.sampling_rate, self.noise_multiplier, self.steps_per_round * rounds)
 
     def count_event(self) -> GaussianEvent | None:
@@ -207,14 +207,14 @@ class NonPrivatePlan:
         _check_length(self.steps_per_round, self.rounds)
 
     def event(self, rounds: int = 1) -> NonPrivateEvent:
-        """What any number of rounds does to the data."""
+        """Event of any number of rounds: what they do to the data."""
         return NonPrivateEvent()
 
     def count_event(self) -> None:
         """The number of patients is no release of its own beside training without any bound."""
 
     def evaluation_event(self) -> NonPrivateEvent:
-        """What one evaluation's counts, which carry no noise, do."""
+        """Event of one evaluation's counts, which carry no noise."""
         return NonPrivateEvent()
 
     def events(self) -> tuple[Event, ...]:
@@ -235,7 +235,7 @@ _KINDS: dict[str, type[PrivacyPlan] | type[NonPrivatePlan]] = {
 
 
 def plan_of(study: Study, patients: int) -> Plan:
-    """What a contract asks of a site: with privacy, at ``patients`` patients, the noised number.
+    """Plan that a contract asks of a site: with privacy, at ``patients`` patients, the noised number.
 
     A site approves this plan, and an auditor makes it again. The noise follows from the steps that will really run.
 

@@ -1,4 +1,4 @@
-"""How to compute a history's ε: the tilt, and how fine a lattice. Only speed and tightness depend on what is here."""
+"""Tuning of a history's ε: the tilt, and how fine a lattice. Only speed and tightness depend on what is here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy.special import ndtri
 from consilium_shared.privacy.loss import Floats, support
 
 _EXCESS = 3e-6
-"""How much too large the lattice may make ε, relative to it, where points suffice."""
+"""Largest excess of ε by the lattice, relative to it, where points suffice."""
 
 _POINTS = 1e6
 """Points for all distinct steps together, beyond which the lattice gets coarser."""
 
 _NODES = 25
-"""Where a loss is looked at, for each of the two normal distributions of a step."""
+"""Points at which a loss is looked at, for each of the two normal distributions of a step."""
 
 
 def tuned(q: Floats, sigma: Floats, steps: Floats, delta: float, tail: float) -> tuple[float, float]:

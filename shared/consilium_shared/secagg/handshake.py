@@ -122,7 +122,7 @@ class SessionKeys:
         """The public half, always the same bytes."""
 
     def encapsulate(self, peer: str, bundle: Bundle, public: PublicIdentity) -> tuple[Encapsulated, bytes]:
-        """What to send to a peer of a higher name, and the 32-byte secret shared with it: fresh at every call.
+        """Encapsulation for a peer of a higher name, and the 32-byte secret shared with it: fresh at every call.
 
         Raises:
             PeerError: the peer's name is not the higher one, or its key is of no use.

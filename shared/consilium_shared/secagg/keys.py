@@ -18,9 +18,9 @@ from consilium_shared.errors import PeerError
 KEY_BYTES = 32
 TAG_BYTES = 16
 _NONCE = bytes(12)
-"""Of a key that seals one message."""
+"""Nonce of a key that seals one message."""
 _FIELD = 2**255 - 19
-"""Of X25519; a public key has another spelling only from here on."""
+"""Prime of the field of X25519; a public key has another spelling only from here on."""
 
 
 def derive(secret: bytes, purpose: str, *about: str) -> bytes:
@@ -66,7 +66,7 @@ def seal(key: bytes, text: bytes, about: bytes) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes, about: bytes) -> bytes:
-    """What ``seal`` was given; raises PeerError when anything was altered."""
+    """Plaintext that ``seal`` was given; raises PeerError when anything was altered."""
     try:
         return AESGCM(key).decrypt(_NONCE, sealed, about)
     except InvalidTag as error:

@@ -66,7 +66,7 @@ class FixedPoint:
 
     @property
     def error(self) -> float:
-        """How far one site's rounding moves the decoded sum at most, in the unit of the values.
+        """Largest error of the decoded sum by one site's rounding, in the unit of the values.
 
         Half a level, and what the float64 arithmetic of ``encode`` and of ``decode`` into float64 adds: at most four
         roundings of relative 2^-53 each, which is below 2^-20 of a level at 32 bits and up to four levels at 64. A

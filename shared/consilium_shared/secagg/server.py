@@ -25,10 +25,10 @@ from consilium_shared.secagg.site import commitment, sealed_bytes, trailer_bytes
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Terms
 
 PIECE_BYTES = 1 << 20
-"""Of a vector that are added at a time."""
+"""Bytes of a vector that are added at a time."""
 
 SUBSETS = 10_000
-"""How many sets of shares are tried before a sum is given up: some sites' shares may be wrong. It finds 6 wrong ones of
+"""Sets of shares that are tried before a sum is given up: some sites' shares may be wrong. It finds 6 wrong ones of
 20 sites and 5 of 100; that takes at most half a minute."""
 
 Totals = dict[str, npt.NDArray[np.unsignedinteger[Any]]]

@@ -36,7 +36,7 @@ Stage = Literal["advertised", "masked", "signed", "released", "abandoned"]
 
 
 class SiteState(Strict):
-    """What a site must not lose of a slot. ``to_bytes`` holds the seed: it belongs into the site's own store."""
+    """State of a slot that a site must not lose. ``to_bytes`` holds the seed: it belongs into the site's own store."""
 
     slot: Slot
     site: Name
@@ -82,7 +82,7 @@ class SiteState(Strict):
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a site sends under the terms of a sum besides the vector, and the keys that mask the vector.
+    """Data that a site sends under the terms of a sum besides the vector, and the keys that mask the vector.
 
     Attributes:
         terms: of the sum.
@@ -152,7 +152,7 @@ class SitePart:
         return state, self.advert(state)
 
     def advert(self, state: SiteState) -> Advert:
-        """What ``advertise`` sent: the same bytes."""
+        """Advertisement that ``advertise`` sent: the same bytes."""
         public = _private(state).public_key().public_bytes_raw()
         return Advert.sign(state.slot, state.site, public, self._identity, signed=state.signed, counts=state.counts)
 

@@ -99,8 +99,8 @@ class Terms(Strict):
     threat_model: ThreatModel
     adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
     corrupt: Annotated[int | None, Field(ge=0, le=limits.SITES)] = None
-    """How many of the cohort may lie, by the contract and the roster (``tolerated``); None for what the threat model
-    says of the cohort alone."""
+    """Number of sites of the cohort that may lie, by the contract and the roster (``tolerated``); None for what the
+    threat model says of the cohort alone."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Terms:
@@ -119,7 +119,7 @@ class Terms(Strict):
 
     @property
     def threshold(self) -> int:
-        """How many sites it takes to open the sum."""
+        """Number of sites that it takes to open the sum."""
         return threshold(len(self.adverts), self.threat_model, self.corrupt)
 
     @property
@@ -134,7 +134,7 @@ class Terms(Strict):
         return canonical_digest({"protocol": PROTOCOL, "terms": told})
 
     def point(self, site: str) -> int:
-        """Where a site's shares are evaluated: 1 … cohort size."""
+        """Point where a site's shares are evaluated: 1 … cohort size."""
         return self.cohort.index(site) + 1
 
     def check(self, identities: Mapping[str, PublicIdentity]) -> None:
@@ -153,7 +153,7 @@ class Terms(Strict):
             advert.verify(self.slot, site, identities[site])
 
     def survivors_signed(self, survivors: tuple[str, ...]) -> bytes:
-        """What a site signs about the set of sites whose masked vectors are in the sum."""
+        """Bytes that a site signs about the set of sites whose masked vectors are in the sum."""
         return canonical_bytes({"terms": self.digest, "survivors": list(survivors)})
 
     def dead(self, successors: Mapping[str, Advert]) -> bool:
@@ -168,12 +168,12 @@ class Terms(Strict):
         return self.promised(successors) >= self.enough_to_abandon
 
     def promised(self, successors: Mapping[str, Advert]) -> int:
-        """How many of the cohort promise, by their advertisements for a later attempt, to sign nothing here."""
+        """Number of the cohort that promise, by their advertisements for a later attempt, to sign nothing here."""
         number = self.slot.attempt
         return sum(site in self.adverts and number not in each.signed for site, each in successors.items())
 
     def counting(self, sites: Iterable[str]) -> int:
-        """How many of these sites of the cohort offer counts."""
+        """Number of these sites of the cohort that offer counts."""
         return sum(self.adverts[site].counts for site in sites)
 
     def adds_counts(self, minimum: int) -> bool:
@@ -195,7 +195,7 @@ class Terms(Strict):
 
     @property
     def enough_to_abandon(self) -> int:
-        """How many sites' promises make it certain that the sum is never opened: n + n_C - t + 1.
+        """Number of sites whose promises make it certain that the sum is never opened: n + n_C - t + 1.
 
         The promises of corrupt sites are worth nothing: where A sites promise, n - (A - n_C) can still sign, and with
         fewer than the threshold t nobody learns the sum.
@@ -219,12 +219,12 @@ def threshold(sites: int, threat_model: ThreatModel, liars: int | None = None) -
 
 
 def corrupt(sites: int, threat_model: ThreatModel) -> int:
-    """How many sites may lie: fewer than a third; in the honest-but-curious model none does."""
+    """Number of sites that may lie: fewer than a third; in the honest-but-curious model none does."""
     return (sites - 1) // 3 if threat_model == "malicious-server" else 0
 
 
 def tolerated(rules: Aggregation, roster: int) -> int | None:
-    """How many sites of a roster of so many may lie, by a study's contract, wherever the coordinator puts them.
+    """Number of sites of a roster of so many that may lie, by a study's contract, wherever the coordinator puts them.
 
     None where only the cohort of each round counts: in contracts that came before the key, and where nobody lies.
     """
