@@ -89,13 +89,12 @@ def test_the_model_is_that_of_plain_averaging_but_for_the_error_of_the_encoding(
 ) -> None:
     asked = contract("averaged", private=False, rounds=1, steps_per_round=200)
     asked["aggregation"]["optimizer"] = {"name": "fedavg"}
-    study = Study.model_validate(asked)
+    study = hospitals.run_study(asked)  # as the coordinator's program wrote it out
     trained = updates(hospitals, study).values()
     weight = sum(patients for _, patients in trained)
     mean = sum(update.astype(np.float64) * patients for update, patients in trained) / weight
     plain = to_vector(build(study)).astype(np.float64) + mean
 
-    hospitals.run_study(asked)
     assert hospitals.ended("averaged") == "finished"
     (file,) = (hospitals.server / "models" / "averaged").glob("*/model.safetensors")
     model = unpack(file.read_bytes(), build(study), study).astype(np.float64)
