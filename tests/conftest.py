@@ -15,7 +15,7 @@ settings.load_profile("without-deadline")
 ROOT = Path(__file__).parent
 
 FIRST = (
-    "unit/test_published_results.py",
+    "unit/deploy/test_published_results.py",
     "federation/test_crash.py",
     "federation/test_cuts.py",
     "federation/test_dropouts.py",
@@ -29,12 +29,24 @@ QUICK = ("architecture", "unit")
 """Folders whose tests are quick, but for the files in ``SLOW``."""
 
 SLOW = {
-    f"unit/test_{name}.py"
-    for name in (
-        *("adaptation", "blas", "canary_run", "data_synthetic", "masking", "no_waiting", "noise", "published_results"),
-        *("requests", "start", "sum_memory", "summation", "sums", "superlink_database", "superlink_store"),
-        *("neighbouring_sites", "supervisor", "trainer"),
-    )
+    "unit/client/test_canary_run.py",
+    "unit/client/test_masking.py",
+    "unit/client/test_neighbouring_sites.py",
+    "unit/client/test_no_waiting.py",
+    "unit/client/test_requests.py",
+    "unit/client/test_secure_sums.py",
+    "unit/client/test_trainer.py",
+    "unit/deploy/test_data_synthetic.py",
+    "unit/deploy/test_published_results.py",
+    "unit/dpsgd/test_blas.py",
+    "unit/dpsgd/test_noise.py",
+    "unit/server/test_secure_sum.py",
+    "unit/server/test_start.py",
+    "unit/server/test_sum_memory.py",
+    "unit/server/test_superlink_database.py",
+    "unit/server/test_superlink_store.py",
+    "unit/shared/test_adaptation.py",
+    "unit/shared/test_supervisor.py",
 }
 """Four fifths of the time of all unit tests, or processes of their own."""
 

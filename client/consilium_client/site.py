@@ -13,7 +13,7 @@ from consilium_client.policy import SitePolicy
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.identity import Identity
-from consilium_shared.joining import Invitation, open_invitation
+from consilium_shared.protocol.joining import Invitation, open_invitation
 from consilium_shared.study import Name
 
 
@@ -25,7 +25,7 @@ class SiteConfig(Strict):
     policy: SitePolicy
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
-    """Method for per-patient gradients (``training/gradients.py``): the fast way, or the reference."""
+    """Method for per-patient gradients (``dpsgd/gradients.py``): the fast way, or the reference."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _study(federation: LocalFederation, study: str) -> None:
     federation.wait(lambda: federation.standing(first, study) == "pending", f"{first} hears of {study}", first)
     console.print(federation.at_site(first, "show", study).stdout.rstrip(), markup=False)
     federation.approve(study, by="synthetic IT department")
-    command = [sys.executable, "-m", "consilium_server.cli", "resume", "--home", str(federation.server), study]
+    command = [sys.executable, "-m", "consilium_server.commands.cli", "resume", "--home", str(federation.server), study]
     _command(f"$ consilium-server resume {study}    # shows the study until it ends; Ctrl-C would leave it running")
     subprocess.run(command, check=True)
     budget = federation.json_at_site(first, "budget")
@@ -152,7 +152,7 @@ def _compare(out: Path, study: str) -> Outcome:
     def auroc(command: str, *arguments: str) -> float:
         words = [command, "--json", "--home", str(home), "--test-on", everybody, str(file), *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "consilium_client.cli", *words],
+            [sys.executable, "-m", "consilium_client.commands.cli", *words],
             capture_output=True,
             text=True,
             check=False,

@@ -278,7 +278,9 @@ class LocalFederation:
 
 
 def _program(name: str) -> list[str]:
-    module = {"consilium-server": "consilium_server.cli", "consilium-site": "consilium_client.cli"}[name]
+    module = {"consilium-server": "consilium_server.commands.cli", "consilium-site": "consilium_client.commands.cli"}[
+        name
+    ]
     return [sys.executable, "-m", module]
 
 

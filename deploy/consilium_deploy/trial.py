@@ -111,7 +111,7 @@ def _test_on(sites: list[str]) -> list[str]:
 
 
 def _site_command(command: str, home: Path, *arguments: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "consilium_client.cli", command, "--json", "--home", str(home), *arguments]
+    words = [sys.executable, "-m", "consilium_client.commands.cli", command, "--json", "--home", str(home), *arguments]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LocalFederationError(done.stderr)

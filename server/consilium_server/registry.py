@@ -20,9 +20,9 @@ from consilium_shared.errors import ConfigurationError, IntegrityError, PeerErro
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES
-from consilium_shared.messages import Closing
-from consilium_shared.records import CARD_DOMAIN, Measured, ModelCard
-from consilium_shared.roster import Roster
+from consilium_shared.protocol.messages import Closing
+from consilium_shared.protocol.records import CARD_DOMAIN, Measured, ModelCard
+from consilium_shared.protocol.roster import Roster
 from consilium_shared.study import Study
 
 LIMITS = (

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from consilium_audit.records import Closed
 from consilium_shared.canonical import canonical_digest
-from consilium_shared.records import CardRound, Measured, ModelCard, RoundRecord
-from consilium_shared.roster import Roster
+from consilium_shared.protocol.records import CardRound, Measured, ModelCard, RoundRecord
+from consilium_shared.protocol.roster import Roster
 from consilium_shared.study import Study
 
 TOLERANCE = 1e-3

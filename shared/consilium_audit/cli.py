@@ -23,12 +23,13 @@ from consilium_audit.evidence import (
 from consilium_audit.progress import Bar
 from consilium_audit.verdict import Passed, Verdict
 from consilium_audit.verify import Verification
-from consilium_shared import console, version
+from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
+from consilium_shared.protocol import version
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Check what a federation says it did, and what it cost in privacy."

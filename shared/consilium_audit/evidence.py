@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from consilium_audit.handed import read_file, read_lines, there
-from consilium_shared import documents, roster
+from consilium_shared import documents
 from consilium_shared.errors import ConfigurationError, IntegrityError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.entry import LINE_BYTES, Entry
 from consilium_shared.ledger.verify import LedgerVerifier, VerifiedLedger
 from consilium_shared.printable import printable
-from consilium_shared.roster import Roster, parse_roster
+from consilium_shared.protocol import roster
+from consilium_shared.protocol.roster import Roster, parse_roster
 
 COORDINATOR = "coordinator.json"
 ROSTER = "roster.json"

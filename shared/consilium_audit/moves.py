@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from consilium_shared.records import RoundRecord
+from consilium_shared.protocol.records import RoundRecord
 
 JUMP = 3.0
 """A mean update that is so many times as long as the median round's is marked."""

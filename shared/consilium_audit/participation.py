@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from consilium_shared.records import RoundRecord
+from consilium_shared.protocol.records import RoundRecord
 
 Standing = Literal["took part", "away", "refused", "not asked"]
 

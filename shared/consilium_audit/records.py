@@ -12,17 +12,17 @@ from typing import Any
 
 from consilium_audit.evidence import CLOSING, ROUNDS, VerificationFailed, checking
 from consilium_audit.handed import names_in, read_file
-from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.messages import Closing
-from consilium_shared.records import RoundRecord, open_record
-from consilium_shared.roster import Roster
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Closing
+from consilium_shared.protocol.records import RoundRecord, open_record
+from consilium_shared.protocol.roster import Roster
+from consilium_shared.protocol.summand import counts_with
 from consilium_shared.schema import OLDEST
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import Study
-from consilium_shared.summand import counts_with
 
 Records = list[tuple[Path, RoundRecord]]
 """Every round's record with its file, in order."""

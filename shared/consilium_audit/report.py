@@ -39,7 +39,7 @@ from consilium_shared.errors import PeerError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES
-from consilium_shared.records import RoundRecord, open_record
+from consilium_shared.protocol.records import RoundRecord, open_record
 from consilium_shared.study import Study
 
 State = Literal["verified", "verified in part", "does not verify"]

@@ -18,8 +18,9 @@ from consilium_audit.records import Records
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.records import OpenedSum, RoundRecord
-from consilium_shared.roster import Roster
+from consilium_shared.protocol.records import OpenedSum, RoundRecord
+from consilium_shared.protocol.roster import Roster
+from consilium_shared.protocol.summand import segments
 from consilium_shared.schema import OLDEST
 from consilium_shared.secagg.terms import (
     SURVIVORS_DOMAIN,
@@ -31,7 +32,6 @@ from consilium_shared.secagg.terms import (
     tolerated,
 )
 from consilium_shared.study import Study
-from consilium_shared.summand import segments
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.limits import CARD_BYTES, PAYLOAD_BYTES
 from consilium_shared.printable import printable
 from consilium_shared.privacy.budget import in_words
-from consilium_shared.records import RoundRecord, open_card
-from consilium_shared.roster import Roster
+from consilium_shared.protocol.records import RoundRecord, open_card
+from consilium_shared.protocol.roster import Roster
 from consilium_shared.study import Study
 
 MOST_STRANGE = 20

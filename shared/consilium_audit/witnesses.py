@@ -13,7 +13,7 @@ from consilium_audit.evidence import VerificationFailed
 from consilium_audit.records import Closed, Records
 from consilium_shared.ledger.entry import Head, Witness
 from consilium_shared.ledger.verify import VerifiedLedger
-from consilium_shared.messages import Head as NamedHead
+from consilium_shared.protocol.messages import Head as NamedHead
 
 Ledgers = Mapping[str, tuple[Path, VerifiedLedger]]
 """Site to its ledger and the file."""

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
 from consilium_client.policy import SitePolicy
-from consilium_shared import messages
 from consilium_shared.identity import Identity
+from consilium_shared.protocol import messages
 from consilium_shared.schema import SCHEMA, since
 from consilium_shared.study import Study
 

@@ -9,7 +9,7 @@ from tests.attacks.federation import Federation, Sum
 
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
-from consilium_shared.messages import (
+from consilium_shared.protocol.messages import (
     Advertise,
     Advertised,
     Answer,

@@ -9,8 +9,8 @@ import pytest
 from tests.attacks.examples import COORDINATOR, SITE, answers, requests
 from tests.attacks.federation import Federation
 
-from consilium_shared import messages
 from consilium_shared.errors import PeerError, SignatureError
+from consilium_shared.protocol import messages
 from consilium_shared.schema import SCHEMA
 from consilium_shared.secagg.site import sealed_bytes
 

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from tests.attacks.examples import COORDINATOR, SITE, answers, requests, started
 from tests.attacks.mutations import FUZZ, canonical, mutated
 
-from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import IntegrityError, PeerError
 from consilium_shared.identity import Identity
+from consilium_shared.protocol import messages
 from consilium_shared.secagg.handshake import decode_bundles, decode_encapsulated, encode_bundles, encode_encapsulated
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.secagg.terms import Advert, Terms

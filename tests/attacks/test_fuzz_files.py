@@ -15,15 +15,15 @@ from tests.attacks.examples import requests, started
 from tests.attacks.mutations import FUZZ, VALUES, canonical, mutated
 from tests.attacks.test_lying_site import study as study_with
 
-from consilium_client.answers import AnswerStore
-from consilium_client.results import About, Results
-from consilium_client.sum_store import Peer, Session, SumStore
-from consilium_server.open_sum import OpenSum, OpenSumFile
+from consilium_client.state.responses import AnswerStore
+from consilium_client.state.results import About, Results
+from consilium_client.state.sum_store import Peer, Session, SumStore
+from consilium_server.state.pending_sum import OpenSum, OpenSumFile
 from consilium_shared.errors import IntegrityError
 from consilium_shared.metrics import Layout
+from consilium_shared.protocol.summand import read
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.study import Study
-from consilium_shared.summand import read
 
 
 @cache

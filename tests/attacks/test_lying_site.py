@@ -12,17 +12,18 @@ import pytest
 from tests.attacks.examples import SITE, answers
 from tests.attacks.federation import Federation, Sum, Whole, same
 
-from consilium_shared import limits, messages
+from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import DataError, PeerError
-from consilium_shared.messages import Payload
 from consilium_shared.metrics import Layout
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Payload
+from consilium_shared.protocol.summand import Opened, bound, counts_segment, fixed_point, read
 from consilium_shared.secagg import keys, ring
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import sealed_bytes
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened, bound, counts_segment, fixed_point, read
 
 LIAR = "site-03"
 PARAMETERS = 5

@@ -20,10 +20,10 @@ from consilium_shared import documents
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import decode_entry, decode_json, line_digest, make_body, sign_entry
-from consilium_shared.messages import Head, countersign, decode_answer, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import PrivacyPlan, plan_of
-from consilium_shared.records import RECORD_DOMAIN
+from consilium_shared.protocol.messages import Head, countersign, decode_answer, encode
+from consilium_shared.protocol.records import RECORD_DOMAIN
 from consilium_shared.study import Study
 
 SITES = ("north", "south", "west")

@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from consilium_client.enroll import enroll
+from consilium_client.agent.spending import Spending
+from consilium_client.commands.enroll import enroll
 from consilium_client.site import Home as SiteHome
-from consilium_client.spending import Spending
-from consilium_client.store import LedgerFile
+from consilium_client.state.ledger_file import LedgerFile
 from consilium_server import registry
-from consilium_server.admission import admit
-from consilium_server.evidence import collect
+from consilium_server.commands.admission import admit
+from consilium_server.commands.evidence import collect
+from consilium_server.commands.provision import provision
 from consilium_server.federation import Home as ServerHome
-from consilium_server.provision import provision
-from consilium_server.studies import StudyFolder, folder
+from consilium_server.state.study_folder import StudyFolder, folder
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import Purpose
-from consilium_shared.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.protocol.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
+from consilium_shared.protocol.summand import counts_with, segments
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, least_sites, tolerated
 from consilium_shared.secagg.terms import Purpose as Summed
 from consilium_shared.study import Study
-from consilium_shared.summand import counts_with, segments
 
 LAST_MODEL = b"the last model"
 PARAMETERS = 2
@@ -87,7 +87,7 @@ class Hospital:
 
     def charge(self, study: Study, plan: Plan, number: int, purpose: Purpose = "training") -> Any:
         """As sites of every release did: earlier ones charged again beside the plan where ε allowed it."""
-        with mock.patch("consilium_client.spending.uses_left", return_value=1):
+        with mock.patch("consilium_client.agent.spending.uses_left", return_value=1):
             return self._reserve(study, plan, number, purpose)
 
     def _reserve(self, study: Study, plan: Plan, number: int, purpose: Purpose) -> Any:

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consilium_audit.evidence import VerificationFailed
-from consilium_shared import roster as rosters
 from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.identity import Identity
 from consilium_shared.privacy.accountant import calibrate_noise, epsilon
 from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent
-from consilium_shared.records import CARD_DOMAIN, RECORD_DOMAIN
+from consilium_shared.protocol import roster as rosters
+from consilium_shared.protocol.records import CARD_DOMAIN, RECORD_DOMAIN
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""

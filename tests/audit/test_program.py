@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consilium_audit import cli
-from consilium_server.evidence import collect
+from consilium_server.commands.evidence import collect
 from consilium_server.federation import Home as ServerHome
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.accountant import calibrate_noise, epsilon

@@ -11,11 +11,11 @@ import pytest
 from tests.audit.conftest import FOUR, PRIVATE, a_federation, a_study
 
 from consilium_shared.canonical import digest
-from consilium_shared.messages import countersign
-from consilium_shared.records import RECORD_DOMAIN
+from consilium_shared.protocol.messages import countersign
+from consilium_shared.protocol.records import RECORD_DOMAIN
+from consilium_shared.protocol.summand import segments
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Slot, Terms, tolerated
 from consilium_shared.study import Study
-from consilium_shared.summand import segments
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""

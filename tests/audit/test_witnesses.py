@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from consilium_shared.canonical import digest
-from consilium_shared.messages import CanaryAudit, countersign, decode_answer, encode
-from consilium_shared.records import CARD_DOMAIN, RECORD_DOMAIN, Measured
+from consilium_shared.protocol.messages import CanaryAudit, countersign, decode_answer, encode
+from consilium_shared.protocol.records import CARD_DOMAIN, RECORD_DOMAIN, Measured
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""

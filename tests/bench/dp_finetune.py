@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consilium_client.baseline import train_alone
+from consilium_client.commands.baseline import train_alone
 from consilium_client.data.records import Records
 from consilium_shared.models import start
 from consilium_shared.models.vector import Vector, pack, width

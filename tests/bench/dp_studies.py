@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from consilium_client.training.gradients import Way
 from consilium_deploy.real_data import POOLED
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, to_vector, unpack
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dp_accuracy import SETS, changed
+from dpsgd.gradients import Way
 from one_process import contract, federated, hospitals, is_demonstration, plans, records, rounds, values
 
 WAYS: tuple[Way, Way] = ("book-keeping", "opacus")

@@ -39,9 +39,9 @@ from rich.console import Console
 from rich.table import Table
 
 import noise
-from consilium_client.training import device
 from dp_training_engines import ENGINES, Training
 from dp_training_models import Case, cases
+from dpsgd import device
 
 OUT = Path(__file__).parent / "out" / "dp_training.json"
 PARAMETERS = 11_180_000

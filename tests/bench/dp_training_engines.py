@@ -16,8 +16,8 @@ from opacus import PrivacyEngine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from consilium_client.training.opacus_mode import BookKeepingEngine
 from dp_training_models import Case
+from dpsgd.opacus_mode import BookKeepingEngine
 
 RATE, SIGMA, BOUND = 1e-3, 1.0, 1.0
 

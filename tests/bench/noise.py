@@ -20,13 +20,14 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import device, gradients, steps, trainer
-from consilium_client.training.clipping import PrivateOptimizer
+from consilium_client.training import steps, trainer
 from consilium_client.training.loss import per_record
-from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch
 from consilium_shared.models import build
 from consilium_shared.study import Study
+from dpsgd import device, gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.noise import Noise
 
 STEPS = {"resnet18-gn": [(64, 64), (64, 16)], "small-cnn": [(64, 64)]}
 """Model to (edge of an image, patients in a step)."""

@@ -16,21 +16,21 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from consilium_client.baseline import test as metrics_of
+from consilium_client.agent.study_service import make_plan
+from consilium_client.commands.baseline import test as metrics_of
 from consilium_client.data import AssetSpec, Records, load
-from consilium_client.desk import make_plan
-from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import train
 from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
-from consilium_server.optimizer import ServerOptimizer
+from consilium_server.study.optimizer import ServerOptimizer
 from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
 from consilium_shared.privacy.plan import Plan
+from consilium_shared.protocol.summand import bound, fixed_point, largest_weight, read
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
-from consilium_shared.summand import bound, fixed_point, largest_weight, read
+from dpsgd.gradients import Way
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
 CPU = torch.device("cpu")
@@ -79,9 +79,9 @@ def hospitals(data: Mapping[str, Records]) -> dict[str, Records]:
 
 
 def plans(name: str, study: Study, sites: Mapping[str, Records], seed: int = 0) -> dict[str, Plan]:
-    """Each site's frozen plan: with privacy for its noised number of patients, as ``consilium_client.cohort`` draws it.
+    """Each site's frozen plan: with privacy for its noised number of patients, as ``patient_count`` draws it.
 
-    Raises as ``desk.make_plan``.
+    Raises as ``study_service.make_plan``.
     """
     least, draw = site_settings(name)["policy"]["minimum_patients"], random.Random(seed)
     found = {}

@@ -20,13 +20,13 @@ import pytest
 import safetensors.numpy
 
 from cables import Cables, forbidden
-from consilium_client.agent_socket import AgentAway, call_admin
 from consilium_client.site import Home as SiteHome
-from consilium_client.store import read_ledger
+from consilium_client.state.ledger_file import read_ledger
+from consilium_client.transport.agent_socket import AgentAway, call_admin
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_deploy.local import LocalFederation, LocalFederationError
-from consilium_server import studies
 from consilium_server.federation import Home as ServerHome
+from consilium_server.state import study_folder
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.study import Study
 
@@ -219,9 +219,9 @@ class Hospitals(LocalFederation):
         self.until(lambda: self.state(study) in ENDED, f"{study} ends", "server")
         return self.state(study)
 
-    def folder(self, study: str) -> studies.StudyFolder:
+    def folder(self, study: str) -> study_folder.StudyFolder:
         """The study's folder at the coordinator."""
-        return studies.folder(ServerHome(self.server), study)
+        return study_folder.folder(ServerHome(self.server), study)
 
     def records(self, study: str) -> list[dict[str, Any]]:
         """The signed records of its rounds, verified."""

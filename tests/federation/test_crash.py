@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from consilium_server.commands.up import settings
 from consilium_server.federation import Home
-from consilium_server.up import settings
 
 if TYPE_CHECKING:
     from conftest import Hospitals
@@ -21,12 +21,12 @@ TWO_ROUNDS = {"rounds": 2, "steps_per_round": LONG, "weight_average": 0.5}
 """The model is the average over both: what is known of the first must outlive a kill in the second."""
 
 KILLS = {
-    "study": ("server", "consilium_server.app"),
+    "study": ("server", "consilium_server.study"),
     "superlink": ("server", "consilium_server.superlink"),
     "database": ("server", "consilium_server.superlink"),
     "agent": ("south", "consilium_client.agent"),
-    "courier": ("south", "consilium_client.courier"),
-    "supernode": ("south", "consilium_client.supernode"),
+    "courier": ("south", "consilium_client.transport.courier"),
+    "supernode": ("south", "consilium_client.transport.supernode"),
     "server": ("server", None),
     "site": ("south", None),
 }

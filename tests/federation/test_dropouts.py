@@ -33,12 +33,12 @@ def reference(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dic
 @pytest.mark.parametrize(
     ("number", "phase", "what"),
     [
-        (1, "survivors", "consilium_server.app"),
+        (1, "survivors", "consilium_server.study"),
         (1, "survivors", "consilium_client.agent"),
-        (1, "opening", "consilium_server.app"),
+        (1, "opening", "consilium_server.study"),
         (1, "opening", "consilium_client.agent"),
-        (1, "opening", "consilium_client.courier"),
-        (2, "evaluation", "consilium_server.app"),
+        (1, "opening", "consilium_client.transport.courier"),
+        (2, "evaluation", "consilium_server.study"),
         (2, "evaluation", "consilium_client.agent"),
     ],
 )

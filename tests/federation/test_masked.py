@@ -18,9 +18,9 @@ from consilium_client.training.trainer import train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector, unpack
 from consilium_shared.privacy.plan import NonPrivatePlan
+from consilium_shared.protocol.summand import bound, fixed_point, largest_weight
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
-from consilium_shared.summand import bound, fixed_point, largest_weight
 from live_files import contents
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def test_no_sites_update_is_in_the_coordinators_memory_or_on_its_disk(
 def _stop(hospitals: Hospitals) -> int:
     """The study's process, stopped."""
     running = hospitals.processes("server").items()
-    (app,) = (pid for pid, words in running if {"consilium_server.app", "masked"} <= set(words))
+    (app,) = (pid for pid, words in running if {"consilium_server.study", "masked"} <= set(words))
     os.kill(app, signal.SIGSTOP)
     return app
 

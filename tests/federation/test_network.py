@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from consilium_client.network import without_network
+from consilium_client.transport.sandbox import without_network
+from consilium_server.commands.up import settings
 from consilium_server.federation import Home
-from consilium_server.superlink_control import online_nodes
-from consilium_server.up import settings
+from consilium_server.superlink.control import online_nodes
 
 if TYPE_CHECKING:
     from conftest import Hospitals

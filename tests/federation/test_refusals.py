@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consilium_client.agent_socket import AgentChannel
 from consilium_client.site import Home as SiteHome
+from consilium_client.transport.agent_socket import AgentChannel
 from consilium_server.federation import Home
-from consilium_shared import messages
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.messages import (
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import (
     Advertise,
     Advertised,
     Evaluate,
@@ -27,9 +29,7 @@ from consilium_shared.messages import (
     Train,
     Update,
 )
-from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.roster import Roster
+from consilium_shared.protocol.roster import Roster
 from consilium_shared.secagg.handshake import SessionKeys, encode_bundles
 from consilium_shared.secagg.keys import private_key
 from consilium_shared.secagg.terms import Advert

@@ -45,18 +45,19 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from consilium_client.agent_socket import AgentAway, AgentChannel
-from consilium_server import study_run, superlink_control
-from consilium_server.exchange import ask
-from consilium_server.study_run import StudyGrid, open_grid
-from consilium_server.superlink_settings import SuperLinkSettings
+from consilium_client.transport.agent_socket import AgentAway, AgentChannel
+from consilium_server.superlink import control
+from consilium_server.superlink.settings import SuperLinkSettings
+from consilium_server.transport import study_run
+from consilium_server.transport.exchange import ask
+from consilium_server.transport.study_run import StudyGrid, open_grid
 from consilium_shared.errors import ConfigurationError, TransportError
 from live_files import contents, modes
 
 AGENT = """
 import sys, time
 from pathlib import Path
-from consilium_client.agent_socket import cut, serve
+from consilium_client.transport.agent_socket import cut, serve
 home = Path(sys.argv[1])
 
 def answer(header, payload):
@@ -186,9 +187,14 @@ class Site:
         common = ("--home", str(self.home), "--runtime-port", self.runtime_port)
         self.agent = Program(self.home / "agent.log", "-c", AGENT, str(self.home))
         self.supernode = Program(
-            self.home / "supernode.log", "-m", "consilium_client.supernode", "--superlink", self.address, *common
+            self.home / "supernode.log",
+            "-m",
+            "consilium_client.transport.supernode",
+            "--superlink",
+            self.address,
+            *common,
         )
-        self.courier = Program(self.home / "courier.log", "-m", "consilium_client.courier", *common)
+        self.courier = Program(self.home / "courier.log", "-m", "consilium_client.transport.courier", *common)
 
     def down(self) -> None:
         for program in (self.supernode, self.courier, self.agent):
@@ -224,10 +230,8 @@ class Federation:
         home = ("--home", str(self.settings.home), "--public-host", "127.0.0.1")
         log = self.root / "superlink.log"
         self.superlink = Program(log, "-m", "consilium_server.superlink", *home, *ports)
-        superlink_control.wait_until_ready(self.settings, timeout=60)
-        self.nodes = superlink_control.register_nodes(
-            self.settings, {name: s.public_key for name, s in self.sites.items()}
-        )
+        control.wait_until_ready(self.settings, timeout=60)
+        self.nodes = control.register_nodes(self.settings, {name: s.public_key for name, s in self.sites.items()})
         for site in self.sites.values():
             site.up()
 
@@ -368,7 +372,7 @@ def test_the_private_port_wants_the_token(federation: Federation) -> None:
     impostor.directory.mkdir(mode=0o700)
     write_private(impostor.control_token_file, b"0" * 64)
     with pytest.raises(TransportError, match="HTTP 401"):
-        superlink_control.node_names(impostor)
+        control.node_names(impostor)
 
 
 def test_the_private_port_hands_out_no_task_without_the_secret(federation: Federation) -> None:
@@ -390,7 +394,7 @@ def test_a_supernode_that_was_not_admitted_is_refused(federation: Federation) ->
         assert stranger.supernode.process.wait(60) == 1
     finally:
         stranger.down()
-    assert set(superlink_control.node_names(federation.settings)) == {"north", "south"}
+    assert set(control.node_names(federation.settings)) == {"north", "south"}
 
 
 def test_a_site_turns_away_from_a_superlink_of_another_authority(federation: Federation) -> None:
@@ -404,9 +408,9 @@ def test_a_site_turns_away_from_a_superlink_of_another_authority(federation: Fed
 
 def test_registering_again_changes_nothing_and_no_site_at_all_is_a_mistake(federation: Federation) -> None:
     keys = {name: site.public_key for name, site in federation.sites.items()}
-    assert superlink_control.register_nodes(federation.settings, keys) == federation.nodes
+    assert control.register_nodes(federation.settings, keys) == federation.nodes
     with pytest.raises(ConfigurationError, match="names no site"):
-        superlink_control.register_nodes(federation.settings, {})
+        control.register_nodes(federation.settings, {})
 
 
 def test_a_reply_in_another_sites_name_is_refused(federation: Federation, grid: StudyGrid) -> None:
@@ -498,7 +502,7 @@ def test_a_killed_superlink_is_bridged(federation: Federation, grid: StudyGrid) 
 def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Federation, grid: StudyGrid) -> None:
     site = federation.sites["south"]
     site.supernode.stop()
-    eventually(lambda: superlink_control.online_nodes(federation.settings) == {"north"})
+    eventually(lambda: control.online_nodes(federation.settings) == {"north"})
     states: list[dict[str, str]] = []
 
     def come_back(waiting: Mapping[str, str]) -> None:
@@ -514,7 +518,7 @@ def test_a_site_that_comes_back_within_the_time_is_still_asked(federation: Feder
 def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federation: Federation, grid: StudyGrid) -> None:
     site = federation.sites["south"]
     site.supernode.stop()
-    eventually(lambda: superlink_control.online_nodes(federation.settings) == {"north"})
+    eventually(lambda: control.online_nodes(federation.settings) == {"north"})
     try:
         assert federation.ask(grid, b"where", sites=("south",), timeout=1.5)["south"].problem == "unavailable"
         assert federation.ask(grid, b"slow 4", sites=("north",), timeout=2)["north"].problem == "timeout"
@@ -525,20 +529,20 @@ def test_a_site_that_stays_away_is_reported_and_waiting_can_be_aborted(federatio
 
 
 def test_a_run_whose_starter_died_does_not_block_the_next(federation: Federation) -> None:
-    with superlink_control.open_control(federation.settings) as control:
+    with control.open_control(federation.settings) as stub:
         bundle, _ = build_fab_from_files(study_run._BUNDLE)
-        abandoned = control.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
+        abandoned = stub.StartRun(StartRunRequest(fab=FabProto(content=bundle))).run_id
     with open_grid(federation.settings) as opened:
         assert opened.run.run_id != abandoned
-        with superlink_control.open_control(federation.settings) as control:
-            run = control.ListRuns(ListRunsRequest(run_id=abandoned)).run_dict[abandoned]
+        with control.open_control(federation.settings) as stub:
+            run = stub.ListRuns(ListRunsRequest(run_id=abandoned)).run_dict[abandoned]
         assert run.status.status == "finished"
 
 
 def test_asking_in_an_ended_run_is_a_transport_error(federation: Federation) -> None:
     with open_grid(federation.settings) as opened:
-        with superlink_control.open_control(federation.settings) as control:
-            control.StopRun(StopRunRequest(run_id=opened.run.run_id))
+        with control.open_control(federation.settings) as stub:
+            stub.StopRun(StopRunRequest(run_id=opened.run.run_id))
         with pytest.raises(TransportError, match="Resume the study"):
             federation.ask(opened, b"too late")
 

@@ -18,10 +18,10 @@ import pydicom
 import pytest
 
 from consilium_client import data
-from consilium_client.agent_socket import AgentChannel, cut, serve
 from consilium_client.site import Home
-from consilium_shared import messages
+from consilium_client.transport.agent_socket import AgentChannel, cut, serve
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.protocol import messages
 from consilium_shared.study import Study
 from live_files import contents
 

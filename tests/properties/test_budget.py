@@ -25,21 +25,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.conftest import CONTRACT, Coordinator, Site
 from tests.unit.neighbour import Sum
 
-from consilium_client import evaluation, sums
-from consilium_client.masking import Masks, masked
-from consilium_client.results import Result
-from consilium_client.reuse import round_of
-from consilium_client.store import read_ledger
-from consilium_client.training import trainer
-from consilium_shared import limits, messages
+from consilium_client.agent import secure_sums
+from consilium_client.agent.masking import Masks, masked
+from consilium_client.agent.replay_guard import round_of
+from consilium_client.state.ledger_file import read_ledger
+from consilium_client.state.results import Result
+from consilium_client.training import evaluation, trainer
+from consilium_shared import limits
 from consilium_shared.errors import BudgetRefused, LedgerError, PeerError, PolicyRefusal
 from consilium_shared.ledger.entry import Approve
-from consilium_shared.messages import Close, Closing, Counts, Shares, Signed, Update
 from consilium_shared.metrics import Layout
 from consilium_shared.models.vector import pack
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import Event, GaussianEvent
 from consilium_shared.privacy.plan import Plan
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Close, Closing, Counts, Shares, Signed, Update
 from consilium_shared.secagg.site import Contribution
 from consilium_shared.secagg.terms import Terms
 from consilium_shared.study import Study
@@ -126,7 +127,7 @@ class Asked(RuleBasedStateMachine):
         self.opened: set[str] = set()
         """Digests of the terms of sums that were opened."""
         self.patches = [
-            patch.object(sums, "masked", self.mask),
+            patch.object(secure_sums, "masked", self.mask),
             patch.object(trainer, "train", self.train),
             patch.object(trainer, "check_independence", lambda _: None),
             patch.object(evaluation, "noised_counts", self.count),

@@ -16,13 +16,13 @@ import torch
 import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_trainer import KINDS, records, study, tensors
+from tests.unit.client.test_trainer import KINDS, records, study, tensors
 from torch import Tensor, nn
 
-from consilium_client.training import gradients
-from consilium_client.training.owners import Owners
-from consilium_client.training.tape import Tape
 from consilium_shared.models import build
+from dpsgd import gradients
+from dpsgd.owners import Owners
+from dpsgd.tape import Tape
 
 CPU = torch.device("cpu")
 FORMS: dict[str, Callable[..., bool] | None] = {

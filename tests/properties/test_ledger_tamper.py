@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consilium_client.store import LedgerFile
+from consilium_client.state.ledger_file import LedgerFile
 from consilium_shared.errors import LedgerError
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.verify import verify_ledger

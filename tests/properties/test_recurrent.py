@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from consilium_client.training import scan
-from consilium_client.training.recurrent import gru, lstm
+from dpsgd import scan
+from dpsgd.recurrent import gru, lstm
 
 
 class Summed:

@@ -14,24 +14,24 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from consilium_client import evaluation
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.evaluation import noised_counts
-from consilium_client.training import gradients, steps, trainer
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic
+from consilium_client.training import evaluation, steps, trainer
+from consilium_client.training.evaluation import noised_counts
 from consilium_client.training.loss import per_record
-from consilium_client.training.noise import Noise
-from consilium_client.training.owners import Owners
-from consilium_client.training.patches import Geometry
 from consilium_client.training.pieces import Batch
-from consilium_client.training.rows import ROWS
-from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
+from dpsgd import gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.device import exact_arithmetic
+from dpsgd.noise import Noise
+from dpsgd.owners import Owners
+from dpsgd.patches import Geometry
+from dpsgd.rows import ROWS
+from dpsgd.tape import ERROR, Tape
 
 CPU = torch.device("cpu")
 BOUND = 1.0

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from consilium_client.training import clipping, gradients
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.lattice import Lattice
-from consilium_client.training.noise import Noise
-from consilium_client.training.owners import Owners
-from consilium_client.training.tape import ERROR, Tape
 from consilium_shared.models import build
 from consilium_shared.study import AdaptiveClipping, Study
+from dpsgd import clipping, gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.lattice import Lattice
+from dpsgd.noise import Noise
+from dpsgd.owners import Owners
+from dpsgd.tape import ERROR, Tape
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from consilium_client.spending import Reservation, Spending
-from consilium_client.store import LedgerFile, read_ledger
+from consilium_client.agent.spending import Reservation, Spending
+from consilium_client.state.ledger_file import LedgerFile, read_ledger
 from consilium_shared.errors import BudgetRefused
 from consilium_shared.identity import Identity
 from consilium_shared.privacy.accountant import epsilon

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 from tests.unit.neighbour import Neighbour, Neighbours, Sum
 
-from consilium_client import cli
-from consilium_client.administration import Administration
-from consilium_client.desk import Desk
-from consilium_client.enroll import enroll
-from consilium_client.requests import Requests
+from consilium_client.agent.administration import Administration
+from consilium_client.agent.requests import Requests
+from consilium_client.agent.study_service import Desk
+from consilium_client.commands import cli
+from consilium_client.commands.enroll import enroll
 from consilium_client.site import Home as SiteHome
-from consilium_server.admission import admit
+from consilium_server.commands.admission import admit
+from consilium_server.commands.provision import provision
 from consilium_server.federation import Home as ServerHome
-from consilium_server.provision import provision
-from consilium_shared import messages
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.messages import (
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import (
     Close,
     Evaluate,
     Payload,
@@ -34,11 +36,9 @@ from consilium_shared.messages import (
     Standing,
     Train,
 )
-from consilium_shared.models import build
-from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.protocol.summand import Opened
 from consilium_shared.secagg.terms import Purpose, Slot
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened
 
 PATIENTS = 80
 CONTRACT: dict[str, Any] = {

@@ -13,11 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from consilium_shared import messages
 from consilium_shared.errors import PeerError
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.messages import Advertise, Advertised, Evaluate, Handshake, Open, Payload, Survivors, Train
 from consilium_shared.models.vector import width
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import (
+    Advertise,
+    Advertised,
+    Evaluate,
+    Handshake,
+    Open,
+    Payload,
+    Survivors,
+    Train,
+)
+from consilium_shared.protocol.summand import Opened, fixed_point, read, segments
 from consilium_shared.secagg import prg, ring
 from consilium_shared.secagg.handshake import (
     Bundle,
@@ -30,7 +40,6 @@ from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.site import Contribution, SitePart, SiteState
 from consilium_shared.secagg.terms import Advert, Slot, Terms, tolerated
 from consilium_shared.study import Study
-from consilium_shared.summand import Opened, fixed_point, read, segments
 
 HERE = "hospital-a"
 

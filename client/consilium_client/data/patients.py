@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium_client.keystream import KeyStream
+from dpsgd.keystream import KeyStream
 
 
 def held_back(study: str, patient: str, fraction: float) -> bool:

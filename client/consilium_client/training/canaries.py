@@ -32,9 +32,6 @@ import numpy.typing as npt
 import torch
 
 from consilium_client.data.records import Records
-from consilium_client.training import gradients
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.gradients import Way
 from consilium_client.training.trainer import DIVERGED, train
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError, DataError
@@ -43,6 +40,9 @@ from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+from dpsgd import gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.gradients import Way
 
 CANARIES = 2000
 """By default: enough to contradict a bound of ε 3 to 4 when everything leaks. A step draws half of them times q."""

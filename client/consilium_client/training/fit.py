@@ -12,16 +12,17 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from consilium_client.training import device, invented
-from consilium_client.training.gradients import Way
+from consilium_client.training import invented
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.rehearsal import rehearse
-from consilium_client.training.rows import ROWS
 from consilium_client.training.trainer import physical_batch, private_rows
 from consilium_shared.errors import MachineError
 from consilium_shared.models import shape
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+from dpsgd import device
+from dpsgd.gradients import Way
+from dpsgd.rows import ROWS
 
 _LARGE = 4 * ROWS
 """Rows of a piece that a GPU may take where its kernels pass at that size, and steps are as large."""

@@ -8,15 +8,10 @@ of each patient's own intervals (Gensheimer & Narasimhan 2019), ``masked_cross_e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from consilium_shared.errors import ConfigurationError
 from consilium_shared.study import Study
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits ``[B, C]`` and classes int64 ``[B]`` to losses ``[B]``."""
+from dpsgd.per_sample import Loss
 
 
 def per_record(study: Study, device: torch.device) -> Loss:
@@ -53,15 +48,3 @@ def dice(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     true = torch.nn.functional.one_hot(classes.flatten(1), logits.shape[1]).transpose(1, 2).to(found.dtype)
     overlap, sizes = (found * true).sum(2), found.sum(2) + true.sum(2)
     return 1.0 - ((2.0 * overlap + 1.0) / (sizes + 1.0)).mean(1)
-
-
-def per_sample_sum(losses: torch.Tensor, batch: int) -> torch.Tensor:
-    """Scalar to differentiate: the sum over samples of each one's loss, ``[B]``, or mean loss, ``[B, …]``.
-
-    Raises:
-        ConfigurationError: not one for each of the batch's samples; then some were mixed already.
-    """
-    if losses.dim() == 0 or len(losses) != batch:
-        found = "one number" if losses.dim() == 0 else f"{len(losses)} numbers"
-        raise ConfigurationError(f'the loss is {found} for {batch} samples; give one for each (reduction="none")')
-    return losses.flatten(1).mean(1).sum() if losses.dim() > 1 else losses.sum()

@@ -1,8 +1,8 @@
 """Neighbour test: does a record's result here depend on the records beside it? Bit by bit, on the study's own model.
 
-What clipping and counts bound rests on it (``rows.py``): a library's kernels may go by the number of rows, by a row's
-place, by a matrix's address. MKL is told not to (``blas.py``). No other library can be told, so none is trusted: on
-every machine, whatever it computes with, the study's model is run on invented records, and each record is held against
+What clipping and counts bound rests on it (``dpsgd/rows.py``): a library's kernels may go by the number of rows, by a
+row's place, by a matrix's address. MKL is told not to (``dpsgd/blas.py``). No other library can be told, so none is
+trusted: on every machine, whatever it computes with, the study's model is run on invented records, each held against
 itself alone, at other places and beside others. What was found is kept (``machine.py``).
 
 The first weights are the study's own. The others are crafted: the last layer's are a hundred million times what they
@@ -20,21 +20,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from consilium_client import evaluation
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import gradients, invented
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import exact_arithmetic
-from consilium_client.training.gradients import Way
+from consilium_client.training import evaluation, invented
 from consilium_client.training.loss import per_record
-from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch, Split
 from consilium_client.training.steps import accumulate
-from consilium_client.training.tape import ERROR
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
+from dpsgd import gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.device import exact_arithmetic
+from dpsgd.gradients import Way
+from dpsgd.noise import Noise
+from dpsgd.tape import ERROR
 
 _SCALE = 1e8
 _BOUND = 1.0

@@ -21,9 +21,9 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import augmentation
 from consilium_client.training.augmentation import Moves
-from consilium_client.training.device import onto
-from consilium_client.training.rows import ROWS, filled, one_thread, thread_beside
 from consilium_shared.study import Study
+from dpsgd.device import onto
+from dpsgd.rows import ROWS, filled, one_thread, thread_beside
 
 
 class Piece(NamedTuple):

@@ -11,15 +11,15 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.training import invented
-from consilium_client.training.device import exact_arithmetic
-from consilium_client.training.gradients import Way
 from consilium_client.training.loss import per_record
-from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batch, Split
 from consilium_client.training.steps import PrivateSteps
 from consilium_shared.models import build
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+from dpsgd.device import exact_arithmetic
+from dpsgd.gradients import Way
+from dpsgd.noise import Noise
 
 
 def largest(rows: int, records: int, copies: int) -> list[list[int]]:

@@ -18,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.training import gradients
-from consilium_client.training.clipping import PrivateOptimizer
-from consilium_client.training.device import in_precision, onto
-from consilium_client.training.gradients import Gradients, Way
-from consilium_client.training.loss import Loss
-from consilium_client.training.noise import Noise
-from consilium_client.training.owners import Owners
 from consilium_client.training.pieces import Batch, Piece
-from consilium_client.training.rows import one_thread, without_denormals
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+from dpsgd import gradients
+from dpsgd.clipping import PrivateOptimizer
+from dpsgd.device import in_precision, onto
+from dpsgd.gradients import Gradients, Way
+from dpsgd.noise import Noise
+from dpsgd.owners import Owners
+from dpsgd.per_sample import Loss
+from dpsgd.rows import one_thread, without_denormals
 
 log = logging.getLogger("consilium.agent")
 

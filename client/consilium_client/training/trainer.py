@@ -14,16 +14,8 @@ import torch
 
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Part, Records
-from consilium_client.keystream import SEED_BYTES, KeyStream
-from consilium_client.training import gradients
-from consilium_client.training.device import exact_arithmetic
-from consilium_client.training.gradients import Way
-from consilium_client.training.independence import check_once
-from consilium_client.training.lattice import Lattice
 from consilium_client.training.loss import per_record
-from consilium_client.training.noise import Noise
 from consilium_client.training.pieces import Batches, Split
-from consilium_client.training.rows import ROWS
 from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
@@ -31,6 +23,14 @@ from consilium_shared.models import build, shape
 from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
+from dpsgd import gradients
+from dpsgd.device import exact_arithmetic
+from dpsgd.gradients import Way
+from dpsgd.independence import check_once
+from dpsgd.keystream import SEED_BYTES, KeyStream
+from dpsgd.lattice import Lattice
+from dpsgd.noise import Noise
+from dpsgd.rows import ROWS
 
 INPUT_NUMBERS = 2**21
 """Most input numbers of one physical batch: 32 images of 256 × 256; activations are some ten to fifty times that."""

@@ -33,7 +33,7 @@ class PrivacyPlan:
     ``records_per_patient`` of its records, each perhaps in several augmented copies, is scaled to L2 norm at most
     ``clipping_norm``; the sum gets noise. A step that draws nobody is noise alone. With ``training.adaptive_clipping``
     the bound of each step follows from what earlier steps released, and the vector that is bounded is the gradient with
-    one number more (``training/adaptive.py`` at the site). The number of patients and the counts: one Gaussian release
+    one number more (``dpsgd/adaptive.py`` at the site). The number of patients and the counts: one Gaussian release
     each.
 
     **Public.** Every field of this plan. ``sampling_rate`` follows from the study and ``patients``, the noised number.

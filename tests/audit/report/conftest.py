@@ -14,9 +14,9 @@ from consilium_audit.page import render
 from consilium_audit.report import Report, make_report
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.identity import Identity
-from consilium_shared.messages import CanaryAudit
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.privacy.plan import PrivacyPlan, plan_of
+from consilium_shared.protocol.messages import CanaryAudit
 from consilium_shared.study import Study
 
 SITES = ("aarhus", "bergen", "lund", "turku")

@@ -1,0 +1,49 @@
+"""Absence of this site from a study that it approved, and of the coordinator from one that it never closed.
+
+Both by the site's own ledger, so that a restart forgets neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from consilium_client.agent.refusals import CURES
+from consilium_shared.ledger.entry import Approve, Charge, Entry, Refuse, Reject, Release
+
+QUIET = timedelta(days=7)
+"""After which somebody should ask whether a study goes on."""
+
+_BESIDE = {"refusal", "standing"}
+"""Messages that are given also while the site is out."""
+
+
+def out(entries: Sequence[Entry], study: str) -> dict[str, Any] | None:
+    """Why the site is out of a study of that digest, and what brings it back; None where it is not.
+
+    It is out from a refusal that its own people can cure (``refusals.CURES``) until it answers again, or decides anew.
+    """
+    for entry in reversed(entries):
+        body = entry.body
+        if isinstance(body, Approve | Reject) and body.study == study:
+            return None
+        if isinstance(body, Release) and body.study == study and body.message not in _BESIDE:
+            return None
+        if isinstance(body, Refuse) and body.study == study and body.reason in CURES:
+            return {
+                "since": entry.time,
+                "round": body.round,
+                "reason": body.reason,
+                "detail": body.detail,
+                "cure": CURES[body.reason],
+            }
+    return None
+
+
+def quiet_since(entries: Sequence[Entry], study: str, now: datetime) -> str | None:
+    """Since when nothing was asked of a study of that digest that was not closed; None where that is not ``QUIET``."""
+    about = [e for e in entries if isinstance(e.body, Approve | Charge | Refuse | Release) and e.body.study == study]
+    if not about or any(isinstance(e.body, Release) and e.body.message == "closing" for e in about):
+        return None
+    return about[-1].time if now - datetime.fromisoformat(about[-1].time).astimezone(UTC) > QUIET else None

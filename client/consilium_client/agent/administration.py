@@ -1,0 +1,249 @@
+"""IT's commands to the running agent: JSON in, JSON out, over the administration socket."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from consilium_client.agent import absence
+from consilium_client.agent.study_service import Desk, Estimate
+from consilium_client.site import Home
+from consilium_client.state.proposals import Proposal
+from consilium_client.transport.agent_socket import call_admin
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
+from consilium_shared.ledger.entry import Reject
+from consilium_shared.ledger.spending import StudySpending
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.budget import Budget, Quote, affords
+from consilium_shared.privacy.canaries import Outcome
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.secagg.terms import least_sites
+
+SECONDS = 3600.0
+"""A command waits as long: an estimate may read a large asset first."""
+
+
+def ask(socket: Path, command: str, **arguments: Any) -> Any:
+    """Give one command to the running agent.
+
+    Raises:
+        ConfigurationError: no agent runs, or it says that the command cannot be done as given.
+        PolicyRefusal: the site's own policy or budget forbids it.
+    """
+    if not socket.exists():
+        Home(socket.parents[1]).check_there()
+        raise ConfigurationError(f"the site's programs are not running (no {socket}); start them: consilium-site up")
+    answer = json.loads(call_admin(socket, json.dumps({"command": command, **arguments}).encode(), timeout=SECONDS))
+    if "refused" in answer:
+        raise PolicyRefusal(answer["refused"], answer["error"])
+    if "error" in answer:
+        raise ConfigurationError(answer["error"])
+    return answer["value"]
+
+
+class Administration:
+    """The agent's end."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._started = time.time()
+        self._commands: dict[str, Callable[..., Any]] = {
+            "status": self.status,
+            "studies": self.studies,
+            "estimate": self.estimate,
+            "approve": self.approve,
+            "reject": self.reject,
+            "budget": self.budget,
+            "plan": self.plan,
+            "audit": self.audit,
+        }
+
+    def handle(self, request: bytes) -> bytes:
+        """One command; every failure is an answer with the reason."""
+        try:
+            arguments = json.loads(request)
+            command = self._commands.get(arguments.pop("command"))
+            if command is None or not _takes(command, arguments):
+                raise ConfigurationError("the agent is of another version than this program; restart consilium-site up")
+            answer: dict[str, Any] = {"value": command(**arguments)}
+        except PolicyRefusal as error:
+            answer = {"refused": error.reason_code, "error": error.detail}
+        except ConsiliumError as error:
+            answer = {"error": str(error)}
+        return json.dumps(answer).encode()
+
+    def status(self) -> dict[str, Any]:
+        """Status of the agent: what it does now."""
+        head = self.desk.ledger.head
+        return {
+            "site": self.desk.site,
+            "federation": self.desk.federation,
+            "activity": self.desk.activity,
+            "up_seconds": round(time.time() - self._started),
+            "ledger": {"entries": head.seq, "head": head.sha256},
+            "studies": self.studies(),
+        }
+
+    def studies(self) -> list[dict[str, Any]]:
+        """Every study that was proposed, and what was decided."""
+        return [self._describe(proposal) for proposal in self.desk.proposals.all()]
+
+    def _describe(self, proposal: Proposal) -> dict[str, Any]:
+        study = proposal.study
+        approval = self.desk.spending.approval(study.digest)
+        with self.desk.ledger.exclusive():
+            rejected = isinstance(self.desk.ledger.books.decisions.get(study.digest), Reject)
+        state = self.desk.spending.state(study.data.asset)
+        own = next((s for s in state.studies if s.study == study.digest), None)
+        objections = self.desk.objections(proposal)
+        undecided = "refused" if objections else "pending"
+        entries = self.desk.ledger.entries if approval else ()
+        return {
+            "study": study.study,
+            "version": study.version,
+            "digest": study.digest,
+            "state": "approved" if approval else "rejected" if rejected else undecided,
+            "by": approval.by if approval else None,
+            "out": absence.out(entries, study.digest),
+            "quiet_since": absence.quiet_since(entries, study.digest, datetime.now(UTC)),
+            "refused": [{"rule": each.detail, "remedy": each.remedy} for each in objections],
+            "task": study.task,
+            "asset": study.data.asset,
+            "sites": {site: public.fingerprint for site, public in proposal.identities.items()},
+            "rounds": study.training.rounds,
+            "rounds_charged": len(own.rounds) if own else 0,
+            "epsilon": study.privacy.epsilon,
+            "epsilon_spent": _finite(self.desk.spending.study_epsilon(study.digest)) if approval else 0.0,
+        }
+
+    def estimate(self, study: str) -> dict[str, Any]:
+        """Training data and cost of a study, and all that its contract says, absent keys by their meaning.
+
+        Of a study that the policy forbids, no cost.
+        """
+        proposal = self.desk.proposals.find(study)
+        # The contract with what absent keys mean.
+        found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
+        found["least_sites"] = least_sites(proposal.study.aggregation, len(proposal.identities))
+        return found if found["refused"] else {**found, **self._estimate(self.desk.estimate(proposal.study))}
+
+    def _estimate(self, estimate: Estimate) -> dict[str, Any]:
+        plan = estimate.plan
+        return {
+            "patients": estimate.patients,
+            "patients_held_back": estimate.held_back,
+            "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "evaluated_rounds": list(estimate.evaluated_rounds),
+            "plan": plan.to_dict(),
+            "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
+            "arithmetic": str(estimate.quote),
+            "affordable": estimate.quote.fits,
+            "budget": _in_numbers(estimate.quote),
+        }
+
+    def approve(self, study: str, by: str, plan: dict[str, Any]) -> dict[str, Any]:
+        """Approve it with the plan that was shown; the entry in the ledger names who did."""
+        proposal = self.desk.proposals.find(study)
+        estimate = self.desk.approve(proposal, by, plan)
+        return {**self._describe(proposal), **self._estimate(estimate)}
+
+    def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
+        """Say no, or withdraw an approval."""
+        proposal = self.desk.proposals.find(study)
+        self.desk.reject(proposal, by, reason)
+        return self._describe(proposal)
+
+    def plan(self, study: str) -> dict[str, Any]:
+        """A study's contract, and the plan that runs here: the approved one, else the one that would be approved."""
+        proposal = self.desk.proposals.find(study)
+        return {
+            "study": proposal.study.study,
+            "version": proposal.study.version,
+            "digest": proposal.study.digest,
+            "contract": proposal.study.contract,
+            "plan": self._plan(proposal).to_dict(),
+        }
+
+    def _plan(self, proposal: Proposal) -> Plan:
+        approval = self.desk.spending.approval(proposal.study.digest)
+        return approval.plan if approval else self.desk.estimate(proposal.study).plan
+
+    def audit(
+        self, study: str, plan: dict[str, Any], canaries: int, guesses: int, correct: int, by: str
+    ) -> dict[str, Any]:
+        """Enter the outcome of a canary audit of exactly the plan that runs here; returns the entry's number."""
+        proposal = self.desk.proposals.find(study)
+        if plan != self._plan(proposal).to_dict():
+            raise ConfigurationError(f"study {proposal.study.study} has another plan now than was audited; audit again")
+        entry = self.desk.ledger.append(
+            "audit",
+            {
+                "study": proposal.study.digest,
+                "name": proposal.study.study,
+                **asdict(Outcome(canaries, guesses, correct)),
+                "plan": canonical_digest(plan),
+                "by": by,
+            },
+        )
+        return {"entry": entry.seq}
+
+    def budget(self) -> list[dict[str, Any]]:
+        """Budget of each asset: what was spent, what is reserved for approved studies, and what is left for others."""
+        return [self._of_asset(asset, each.budget) for asset, each in sorted(self.desk.config.policy.budgets.items())]
+
+    def _of_asset(self, asset: str, budget: Budget) -> dict[str, Any]:
+        with self.desk.ledger.exclusive():
+            state, held = self.desk.spending.state(asset), self.desk.spending.reserved(asset)
+        spent = {study.study: study for study in state.studies}
+        reserved = {each.study: each for each in held}
+        names = {each.study: each.name for each in state.studies} | {each.study: each.name for each in held}
+        studies = []
+        for digest, name in names.items():
+            ran = spent.get(digest, StudySpending(digest, name, (), (), 0))
+            promised = reserved[digest].events if digest in reserved else ()
+            studies.append(
+                {
+                    "study": name,
+                    "digest": digest,
+                    "rounds": len(ran.rounds),
+                    "unsettled": ran.unsettled,
+                    "epsilon": _finite(epsilon(ran.events, budget.delta)),
+                    "reserved": _finite(affords(budget, ran.events, (), promised).reserved),
+                }
+            )
+        whole = affords(budget, state.events, (), [event for each in held for event in each.events])
+        return {"asset": asset, **_in_numbers(whole), "epsilon": _finite(budget.epsilon), "studies": studies}
+
+
+def _in_numbers(quote: Quote) -> dict[str, float | None]:
+    """The arithmetic of a budget: what ``str(quote)`` says."""
+    return {
+        "limit": _finite(quote.limit),
+        "delta": quote.delta,
+        "spent": _finite(quote.spent),
+        "reserved": _finite(quote.reserved),
+        "added": _finite(quote.added),
+        "total": _finite(quote.total),
+        "left": _finite(quote.left),
+    }
+
+
+def _takes(command: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(command).bind(**arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _finite(value: float) -> float | None:
+    """None stands for infinity, which JSON cannot write."""
+    return None if math.isinf(value) else round(value, 6)

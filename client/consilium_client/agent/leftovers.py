@@ -1,0 +1,60 @@
+"""Leftovers of studies that the hospital said no to: updates, answers, keys and seeds go, at the latest at a start.
+
+The ledger stays, and so does what must not be done a second time, should the hospital approve the study again: which
+rounds and models were worked on, by digest (``sum_store``), and the noised number of patients (``cohort``).
+"""
+
+from __future__ import annotations
+
+import threading
+
+from consilium_client.state.clipping_norms import ClippingNorms
+from consilium_client.state.draw_seeds import Attempts
+from consilium_client.state.ledger_file import LedgerFile
+from consilium_client.state.responses import AnswerStore
+from consilium_client.state.results import Results
+from consilium_client.state.sum_store import SumStore
+from consilium_shared.ledger.entry import Reject
+
+
+class Leftovers:
+    """Leftovers in a site's stores, by study.
+
+    Attributes:
+        working: held while a request of the coordinator's is answered; nothing is deleted under its hands.
+    """
+
+    def __init__(
+        self,
+        ledger: LedgerFile,
+        sums: SumStore,
+        results: Results,
+        answers: AnswerStore,
+        attempts: Attempts,
+        clipping_norms: ClippingNorms,
+    ) -> None:
+        self._ledger, self._sums, self._results, self._answers = ledger, sums, results, answers
+        self._attempts, self._clipping_norms = attempts, clipping_norms
+        self.working = threading.Lock()
+        self._gone: dict[str, Reject] = {}
+
+    def forget_rejected(self) -> None:
+        """Delete what rejected studies have left; while a request is answered, that does it when it has ended."""
+        if not self.working.acquire(blocking=False):
+            return
+        try:
+            with self._ledger.exclusive():
+                decided = dict(self._ledger.books.decisions)
+            rejected = {study: decision for study, decision in decided.items() if isinstance(decision, Reject)}
+            for study, decision in rejected.items():
+                if self._gone.get(study) is decision:
+                    continue
+                self._results.forget(study)  # first: without it nothing is masked again, whatever else stays
+                self._sums.forget_secrets(study)
+                self._answers.forget(study)
+                self._attempts.end(study, "training")
+                self._attempts.end(study, "evaluation")
+                self._clipping_norms.forget(study)
+            self._gone = rejected
+        finally:
+            self.working.release()

@@ -1,0 +1,102 @@
+"""The site's agent: composition root and socket services. Holds data, keys, policy and ledger; needs no network.
+
+Started by ``consilium-site up`` as ``python -m consilium_client.agent --home HOME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from consilium_client.agent.administration import Administration
+from consilium_client.agent.requests import Requests
+from consilium_client.agent.study_service import Desk
+from consilium_client.site import Home
+from consilium_client.state import instance
+from consilium_client.transport.agent_socket import serve, serve_admin
+from consilium_client.transport.sandbox import forbid_network
+from consilium_shared.errors import ConsiliumError
+from consilium_shared.process import logs
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+log = logging.getLogger("consilium.agent")
+
+BAD_START = 78
+"""Exit status: the site's own files do not allow a start (EX_CONFIG of sysexits.h)."""
+
+
+LEDGER_BROKEN = 1
+"""Exit status: an entry could not be written."""
+
+
+def run(home: Home) -> None:
+    """Serve until SIGTERM."""
+    forbid_network()
+    home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    desk = Desk(home)
+    instance.note(home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    admin = serve_admin(home.admin_socket, ending_when_broken(desk, Administration(desk).handle))
+    exchange = serve(home.agent_socket, ending_when_broken(desk, Requests(desk).handle))
+    log.info("site %s serves; ledger has %d entries", desk.site, desk.ledger.head.seq)
+    threading.Thread(target=_warm, daemon=True).start()
+    stop.wait()
+    exchange.stop(grace=None)
+    admin.stop(grace=None)
+    desk.close()
+    log.info("stopped")
+    os._exit(0)  # a training in flight has no clean end; its charge stands in full
+
+
+def ending_when_broken(
+    desk: Desk, handle: Callable[Arguments, Answer], end: Callable[[int], object] = os._exit
+) -> Callable[Arguments, Answer]:
+    """The handler, after which this process ends with status 1 when the ledger can no longer be written.
+
+    An agent without a ledger can only refuse. Started again by its supervisor it reads the file anew, recovers a torn
+    last line, and goes on or says what is wrong.
+    """
+
+    def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        try:
+            return handle(*arguments, **named)
+        finally:
+            if desk.ledger.broken is not None:
+                log.error("the ledger %s; this agent ends, to be started again", desk.ledger.broken)
+                end(LEDGER_BROKEN)
+
+    return guarded
+
+
+def _warm() -> None:
+    """Import what training needs before the first round asks for it: some seconds for torch and opacus."""
+    importlib.import_module("consilium_client.training.trainer")
+    importlib.import_module("consilium_client.data.table")
+    importlib.import_module("consilium_shared.privacy.composition")
+    log.info("warm")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="consilium_client.agent", description="Start the site's agent.")
+    parser.add_argument("--home", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    os.umask(0o077)
+    logs.configure()
+    try:
+        run(Home(options.home))
+    except ConsiliumError as error:
+        log.error("%s", error)
+        return BAD_START
+    return 0

@@ -1,0 +1,268 @@
+"""Whether a kept result may leave, and leave again; whether a round may be worked on, and worked on anew.
+
+One result is never in two sums that are both opened: their difference would show what another site added.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from consilium_client.agent.study_service import Desk
+from consilium_client.state.results import About, Result
+from consilium_client.state.sum_store import Session
+from consilium_shared import limits
+from consilium_shared.canonical import canonical_digest
+from consilium_shared.errors import IntegrityError, PolicyRefusal
+from consilium_shared.ledger.entry import Charge, Purpose, Release
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan
+from consilium_shared.protocol.messages import Evaluate, Survivors, Train
+from consilium_shared.protocol.summand import counts_with
+from consilium_shared.secagg.site import SiteState
+from consilium_shared.secagg.terms import Slot, Terms
+from consilium_shared.study import Study
+
+log = logging.getLogger("consilium.agent")
+
+
+def place(number: int, attempt: int) -> int:
+    """Place of an answer among a study's: rises from attempt to attempt, and from round to round."""
+    return number * (limits.ATTEMPTS + 1) + attempt
+
+
+def round_of(where: int) -> int:
+    """The round of a ``place``."""
+    return where // (limits.ATTEMPTS + 1)
+
+
+class Reuse:
+    """The rules, over what the site's stores and its ledger have."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def kept(self, study: Study, request: Train | Evaluate, terms: Terms) -> Result | None:
+        """The result that is kept for this round, if it may leave under these terms; None where it is to be made.
+
+        It may have left before, in an attempt that was given up. It leaves again only when it is certain that nobody
+        ever opens that one (``Terms.dead``).
+
+        Raises:
+            PolicyRefusal: this round was worked on from another model.
+            IntegrityError: the ledger has no charge for it.
+        """
+        kept = self.desk.results.get(study.digest, request.purpose, request.round)
+        if kept is None:
+            return None
+        if kept.about.model != request.payload.sha256:
+            raise PolicyRefusal("stale-round", f"round {request.round} was worked on from another model")
+        states = {each.slot.attempt: each for each in self.desk.sums.attempts(request.slot)}
+        first = kept.about.attempt
+        if first != request.attempt and first not in states:
+            return None  # its state is lost, and with it the proof
+        for number, state in states.items():
+            if first <= number < request.attempt and state.terms is not None and not state.terms.dead(terms.adverts):
+                return None
+        self.check_charged(study.digest, *_paid_for(kept.about))
+        return kept
+
+    def counts_given(self, study: Study, slot: Slot) -> bool:
+        """Whether counts may be promised for a slot: not where a kept result of its round goes without them."""
+        about = self.desk.results.about(study.digest, slot.purpose)
+        without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
+        return self.desk.config.policy.allow_evaluation_counts and not without
+
+    def check_counts(self, request: Train | Evaluate, kept: Result | None, *, offered: bool) -> None:
+        """Whether what this site offered with its key, and the others rely on, is still what it adds.
+
+        Zeros in place of counts that the others reckon with could leave one other site's counts alone in the sum.
+
+        Args:
+            kept: what would be masked, where it was made before.
+            offered: whether these terms have counts of this site.
+
+        Raises:
+            PolicyRefusal: its policy has changed since, or its result goes without counts; the next attempt's key
+                says so.
+        """
+        if not offered:
+            if request.purpose == "evaluation":
+                raise PolicyRefusal("sum", "too few sites of the cohort offer counts, and there is nothing else to add")
+            return
+        if not self.desk.config.policy.allow_evaluation_counts:
+            raise PolicyRefusal("sum", "this site offered counts with these keys, and lets none leave any more")
+        if request.purpose == "training" and kept is not None and not kept.about.counted:
+            raise PolicyRefusal("sum", "this site offered counts with these keys, and its result goes without any")
+
+    def check_work(self, study: Study, plan: Plan, request: Train | Evaluate, state: SiteState) -> None:
+        """Whether the round may be worked on, anew where it was before.
+
+        Without privacy each round is worked on once, each model once, and its counts are taken once: two sums of the
+        same numbers, over other sites, would show whose are whose. With privacy each time has noise and a charge of
+        its own.
+
+        Raises:
+            PolicyRefusal: not under these keys, or not a second time.
+        """
+        if state.result is not None:
+            raise PolicyRefusal("sum", "what these keys mask is gone")
+        seen, here = self.desk.sums.session(study.digest).seen, _where(request)
+        if isinstance(plan, NonPrivatePlan) and not seen and self._left_before(study, "update", "counts"):
+            raise PolicyRefusal("sum", _LOST.format("models were worked on"))
+        known = all(seen.get(what) in (None, here) for what in _what(study, request))
+        if known and not (isinstance(plan, NonPrivatePlan) and self.left(request)):
+            return
+        if isinstance(plan, NonPrivatePlan):
+            raise PolicyRefusal(
+                "sum", "this round or this model was worked on without privacy, and that sum may be opened yet, or was"
+            )
+        log.warning("round %d is worked on anew: an earlier attempt may still be opened, or was", request.round)
+
+    def check_frozen(self, study: Study, frozen: str) -> None:
+        """Raises PolicyRefusal where what the study does not train is not what it was, by digest, in the first model
+        that was worked on here."""
+        known = self.desk.sums.session(study.digest).frozen
+        if known not in (None, frozen):
+            raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
+
+    def check_cohort(self, study: Study, terms: Terms, *, counted: bool) -> None:
+        """Whether a sum with this cohort could be of the same sites as those before, where every one is to be.
+
+        Args:
+            counted: whether those of the cohort that offer counts add them.
+
+        Raises:
+            PolicyRefusal: it could not, or what was signed before is lost.
+        """
+        if not study.aggregation.same_sites:
+            return
+        together, updates = self.desk.sums.session(study.digest).together, terms.slot.purpose == "training"
+        if not together and self._left_before(study, "signed"):
+            raise PolicyRefusal("sum", _LOST.format("sites were added up"))
+        known = together.get("updates" if updates else "counts", ())
+        missing = [site for site in known if site not in terms.cohort]
+        if missing:
+            raise _other_sites(f"{', '.join(missing)} would be missing")
+        if updates and known and counted:
+            _same_counts(together, terms, known)
+
+    def check_together(self, study: Study, terms: Terms, survivors: tuple[str, ...], *, counted: bool) -> Session:
+        """The session as it is once these survivors have been signed.
+
+        Args:
+            counted: whether those of them that offer counts have added some.
+
+        Raises:
+            PolicyRefusal: every sum of the study is to be of the same sites, and one was signed that was of others.
+        """
+        session, parts = self.desk.sums.session(study.digest), {}
+        if not study.aggregation.same_sites:
+            return session
+        if terms.slot.purpose == "training":
+            parts["updates"] = survivors
+            before = session.together.get("updates", survivors)
+            if before != survivors:
+                raise _other_sites(f"the updates of an earlier sum were of {', '.join(before)}")
+        if counted and (counting := _same_counts(session.together, terms, survivors)):
+            parts["counts"] = counting
+        return session.model_copy(update={"together": {**session.together, **parts}})
+
+    def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
+        """Before the first masked byte leaves: what was worked on, and where it is masked."""
+        session = self.desk.sums.session(study.digest)
+        seen = {**session.seen, **dict.fromkeys(_what(study, request), _where(request))}
+        self.desk.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
+
+    def left(self, request: Train | Evaluate | Survivors) -> bool:
+        """Whether anything left on the last charge for this round: a crash may have come between the two."""
+        about, kind = (request.study, request.round), "update" if request.purpose == "training" else "counts"
+        for entry in reversed(self.desk.ledger.entries):
+            body = entry.body
+            if isinstance(body, Release) and (body.study, body.round, body.message) == (*about, kind):
+                return True
+            if isinstance(body, Charge) and (body.study, body.round, body.purpose) == (*about, request.purpose):
+                return False
+        return False
+
+    def _left_before(self, study: Study, *kinds: str) -> bool:
+        """Whether an answer of these kinds left for the study, in any round."""
+        bodies = [entry.body for entry in self.desk.ledger.entries if isinstance(entry.body, Release)]
+        return any(body.study == study.digest and body.message in kinds for body in bodies)
+
+    def signed_attempts(self, slot: Slot) -> set[int]:
+        """Attempts at a round in which this site's signature over survivors left, by the ledger."""
+        return {
+            entry.body.attempt
+            for entry in self.desk.ledger.entries
+            if isinstance(entry.body, Release)
+            and (entry.body.study, entry.body.round, entry.body.message) == (slot.study, slot.round, "signed")
+            and entry.body.attempt is not None
+        }
+
+    def settle(self, study: Study, plan: Plan, kept: Result) -> None:
+        """Settle the charges behind a kept result that a crash left unsettled: all of it ran."""
+        for number, purpose in _paid_for(kept.about):
+            self.desk.settle_kept(study, number, kept.about.model, plan, purpose)
+
+    def check_evaluated(self, study: Study, number: int) -> None:
+        """Counts in a sum of their own leave after the last round alone, and once.
+
+        Raises:
+            PolicyRefusal: for any other round, or where the policy lets none leave.
+        """
+        if not self.desk.config.policy.allow_evaluation_counts:
+            raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
+        if number != study.training.rounds or number not in study.evaluated_rounds:
+            raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates in a sum of its own")
+        last = self.desk.answers.latest(study.digest, "update")
+        if last is None or round_of(last) != number:
+            raise PolicyRefusal("policy", f"this site did not train round {number}, so it counts nothing there")
+
+    def check_charged(self, study: str, *uses: tuple[int, Purpose]) -> None:
+        """Raises IntegrityError where the ledger has no charge for a use of the data: a round and its purpose."""
+        for number, purpose in uses:
+            if not self.desk.spending.attempts(study, number, purpose):
+                raise IntegrityError(
+                    f"the ledger has no {purpose} charge for what was worked on in round {number}: an older ledger "
+                    f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; with privacy "
+                    "the round's next attempt is then worked on and charged anew"
+                )
+
+
+_LOST = "this site has lost what it kept of the study (sums/…/session.json), and cannot tell any more which {}"
+
+
+def _other_sites(why: str) -> PolicyRefusal:
+    return PolicyRefusal("sum", f"every round of this study is of the same sites (aggregation.same_sites): {why}")
+
+
+def _same_counts(together: Mapping[str, tuple[str, ...]], terms: Terms, survivors: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the survivors whose counts are in the sum; raises PolicyRefusal where an earlier one's were others."""
+    counting = tuple(site for site in survivors if terms.adverts[site].counts)
+    before = together.get("counts", counting)
+    if counting and before != counting:
+        raise _other_sites(f"the counts of an earlier sum were of {', '.join(before)}, now of {', '.join(counting)}")
+    return counting
+
+
+def _paid_for(about: About) -> list[tuple[int, Purpose]]:
+    """The uses of the data behind a result."""
+    uses: list[tuple[int, Purpose]] = [(about.round, about.purpose)]
+    if about.purpose == "training" and about.counts and about.counted:
+        uses.append((about.round - 1, "evaluation"))
+    return uses
+
+
+def _where(request: Train | Evaluate) -> str:
+    return f"{request.purpose}.{request.round}.{request.attempt}"
+
+
+def _what(study: Study, request: Train | Evaluate) -> list[str]:
+    """Digests of what is worked on: the round, the model, and the model's counts."""
+    model = request.payload.sha256
+    found = [["round", request.purpose, str(request.round)]]
+    if request.purpose == "training":
+        found.append(["training", model])
+    if request.purpose == "evaluation" or counts_with(study, request.round):
+        found.append(["counts", model])
+    return [canonical_digest(each) for each in found]

@@ -1,0 +1,208 @@
+"""Work of a round on this site's data: charge, train, count, keep the result, settle. Nothing leaves from here.
+
+All that the result depends on is the study, the round and the model; under which masks it leaves is no matter of its
+charge (``secure_sums.py``).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_client.agent.spending import told
+from consilium_client.agent.study_service import Desk, Undertaking
+from consilium_client.data.records import Records
+from consilium_client.policy import check_contract, check_patients
+from consilium_client.state.proposals import Proposal
+from consilium_client.state.results import About, Result
+from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.ledger.entry import Purpose
+from consilium_shared.metrics import Counts, Layout
+from consilium_shared.privacy.event import GaussianEvent
+from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
+from consilium_shared.protocol.messages import Evaluate, Train
+from consilium_shared.protocol.summand import bound, counts_with, largest_weight
+from consilium_shared.study import Study
+
+if TYPE_CHECKING:
+    from consilium_client.training.fit import Fit
+
+
+def ready(desk: Desk, study: Study) -> None:
+    """Whether this site's data and today's policy allow a round, as far as that is seen without the model.
+
+    Asked before a key for a sum is given, so that a site that cannot take part costs the others nothing. The data is
+    read where it was not, or could not be.
+
+    Raises:
+        PolicyRefusal: the policy of today, which may be stricter than at the approval.
+        DataError: the data cannot be used.
+    """
+    patients = desk.patients(study)
+    check_contract(desk.config.policy, study)
+    check_patients(desk.config.policy, study, patients.train, patients.held_back)
+
+
+def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
+    """Whatever can be refused is refused before it is charged.
+
+    Returns:
+        The digest of what the study does not train of the model (``models.vector.check``).
+
+    Raises:
+        PolicyRefusal: the policy of today, which may be stricter than at the approval; or bytes that are no model, or
+            not what the contract has the study start from.
+        DataError: the data cannot be used.
+        ConfigurationError: the study cannot be trained with privacy, or not as this site is set up, or not on this
+            machine (MachineError).
+    """
+    from consilium_client.training.trainer import check_independence, check_mechanism
+    from consilium_shared.models.vector import check
+
+    desk.records(study)
+    ready(desk, study)
+    try:
+        frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
+    except PeerError as error:
+        raise PolicyRefusal("model", str(error)) from error
+    if isinstance(plan, PrivacyPlan):
+        check_independence(study)
+        check_mechanism(study, plan, desk.config.gradients)
+        _weight(study, plan, 1)
+    _where(desk, study, plan)
+    return frozen
+
+
+def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:
+    """Train round ``request.round``, and count on the model that it begins with where that is due.
+
+    Args:
+        counts: whether this site's counts may leave with the update.
+    """
+    from consilium_client.training import trainer
+
+    study, number, basis = proposal.study, request.round, request.payload.sha256
+    norm = desk.clipping_norms.before(study.digest, number)
+    counted = counts and counts_with(study, number)
+    records, where = desk.records(study), _where(desk, study, plan)
+    uses: list[tuple[int, Purpose]] = [(number, "training")]
+    if counted:
+        uses.append((number - 1, "evaluation"))
+    desk.check_charges(study, basis, plan, uses)
+    with ExitStack() as undertakings:
+        training, *others = [undertakings.enter_context(desk.begin(study, at, basis, plan, what)) for at, what in uses]
+        counting = others[0] if others else None
+
+        def watch(done: int, steps: int) -> None:
+            about = {"study": study.study, "round": number, "step": done, "steps": steps}
+            desk.activity = {"doing": "training", **about}
+
+        watch(0, plan.steps_per_round)
+        found = trainer.train(
+            model,
+            study,
+            records,
+            plan,
+            round=number,
+            site=desk.site,
+            device=where.device,
+            seed=training.seed,
+            attempt=training.number,
+            clipping_norm=norm,
+            on_progress=watch,
+            way=desk.config.gradients,
+            rows=where.rows,
+        )
+        numbers = None
+        if counting is not None:
+            numbers = _count(desk, study, model, counting, records, where)
+        elif counts_with(study, number):
+            numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
+        last = training.reservation if counting is None else counting.reservation
+        bound(found.update, study)
+        about = About(
+            purpose="training",
+            round=number,
+            attempt=request.attempt,
+            model=basis,
+            weight=_weight(study, plan, found.patients),
+            counted=counted,
+            epsilon=told(last.study_epsilon_after),
+            parameters=found.update.size,
+            counts=0 if numbers is None else numbers.size,
+        )
+        if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
+            desk.clipping_norms.put(study.digest, number, found.clipping_norm)
+        result = desk.results.put(study.digest, about, found.update, numbers)
+        training.settle(found.steps)
+        if counting is not None:
+            counting.settle(1)
+    return result
+
+
+def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
+    """Count on the model after the last round."""
+    study = proposal.study
+    records, where = desk.records(study), _where(desk, study, plan)
+    with desk.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
+        counts = _count(desk, study, model, counting, records, where)
+        about = About(
+            purpose="evaluation",
+            round=request.round,
+            attempt=request.attempt,
+            model=request.payload.sha256,
+            weight=0,
+            counted=True,
+            epsilon=told(counting.reservation.study_epsilon_after),
+            parameters=0,
+            counts=counts.size,
+        )
+        result = desk.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
+        counting.settle(1)
+    return result
+
+
+def _where(desk: Desk, study: Study, plan: Plan) -> Fit:
+    """Device on which this site computes, and with privacy the number of rows of its pieces."""
+    from consilium_client.training.fit import Fit
+    from dpsgd import device
+
+    if not isinstance(plan, PrivacyPlan):
+        return Fit(device.choose(desk.config.device), None)
+    return desk.machine.fit(study, plan, desk.config.device, desk.config.gradients)
+
+
+def _count(
+    desk: Desk,
+    study: Study,
+    model: bytes,
+    counting: Undertaking,
+    records: Records,
+    where: Fit,
+) -> npt.NDArray[np.int64]:
+    from consilium_client.training import evaluation
+
+    desk.activity = {"doing": "evaluating", "study": study.study}
+    counts: Counts
+    if isinstance(counting.reservation.event, GaussianEvent):
+        sigma, seed = counting.reservation.event.noise_multiplier, counting.seed
+        counts = evaluation.noised_counts(
+            model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows
+        )
+    else:
+        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study))
+    return counts
+
+
+def _weight(study: Study, plan: Plan, patients: int) -> int:
+    """Weight of the update. With privacy the true number of patients stays here."""
+    if study.aggregation.weighting == "equal":
+        return 1
+    if isinstance(plan, NonPrivatePlan):
+        return min(patients, largest_weight(study))
+    if plan.patients is None:
+        raise PolicyRefusal("policy", "the approved plan has no number of patients that may leave; approve it again")
+    return min(plan.patients, largest_weight(study))

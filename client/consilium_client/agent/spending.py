@@ -1,0 +1,377 @@
+"""Reserve, train, settle: every use of the data is charged in the ledger before it begins.
+
+All sums are computed from the ledger's events; no ε that a file contains is believed. A charge counts in full until it
+is settled, so a crash can make the ledger say more than was spent, never less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from consilium_client.agent.reservations import Reserved, left, reserved, uses_left
+from consilium_client.state.ledger_file import LedgerFile
+from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
+from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose
+from consilium_shared.ledger.spending import AssetSpending, asset_spending
+from consilium_shared.privacy.accountant import epsilon
+from consilium_shared.privacy.budget import Budget, Quote, affords
+from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict
+from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A study that somebody here approved, as the ledger has it."""
+
+    study: str
+    name: str
+    asset: str
+    epsilon: float
+    by: str
+    plan: Plan
+    roster: str | None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A durable charge. The steps of ``event`` may run now, and no others.
+
+    Attributes:
+        charge_seq: number of the charge's entry.
+        attempt: 1 for the first time this round was charged.
+        event: what was charged.
+        epsilon_after: ε of the asset's whole history with it, at the budget's δ.
+        study_epsilon_after: ε of this study's own history with it, at the study's δ; infinity without privacy.
+    """
+
+    charge_seq: int
+    attempt: int
+    event: Event
+    epsilon_after: float
+    study_epsilon_after: float
+    _ledger: LedgerFile = field(repr=False)
+
+    def settle(self, steps: int) -> None:
+        """Write down how many steps really ran, durably; once.
+
+        Raises:
+            LedgerError: settled already, or more steps than were charged.
+        """
+        self._ledger.append("settle", {"charge_seq": self.charge_seq, "steps": steps})
+
+
+class Spending:
+    """The site's accounts over its ledger. Safe to use from several threads.
+
+    It raises refusals and does not write them down: whoever answers the request appends the ``refuse`` entry.
+    """
+
+    def __init__(self, ledger: LedgerFile) -> None:
+        self._ledger = ledger
+
+    def open_asset(self, asset: str, budget: Budget, policy_digest: str, reason: str = "") -> None:
+        """Enter the budget that holds for an asset, unless the ledger has it already.
+
+        Raises:
+            ConfigurationError: the ledger has another budget for the asset, and no reason is given for the change, or
+                that of the change before.
+        """
+        with self._ledger.exclusive():
+            before = self._ledger.books.assets.get(asset)
+            if before is not None:
+                if _budget_of(before) == budget:
+                    return
+                if not reason or reason == before.reason:
+                    raise ConfigurationError(
+                        f"the budget of asset {asset!r} is not the one in the ledger, "
+                        f"{_in_words(_budget_of(before))}; to change it, say why in site.yaml, under "
+                        f"policy.budgets.{asset}.reason, in other words than the last time"
+                    )
+            self._ledger.append(
+                "open",
+                {
+                    "asset": asset,
+                    "unit": "patient",
+                    "epsilon": _finite(budget.epsilon),
+                    "delta": budget.delta,
+                    "policy": policy_digest,
+                    "reason": reason,
+                },
+            )
+
+    def note_policy(self, policy_digest: str) -> None:
+        """Enter the digest of the site's policy, unless the last entry that names one has it."""
+        with self._ledger.exclusive():
+            named = [
+                entry.body.policy if isinstance(entry.body, Open) else entry.body.digest
+                for entry in self._ledger.entries
+                if isinstance(entry.body, Open | Policy)
+            ]
+            if not named or named[-1] != policy_digest:
+                self._ledger.append("policy", {"digest": policy_digest, "reason": ""})
+
+    def state(self, asset: str) -> AssetSpending:
+        """Spending on an asset; unsettled charges in full."""
+        with self._ledger.exclusive():
+            return asset_spending(self._ledger.books, asset)
+
+    def reserved(self, asset: str) -> tuple[Reserved, ...]:
+        """Reservations of an asset: what approved studies may still take (``reservations.py``)."""
+        with self._ledger.exclusive():
+            return reserved(self._ledger.books, asset)
+
+    def approve_cost(self, study: str, asset: str, plan: Plan, budget: Budget) -> Quote:
+        """Cost of the whole study, or of what is left of it, on top of everything that ever touched the asset and
+        of what is reserved for other approved studies."""
+        with self._ledger.exclusive():
+            others = [each for each in self.reserved(asset) if each.study != study]
+            return self._quote(study, asset, plan, budget, others)
+
+    def _quote(self, study: str, asset: str, plan: Plan, budget: Budget, others: Iterable[Reserved]) -> Quote:
+        promised = [event for each in others for event in each.events]
+        return affords(budget, self.state(asset).events, left(self._ledger.books, study, plan), promised)
+
+    def approve(
+        self,
+        *,
+        study: str,
+        name: str,
+        asset: str,
+        plan: Plan,
+        budget: Budget,
+        epsilon: float,
+        by: str,
+        roster: str | None = None,
+    ) -> Quote:
+        """Enter the approval of a study, with this plan and this roster (its digest), at most at ``epsilon`` (infinity:
+        without privacy).
+
+        Returns:
+            What the whole study will cost.
+
+        Raises:
+            BudgetRefused: the asset's budget does not cover all of its rounds.
+        """
+        with self._ledger.exclusive():
+            quote = self.approve_cost(study, asset, plan, budget)
+            if not quote.fits:
+                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {quote}")
+            self._ledger.append(
+                "approve",
+                {
+                    "study": study,
+                    "name": name,
+                    "asset": asset,
+                    "epsilon": _finite(epsilon),
+                    "by": by,
+                    "plan": plan.to_dict(),
+                    "roster": roster,
+                },
+            )
+            self._charge_count(study)
+            return quote
+
+    def charge_counts(self) -> None:
+        """Charge what a crash left between an approval and the charge for its number of patients; on every start."""
+        with self._ledger.exclusive():
+            for study in list(self._ledger.books.decisions):
+                self._charge_count(study)
+
+    def _charge_count(self, study: str) -> None:
+        """The noised number of patients stands in the approval, for whoever reads the ledger: it is charged at once.
+
+        Another approval of the study with another draw is charged again.
+        """
+        books = self._ledger.books
+        approval = books.decisions.get(study)
+        if not isinstance(approval, Approve) or books.has_counted(study, approval.plan):
+            return
+        event = plan_from_dict(approval.plan.model_dump()).count_event()
+        assert event is not None  # noqa: S101 - a plan with a number of patients has its noise
+        delta = books.assets[approval.asset].delta
+        after = affords(Budget(math.inf, delta), self.state(approval.asset).events, [event]).total
+        about = {"study": study, "name": approval.name, "asset": approval.asset, "delta": delta, "purpose": "count"}
+        number = {"round": 0, "attempt": self.attempts(study, 0, "count") + 1}
+        charged = {"event": event_to_dict(event), "epsilon_after": _finite(after)}
+        self._ledger.append("charge", {**about, **number, **charged})
+
+    def reject(self, *, study: str, name: str, by: str, reason: str) -> None:
+        """Enter that a study was refused, or an approval withdrawn; the next ``reserve`` fails."""
+        self._ledger.append("reject", {"study": study, "name": name, "by": by, "reason": reason})
+
+    def approval(self, study: str) -> Approval | None:
+        """The approval in force for a study's digest, or None: nobody decided, or the last decision was no."""
+        with self._ledger.exclusive():
+            decision = self._ledger.books.decisions.get(study)
+        if not isinstance(decision, Approve):
+            return None
+        limit = math.inf if decision.epsilon is None else decision.epsilon
+        plan = plan_from_dict(decision.plan.model_dump())
+        return Approval(study, decision.name, decision.asset, limit, decision.by, plan, decision.roster)
+
+    def reserve(
+        self,
+        study: str,
+        name: str,
+        asset: str,
+        round_number: int,
+        plan: Plan,
+        budget: Budget,
+        purpose: Purpose = "training",
+    ) -> Reservation:
+        """Charge a round's training, or its evaluation; when this returns the charge is on the disk and it may run.
+
+        What a study needs is reserved for it since its approval, so no other study makes this fail: the coordinator
+        reads nothing about others from what is refused here. That a study is charged for again and again ends with its
+        own plan. What is left is a budget that was made smaller since, or approvals of programs that reserved nothing:
+        then what cannot be finished, beside what has begun, is not begun.
+
+        Args:
+            study: the study's digest.
+            name: its name, as approved.
+            asset: the asset, as approved.
+            round_number: 1 … ``plan.rounds``. A round that was charged before is charged again, as a new attempt.
+            plan: the approved one, from ``approval``.
+            budget: the asset's, as opened.
+            purpose: ``training`` or ``evaluation``.
+
+        Raises:
+            BudgetRefused: with the arithmetic, when the history of the asset with this round would cost more than the
+                asset's budget, or that of the study more than was approved.
+            PolicyRefusal: the study is not approved, or not like this.
+            ConfigurationError: the budget is not the one that the ledger has for the asset.
+        """
+        with self._ledger.exclusive():
+            of_asset, study_epsilon_after = self.check(study, name, asset, plan, budget, [(round_number, purpose)])
+            event = _event(plan, purpose)
+            about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
+            attempt = self.attempts(study, round_number, purpose) + 1
+            charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
+            entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})
+        return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+
+    def check(
+        self, study: str, name: str, asset: str, plan: Plan, budget: Budget, uses: Sequence[tuple[int, Purpose]]
+    ) -> tuple[Quote, float]:
+        """Whether uses of the data, each a round and its purpose, can all be charged now; none is.
+
+        Returns:
+            What they come to for the asset; and ε of this study's own history with them, at the study's δ, infinity
+            without privacy.
+
+        Raises:
+            BudgetRefused, PolicyRefusal, ConfigurationError: as ``reserve``.
+        """
+        with self._ledger.exclusive():
+            limit = min(self._check_approved(study, name, asset, number, plan) for number, _ in uses)
+            opened = self._ledger.books.assets.get(asset)
+            if opened is None or _budget_of(opened) != budget:
+                raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
+            events, state = [_event(plan, purpose) for _, purpose in uses], self.state(asset)
+            of_study = None
+            if isinstance(plan, PrivacyPlan):  # first what follows from the study's own plan, whatever others did
+                of_study = affords(Budget(limit, plan.delta), state.study(study), events)
+                if not of_study.fits:
+                    raise BudgetRefused(f"study {name!r} at this site: {of_study}")
+                self._check_uses(study, name, plan, [purpose for _, purpose in uses])
+            begun = {each.study for each in state.studies if each.rounds}
+            if study not in begun:
+                others = [each for each in self.reserved(asset) if each.study in begun]
+                whole = self._quote(study, asset, plan, budget, others)
+                if not whole.fits:
+                    raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {whole}")
+            of_asset = affords(budget, state.events, events)
+            if not of_asset.fits:
+                raise BudgetRefused(f"asset {asset!r}: {of_asset}")
+            return of_asset, math.inf if of_study is None else of_study.total
+
+    def _check_uses(self, study: str, name: str, plan: PrivacyPlan, purposes: Sequence[Purpose]) -> None:
+        for purpose in dict.fromkeys(purposes):
+            if uses_left(self._ledger.books, study, plan, purpose) < purposes.count(purpose):
+                raise BudgetRefused(
+                    f"study {name!r} at this site: as many charges for {purpose} as its plan pays for were made, "
+                    "some of them for the same round"
+                )
+
+    def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
+        """Number of charges of a round for that purpose."""
+        with self._ledger.exclusive():
+            return self._ledger.books.attempts(study, round_number, purpose)
+
+    def unsettled(
+        self, study: str, round_number: int, attempt: int, plan: Plan, purpose: Purpose = "training"
+    ) -> Reservation | None:
+        """The charge of an attempt that was never settled, to run on; None when there is none, or it is another event.
+
+        A study that was approved again with another plan runs other steps than were charged: it needs a new charge,
+        and the old one stands in full. Only for the caller that can run the very same draw again
+        (``state/draw_seeds.py``).
+
+        Raises:
+            PolicyRefusal: the study is not approved any more, or not like this.
+        """
+        with self._ledger.exclusive():
+            for charged in self._ledger.books.charges.values():
+                body = charged.body
+                found = (body.study, body.purpose, body.round, body.attempt)
+                if found == (study, purpose, round_number, attempt) and charged.settled is None:
+                    event = _event(plan, purpose)
+                    if event_from_dict(body.event.model_dump()) != event:
+                        return None
+                    self._check_approved(study, body.name, body.asset, round_number, plan)
+                    state = self.state(body.asset)
+                    delta = self._ledger.books.assets[body.asset].delta
+                    after = epsilon(state.study(study), plan.delta) if isinstance(plan, PrivacyPlan) else math.inf
+                    return Reservation(charged.seq, attempt, event, epsilon(state.events, delta), after, self._ledger)
+        return None
+
+    def study_epsilon(self, study: str) -> float:
+        """ε that an approved study has spent here so far, at its own δ; infinity without privacy, once it ran."""
+        approval = self.approval(study)
+        if approval is None:
+            raise PolicyRefusal("pending", "the study is not approved here")
+        events = self.state(approval.asset).study(study)
+        if not isinstance(approval.plan, PrivacyPlan):
+            return math.inf if events else 0.0
+        return epsilon(events, approval.plan.delta)
+
+    def _check_approved(self, study: str, name: str, asset: str, round_number: int, plan: Plan) -> float:
+        approval = self.approval(study)
+        if approval is None:
+            decided = study in self._ledger.books.decisions
+            raise PolicyRefusal(
+                "rejected" if decided else "pending",
+                "the hospital said no to this study" if decided else "nobody at the hospital has approved this study",
+            )
+        if (approval.name, approval.asset, approval.plan) != (name, asset, plan):
+            raise PolicyRefusal("policy", "not the name, the asset and the plan that were approved for this study")
+        if not 1 <= round_number <= plan.rounds:
+            raise PolicyRefusal("policy", f"round {round_number} of a study approved for {plan.rounds} rounds")
+        return approval.epsilon
+
+
+def told(epsilon: float) -> float | None:
+    """ε of a study as the coordinator is told it: rounded up to thousandths; None for infinity."""
+    return None if math.isinf(epsilon) else math.ceil(epsilon * 1000) / 1000
+
+
+def _event(plan: Plan, purpose: Purpose) -> Event:
+    event = plan.event() if purpose == "training" else plan.evaluation_event()
+    if event is None:
+        raise PolicyRefusal("policy", "the approved plan lets no evaluation counts leave")
+    return event
+
+
+def _budget_of(opened: Open) -> Budget:
+    return Budget(math.inf if opened.epsilon is None else opened.epsilon, opened.delta)
+
+
+def _in_words(budget: Budget) -> str:
+    limit = "unlimited" if math.isinf(budget.epsilon) else f"ε {budget.epsilon:g}"
+    return f"{limit} at δ {budget.delta:g}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

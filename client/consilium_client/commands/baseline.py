@@ -1,0 +1,126 @@
+"""Baseline of this site alone: the study's training on local data only, for comparison. Nothing of it leaves.
+
+Because nothing leaves, nothing is charged; the model is thrown away and only the metrics are shown on this screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consilium_client import data
+from consilium_client.agent.study_service import make_plan
+from consilium_client.data.records import Records
+from consilium_client.site import SiteConfig
+from consilium_shared import metrics
+from consilium_shared.errors import ConfigurationError, DataError
+from consilium_shared.study import Study
+
+if TYPE_CHECKING:
+    from consilium_shared.models.vector import Vector
+    from dpsgd.gradients import Way
+
+
+def load_asset(
+    config: SiteConfig,
+    base: Path,
+    asset: str,
+    study: Study,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Records:
+    """The records of one of the site's assets, prepared for the study; ``on_progress`` as in ``data.load``.
+
+    Raises:
+        ConfigurationError: site.yaml has no such asset.
+        DataError: it cannot be used.
+    """
+    spec = config.assets.get(asset)
+    if spec is None:
+        known = ", ".join(sorted(config.assets)) or "none"
+        raise ConfigurationError(f"site.yaml has no asset {asset!r} (assets: {known})")
+    return data.load(spec.at(base), study, on_progress)
+
+
+def start_from(study: Study, weights: Path | None) -> Vector | None:
+    """The weights ``[d]`` that the study names, out of their file; None where it names none.
+
+    Raises:
+        ConfigurationError: it names some and no file is given, or the file has others.
+    """
+    if study.model.start is None and weights is None:
+        return None
+    if weights is None:
+        raise ConfigurationError(
+            f"study {study.study} starts from weights that its coordinator has; give their file: --weights FILE"
+        )
+    from consilium_shared.models import start
+
+    found = start.read(weights, study).vector
+    start.check(found, study, weights)
+    return found
+
+
+def train_alone(
+    study: Study,
+    records: Records,
+    device_name: str,
+    on_progress: Callable[[int, int], None] | None = None,
+    start: Vector | None = None,
+    way: Way = "book-keeping",
+) -> bytes:
+    """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
+
+    It is the average over rounds where the study's last model is that (``aggregation.weight_average``), so that the two
+    differ by whose records they saw. The rest of ``aggregation`` is about several sites' updates: each round goes on
+    from what the one before gave, unbounded and without a server's optimizer.
+
+    ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
+    ``way``: to per-sample gradients.
+
+    Raises as ``trainer.train`` and ``study_service.make_plan``, and DataError also where private training diverged.
+    """
+    from consilium_client.training.trainer import DIVERGED, train
+    from consilium_shared.averaging import averaged
+    from consilium_shared.models import build
+    from consilium_shared.models.vector import pack, to_vector, trained, with_trained
+    from dpsgd import device
+
+    plan = make_plan(study, int(records.train.sum()))
+    where = device.choose(device_name)
+    vector = to_vector(build(study)) if start is None else start
+    average, decay, norm = None, study.aggregation.weight_average, None
+    for number in range(1, study.training.rounds + 1):
+        result = train(
+            pack(vector, study),
+            study,
+            records,
+            plan,
+            round=number,
+            site="alone",
+            device=where,
+            clipping_norm=norm,
+            way=way,
+        )
+        if result.diverged:
+            raise DataError(f"study {study.study}, round {number}: {DIVERGED}")
+        norm = result.clipping_norm
+        vector = with_trained(vector, trained(vector, study) + result.update, study)
+        if decay:
+            average = averaged(average, trained(vector, study), decay, number)
+        if on_progress is not None:
+            on_progress(number, study.training.rounds)
+    return pack(vector if average is None else with_trained(vector, average.astype("float32"), study), study)
+
+
+def test(study: Study, model: bytes, records: Records, device_name: str) -> dict[str, Any]:
+    """Metrics of a model on the held-back patients of these records.
+
+    Raises:
+        PeerError: the model is not of this study.
+    """
+    from consilium_client.training.evaluation import evaluate
+    from dpsgd import device
+
+    layout = metrics.Layout.local(len(study.data.label.classes))
+    return metrics.metrics(evaluate(model, study, records, device.choose(device_name), layout), layout)

@@ -1,0 +1,148 @@
+"""The global model on the patients that this site has held back: counts, with noise where the study has privacy."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilium_client.data.records import Part, Records
+from consilium_shared import metrics
+from consilium_shared.errors import DataError
+from consilium_shared.models import build, shape
+from consilium_shared.study import Study
+from dpsgd.keystream import KeyStream
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("consilium.agent")
+
+
+def evaluate(
+    model_bytes: bytes, study: Study, records: Records, device: torch.device, layout: metrics.Layout
+) -> metrics.Counts:
+    """Exact counts of the model on all records of the patients held back. Not to leave a site that has privacy.
+
+    Args:
+        model_bytes: the global model, as ``vector.pack`` wrote it.
+        study: the study.
+        records: the asset's records; patients for training are left out.
+        device: where to compute.
+        layout: which counts.
+
+    Raises:
+        PeerError: the model's bytes are not of this study.
+        DataError: the model gives no probabilities for some record (its weights are too large).
+    """
+    records = records.select(held_back=True) if records.train.any() else records
+    probabilities = _probabilities(model_bytes, study, records, device)
+    if not np.isfinite(probabilities).all():
+        raise DataError(f"study {study.study}: the model gives no probability for some of the records held back")
+    return metrics.count(records.labels, probabilities, layout)
+
+
+def noised_counts(
+    model_bytes: bytes,
+    study: Study,
+    records: Records,
+    device: torch.device,
+    *,
+    noise_multiplier: float,
+    seed: bytes,
+    rows: int | None = None,
+) -> metrics.Counts:
+    """Counts with noise: the release that ``PrivacyPlan.evaluation_event`` describes.
+
+    Each patient held back counts with one record, drawn anew. A record for which the model gives no probabilities
+    counts as one that it knows nothing about: no refusal tells of it. The noise is rounded to whole counts, which is
+    the same as rounding true counts plus continuous noise.
+
+    Args:
+        noise_multiplier: σ of the plan's evaluations.
+        seed: 32 secret bytes, of this evaluation alone (``state/draw_seeds.py``).
+        rows: records that are computed at a time; None: ``rows.ROWS``.
+
+    Raises:
+        PeerError: the model's bytes are not of this study.
+    """
+    import torch
+
+    from dpsgd.noise import Noise
+
+    layout = metrics.Layout.of(study)
+    chosen = _one_each(records.part(held_back=True), seed)
+    probabilities = _probabilities(model_bytes, study, records, device, chosen, rows, forgiving=True)
+    known = np.isfinite(probabilities).all(axis=1, keepdims=True)
+    counts = metrics.count(records.labels[chosen], np.where(known, probabilities, 1 / layout.classes), layout)
+    noise, start = Noise(seed), 0
+    released = torch.from_numpy(counts.astype(np.float64))
+    for part, deviation in layout.deviations(noise_multiplier).items():
+        end = start + layout.sizes[part]
+        noise.add_to(released[start:end], deviation)
+        start = end
+    return released.numpy().astype(np.int64)
+
+
+def _one_each(part: Part, seed: bytes) -> NDArray[np.int64]:
+    """One record of each patient: numbers among all."""
+    order = np.lexsort((KeyStream(seed, "records").words(len(part.records)), part.patients))
+    return part.records[order[np.unique(part.patients[order], return_index=True)[1]]]
+
+
+def _probabilities(
+    model_bytes: bytes,
+    study: Study,
+    records: Records,
+    device: torch.device,
+    chosen: NDArray[np.int64] | None = None,
+    rows: int | None = None,
+    *,
+    forgiving: bool = False,
+) -> NDArray[np.float64]:
+    """Predicted distributions ``[N, C]`` of the chosen records; not finite where the model overflows.
+
+    A record's does not depend on the other records, to the last bit (``dpsgd/rows.py``).
+
+    Args:
+        chosen: int64 ``[N]``, their numbers; None: all.
+        rows: computed at a time; None: ``ROWS``.
+        forgiving: where passes break off, each of their records is computed alone, and one with which they break off
+            again has no number: nobody's record makes an evaluation fail that was charged for.
+    """
+    import torch
+
+    from consilium_shared.models.vector import load_vector, unpack
+    from dpsgd.device import exact_arithmetic, onto
+    from dpsgd.rows import ROWS, filled, one_thread, without_denormals
+
+    model = build(study)
+    load_vector(model, unpack(model_bytes, model, study))
+    model.to(device).eval()
+    chosen, rows = np.arange(len(records)) if chosen is None else chosen, ROWS if rows is None else rows
+
+    def passed(some: NDArray[np.int64]) -> torch.Tensor:
+        inputs = [records.inputs[some], *([] if records.statics is None else [records.statics[some]])]
+        logits: torch.Tensor = model(*(onto(filled(torch.from_numpy(array), rows), device) for array in inputs))
+        return logits.double()[: len(some)]
+
+    def of(some: NDArray[np.int64]) -> list[torch.Tensor]:
+        try:
+            return [passed(some)]
+        except Exception as error:
+            if not forgiving:
+                raise
+            log.error("an evaluation's pass broke off: %s", type(error).__name__)  # the text may quote data
+        if len(some) == 1:
+            return [torch.full((1, shape.classes(study)), torch.nan, dtype=torch.float64)]
+        return [each for number in range(len(some)) for each in of(some[number : number + 1])]
+
+    parts, found = [], [np.zeros((0, shape.classes(study)))]
+    with exact_arithmetic(), one_thread(), without_denormals(), torch.inference_mode():
+        for start in range(0, len(chosen), rows):
+            parts += of(chosen[start : start + rows])
+        for logits in parts:  # only now is a GPU waited for
+            found.append(torch.softmax(logits.cpu(), dim=1).numpy())
+    return np.concatenate(found)

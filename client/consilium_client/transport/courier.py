@@ -1,0 +1,290 @@
+"""The courier: carries a message from the SuperNode to the agent's socket, and the agent's answer back.
+
+    python -m consilium_client.transport.courier --home SITEHOME --runtime-port N
+
+A warm process that takes the place of Flower's SuperExec. It accepts client tasks alone, never looks into the app
+bundle, and sees opaque bytes. A message that is not ours never reaches the agent. What goes back when something
+fails is one of three fixed sentences; what happened stays in this site's log, which holds sizes and times only.
+
+Leans on these internals of flwr 1.41 (pinned): ``RuntimeHttpClient`` with the task-token and SuperExec
+interceptors; ``AcquireTask``/``PullTaskInput``/``PullMessages``/``PullObject`` and their order;
+``run_clientapp.push_message``; ``HeartbeatSender``; ``TaskIdentity``; the object-tree functions of
+``flwr.supercore.inflatable``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import context_from_proto, message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from consilium_client.transport.agent_socket import AgentAway, AgentChannel
+from consilium_client.transport.supernode import runtime_files, set_flower_environment
+from consilium_shared import limits
+from consilium_shared.errors import PeerError, TransportError
+from consilium_shared.process import logs
+
+logger = logging.getLogger("courier")
+
+POLL_S = 0.1
+IDLE_POLL_S = 0.5
+IDLE_AFTER_S = 120.0
+AGENT_WAIT_S = 120.0
+"""Seconds that a message waits here for an agent that is away, before the coordinator hears of it."""
+DELIVERIES = 3
+"""Times that one message is given to an agent that dies over it."""
+MESSAGE_TYPE = "train"
+BYTES = "bytes"  # array data as it is; see the server's exchange
+
+NOT_OURS = Error(ErrorCode.MOD_FAILED_PRECONDITION, "not a Consilium message")
+AGENT_ABSENT = Error(ErrorCode.NODE_UNAVAILABLE, "the site's agent is not running")
+AGENT_FAILED = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the site's agent failed")
+
+_OVERHEAD_BYTES = 256 * 1024
+
+
+class Courier:
+    """Takes one task after another from the SuperNode at 127.0.0.1:``runtime_port``."""
+
+    def __init__(self, home: Path, runtime_port: int, *, agent_wait_s: float = AGENT_WAIT_S) -> None:
+        self._home = home
+        self._address = f"127.0.0.1:{runtime_port}"
+        self._agent = AgentChannel(home / "run" / "agent.sock")
+        self._agent_wait_s = agent_wait_s
+
+    def run(self) -> None:
+        """Work for ever. While the SuperNode is away, look for it again twice a second."""
+        away = False
+        while True:
+            try:
+                self._work()
+            except (httpx.HTTPError, OSError, TransportError) as error:
+                if not away:
+                    logger.warning("the SuperNode is away (%s)", type(error).__name__)
+                away = True
+                time.sleep(IDLE_POLL_S)
+            else:
+                away = False
+
+    def _work(self) -> None:
+        secret = runtime_files(self._home)[2].read_bytes()
+        access = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
+        )
+        with contextlib.closing(self._connect(access)) as supernode:
+            last_work = time.monotonic()
+            while True:
+                acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+                if acquired.token:
+                    self._carry(acquired.token)
+                    last_work = time.monotonic()
+                else:
+                    time.sleep(IDLE_POLL_S if time.monotonic() - last_work > IDLE_AFTER_S else POLL_S)
+
+    def _carry(self, token: str) -> None:
+        """One task: message in, answer out. The SuperNode takes no further message until a reply is there."""
+        with contextlib.closing(self._connect(RuntimeTokenHttpInterceptor(token))) as supernode:
+            heartbeats = HeartbeatSender(lambda: _send_heartbeat(supernode))
+            heartbeats.start()
+            try:
+                task = supernode.PullTaskInput(PullTaskInputRequest())
+                context = context_from_proto(task.context)
+                # Where Flower's Message takes its run and its sender from.
+                TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, context.run_id
+                TaskIdentity.node_id = context.node_id
+                question, tree = _announced(supernode)
+                try:
+                    header, payload = _read(_fetch(supernode, tree, context))
+                except PeerError:
+                    logger.warning("refused: not a message of ours")
+                    reply = Message(NOT_OURS, reply_to=question)
+                else:
+                    reply = self._ask_agent(question, header, payload)
+                push_message(supernode, reply, context)
+                supernode.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
+            finally:
+                if heartbeats.is_running:
+                    heartbeats.stop()
+
+    def _ask_agent(self, question: Message, header: bytes, payload: bytes) -> Message:
+        """The agent's answer as a reply; the same message is given again to an agent that was restarted."""
+        started = time.monotonic()
+        deliveries = 0
+        while True:
+            try:
+                answer = self._agent.exchange(header, payload)
+            except AgentAway as away:
+                deliveries += away.delivered
+                if deliveries >= DELIVERIES:
+                    logger.error("the agent stopped %d times over one message", deliveries)
+                    return Message(AGENT_FAILED, reply_to=question)
+                if time.monotonic() - started > self._agent_wait_s and not away.delivered:
+                    logger.error("the agent is away for %.0f s", time.monotonic() - started)
+                    return Message(AGENT_ABSENT, reply_to=question)
+                time.sleep(0.5)
+            except PeerError:
+                logger.error("the agent failed on a message")
+                return Message(AGENT_FAILED, reply_to=question)
+            else:
+                sizes = len(header), len(payload), len(answer[0]), len(answer[1])
+                logger.info("carried %d+%d bytes in, %d+%d out; %.2f s", *sizes, time.monotonic() - started)
+                return Message(_content(*answer), reply_to=question)
+
+    def _connect(self, access: Any) -> RuntimeHttpClient:
+        # Without a retry invoker: Flower's own sends SIGINT to this process when the SuperNode forgot a token.
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=False,
+            root_certificates=runtime_files(self._home)[0].read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), access],
+        )
+
+
+def _send_heartbeat(supernode: RuntimeHttpClient) -> bool:
+    """Keep the task's lease; whether it was lost shows when the answer is handed back."""
+    with contextlib.suppress(httpx.HTTPError):
+        supernode.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    return True
+
+
+def _announced(supernode: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
+    """The message of this task, without its content. The SuperNode makes the task a moment before the message."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = supernode.PullMessages(PullAppMessagesRequest())
+        if found.messages_list:
+            return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        if time.monotonic() > deadline:
+            raise TransportError("The SuperNode handed out a task without a message.")
+        time.sleep(0.02)
+
+
+def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
+    """Read the message's objects, waiting for those that the SuperNode is still downloading.
+
+    Raises:
+        PeerError: larger than our limits, or not an object of Flower's.
+        TransportError: the SuperNode has given the message up, since its run has ended; no reply is wanted.
+    """
+    node = Node(node_id=context.node_id)
+    size = limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES
+    contents: dict[str, bytes] = {}
+    for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+        while True:
+            pulled = supernode.PullObject(PullObjectRequest(node=node, run_id=context.run_id, object_id=each))
+            if pulled.object_available or not pulled.object_found:
+                break
+            time.sleep(0.02)
+        if not pulled.object_found:
+            raise TransportError("The SuperNode gave up a message in the middle.")
+        contents[each] = pulled.object_content
+        size -= len(pulled.object_content)
+        if size < 0:
+            raise PeerError("a message is too large")
+    supernode.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
+    )
+    try:
+        if _assembled_bytes(contents) > limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES:
+            raise PeerError("a message is too large")
+        message = inflate_object_from_contents(tree.object_id, contents)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
+        raise PeerError("a message does not decode") from None
+    if not isinstance(message, Message):
+        raise PeerError("an object is not a message")
+    return message
+
+
+def _assembled_bytes(contents: Mapping[str, bytes]) -> int:
+    """Bytes that Flower would put together from these objects; an array may name one chunk a million times."""
+    total = 0
+    for content in contents.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            indices = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            total += sum(len(contents[children[index]]) for index in indices)
+    return total
+
+
+def _read(message: Message) -> tuple[bytes, bytes]:
+    """(header, payload) of a message of exactly our form; PeerError otherwise."""
+    if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
+        raise PeerError("not our type of message")
+    records = dict(message.content)
+    header_record, payload_record = records.pop("header", None), records.pop("payload", None)
+    if records or not isinstance(header_record, ConfigRecord) or list(header_record) != ["header"]:
+        raise PeerError("not our records")
+    header = header_record["header"]
+    if not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
+        raise PeerError("not our header")
+    if payload_record is None:
+        return header, b""
+    if not isinstance(payload_record, ArrayRecord) or list(payload_record) != ["payload"]:
+        raise PeerError("not our payload")
+    array = payload_record["payload"]
+    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", BYTES, (len(array.data),)):
+        raise PeerError("not our array")
+    return header, array.data
+
+
+def _content(header: bytes, payload: bytes) -> RecordDict:
+    content = RecordDict({"header": ConfigRecord({"header": header})})
+    if payload:
+        array = Array(dtype="uint8", shape=(len(payload),), stype=BYTES, data=payload)
+        content["payload"] = ArrayRecord({"payload": array})
+    return content
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of ``python -m consilium_client.transport.courier``; runs until it is stopped."""
+    parser = argparse.ArgumentParser(prog="consilium_client.transport.courier", description="Start the site's courier.")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--runtime-port", type=int, required=True)
+    parser.add_argument("--agent-wait", type=float, default=AGENT_WAIT_S, metavar="SECONDS")
+    given = parser.parse_args(arguments)
+    logs.configure()
+    home = given.home.resolve()
+    set_flower_environment(home)
+    with contextlib.suppress(KeyboardInterrupt):
+        Courier(home, given.runtime_port, agent_wait_s=given.agent_wait).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Clip each patient's gradient, add the noise, scale: the private gradient of one step.
+
+Opacus keeps the order of calls (``DPOptimizer``): clip and add up each physical batch, and once for all of them add
+noise, scale, step. What is clipped comes from a ``Tape``, whose norms are never too small and which drops a patient
+whose gradient is not finite; the noise is our own, which nobody can predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+from opacus.optimizers import DPOptimizer
+
+from consilium_shared.study import AdaptiveClipping
+from dpsgd.adaptive import GRADIENT, MARK, following, marks
+from dpsgd.lattice import Lattice
+from dpsgd.noise import Noise
+from dpsgd.rows import thread_beside
+from dpsgd.tape import Tape
+
+
+class _Sums(dict[torch.Tensor, torch.Tensor]):
+    """Flat totals by parameter, in its precision. One that is not there yet is 0, and takes its memory only then, when
+    others' entries on the tape are gone."""
+
+    def __missing__(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        found = self[parameter] = parameter.new_zeros(parameter.numel())
+        return found
+
+
+class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus's optimizer, which takes clipped sums from a tape in place of per-sample gradients."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, tape: Tape, **about: object) -> None:
+        """``about``: as of ``DPOptimizer``."""
+        super().__init__(optimizer, **about)
+        self.tape = tape
+
+    @property
+    def bound(self) -> float:
+        """L2 norm to which a patient's gradient is clipped."""
+        return float(self.max_grad_norm)
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """A physical batch's losses are summed over one backward pass."""
+        return 1
+
+    def clip_and_accumulate(self) -> None:
+        """Add every patient's clipped gradient to ``summed_grad``."""
+        sums = _Sums({p: p.summed_grad.view(-1) for p in self.params if p.summed_grad is not None})
+        self.add_clipped(sums, 1.0)
+        for parameter in self.params:
+            parameter.summed_grad = sums[parameter].view(parameter.shape)
+
+    def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
+        """Add the tape's clipped gradients, times ``scale``, to flat ``totals``; the tape is closed.
+
+        Returns:
+            ``Tape.ratios``, float64 ``[P]``.
+
+        Raises:
+            RuntimeError: a parameter has a gradient that is not on the tape.
+        """
+        stray = [parameter for parameter in self.params if parameter.grad is not None]
+        if stray:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(stray[0].shape)} has a gradient from outside of its layer, or of a step "
+                "before: zero_grad() was not called"
+            )
+        if self.tape.empty:
+            self.tape.close()
+            return torch.zeros(0, dtype=torch.float64)
+        ratios = self.tape.ratios(self.bound)
+        self.tape.add_up(ratios.clamp(max=1.0) * scale, totals)
+        self.tape.close()
+        return ratios
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """Clip; and unless this is a part of a step, add the noise and scale."""
+        self.clip_and_accumulate()
+        if self._check_skip_next_step():
+            self._is_last_step_skipped = True
+            return False
+        self.add_noise()
+        for parameter in self.params:
+            parameter.summed_grad = None  # it was released: in no later sum
+        self.scale_grad()
+        if self.step_hook:
+            self.step_hook(self)
+        self._is_last_step_skipped = False
+        return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and unless a step is under way its sum."""
+        for parameter in self.params:
+            parameter.grad_sample = None
+            if not self._is_last_step_skipped:
+                parameter.summed_grad = None
+        self.original_optimizer.zero_grad(set_to_none)
+
+
+class PrivateOptimizer(TapeOptimizer):
+    """A torch optimizer whose every step sees (Σ clipped gradients + N(0, (noise × bound)²)) / expected batch.
+
+    One term of the sum is one patient: the mean gradient of its records in the step, clipped. The sum is rounded to the
+    ``lattice``. With adaptive clipping each patient's mark is in it, the bound is another one after each step, and what
+    the torch optimizer sees is in units of the bound, so that the length of a step does not follow it.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        tape: Tape,
+        *,
+        clipping_norm: float,
+        noise_multiplier: float,
+        expected_batch: int,
+        noise: Noise,
+        expected: float | None = None,
+        adaptive: AdaptiveClipping | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """``clipping_norm``: of the first step, with ``adaptive``. ``expected``: patients that a step expects at most,
+        where that is more than ``expected_batch``, by which the sum is divided. ``after`` is called on each step when
+        the private gradient stands in ``.grad``: post-processing.
+
+        Raises:
+            ConfigurationError: noise, bound or batch beyond what the lattice takes.
+        """
+        super().__init__(
+            optimizer,
+            tape,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clipping_norm,
+            expected_batch_size=expected_batch,
+            loss_reduction="mean",
+        )
+        parameters = sum(p.numel() for p in self.params)
+        self._adaptive = adaptive
+        self._noise = noise
+        # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat. What
+        # follows the parameters is the sum of marks.
+        self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
+        self._expected = float(expected_batch) if expected is None else expected
+        self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
+        parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
+        self._parts = dict(zip(self.params, parts, strict=True))
+        self._drawn = torch.zeros_like(self._sum)
+        self._drawing: Future[None] | None = None
+        self._beside = thread_beside("noise")
+        self._gradient = torch.zeros(parameters, dtype=self.params[0].dtype, device=self.params[0].device)
+        self._marks = self._sum[parameters:].clone()
+        if after is not None:
+            self.attach_step_hook(lambda _: after())
+
+    def begin(self) -> None:
+        """A step begins: its noise is drawn by another thread while gradients are computed. It depends on no data."""
+        if self._drawing is None:
+            self._drawing = self._beside.submit(self._draw)
+
+    def _draw(self) -> None:
+        self._drawn.zero_()
+        deviation = self.noise_multiplier * self.max_grad_norm
+        if deviation > 0:
+            self._noise.add_to(self._drawn, deviation / self.lattice.step)
+
+    def forget(self) -> None:
+        """The step under way begins again, with the same noise."""
+        self.leave_out()
+        self._sum.zero_()
+
+    def leave_out(self) -> None:
+        """Entries on the tape are in no sum, or with a part of their clipped gradients: passes broke off."""
+        self.tape.close()
+        self._step_skip_queue.clear()
+        self.zero_grad(set_to_none=True)
+
+    def summed(self) -> torch.Tensor:
+        """The sum so far, without noise, in steps of the lattice: for a machine's test on invented records."""
+        return self._sum.round()
+
+    def accumulate(self) -> None:
+        """Clip the patients on the tape and keep their sum for the step that follows."""
+        self.signal_skip_step(True)
+        self.step()
+        self.zero_grad(set_to_none=True)
+
+    def finish(self) -> None:
+        """Add the noise, once, to what was accumulated (nothing, for an empty batch) and step."""
+        self.tape.close()
+        self.step()
+        self.zero_grad(set_to_none=True)
+        if self._adaptive is not None:
+            self._follow(self._adaptive)
+
+    def _follow(self, adaptive: AdaptiveClipping) -> None:
+        """Take the bound of the next step from the sum of marks that was released: the one number a step waits for."""
+        total, batch = float(self._marks) / (MARK * self.lattice.row_bound), self.expected_batch_size
+        self.max_grad_norm = following(self.clipping_norm, total, batch, adaptive)
+        self.lattice = Lattice.of(self.clipping_norm, self.noise_multiplier, len(self._sum), self._expected)
+
+    def clip_and_accumulate(self) -> None:
+        """Add every patient's clipped gradient; drop one that is not finite."""
+        if self.tape.empty:
+            self.tape.close()
+            return
+        ratios = self.add_clipped(self._parts, 1.0 / self.lattice.step)
+        if self._adaptive is not None:
+            most = MARK * self.lattice.row_bound / self.lattice.step
+            self._sum[-1:].add_(marks(ratios, self._adaptive).sum(), alpha=most)
+
+    @property
+    def clipping_norm(self) -> float:
+        """Clipping norm of the step that is under way, or follows."""
+        return float(self.max_grad_norm)
+
+    @property
+    def longest(self) -> float:
+        """Norm that a patient's clipped gradient has at most in what the torch optimizer sees, before the mean."""
+        return self.clipping_norm if self._adaptive is None else 1.0
+
+    @property
+    def bound(self) -> float:
+        """Below the clipping norm by what rounding may add, and a mark."""
+        return self.lattice.row_bound * (1.0 if self._adaptive is None else GRADIENT)
+
+    def add_noise(self) -> None:
+        """Set ``grad`` to the rounded sum plus noise, and begin the next sum."""
+        self.begin()
+        assert self._drawing is not None  # noqa: S101  (begin gave it)
+        self._drawing.result()
+        self._drawing = None
+        released = self._sum.round_().add_(self._drawn)
+        unit = self.lattice.step * self.longest / self.clipping_norm
+        self._gradient.copy_(released[: len(self._gradient)].mul_(unit))
+        self._marks.copy_(released[len(self._gradient) :]).mul_(self.lattice.step)
+        parts = torch.split(self._gradient, [p.numel() for p in self.params])
+        for parameter, part in zip(self.params, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        self._sum.zero_()

@@ -1,0 +1,82 @@
+"""Test before a study trains: does clipping one patient's gradient really bound what that patient can change?
+
+Two things must hold of the model and the loss, and both are tested, not assumed: every trainable layer has a known
+per-sample gradient, and no sample's gradient depends on who else is in its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from consilium_shared.errors import ConfigurationError
+from dpsgd import gradients
+from dpsgd.owners import Owners
+from dpsgd.per_sample import Loss
+
+_SAMPLES = 3
+_TOLERANCE = 1e-8
+"""Relative, in float64; a real dependence is of the order of 1."""
+
+_CHECKED: set[str] = set()
+
+
+def check_once(digest: str, model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ...]]) -> None:
+    """``check``, once for each study digest in this process."""
+    if digest not in _CHECKED:
+        check(model, loss, classes, shapes)
+        _CHECKED.add(digest)
+
+
+def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ...]]) -> None:
+    """Refuse a model or loss for which clipping would not bound a patient's influence.
+
+    Args:
+        model: float32 model; a copy is tested.
+        loss: losses ``[B]`` of logits ``[B, C]`` and classes ``[B]``.
+        classes: C.
+        shapes: the shape of one sample of each of the model's inputs, without B.
+
+    Raises:
+        ConfigurationError: a layer without a known per-sample gradient, a buffer, or a dependence between samples.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).cpu().double()
+    with torch.no_grad():  # weights of zero, as some models begin with, would hide what lies below them
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    samples = [torch.rand((_SAMPLES, *shape), generator=generator, dtype=torch.float64) for shape in shapes]
+    labels = torch.arange(_SAMPLES) % classes
+    together = _gradients(model, loss, samples, labels)
+    for i in range(_SAMPLES):
+        alone = _gradient(model, loss, [s[i : i + 1] for s in samples], labels[i : i + 1])
+        if torch.linalg.vector_norm(together[i] - alone) > _TOLERANCE * (1.0 + torch.linalg.vector_norm(alone)):
+            raise ConfigurationError("a sample's gradient depends on others in its batch; clipping would bound nothing")
+
+
+def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
+    tested = copy.deepcopy(model)
+    private = gradients.of(tested, "book-keeping")
+    private.tape.open(Owners(torch.arange(_SAMPLES), torch.device("cpu")))
+    try:
+        private.backward(loss(private(*samples), labels))
+    except RuntimeError as error:
+        raise ConfigurationError(f"the model cannot be differentiated sample by sample: {error}") from error
+    if any(parameter.grad is not None for parameter in tested.parameters()):
+        raise ConfigurationError("a parameter is used outside of its layer; no clipping would bound its gradient")
+    found = private.tape.gradients()
+    trained = [p for p in tested.parameters() if p.requires_grad]
+    return torch.cat([found[p] if p in found else p.new_zeros((_SAMPLES, p.numel())) for p in trained], dim=1)
+
+
+def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+    """Gradient ``[t]`` of one sample alone, by plain differentiation."""
+    plain = copy.deepcopy(model)
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss(plain(*sample), label).sum(), trained, allow_unused=True)
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(trained, found, strict=True)]
+    )

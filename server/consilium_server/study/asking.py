@@ -1,0 +1,249 @@
+"""A question is put to sites until it is done: who is open is asked, answers are taken one by one, and said aloud."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from consilium_server.state.heads import TwoLedgers
+from consilium_server.study.conversation import WEEK_SECONDS, AskAgain, Conversation
+from consilium_server.study.exchange_state import LATECOMER_SECONDS, PASSING, Question
+from consilium_server.study.recruitment import Recruitment
+from consilium_server.transport.exchange import Answer as Arrival
+from consilium_server.transport.exchange import ask
+from consilium_shared.errors import PeerError
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Refusal
+from consilium_shared.study import seconds
+
+log = logging.getLogger("consilium.study")
+
+RETRY_SECONDS = 1.0
+SHORT = frozenset({"keys", "handshake", "survivors", "opening"})
+"""Phases whose answers take a site no work: their time is that of the way."""
+KEYS = frozenset({"keys", "handshake"})
+"""Phases before a site's answer is counted on."""
+
+Requests = Mapping[str, tuple[bytes, bytes]]
+"""Site to the header and the payload of what it is asked."""
+Accept = Callable[[messages.Answer, Arrival], None]
+"""Takes a verified answer, or raises PeerError for one that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A question for keys that is put beside another; nobody waits for its answers.
+
+    Attributes:
+        number: the round that it is about.
+        header: what is asked.
+        sites: whom to ask now.
+        accept: takes an answer.
+    """
+
+    number: int
+    header: bytes
+    sites: Callable[[], tuple[str, ...]]
+    accept: Accept
+
+
+class Asking:
+    """Common part of every exchange of a study with its sites."""
+
+    def __init__(self, talk: Conversation, recruitment: Recruitment) -> None:
+        self.talk, self.folder, self.recruitment = talk, talk.folder, recruitment
+        self._pace: dict[str, float] = {}
+        """Seconds that a site's last short answer took, from when it was there to be asked."""
+        self._status: dict[str, str] = {}
+        self._there: dict[str, float] = {}
+        """When a site that is asked was first seen to have the question."""
+
+    def question(
+        self,
+        number: int,
+        phase: str,
+        sites: tuple[str, ...],
+        minimum: int,
+        *,
+        awaited: frozenset[str] | None = None,
+        least: int | None = None,
+    ) -> Question:
+        """A question of round ``number``; the rest as ``rounds.Question`` has it."""
+        self.folder.event("round", round=number, phase=phase, sites=list(sites))
+        timeout = seconds(self.talk.study.aggregation.round_timeout)
+        return Question(sites, minimum, time.monotonic(), timeout, awaited, least, phase)
+
+    def ask(
+        self,
+        question: Question,
+        number: int,
+        requests: Requests,
+        answer_bytes: int,
+        accept: Accept,
+        aside: Aside | None = None,
+    ) -> None:
+        """Until the question is done; ``answer_bytes``: most that an answer's payload may have."""
+        self._status, self._there = {}, {}
+        said: dict[str, Any] = {}
+
+        def look(status: Mapping[str, str]) -> None:
+            now = time.monotonic()
+            self._status.update(status)
+            for site, what in status.items():
+                if what == "asked":
+                    self._there.setdefault(site, now)
+                else:
+                    self._there.pop(site, None)
+            if question.phase == "keys":
+                question.latecomers = self._window(question)
+            late = now - question.opened > question.timeout
+            waiting = {site: status[site] for site in question.open() if site in status}
+            offline = {site: what for site, what in waiting.items() if late or what == "offline"}
+            about = {"sites": offline, "have": len(question.answered), "minimum": question.minimum}
+            if offline and about != said:
+                self.folder.event("waiting", **about)
+            said.update(about)
+
+        while not question.done(time.monotonic()):
+            self._pass(question, number, requests, answer_bytes, accept, aside, look)
+            if not question.done(time.monotonic()):
+                self.talk.pause(RETRY_SECONDS)
+        waited = time.monotonic() - question.opened
+        for site, what in question.away().items():
+            self.recruitment.attendance.note_away(site, self._told(site, question.phase, what, waited))
+
+    def _pass(
+        self,
+        question: Question,
+        number: int,
+        requests: Requests,
+        answer_bytes: int,
+        accept: Accept,
+        aside: Aside | None,
+        look: Callable[[Mapping[str, str]], None],
+    ) -> None:
+        """Ask whoever is open once, and whoever is to be asked aside."""
+        for site in question.open():
+            if site not in self.talk.nodes:
+                question.problem(site, "its SuperNode is not registered")
+        asked = {site: requests[site] for site in question.open() if site in self.talk.nodes}
+        beside = aside.sites() if aside is not None else ()
+        put = dict(asked)
+        if aside is not None:
+            put |= {site: (aside.header, b"") for site in beside if site in self.talk.nodes and site not in asked}
+        put = {site: self.talk.instead(site) or request for site, request in put.items()}
+        left = set(asked)
+        for site, (header, _) in put.items():
+            self.talk.note_asked(site, header)
+
+        def abort() -> bool:
+            self.talk.check_wanted()
+            return question.done(time.monotonic()) or not left
+
+        arrivals = ask(
+            self.talk.grid,
+            put,
+            self.talk.nodes,
+            WEEK_SECONDS,
+            spool=self.folder.root,
+            payload_bytes=answer_bytes,
+            on_wait=look,
+            abort=abort,
+        )
+        for arrival in arrivals:
+            left.discard(arrival.site)
+            if arrival.site in asked:
+                self._take(question, number, arrival, put[arrival.site][0], accept)
+            elif aside is not None and arrival.problem is None:
+                self._take_aside(aside, arrival, put[arrival.site][0])
+
+    def _take(self, question: Question, number: int, arrival: Arrival, header: bytes, accept: Accept) -> None:
+        site, attendance = arrival.site, self.recruitment.attendance
+        if arrival.problem is not None:
+            if arrival.problem != "aborted":
+                question.problem(site, arrival.problem)
+                self.folder.event("problem", round=number, site=site, what=arrival.problem)
+            return
+        try:
+            refusal = self._read(arrival, header, accept)
+        except AskAgain as again:
+            question.problem(site, str(again))
+            log.info("%s: %s", site, again)
+            return
+        if refusal is None:
+            question.answer(site)
+            took = time.monotonic() - question.opened
+            if question.phase in SHORT:
+                self._keep_pace(site)
+            about = {"phase": question.phase, "seconds": round(took, 3), "bytes": arrival.payload.size}
+            self.folder.event("answer", round=number, site=site, **about)
+            return
+        reason, detail = refusal
+        question.refuse(site, reason, detail)
+        attendance.note_refusal(site, reason, detail)
+        if site in question.open():
+            self.folder.event("problem", round=number, site=site, what=detail)
+            return
+        if reason in PASSING:
+            self.folder.event("refusal", round=number, site=site, reason=reason, detail=detail)
+        else:
+            self._out(site, number, reason, detail, costly=question.phase not in KEYS)
+        if reason in ("pending", "unknown-study"):
+            attendance.undecided(site, lost=reason != "pending")
+
+    def _take_aside(self, aside: Aside, arrival: Arrival, header: bytes) -> None:
+        site, attendance = arrival.site, self.recruitment.attendance
+        self._keep_pace(site)
+        try:
+            refusal = self._read(arrival, header, aside.accept)
+        except AskAgain:
+            return  # with the next exchange
+        if refusal is None:
+            if attendance.come(site):
+                self.folder.event("back", round=aside.number, site=site)
+        elif refusal[0] in ("pending", "unknown-study"):
+            attendance.undecided(site, lost=refusal[0] != "pending")
+        elif refusal[0] not in PASSING:
+            self._out(site, aside.number, *refusal)
+
+    def _read(self, arrival: Arrival, header: bytes, accept: Accept) -> tuple[str, str] | None:
+        """Take an answer; the reason and the sentence where it is a refusal or cannot be used. Raises AskAgain."""
+        try:
+            answer = self.talk.decode(arrival, header)
+            if isinstance(answer, Refusal):
+                return answer.reason, answer.detail
+            accept(answer, arrival)
+        except AskAgain:
+            raise
+        except TwoLedgers as error:
+            return "ledger", str(error)
+        except PeerError as error:
+            return "malformed", str(error)
+        return None
+
+    def _out(self, site: str, number: int, reason: str, detail: str, *, costly: bool = False) -> None:
+        again = self.recruitment.attendance.refuse(site, reason, detail, number, costly=costly)
+        self.folder.event("refusal", round=number, site=site, reason=reason, detail=detail, again=again)
+
+    def _keep_pace(self, site: str) -> None:
+        if site in self._there:
+            self._pace[site] = time.monotonic() - self._there[site]
+
+    def _window(self, question: Question) -> float:
+        """Seconds for latecomers: twice what the slowest took last of those who are there and not in yet."""
+        paces = [self._pace.get(site, 0.0) for site in question.open() if self._status.get(site) == "asked"]
+        return min(max([LATECOMER_SECONDS, *(2 * pace for pace in paces)]), question.timeout)
+
+    def _told(self, site: str, phase: str, what: str, waited: float) -> str:
+        """Why a question closed without a site, in words."""
+        missed = {"keys": "gave no keys", "handshake": "no answer to the handshake", "training": "gave no update"}
+        found = f"{missed.get(phase, f'no answer ({phase})')} in {waited:.1f} s"
+        if site not in self.talk.nodes or what not in ("no answer yet", "timeout", "unavailable"):
+            return f"{found}: {what}"
+        where = {"asked": "it was asked and had not answered", "offline": "its SuperNode was not connected"}
+        pace = self._pace.get(site)
+        took = f"; its last answer took {pace:.1f} s" if phase in SHORT and pace is not None else ""
+        return f"{found}: {where.get(self._status.get(site, 'offline'), 'not reached')}{took}"

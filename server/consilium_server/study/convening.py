@@ -1,0 +1,213 @@
+"""Convening the cohort of a sum: keys of every site that comes, and a secret between each two of them.
+
+Keys of a next sum come with the shares of this one. Whoever is not in this one is asked for a key for the next while
+the others work: so a site comes back as soon as it can, however far away it is, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from consilium_server.state.pending_sum import OpenSum
+from consilium_server.study.asking import Accept, Aside, Asking
+from consilium_server.transport.exchange import Answer as Arrival
+from consilium_shared import limits
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Advertise, Advertised, Handshake, Handshaken, Payload
+from consilium_shared.secagg.handshake import Bundle, Encapsulated, decode_encapsulated, encode_bundles
+from consilium_shared.secagg.keys import check_public
+from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites
+
+
+class NotOpened(Exception):
+    """No attempt could be opened; the text says why."""
+
+
+class Abandoned(Exception):
+    """This attempt cannot be opened; the text says why.
+
+    Attributes:
+        present: sites that answered until then.
+        without_others: whether the next attempt is for them alone.
+    """
+
+    def __init__(self, why: str, present: Collection[str], *, without_others: bool = False) -> None:
+        super().__init__(why)
+        self.present, self.without_others = frozenset(present), without_others
+
+
+def place(slot: Slot) -> tuple[Purpose, int, int]:
+    """Purpose, round and attempt, by which the answers about a sum name it."""
+    return slot.purpose, slot.round, slot.attempt
+
+
+class Convening:
+    """The keys of one study's sites: for its sums, and for its secrets."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking, self._talk = asking, asking.talk
+        self._study = asking.talk.study
+        self._adverts: dict[Slot, dict[str, Advert]] = {}
+        self._bundles: dict[str, Bundle] = {}
+        self._known: dict[str, dict[str, str]] = {}
+        """Site to those with which it has a secret, and the digest of the keys with which they agreed on it."""
+        self.identities = {
+            member.site: PublicIdentity.from_hex(member.identity) for member in asking.talk.roster.members
+        }
+
+    def slot(self, purpose: Purpose, number: int, attempt: int) -> Slot:
+        """Slot that the keys of an attempt belong to."""
+        return Slot(**self._talk.common, purpose=purpose, round=number, attempt=attempt)
+
+    def convene(
+        self,
+        slot: Slot,
+        awaited: frozenset[str],
+        earlier: Terms | None,
+        only: frozenset[str] | None = None,
+        *,
+        everybody: bool = False,
+    ) -> OpenSum:
+        """Keys of everybody who comes, or ``only`` of these (``everybody``: of each), and secrets between each two.
+
+        After an earlier attempt at least so many of its cohort must come that it is dead; else nobody could go on.
+
+        Raises:
+            NotOpened: too few sites are left.
+            Abandoned: too few gave keys.
+        """
+        minimum = least_sites(self._study.aggregation, len(self._talk.roster.members))
+        minimum = max(minimum, len(only)) if everybody and only else minimum
+        adverts = self._adverts.setdefault(slot, {})
+        approved = self._approved(only)
+        missing = tuple(site for site in approved if site not in adverts or site not in self._bundles)
+        if missing:
+            have = len(approved) - len(missing)
+            header, accept = self._question(slot)
+            needed = max(minimum - have, 0) if slot.purpose == "training" else 0
+            question = self._asking.question(slot.round, "keys", missing, needed, awaited=awaited & set(missing))
+            self._asking.ask(question, slot.round, dict.fromkeys(missing, (header, b"")), 0, accept)
+            if earlier is not None and not earlier.dead(adverts):
+                late = tuple(site for site in question.open() if site in earlier.cohort)
+                lacking = earlier.enough_to_abandon - earlier.promised(adverts)
+                question = self._asking.question(slot.round, "keys", late, lacking, awaited=frozenset())
+                self._asking.ask(question, slot.round, dict.fromkeys(late, (header, b"")), 0, accept)
+        cohort = sorted(site for site in self._approved(only) if site in adverts)
+        encapsulated = self._shake_hands(slot.round, cohort)
+        cohort = [site for site in cohort if site in encapsulated]
+        if len(self._approved(None)) < minimum:
+            raise NotOpened(f"{len(cohort)} sites can take part, and {minimum} are needed")
+        if len(cohort) < minimum:
+            raise Abandoned(f"{len(cohort)} sites have given keys, and {minimum} are needed", cohort)
+        self._adverts = {each: found for each, found in self._adverts.items() if each == slot or _after(each, slot)}
+        return OpenSum(
+            purpose=slot.purpose,
+            round=slot.round,
+            attempt=slot.attempt,
+            adverts={site: adverts[site] for site in cohort},
+            encapsulated={site: encapsulated[site] for site in cohort},
+        )
+
+    def _approved(self, only: frozenset[str] | None) -> tuple[str, ...]:
+        approved = self._asking.recruitment.sites("approved")
+        return tuple(site for site in approved if only is None or site in only)
+
+    def _question(self, slot: Slot) -> tuple[bytes, Accept]:
+        """The question for keys, and what takes an answer."""
+        request = Advertise(**self._talk.common, of=slot.purpose, round=slot.round, attempt=slot.attempt)
+
+        def accept(answer: messages.Answer, _: Arrival) -> None:
+            if not isinstance(answer, Advertised) or (answer.of, answer.round, answer.attempt) != place(slot):
+                raise PeerError("not an answer to this question")
+            self._check_advert(slot, answer.site, answer.advert)
+            answer.bundle.verify(slot.study, slot.roster, answer.site, self.identities[answer.site])
+            self._adverts.setdefault(slot, {})[answer.site] = answer.advert
+            self._bundles[answer.site], self._known[answer.site] = answer.bundle, dict(answer.known)
+
+        return messages.encode(request, self._talk.coordinator, self._talk.study.schema_version), accept
+
+    def ahead(self, slot: Slot, cohort: Collection[str]) -> Aside | None:
+        """The question for keys for the round after ``slot``, to whoever is outside the cohort of this one."""
+        following = self._following(slot)
+        if slot.purpose != "training" or following.purpose != "training":
+            return None
+        header, accept = self._question(following)
+        have = self._adverts.setdefault(following, {})
+
+        def sites() -> tuple[str, ...]:
+            return tuple(site for site in self._asking.recruitment.due(following.round, cohort) if site not in have)
+
+        return Aside(following.round, header, sites, accept)
+
+    def _shake_hands(self, number: int, cohort: list[str]) -> dict[str, dict[str, Encapsulated]]:
+        """Site to what it needs from others to share a secret with each; who does not answer is left out."""
+        needed: dict[str, dict[str, Encapsulated]] = {site: {} for site in cohort}
+        bundles = {site: self._bundles[site] for site in cohort}
+        digests = {site: bundle.digest for site, bundle in bundles.items()}
+
+        def strange(one: str, other: str) -> bool:
+            return self._known[one].get(other) != digests[other]
+
+        if not any(strange(one, other) for one in cohort for other in cohort if one != other):
+            return needed
+        payload = encode_bundles(bundles)
+        request = Handshake(**self._talk.common, payload=Payload.of(payload))
+        header = messages.encode(request, self._talk.coordinator, self._talk.study.schema_version)
+        sent: dict[str, dict[str, Encapsulated]] = {}
+
+        def accept(answer: messages.Answer, arrival: Arrival) -> None:
+            if not isinstance(answer, Handshaken):
+                raise PeerError("not an answer to this question")
+            found, low = decode_encapsulated(arrival.payload.read()), (answer.site, bundles[answer.site])
+            for high in (site for site in cohort if site > answer.site):
+                if high not in found:
+                    raise PeerError(f"a handshake without {high}")
+                about = self._talk.common["study"], self._talk.common["roster"]
+                found[high].verify(*about, low, (high, bundles[high]), self.identities[answer.site])
+            sent[answer.site] = found
+
+        question = self._asking.question(number, "handshake", tuple(cohort), 0)
+        requests = dict.fromkeys(cohort, (header, payload))
+        self._asking.ask(question, number, requests, limits.HEADER_BYTES, accept)
+        for low, found in sent.items():
+            for high in (site for site in sent if site > low):
+                if strange(high, low) or strange(low, high):
+                    needed[high][low] = found[high]
+                self._known[low][high] = digests[high]
+        return {site: needed[site] for site in sent}
+
+    def note_known(self, site: str, other: str) -> None:
+        """``site`` has taken the secret that ``other`` sent it."""
+        if other in self._bundles:
+            known = self._known.setdefault(site, {})
+            known[other] = self._bundles[other].digest
+
+    def keep_next(self, slot: Slot, site: str, advert: Advert) -> None:
+        """The key for the sum after ``slot``, which came with the shares of this one.
+
+        One of no use is not kept, and costs no share: that site is asked for a key of its own.
+        """
+        following = self._following(slot)
+        try:
+            self._check_advert(following, site, advert)
+        except PeerError:
+            return
+        self._adverts.setdefault(following, {})[site] = advert
+
+    def _following(self, slot: Slot) -> Slot:
+        if slot.purpose == "training" and slot.round < self._study.training.rounds:
+            return slot.model_copy(update={"round": slot.round + 1, "attempt": 1})
+        return slot.model_copy(update={"purpose": "evaluation", "attempt": 1})
+
+    def _check_advert(self, slot: Slot, site: str, advert: Advert) -> None:
+        """Whoever sends a key of no use is found here, and not by all the others."""
+        advert.verify(slot, site, self.identities[site])
+        check_public(bytes.fromhex(advert.key))
+        if any(each.key == advert.key for other, each in self._adverts.get(slot, {}).items() if other != site):
+            raise PeerError("this key is another site's")
+
+
+def _after(each: Slot, slot: Slot) -> bool:
+    return each.purpose == "training" and each.round > slot.round

@@ -1,0 +1,166 @@
+"""One study's talk with its sites: who they are, what is said to all of them, and which answer is really theirs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from consilium_server.federation import Home
+from consilium_server.state.heads import Doubt, Heads
+from consilium_server.state.study_folder import StudyFolder
+from consilium_server.transport.exchange import Answer as Arrival
+from consilium_server.transport.exchange import StudyGrid
+from consilium_shared.canonical import digest
+from consilium_shared.errors import PeerError
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
+
+WEEK_SECONDS = 7 * 24 * 3600.0
+"""Seconds as good as for ever: whether to go on waiting is decided elsewhere."""
+
+
+class Halted(Exception):
+    """The study cannot or must not go on; the text says why."""
+
+
+class AskAgain(PeerError):
+    """This answer counts for nothing. The site is asked what ``Conversation.instead`` says, or once more."""
+
+
+class _Probe(NamedTuple):
+    """A question that was never put before, and the one that made it necessary, by digest."""
+
+    header: bytes
+    payload: bytes
+    about: str
+
+
+class Conversation:
+    """Common part of every question of a study."""
+
+    def __init__(self, home: Home, folder: StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
+        """``nodes``: site to the node id of its SuperNode."""
+        self.home = home
+        self.folder = folder
+        self.grid = grid
+        self.nodes = nodes
+        self.study = folder.study()
+        self.roster = folder.roster(home)
+        self.coordinator = home.coordinator()
+        self.common: dict[str, Any] = {
+            "federation": self.roster.federation,
+            "study": self.study.digest,
+            "roster": self.roster.digest,
+        }
+        self._resumed = False
+        self._heads = Heads(home.heads)
+        self._probes: dict[str, _Probe] = {}
+
+    def proposal(self, payload: bytes = b"") -> bytes:
+        """The signed header of the study's proposal; no site reads its payload, which makes it another question."""
+        document = self.folder.roster_document()
+        about: dict[str, Any] = {"contract": self.study.contract, "roster_document": document}
+        return self.encode(Propose(**self.common, **about, payload=Payload.of(payload)))
+
+    def instead(self, site: str) -> tuple[bytes, bytes] | None:
+        """Header and payload of what ``site`` is to be asked before anything else; None where it is in no doubt."""
+        probe = self._probes.get(site)
+        return None if probe is None else (probe.header, probe.payload)
+
+    def note_asked(self, site: str, header: bytes) -> None:
+        """``site`` is about to be asked this; to be called before every question."""
+        self._heads.ask(site, digest(header))
+
+    def encode(self, request: messages.Request) -> bytes:
+        """A request's signed header, in the protocol of the study."""
+        return messages.encode(request, self.coordinator, self.study.schema_version)
+
+    def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
+        """The verified answer of exactly this site to exactly this request.
+
+        Raises:
+            TwoLedgers: it comes from another ledger than the site's answers before.
+            AskAgain: it could, and the site is to be asked something new first; or it was the answer to that.
+            PeerError: it is anything else.
+        """
+        answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
+        unread = isinstance(answer, Refusal) and answer.study == messages.UNREAD
+        study = messages.UNREAD if unread else self.study.digest
+        expected = (self.roster.federation, study, arrival.site, digest(header))
+        if (answer.federation, answer.study, answer.site, answer.request) != expected:
+            raise PeerError("an answer to another question, study or federation, or of another site")
+        if (answer.payload.size, answer.payload.sha256) != (arrival.payload.size, arrival.payload.sha256):
+            raise PeerError("the payload is not the one that the header describes")
+        if unread and isinstance(answer, Refusal):
+            return self._explained(answer)  # of all answers the one that stands in no ledger
+        self._check_head(arrival.site, answer)
+        return answer
+
+    def _check_head(self, site: str, answer: messages.Answer) -> None:
+        probe = self._probes.get(site)
+        probed = probe is not None and digest(probe.header) == answer.request
+        short = not isinstance(answer, Update | Counts | Closing)
+        try:
+            self._heads.check(site, answer.request, answer.head, short=short, new=probed)
+        except Doubt as doubt:
+            payload = secrets.token_bytes(16)
+            self._probes[site] = _Probe(self.proposal(payload), payload, answer.request)
+            raise AskAgain(str(doubt)) from doubt
+        if probe is not None and probed:
+            self._heads.excuse(site, probe.about)
+            del self._probes[site]
+            raise AskAgain("its ledger goes on from what is known of it")
+
+    def _explained(self, refusal: Refusal) -> Refusal:
+        """A refusal of a request that the site could not read; where that is for want of a version, it says so."""
+        number = self.study.schema_version
+        if refusal.reason != "malformed" or refusal.protocol >= number:
+            return refusal
+        detail = (
+            f"the site speaks protocol {refusal.protocol} (release 0.1), the study protocol {number}: upgrade the "
+            f"site's Consilium, or start the study anew with schema_version: {refusal.protocol} in its file"
+        )
+        return refusal.model_copy(update={"reason": "version", "detail": detail})
+
+    def countersignature(self, answer: Update | Closing, recorded: Recorded | None) -> str | None:
+        """Countersignature of the site on the record that it was shown, verified; None where it was shown none.
+
+        Raises:
+            PeerError: it is missing, was made over something else, or there was nothing to sign.
+        """
+        if recorded is None:
+            if answer.countersignature is not None:
+                raise PeerError("a countersignature over nothing")
+            return None
+        if answer.countersignature is None:
+            raise PeerError("the record that was shown is not countersigned")
+        messages.verify_countersignature(answer.countersignature, recorded.record, self._identity(answer.site))
+        return answer.countersignature
+
+    def _identity(self, site: str) -> PublicIdentity:
+        member = self.roster.member(site)
+        if member is None:
+            raise PeerError("not in the roster")
+        return PublicIdentity.from_hex(member.identity)
+
+    def check_wanted(self) -> None:
+        """Raises Halted when somebody stopped the study."""
+        state, why = self.folder.state()
+        if state == "stopped":
+            raise Halted(why)
+        if state == "wanted":  # resumed while it ran, or stopped and resumed before this process noticed
+            self.folder.set_state("running")
+            self._resumed = True
+
+    def resumed(self) -> bool:
+        """Whether somebody resumed the study since this was last asked."""
+        resumed, self._resumed = self._resumed, False
+        return resumed
+
+    def pause(self, duration: float) -> None:
+        """Sleep for so many seconds; raises Halted as ``check_wanted``."""
+        self.check_wanted()
+        time.sleep(duration)

@@ -1,0 +1,73 @@
+"""The figures that the coordinator publishes of an opened sum: metrics as the sites reported them, with intervals."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_shared.intervals import noised_metrics, variances
+from consilium_shared.metrics import Layout, metrics
+from consilium_shared.plausibility import contradiction, most_held_back
+from consilium_shared.privacy.plan import noise_of_evaluations
+from consilium_shared.protocol.summand import Opened
+from consilium_shared.study import Study
+
+
+class Figures:
+    """Metrics of one study's sums of evaluation counts."""
+
+    def __init__(self, study: Study, least: int = 2) -> None:
+        """``least``: fewest sites whose counts are told (``secagg.terms.least_sites``)."""
+        self.study, self.least = study, max(least, study.aggregation.min_sites)
+        self.layout = Layout.of(study)
+
+    @cached_property
+    def noise(self) -> float | None:
+        """Noise multiplier of each site's counts; None where they carry none."""
+        epsilon, delta = self.study.evaluation.epsilon, self.study.privacy.delta
+        if epsilon is None or delta is None:
+            return None
+        return noise_of_evaluations(len(self.study.evaluated_rounds), epsilon, delta)
+
+    def of(self, opened: Opened, training: dict[str, Any] | None = None) -> tuple[dict[str, Any] | None, str | None]:
+        """Metrics of an opened sum's counts, or why there are none though it has some.
+
+        Args:
+            opened: the sum.
+            training: the record of a round in which every site of the sum took part (``weight``, ``participants``).
+
+        Returns:
+            (metrics by name, with ``sites`` that counted and, of noised counts, ``interval``; None), (None, reason), or
+            (None, None) where too few sites have counted.
+        """
+        if opened.counts is None or opened.counted < self.least:
+            return None, None
+        variance = None if self.noise is None else variances(self.layout, self.noise, opened.counted)
+        most = None
+        if training is not None and training.get("weight") is not None:
+            most = most_held_back(self.study, len(training["participants"]), training["weight"])
+        why = contradiction(opened.counts, self.layout, variance, most)
+        if why is not None:
+            return None, why
+        if variance is None:
+            values, known = metrics(opened.counts, self.layout), None
+        else:
+            values, known = noised_metrics(opened.counts, self.layout, variance)
+        kept: dict[str, Any] = {name: values[name] for name in self.study.evaluation.metrics}
+        kept["sites"] = opened.counted
+        if known is not None:
+            kept["interval"] = {name: list(known[name]) for name in self.study.evaluation.metrics if name in known}
+        return kept, None
+
+
+def noised_weight(study: Study, opened: Opened) -> int | None:
+    """The summed weight where it is made of noised numbers of patients, which leave anyway; else None."""
+    return opened.weight or None if study.privacy.mode == "dp" and study.aggregation.weighting == "patients" else None
+
+
+def length(vector: npt.NDArray[np.floating[Any]]) -> float:
+    """L2 norm to six digits, for a record."""
+    return float(f"{float(np.linalg.norm(vector.astype(np.float64))):.6g}")

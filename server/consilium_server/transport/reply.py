@@ -1,0 +1,147 @@
+"""A site's reply, read object by object: which object is wanted next, and whether what came is what must come.
+
+Flower cuts a message into a tree of objects, each named by the SHA-256 of its content; an array becomes chunks of
+5 MiB. Ours is a message with one header and at most one payload:
+
+    Message ── RecordDict ─┬─ "header":  ConfigRecord {"header": bytes}
+                           └─ "payload": ArrayRecord ── "payload": Array (uint8 [n]) ── chunks
+
+No network here, and no chunk is kept: they go on to the ``Upload``, in the array's order.
+
+Leans on these internals of flwr 1.41 (pinned): the object forms of ``flwr.app`` (head, children, body; an Array's body
+in JSON), read with the functions of ``flwr.supercore.inflatable``; ``FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE``;
+``flwr.proto`` messages; ``ErrorCode``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    get_object_id,
+)
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from consilium_server.transport.upload import Upload
+from consilium_shared import limits
+
+BYTES = "bytes"
+"""``stype`` of our arrays: Flower carries the data as it is, and no array format is parsed at either end."""
+
+OBJECT_BYTES = limits.HEADER_BYTES + 256 * 1024
+"""Largest object that is not a chunk: the header, or the names of all chunks of the largest payload (27 KiB)."""
+
+_PROBLEM_OF_CODE = {
+    ErrorCode.NODE_UNAVAILABLE: "unavailable",
+    ErrorCode.MESSAGE_UNAVAILABLE: "lost",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "lost",
+    ErrorCode.CLIENT_APP_CRASHED: "lost",  # the courier died; it is supervised and comes back
+}
+
+Objects = Generator[str, bytes, Any]
+"""Yields the id of an object that is wanted, and is sent its content."""
+
+
+class ReplyUnusable(Exception):
+    """A reply that cannot be used.
+
+    Attributes:
+        problem: ``lost`` or ``unavailable`` (may be asked for again), ``crashed`` or ``malformed``.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[str, bytes, bytes]:
+    """Yield the ids of the objects of a reply, one by one, to be sent their contents; return the header.
+
+    The first wanted is the message itself, which sites upload last: a reply that is still uploading costs one look.
+
+    Args:
+        tree: as the SuperLink announced it; objects outside it are never asked for.
+        payload_bytes: largest payload; its chunks are asked for only when the array says that it is no larger.
+        payload: takes the payload's bytes.
+
+    Raises:
+        ReplyUnusable: the site's error, or not a reply of exactly our form.
+        TransportError: the disk does not take the payload.
+    """
+    try:
+        header: bytes = yield from _message(tree, payload_bytes, payload)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
+        raise ReplyUnusable("malformed") from None
+    return header
+
+
+def _message(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Objects:
+    message = MessageProto.FromString(get_object_body((yield from _object(tree, Message)), Message))
+    if message.HasField("error"):
+        raise ReplyUnusable(_PROBLEM_OF_CODE.get(message.error.code, "crashed"))
+    (content,) = tree.children
+    records = yield from _named(content, RecordDict)
+    if not {"header"} <= records.keys() <= {"header", "payload"}:
+        raise ValueError("records")
+    record = ConfigRecord.inflate((yield from _object(records["header"], ConfigRecord)))
+    header = record["header"]
+    if list(record) != ["header"] or not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
+        raise ValueError("header")
+    if "payload" in records:
+        arrays = yield from _named(records["payload"], ArrayRecord)
+        if list(arrays) != ["payload"]:
+            raise ValueError("arrays")
+        yield from _array(arrays["payload"], payload_bytes, payload)
+    return header
+
+
+def _array(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Objects:
+    content = yield from _object(tree, Array)
+    about = json.loads(get_object_body(content, Array))
+    (size,), order = about["shape"], about["arraychunk_ids"]
+    if (about["dtype"], about["stype"], type(size)) != ("uint8", BYTES, int) or not 0 <= size <= payload_bytes:
+        raise ValueError("array")
+    # An array may name a chunk twice, as one of zeros does: no more of them than its size has room for.
+    if len(order) != -(-size // CHUNK_BYTES) or set(order) != set(range(len(tree.children))):
+        raise ValueError("chunks")
+    nodes = {child.object_id: child for child in tree.children}
+    chunks = [nodes[each] for each in get_object_head_values_from_object_content(content)[1]]
+    for index in order:
+        expected = min(CHUNK_BYTES, size - payload.size)
+        content = yield from _object(chunks[index], ArrayChunk, CHUNK_BYTES + OBJECT_BYTES)
+        body = get_object_body(content, ArrayChunk)
+        if len(body) != expected:
+            raise ValueError("chunk")
+        payload.write(body)
+
+
+def _named(tree: ObjectTree, kind: type[RecordDict] | type[ArrayRecord]) -> Objects:
+    """The nodes below an object that gives each of its children one name, by name."""
+    names: Mapping[str, str] = json.loads(get_object_body((yield from _object(tree, kind)), kind))
+    nodes = {child.object_id: child for child in tree.children}
+    if sorted(names.values()) != sorted(nodes):
+        raise ValueError("names")
+    return {name: nodes[each] for name, each in names.items()}
+
+
+def _object(tree: ObjectTree, kind: Any, largest: int = OBJECT_BYTES) -> Objects:
+    """The content of one object: what its id is the digest of, with exactly the tree's children; ValueError."""
+    content: bytes = yield tree.object_id
+    if len(content) > largest or get_object_id(content) != tree.object_id:
+        raise ValueError("content")
+    _, children, size = get_object_head_values_from_object_content(content)
+    if len(get_object_body(content, kind)) != size:
+        raise ValueError("size")
+    if sorted(children) != sorted(child.object_id for child in tree.children) or len(set(children)) != len(children):
+        raise ValueError("children")
+    return content

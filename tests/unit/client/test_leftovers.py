@@ -1,0 +1,160 @@
+"""A study that the hospital says no to leaves no update, answer, key or seed on the disk, and does nothing twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.client.test_secure_sums import CURIOUS, Crash, other, reason
+
+from consilium_client.agent.secure_sums import Sums
+from consilium_client.state.results import Results
+from consilium_client.state.sum_store import SumStore
+from consilium_shared.protocol.messages import Update
+from consilium_shared.study import Study
+
+
+def left(site: Any) -> list[str]:
+    """Files of the study in the site's store, but the proposal and the number of patients that may leave."""
+    store: Path = site.desk.home.store
+    found = [file.relative_to(store).as_posix() for file in store.rglob("*") if file.is_file()]
+    study = site.coordinator.study.digest
+    return sorted(
+        name.replace(study, "STUDY")
+        for name in found
+        if study in name and name.split("/")[0] not in ("studies", "cohorts")
+    )
+
+
+def approve_again(site: Any) -> None:
+    site.desk.approve(site.desk.proposals.find(site.coordinator.study.digest), "tester")
+    site.coordinator.neighbours._met.clear()
+
+
+def withdraw(site: Any) -> None:
+    site.desk.reject(site.desk.proposals.find(site.coordinator.study.digest), "tester", "we stop")
+
+
+@pytest.fixture
+def worked(site: Any) -> Any:
+    """A site whose update has left and whose sum was never opened."""
+    site.approve()
+    assert isinstance(site.ask(site.coordinator.train(), site.coordinator.model), Update)
+    kept = ["answers/STUDY/update.18", "results/STUDY.training", "sums/STUDY/session.json", "sums/STUDY/training.1.1"]
+    assert left(site) == kept
+    return site
+
+
+def test_after_a_rejection_nothing_is_left_but_what_was_worked_on_and_the_ledger(worked: Any) -> None:
+    session = worked.desk.sums.session(worked.coordinator.study.digest)
+    withdraw(worked)
+    assert left(worked) == ["sums/STUDY/worked.json"]
+    stayed = (worked.desk.home.store / "sums" / worked.coordinator.study.digest / "worked.json").read_text()
+    assert session.seed not in stayed and all(what in stayed for what in session.seen)
+    assert worked.kinds()[-1] == "reject"
+    assert reason(worked.ask(worked.coordinator.train(1, attempt=2), worked.coordinator.model)) == "rejected"
+    assert left(worked) == ["sums/STUDY/worked.json"], "nor does a refused request leave anything"
+
+
+def test_what_a_crash_left_of_a_rejection_goes_at_the_next_start(worked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        raise Crash
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Results, "forget", die)
+        with pytest.raises(Crash):
+            withdraw(worked)
+    worked.restart()
+    assert left(worked) == ["sums/STUDY/worked.json"]
+
+
+def test_what_could_be_masked_again_goes_before_the_proof_of_where_it_was(
+    worked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails in between leaves no result whose attempts nobody knows any more."""
+
+    def fail(*_: Any) -> None:
+        raise OSError
+
+    with monkeypatch.context() as failing:
+        failing.setattr(SumStore, "forget_secrets", fail)
+        with pytest.raises(OSError):
+            withdraw(worked)
+    assert "results/STUDY.training" not in left(worked) and "sums/STUDY/training.1.1" in left(worked)
+
+
+def test_a_study_that_is_approved_and_rejected_again_within_one_request_leaves_nothing_either(
+    worked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw(worked)
+    approve_again(worked)
+    c, contribute = worked.coordinator, Sums.contribute
+
+    def meanwhile(*arguments: Any) -> Any:
+        made = contribute(*arguments)
+        withdraw(worked)
+        assert "results/STUDY.training" in left(worked)
+        return made
+
+    worked.desk.leftovers.forget_rejected = lambda: None  # as where the keys were asked for before
+    asked = c.train(1, attempt=2)
+    del worked.desk.leftovers.forget_rejected
+    monkeypatch.setattr(Sums, "contribute", meanwhile)
+    worked.ask(asked, c.model)
+    assert left(worked) == ["sums/STUDY/worked.json"]
+
+
+def test_while_a_request_is_answered_nothing_is_deleted_and_afterwards_everything(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.approve()
+    c, contribute = site.coordinator, Sums.contribute
+    asked = c.train()
+
+    def meanwhile(*arguments: Any) -> Any:
+        made = contribute(*arguments)
+        other_thread = threading.Thread(target=withdraw, args=(site,))
+        other_thread.start()
+        other_thread.join()
+        assert "results/STUDY.training" in left(site)
+        return made
+
+    monkeypatch.setattr(Sums, "contribute", meanwhile)
+    assert isinstance(site.ask(asked, c.model), Update)
+    assert left(site) == ["sums/STUDY/worked.json"]
+
+
+def test_approved_again_a_private_round_is_drawn_and_charged_anew(worked: Any) -> None:
+    c = worked.coordinator
+    withdraw(worked)
+    patients = worked.desk.cohorts.size(c.study, 10**6, 1)
+    approve_again(worked)
+    assert worked.desk.cohorts.size(c.study, 1, 1) == patients, "the number of patients is drawn once"
+    assert isinstance(worked.ask(c.train(1, attempt=2), c.model), Update)
+    assert worked.charges() == 2
+
+
+@pytest.mark.parametrize("tombstone", [True, False])
+def test_approved_again_a_round_without_privacy_is_not_worked_on_a_second_time(
+    new_coordinator: Callable[..., Any], new_site: Callable[[Any], Any], tombstone: bool
+) -> None:
+    """Not even where somebody deleted what stayed: the ledger has the release."""
+    c = new_coordinator(epsilon="unlimited", policy=f"allow_without_privacy: true\n  {CURIOUS}")
+    changes = {"privacy": {"mode": "none"}, "evaluation": {}}
+    c.study = Study.model_validate({**c.study.contract, **changes})
+    c.model = c.pack(c.study)
+    site = new_site(c)
+    site.approve()
+    assert isinstance(site.ask(c.train(), c.model), Update)
+    withdraw(site)
+    if not tombstone:
+        (site.desk.home.store / "sums" / c.study.digest / "worked.json").unlink()
+    approve_again(site)
+    model = other(site, 0.5)
+    assert reason(site.ask(c.train(1, model, attempt=2), model)) == "sum"
+    if tombstone:
+        assert reason(site.ask(c.train(2, c.model), c.model)) == "sum", "the same model in another round"
+    assert site.charges() == 1
