@@ -18,7 +18,12 @@ from consilium_audit.evidence import STEPS
 from consilium_shared.protocol.messages import Reason
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(page for folder in ("docs", "deploy", "engine", "examples") for page in (ROOT / folder).rglob("*.md")),
+    ]
+)
 PROGRAMS: dict[str, click.Command] = {
     "consilium-server": typer.main.get_command(consilium_server.commands.cli.app),
     "consilium-site": typer.main.get_command(consilium_client.commands.cli.app),
@@ -100,16 +105,34 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
         follow(next(mentions(text)))
 
 
-def test_the_readmes_shell_blocks_use_targets_that_exist() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_target_of_make_in_a_page_exists(page: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    lines = list(shell_lines((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert lines
-    for line in lines:
-        words = line.split()
-        assert words[0] == "make"
-        assert set(words[1:]) <= targets
-    assert {"make demo", "make test"} <= set(lines)
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = [line.split()[1:] for line in code((ROOT / page).read_text(encoding="utf-8")) if line.startswith("make ")]
+    assert named
+    for words in named:
+        assert {word for word in words if "=" not in word} <= targets, words
+
+
+def test_the_readme_starts_with_a_picture_and_the_demonstration() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.index("](docs/pictures/overview.svg)") < text.index("```sh")
+    assert next(shell_lines(text)) == "make demo"
+    assert "make test" in shell_lines(text)
+
+
+def test_the_architecture_lists_every_decision_by_its_title() -> None:
+    """In their order, and each decision says what it is a decision about."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\d+)\. \[(.+)\]\((docs/decisions/.+\.md)\)$", text, re.MULTILINE)
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    assert [path for _, _, path in listed] == [label(page) for page in pages]
+    for number, title, path in listed:
+        page = (ROOT / path).read_text(encoding="utf-8")
+        assert page.startswith(f"# {number}. {title}\n"), path
+        assert Path(path).name.startswith(f"{int(number):04}-")
+        assert {"## Context", "## Decision", "## Consequences"} <= set(page.splitlines()), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)

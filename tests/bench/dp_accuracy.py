@@ -9,7 +9,7 @@ first of ``training.adaptive_clipping``. Every row costs every site the same ε,
 noise, which is calibrated anew for each row. Rows of one seed share initial weights, noise draws and, where the
 sampling rate is the same, the patients of each step, so that the gain over a table's first row, in points of AUROC
 with its standard error, is of the setting and less of chance. Sites and server are computed in one process
-(``one_process.py``). The figures kept: ``ACCURACY.md`` beside this.
+(``one_process.py``). The figures kept: ``docs/results/accuracy.md``.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = os.environ.get("CONSILIUM_DATA")
     if not source:
-        parser.error("CONSILIUM_DATA does not name the folder of published sets (README.md, On real data)")
+        parser.error("CONSILIUM_DATA does not name the folder of published sets (docs/results/published-data.md)")
     found: list[dict[str, Any]] = []
     decays = DECAYS if "average" in options.features else ()
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as temporary:

@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = os.environ.get("CONSILIUM_DATA")
     if not source:
-        parser.error("CONSILIUM_DATA does not name the folder of published sets (README.md, On real data)")
+        parser.error("CONSILIUM_DATA does not name the folder of published sets (docs/results/published-data.md)")
     found = []
     for name in options.sets:
         with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder, tempfile.TemporaryDirectory() as kept:

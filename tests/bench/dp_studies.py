@@ -11,7 +11,7 @@ turns, the first changing with the seed. Timed are all rounds: the sites' traini
 reading data, calibrating noise and testing the model. Beside wall time stands the processor's, which other work on the
 machine moves less. ε is the plans' cost, the largest of any site, with all that the study asks for: training, the
 number of patients, evaluations; AUROC is that of the last model on all held-back patients, without noise. ``--quick``:
-one seed. The figures kept: ``RESULTS.md``.
+one seed. The figures kept: ``docs/results/private-training.md``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from one_process import contract, federated, hospitals, is_demonstration, plans,
 
 WAYS: tuple[Way, Way] = ("book-keeping", "opacus")
 EPSILON = 3.0
-"""Of the sets whose sample study is without privacy; their settings are the best that ``ACCURACY.md`` has for it."""
+"""Of the sets whose sample study is without privacy; their settings are the best in ``docs/results/accuracy.md``."""
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "pneumoniamnist": SETS["pneumoniamnist"].changes,
     "physionet2012": {**SETS["physionet2012"].changes, "training.optimizer": {"name": "sgd", "lr": 2.0}},
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = os.environ.get("CONSILIUM_DATA", "")
     if not source and not all(map(is_demonstration, options.studies)):
-        parser.error("CONSILIUM_DATA does not name the folder of published sets (README.md, On real data)")
+        parser.error("CONSILIUM_DATA does not name the folder of published sets (docs/results/published-data.md)")
     torch.set_num_threads(1)
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
     found = []

@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not source:
         parser.error(
             "CONSILIUM_DATA does not name the folder with heart_disease.tar.xz; the set is published by the UCI "
-            "Machine Learning Repository, archive.ics.uci.edu, data set 45 (README.md, On real data)"
+            "Machine Learning Repository, archive.ics.uci.edu, data set 45 (docs/results/published-data.md)"
         )
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder:
         bench = Bench(Path(source), Path(folder), options.seeds)
