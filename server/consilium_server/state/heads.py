@@ -10,7 +10,7 @@ late, twice, in any order, from another machine, or after a torn last line, whos
 
 But a server that lost its last lines, or has none yet (a loss of power, an older backup, ``readmit``, a release that
 kept no heads), may take a question for new that the site answered long ago. So an answer with an older head than a new
-question's is only a doubt. It is settled by a question that certainly is new, since chance made it (``Conversation``).
+question's is only a doubt. It is settled by a question that certainly is new, since chance made it (``StudyContext``).
 
 heads/<site>.jsonl      one line each, as they came: ["head", number, digest]; ["asked", digest of the question, least
                         number of its answer's head]; ["short", number, digest of the question that was answered at this

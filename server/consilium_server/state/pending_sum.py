@@ -20,7 +20,7 @@ from consilium_shared.secagg.terms import Advert, Purpose
 from consilium_shared.study import Name
 
 
-class OpenSum(Strict):
+class PendingSum(Strict):
     """One attempt at a sum."""
 
     purpose: Purpose
@@ -34,26 +34,26 @@ class OpenSum(Strict):
     """Once the set is closed."""
 
 
-class OpenSumFile:
+class PendingSumFile:
     """``sum.json`` in a study's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "sum.json"
 
-    def read(self, purpose: Purpose, number: int) -> OpenSum | None:
+    def read(self, purpose: Purpose, number: int) -> PendingSum | None:
         """The last attempt at this sum; None where there was none yet.
 
         Raises:
             IntegrityError: the file is damaged.
         """
         try:
-            found = OpenSum.model_validate(parse_canonical(self._file.read_bytes()))
+            found = PendingSum.model_validate(parse_canonical(self._file.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, PeerError, ValidationError) as error:
             raise IntegrityError(f"{self._file}: damaged; restore the folder from a backup") from error
         return found if (found.purpose, found.round) == (purpose, number) else None
 
-    def write(self, opened: OpenSum) -> None:
+    def write(self, opened: PendingSum) -> None:
         """Keep an attempt durably, in place of the one before."""
         write_atomically(self._file, canonical_bytes(opened.model_dump(mode="json")))

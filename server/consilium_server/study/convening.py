@@ -1,4 +1,4 @@
-"""Convening the cohort of a sum: keys of every site that comes, and a secret between each two of them.
+"""Cohort of a secure sum: key agreement with every site that comes, and a secret between each two of them.
 
 Keys of a next sum come with the shares of this one. Whoever is not in this one is asked for a key for the next while
 the others work: so a site comes back as soon as it can, however far away it is, and nobody waits for it.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from consilium_server.state.pending_sum import OpenSum
-from consilium_server.study.asking import Accept, Aside, Asking
+from consilium_server.state.pending_sum import PendingSum
+from consilium_server.study.exchanges import Accept, Aside, Exchange, Exchanges
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_shared import limits
 from consilium_shared.errors import PeerError
@@ -44,22 +44,22 @@ def place(slot: Slot) -> tuple[Purpose, int, int]:
 
 
 class Convening:
-    """The keys of one study's sites: for its sums, and for its secrets."""
+    """Key agreement of one study: its sites' keys for each sum, and which of them share a secret."""
 
-    def __init__(self, asking: Asking) -> None:
-        self._asking, self._talk = asking, asking.talk
-        self._study = asking.talk.study
+    def __init__(self, exchanges: Exchanges) -> None:
+        self._exchanges, self._context = exchanges, exchanges.context
+        self._study = exchanges.context.study
         self._adverts: dict[Slot, dict[str, Advert]] = {}
         self._bundles: dict[str, Bundle] = {}
         self._known: dict[str, dict[str, str]] = {}
         """Site to those with which it has a secret, and the digest of the keys with which they agreed on it."""
         self.identities = {
-            member.site: PublicIdentity.from_hex(member.identity) for member in asking.talk.roster.members
+            member.site: PublicIdentity.from_hex(member.identity) for member in exchanges.context.roster.members
         }
 
     def slot(self, purpose: Purpose, number: int, attempt: int) -> Slot:
         """Slot that the keys of an attempt belong to."""
-        return Slot(**self._talk.common, purpose=purpose, round=number, attempt=attempt)
+        return Slot(**self._context.common, purpose=purpose, round=number, attempt=attempt)
 
     def convene(
         self,
@@ -69,7 +69,7 @@ class Convening:
         only: frozenset[str] | None = None,
         *,
         everybody: bool = False,
-    ) -> OpenSum:
+    ) -> PendingSum:
         """Keys of everybody who comes, or ``only`` of these (``everybody``: of each), and secrets between each two.
 
         After an earlier attempt at least so many of its cohort must come that it is dead; else nobody could go on.
@@ -78,7 +78,7 @@ class Convening:
             NotOpened: too few sites are left.
             Abandoned: too few gave keys.
         """
-        minimum = least_sites(self._study.aggregation, len(self._talk.roster.members))
+        minimum = least_sites(self._study.aggregation, len(self._context.roster.members))
         minimum = max(minimum, len(only)) if everybody and only else minimum
         adverts = self._adverts.setdefault(slot, {})
         approved = self._approved(only)
@@ -87,13 +87,13 @@ class Convening:
             have = len(approved) - len(missing)
             header, accept = self._question(slot)
             needed = max(minimum - have, 0) if slot.purpose == "training" else 0
-            question = self._asking.question(slot.round, "keys", missing, needed, awaited=awaited & set(missing))
-            self._asking.ask(question, slot.round, dict.fromkeys(missing, (header, b"")), 0, accept)
+            requests = dict.fromkeys(missing, (header, b""))
+            keys = Exchange("keys", slot.round, requests, accept, needed, awaited=awaited & set(missing))
+            state = self._exchanges.run(keys)
             if earlier is not None and not earlier.dead(adverts):
-                late = tuple(site for site in question.open() if site in earlier.cohort)
+                late = {site: requests[site] for site in state.open() if site in earlier.cohort}
                 lacking = earlier.enough_to_abandon - earlier.promised(adverts)
-                question = self._asking.question(slot.round, "keys", late, lacking, awaited=frozenset())
-                self._asking.ask(question, slot.round, dict.fromkeys(late, (header, b"")), 0, accept)
+                self._exchanges.run(Exchange("keys", slot.round, late, accept, lacking, awaited=frozenset()))
         cohort = sorted(site for site in self._approved(only) if site in adverts)
         encapsulated = self._shake_hands(slot.round, cohort)
         cohort = [site for site in cohort if site in encapsulated]
@@ -102,7 +102,7 @@ class Convening:
         if len(cohort) < minimum:
             raise Abandoned(f"{len(cohort)} sites have given keys, and {minimum} are needed", cohort)
         self._adverts = {each: found for each, found in self._adverts.items() if each == slot or _after(each, slot)}
-        return OpenSum(
+        return PendingSum(
             purpose=slot.purpose,
             round=slot.round,
             attempt=slot.attempt,
@@ -111,12 +111,12 @@ class Convening:
         )
 
     def _approved(self, only: frozenset[str] | None) -> tuple[str, ...]:
-        approved = self._asking.recruitment.sites("approved")
+        approved = self._exchanges.recruitment.sites("approved")
         return tuple(site for site in approved if only is None or site in only)
 
     def _question(self, slot: Slot) -> tuple[bytes, Accept]:
         """The question for keys, and what takes an answer."""
-        request = Advertise(**self._talk.common, of=slot.purpose, round=slot.round, attempt=slot.attempt)
+        request = Advertise(**self._context.common, of=slot.purpose, round=slot.round, attempt=slot.attempt)
 
         def accept(answer: messages.Answer, _: Arrival) -> None:
             if not isinstance(answer, Advertised) or (answer.of, answer.round, answer.attempt) != place(slot):
@@ -126,7 +126,7 @@ class Convening:
             self._adverts.setdefault(slot, {})[answer.site] = answer.advert
             self._bundles[answer.site], self._known[answer.site] = answer.bundle, dict(answer.known)
 
-        return messages.encode(request, self._talk.coordinator, self._talk.study.schema_version), accept
+        return self._context.encode(request), accept
 
     def ahead(self, slot: Slot, cohort: Collection[str]) -> Aside | None:
         """The question for keys for the round after ``slot``, to whoever is outside the cohort of this one."""
@@ -137,7 +137,7 @@ class Convening:
         have = self._adverts.setdefault(following, {})
 
         def sites() -> tuple[str, ...]:
-            return tuple(site for site in self._asking.recruitment.due(following.round, cohort) if site not in have)
+            return tuple(site for site in self._exchanges.recruitment.due(following.round, cohort) if site not in have)
 
         return Aside(following.round, header, sites, accept)
 
@@ -153,8 +153,9 @@ class Convening:
         if not any(strange(one, other) for one in cohort for other in cohort if one != other):
             return needed
         payload = encode_bundles(bundles)
-        request = Handshake(**self._talk.common, payload=Payload.of(payload))
-        header = messages.encode(request, self._talk.coordinator, self._talk.study.schema_version)
+        common = self._context.common
+        request = Handshake(**common, payload=Payload.of(payload))
+        header = self._context.encode(request)
         sent: dict[str, dict[str, Encapsulated]] = {}
 
         def accept(answer: messages.Answer, arrival: Arrival) -> None:
@@ -164,13 +165,13 @@ class Convening:
             for high in (site for site in cohort if site > answer.site):
                 if high not in found:
                     raise PeerError(f"a handshake without {high}")
-                about = self._talk.common["study"], self._talk.common["roster"]
-                found[high].verify(*about, low, (high, bundles[high]), self.identities[answer.site])
+                found[high].verify(
+                    common["study"], common["roster"], low, (high, bundles[high]), self.identities[answer.site]
+                )
             sent[answer.site] = found
 
-        question = self._asking.question(number, "handshake", tuple(cohort), 0)
         requests = dict.fromkeys(cohort, (header, payload))
-        self._asking.ask(question, number, requests, limits.HEADER_BYTES, accept)
+        self._exchanges.run(Exchange("handshake", number, requests, accept, 0, limits.HEADER_BYTES))
         for low, found in sent.items():
             for high in (site for site in sent if site > low):
                 if strange(high, low) or strange(low, high):

@@ -1,4 +1,4 @@
-"""One question to many sites as a pure state machine: who was asked, who answered, whether to go on waiting.
+"""State machine of one exchange with many sites: who was asked, who answered, whether to go on waiting.
 
 No clock, no network: time is an argument, messages are facts handed in.
 
@@ -21,8 +21,8 @@ LATECOMER_SECONDS = 3.0
 
 
 @dataclass
-class Question:
-    """One exchange of a round.
+class ExchangeState:
+    """State of one exchange of a round.
 
     Args:
         sites: whom to ask.

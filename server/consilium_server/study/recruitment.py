@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from consilium_server.state.heads import TwoLedgers
 from consilium_server.study.attendance import Attendance
-from consilium_server.study.conversation import WEEK_SECONDS, AskAgain, Conversation, Halted
+from consilium_server.study.context import WEEK_SECONDS, AskAgain, Halted, StudyContext
 from consilium_server.study.exchange_state import LATECOMER_SECONDS
 from consilium_server.transport.exchange import ask
 from consilium_shared.errors import PeerError
@@ -25,10 +25,10 @@ PENDING_SECONDS = 2.0
 class Recruitment:
     """Standing of the study with each site of its roster."""
 
-    def __init__(self, talk: Conversation) -> None:
-        self.talk = talk
-        sites = [member.site for member in talk.roster.members]
-        self.attendance = Attendance(sites, talk.study.training.rounds, talk.folder.root / "attendance")
+    def __init__(self, context: StudyContext) -> None:
+        self.context = context
+        sites = [member.site for member in context.roster.members]
+        self.attendance = Attendance(sites, context.study.training.rounds, context.folder.root / "attendance")
 
     def gather(self, awaited: frozenset[str]) -> None:
         """Propose to the undecided until enough have approved and all of ``awaited`` have decided, or time is up.
@@ -36,8 +36,8 @@ class Recruitment:
         Nobody can hold a study up for longer than ``round_timeout``, unless there are too few without them.
         """
         opened = time.monotonic()
-        patience = seconds(self.talk.study.aggregation.round_timeout)
-        minimum = least_sites(self.talk.study.aggregation, len(self.talk.roster.members))
+        patience = seconds(self.context.study.aggregation.round_timeout)
+        minimum = least_sites(self.context.study.aggregation, len(self.context.roster.members))
         said: dict[str, str] = {}
         while undecided := self.sites("pending"):
             enough = len(self.sites("approved")) >= minimum
@@ -51,20 +51,20 @@ class Recruitment:
                 return
             waiting = dict.fromkeys(undecided, "not decided")
             if waiting and waiting != said:
-                self.talk.folder.event("waiting", sites=waiting, have=len(approved), minimum=minimum)
+                self.context.folder.event("waiting", sites=waiting, have=len(approved), minimum=minimum)
                 said = waiting
-            self.talk.pause(PENDING_SECONDS)
+            self.context.pause(PENDING_SECONDS)
         if len(self.sites("approved")) < minimum:
             raise Halted(self.too_few())
 
     def _propose(self, sites: tuple[str, ...], longest: float, latecomers: bool) -> None:
         """Ask sites where the study stands with them, for at most so many seconds; latecomers hold nobody up."""
-        header = self.talk.proposal()
+        header = self.context.proposal()
         seen: dict[str, str] = {}
         deadline = time.monotonic() + (LATECOMER_SECONDS if latecomers else max(LATECOMER_SECONDS, longest))
 
         def abort() -> bool:
-            self.talk.check_wanted()
+            self.context.check_wanted()
             only_offline = bool(seen) and "asked" not in seen.values()
             return only_offline or time.monotonic() >= deadline
 
@@ -72,15 +72,15 @@ class Recruitment:
             seen.clear()
             seen.update(status)
 
-        requests = {site: self.talk.instead(site) or (header, b"") for site in sites if site in self.talk.nodes}
+        requests = {site: self.context.instead(site) or (header, b"") for site in sites if site in self.context.nodes}
         for site, (asked, _) in requests.items():
-            self.talk.note_asked(site, asked)
+            self.context.note_asked(site, asked)
         arrivals = ask(
-            self.talk.grid,
+            self.context.grid,
             requests,
-            self.talk.nodes,
+            self.context.nodes,
             WEEK_SECONDS,
-            spool=self.talk.folder.root,
+            spool=self.context.folder.root,
             payload_bytes=0,
             on_wait=look,
             abort=abort,
@@ -89,7 +89,7 @@ class Recruitment:
             if arrival.problem is not None:
                 continue
             try:
-                answer = self.talk.decode(arrival, requests[arrival.site][0])
+                answer = self.context.decode(arrival, requests[arrival.site][0])
             except AskAgain as again:
                 log.info("%s: %s", arrival.site, again)
                 continue
@@ -117,7 +117,7 @@ class Recruitment:
             there.undecided(site)
         if known != state or state == "refused":
             about = {"state": state, "reason": reason, "detail": detail, "again": again}
-            self.talk.folder.event("proposal", site=site, **about)
+            self.context.folder.event("proposal", site=site, **about)
 
     def sites(self, state: str) -> tuple[str, ...]:
         """Sites that are ``pending``, ``approved`` or ``refused``."""
@@ -125,7 +125,7 @@ class Recruitment:
 
     def due(self, number: int, cohort: Collection[str]) -> tuple[str, ...]:
         """Sites outside the cohort that are to be asked for keys for round ``number``."""
-        if self.talk.resumed():
+        if self.context.resumed():
             self.attendance.recall()
         return self.attendance.due(number, cohort)
 
@@ -133,8 +133,8 @@ class Recruitment:
         """Why the study cannot go on with those who are left."""
         refused = self.attendance.told_out() or "none"
         undecided = ", ".join(self.sites("pending")) or "none"
-        roster, asked = len(self.talk.roster.members), self.talk.study.aggregation.min_sites
-        least = least_sites(self.talk.study.aggregation, roster)
+        roster, asked = len(self.context.roster.members), self.context.study.aggregation.min_sites
+        least = least_sites(self.context.study.aggregation, roster)
         why = f" (of a roster of {roster}: aggregation.corrupt_sites)" if least > asked else ""
         return (
             f"{least} sites are needed{why}, {len(self.sites('approved'))} take part; "

@@ -1,4 +1,4 @@
-"""One secure sum, exchange by exchange, attempt by attempt, until it is opened.
+"""Secure sum of a round at the coordinator: exchange by exchange, attempt by attempt, until it is opened.
 
     advertise (handshake)     who takes part, with which keys; the keys of a next sum come with the shares of this one
     train or evaluate         masked vectors, added up as they arrive
@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
-from consilium_server.state.pending_sum import OpenSum, OpenSumFile
-from consilium_server.study.asking import Accept, Asking
+from consilium_server.state.pending_sum import PendingSum, PendingSumFile
 from consilium_server.study.convening import Abandoned, Convening, NotOpened, place
-from consilium_server.study.exchange_state import Question
+from consilium_server.study.exchange_state import ExchangeState
+from consilium_server.study.exchanges import Accept, Exchange, Exchanges
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_shared import limits
 from consilium_shared.canonical import digest
@@ -45,15 +45,15 @@ from consilium_shared.study import Study
 log = logging.getLogger("consilium.study")
 
 IN_VAIN = 2
-"""After so many attempts in a row in which nobody answered, a sum is given up: more of them would change nothing."""
+"""Consecutive attempts without any reply after which a sum is given up: more of them would change nothing."""
 RETRY_SECONDS = 1.0
 
 Contribution = Update | Counts
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Subject of a sum.
+class SumSpec:
+    """Specification of a sum.
 
     Attributes:
         purpose, number: which sum.
@@ -74,34 +74,34 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Summed:
+class SumResult:
     """A sum that was opened.
 
     Attributes:
         opened: what it tells.
         answers: survivor to its answer, and the SHA-256 of that answer's header.
-        question: who answered, who refused, who was away.
+        state: who answered, who refused, who was away.
         record: how it was opened, as ``records.OpenedSum`` has it.
     """
 
     opened: Opened
     answers: dict[str, tuple[Contribution, str]]
-    question: Question
+    state: ExchangeState
     record: dict[str, Any]
 
 
 class Summation:
     """The sums of one study, one after the other."""
 
-    def __init__(self, asking: Asking, parameters: int) -> None:
+    def __init__(self, exchanges: Exchanges, parameters: int) -> None:
         """``parameters``: those that the study trains."""
-        self._asking, self._talk, self._parameters = asking, asking.talk, parameters
-        self._study, self._file = asking.talk.study, OpenSumFile(asking.folder.root)
-        self.keys = Convening(asking)
-        about = self._study.aggregation, len(asking.talk.roster.members)
+        self._exchanges, self._context, self._parameters = exchanges, exchanges.context, parameters
+        self._study, self._file = exchanges.context.study, PendingSumFile(exchanges.folder.root)
+        self.keys = Convening(exchanges)
+        about = self._study.aggregation, len(exchanges.context.roster.members)
         self._least, self._tolerated = least_sites(*about), tolerated(*about)
 
-    def run(self, asked: Asked, awaited: frozenset[str]) -> Summed:
+    def run(self, asked: SumSpec, awaited: frozenset[str]) -> SumResult:
         """Attempt after attempt.
 
         Args:
@@ -125,21 +125,18 @@ class Summation:
                 why, awaited = str(abandoned), abandoned.present
                 only = awaited if abandoned.without_others else asked.together
             log.warning("round %d, attempt %d is abandoned unopened: %s", asked.number, attempt, why)
-            self._asking.folder.event("abandoned", round=asked.number, attempt=attempt, why=why)
+            self._exchanges.folder.event("abandoned", round=asked.number, attempt=attempt, why=why)
             in_vain = 0 if awaited else in_vain + 1
             if attempt >= asked.attempts or in_vain == IN_VAIN:
                 raise NotOpened(f"given up after attempt {attempt}: {why}")
             if under_way is not None and asked.purpose == "training":
                 earlier = self._terms(asked, under_way)
             attempt, under_way = attempt + 1, None
-            self._talk.pause(RETRY_SECONDS)
-
-    def _encoded(self, request: messages.Request) -> bytes:
-        return messages.encode(request, self._talk.coordinator, self._study.schema_version)
+            self._context.pause(RETRY_SECONDS)
 
     # -- one attempt
 
-    def _terms(self, asked: Asked, under_way: OpenSum) -> Terms:
+    def _terms(self, asked: SumSpec, under_way: PendingSum) -> Terms:
         return Terms(
             slot=self.keys.slot(asked.purpose, asked.number, under_way.attempt),
             model=digest(asked.model),
@@ -149,7 +146,7 @@ class Summation:
             corrupt=self._tolerated,
         )
 
-    def _attempt(self, asked: Asked, under_way: OpenSum) -> Summed:
+    def _attempt(self, asked: SumSpec, under_way: PendingSum) -> SumResult:
         terms = self._terms(asked, under_way)
         slot = terms.slot
         total = ServerSum(terms, self.keys.identities, under_way.survivors)
@@ -183,11 +180,11 @@ class Summation:
             "parameters": self._parameters,
             "signatures": {site: signature.hex() for site, signature in total.signatures.items()},
         }
-        return Summed(opened, answers, collected, record)
+        return SumResult(opened, answers, collected, record)
 
     def _collect(
-        self, asked: Asked, under_way: OpenSum, total: ServerSum
-    ) -> tuple[Question, dict[str, tuple[Contribution, str]]]:
+        self, asked: SumSpec, under_way: PendingSum, total: ServerSum
+    ) -> tuple[ExchangeState, dict[str, tuple[Contribution, str]]]:
         """Masked vectors, added up as they arrive."""
         answers: dict[str, tuple[Contribution, str]] = {}
         kind = Update if asked.purpose == "training" else Counts
@@ -205,16 +202,23 @@ class Summation:
         requests = {}
         for site in sites:
             request = asked.request(under_way.attempt, under_way.adverts, under_way.encapsulated[site])
-            requests[site] = self._encoded(request), asked.model
+            requests[site] = self._context.encode(request), asked.model
         all_of_them = under_way.survivors is not None or asked.together is not None
         needed = len(sites) if all_of_them else max(total.terms.threshold, self._least)
         # Too few wait for the others, unless they can prove that this attempt is dead: else nobody could go on.
         least = None if all_of_them else total.terms.enough_to_abandon
         least = 0 if asked.purpose == "evaluation" else least
-        question = self._asking.question(asked.number, asked.purpose, sites, needed, least=least)
-        ahead = self.keys.ahead(total.terms.slot, total.terms.cohort)
-        self._asking.ask(question, asked.number, requests, total.payload_bytes, accept, ahead)
-        return question, answers
+        exchange = Exchange(
+            asked.purpose,
+            asked.number,
+            requests,
+            accept,
+            needed,
+            total.payload_bytes,
+            least=least,
+            aside=self.keys.ahead(total.terms.slot, total.terms.cohort),
+        )
+        return self._exchanges.run(exchange), answers
 
     def _sign(self, slot: Slot, total: ServerSum) -> None:
         """The survivors' signatures over the set."""
@@ -224,8 +228,10 @@ class Summation:
                 raise PeerError("not an answer to this question")
             total.sign(answer.site, bytes.fromhex(answer.signature))
 
-        about: dict[str, Any] = {**_about(slot), "survivors": total.survivors}
-        requests = self._sealed(total, total.survivors, lambda p: Survivors(**self._talk.common, **about, payload=p))
+        def request(sealed: Payload) -> Survivors:
+            return Survivors(**self._context.common, **_of(slot), survivors=total.survivors, payload=sealed)
+
+        requests = self._sealed(total, total.survivors, request)
         self._ask_survivors("survivors", slot, total, requests, 0, accept)
 
     def _release(self, slot: Slot, total: ServerSum) -> None:
@@ -240,8 +246,11 @@ class Summation:
                 self.keys.keep_next(slot, answer.site, answer.next)
 
         signatures = {site: signature.hex() for site, signature in total.signatures.items()}
-        about: dict[str, Any] = {**_about(slot), "signatures": signatures}
-        requests = self._sealed(total, tuple(signatures), lambda p: Open(**self._talk.common, **about, payload=p))
+
+        def request(sealed: Payload) -> Open:
+            return Open(**self._context.common, **_of(slot), signatures=signatures, payload=sealed)
+
+        requests = self._sealed(total, tuple(signatures), request)
         self._ask_survivors("opening", slot, total, requests, shares_bytes, accept)
 
     def _sealed(
@@ -251,7 +260,7 @@ class Summation:
         found = {}
         for site in sites:
             sealed = total.sealed_for(site)
-            found[site] = self._encoded(make(Payload.of(sealed))), sealed
+            found[site] = self._context.encode(make(Payload.of(sealed))), sealed
         return found
 
     def _ask_survivors(
@@ -268,16 +277,23 @@ class Summation:
         For enough one waits as long as it takes, since who has signed can go on with no other set of the same update;
         but for counts on the last model, without which it can be published.
         """
-        least = 0 if slot.purpose == "evaluation" else None
-        question = self._asking.question(
-            slot.round, phase, tuple(requests), total.terms.threshold, awaited=frozenset(), least=least
+        exchange = Exchange(
+            phase,
+            slot.round,
+            requests,
+            accept,
+            total.terms.threshold,
+            answer_bytes,
+            awaited=frozenset(),
+            least=0 if slot.purpose == "evaluation" else None,
+            aside=self.keys.ahead(slot, total.survivors),
         )
-        self._asking.ask(question, slot.round, requests, answer_bytes, accept, self.keys.ahead(slot, total.survivors))
-        if not question.enough():
+        state = self._exchanges.run(exchange)
+        if not state.enough():
             raise Abandoned(
-                f"{len(question.answered)} of {len(total.survivors)} survivors answered ({phase}), and "
-                f"{question.minimum} are needed",
-                question.answered,
+                f"{len(state.answered)} of {len(total.survivors)} survivors answered ({phase}), and "
+                f"{state.minimum} are needed",
+                state.answered,
             )
 
 
@@ -296,5 +312,13 @@ def counted(study: Study, records: Iterable[Mapping[str, Any]], least: int) -> f
     return frozenset()
 
 
-def _about(slot: Slot) -> dict[str, Any]:
-    return {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt}
+class _OfSum(TypedDict):
+    """Fields by which a request names its sum."""
+
+    of: Purpose
+    round: int
+    attempt: int
+
+
+def _of(slot: Slot) -> _OfSum:
+    return _OfSum(of=slot.purpose, round=slot.round, attempt=slot.attempt)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium_server.state.progress import Progress
-from consilium_server.study import asking as asking_module
-from consilium_server.study.asking import Aside, Asking
+from consilium_server.study import exchanges as exchanges_module
 from consilium_server.study.attendance import LASTING, Attendance
-from consilium_server.study.conversation import AskAgain, Halted
-from consilium_server.study.exchange_state import Question
-from consilium_server.study.main import StudyRun
+from consilium_server.study.context import AskAgain, Halted
+from consilium_server.study.exchange_state import ExchangeState
+from consilium_server.study.exchanges import Aside, Exchange, Exchanges
+from consilium_server.study.rounds import StudyRun
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Advertised, Refusal
 
@@ -207,7 +207,7 @@ def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
         study = SimpleNamespace(aggregation=SimpleNamespace(round_timeout="60s"))
         folder = SimpleNamespace(root=None, event=lambda kind, **about: events.append({"event": kind, **about}))
         answer: Any = Advertised.model_construct()
-        talk = SimpleNamespace(
+        context = SimpleNamespace(
             folder=folder,
             study=study,
             grid=None,
@@ -218,20 +218,22 @@ def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
             pause=lambda _: None,
             decode=lambda arrival, _: sites.said.get(arrival.site, answer),
         )
-        monkeypatch.setattr(asking_module, "ask", sites.ask)
-        monkeypatch.setattr(asking_module, "time", clock)
-        asking = Asking(talk, SimpleNamespace(attendance=there))  # type: ignore[arg-type]
-        return SimpleNamespace(asking=asking, clock=clock, events=events)
+        monkeypatch.setattr(exchanges_module, "ask", sites.ask)
+        monkeypatch.setattr(exchanges_module, "time", clock)
+        exchanges = Exchanges(context, SimpleNamespace(attendance=there))  # type: ignore[arg-type]
+        return SimpleNamespace(exchanges=exchanges, clock=clock, events=events)
 
     return make
 
 
 def put(
     run: Any, phase: str, sites: tuple[str, ...], minimum: int, aside: Aside | None = None, **more: Any
-) -> Question:
-    question: Question = run.asking.question(2, phase, sites, minimum, **more)
-    run.asking.ask(question, 2, dict.fromkeys(sites, (b"", b"")), 0, lambda *_: None, aside)
-    return question
+) -> ExchangeState:
+    requests = dict.fromkeys(sites, (b"", b""))
+    found: ExchangeState = run.exchanges.run(
+        Exchange(phase, 2, requests, lambda *_: None, minimum, aside=aside, **more)
+    )
+    return found
 
 
 def beside(there: Attendance, cohort: set[str], got: list[str]) -> Aside:
@@ -296,7 +298,7 @@ def test_one_that_is_not_connected_is_not_given_more_than_the_shortest_window(
     there: Attendance, asked: Callable[..., Any]
 ) -> None:
     run = asked({"north": 0.5, "west": 0.5})
-    run.asking._pace["south"] = 20.0
+    run.exchanges._pace["south"] = 20.0
     put(run, "keys", SITES, 2, awaited=frozenset({"north", "west"}))
     assert run.clock.now == pytest.approx(3.0, abs=0.2)
     assert there.absent({"north", "west"})[0]["south"].startswith("gave no keys in 3.0 s: its SuperNode was not conn")
@@ -332,7 +334,7 @@ def test_a_site_in_doubt_is_asked_something_new_and_then_what_it_was_asked(
             raise AskAgain("its ledger had 9 entries")
         return answer
 
-    run.asking.talk.decode, run.asking.talk.instead = decode, instead.get
+    run.exchanges.context.decode, run.exchanges.context.instead = decode, instead.get
     cohort = ("north", "west") if aside else SITES
     for _ in range(3 if aside else 1):
         found = put(run, "training", cohort, len(cohort), beside(there, set(cohort), got) if aside else None)

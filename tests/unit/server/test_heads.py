@@ -22,7 +22,7 @@ from consilium_client.state import instance
 from consilium_server.commands.cli import app
 from consilium_server.state.heads import Doubt, Heads, TwoLedgers
 from consilium_server.state.study_folder import StudyFolder
-from consilium_server.study.conversation import AskAgain, Conversation
+from consilium_server.study.context import AskAgain, StudyContext
 from consilium_shared.canonical import digest
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Advertise, Head, Refusal
@@ -196,18 +196,18 @@ def test_a_file_with_a_torn_or_foreign_line_is_read_on(tmp_path: Path) -> None:
 
 @pytest.fixture
 def talk(coordinator: Any) -> Any:
-    """The server's conversation in a study, over an answer that came by hand."""
+    """The server's context of a study, over an answer that came by hand."""
     folder = StudyFolder(coordinator.home.studies / "one")
     folder.create(coordinator.study, coordinator.home.roster_file.read_bytes())
 
-    def once(process: Conversation, site: Site, header: bytes, sent: bytes = b"") -> messages.Answer:
+    def once(process: StudyContext, site: Site, header: bytes, sent: bytes = b"") -> messages.Answer:
         process.note_asked("hospital-a", header)
         answer, body = site.requests.handle(header, sent)
         payload: Any = SimpleNamespace(size=len(body), sha256=digest(body))
         return process.decode(SimpleNamespace(site="hospital-a", header=answer, payload=payload), header)  # type: ignore[arg-type]
 
     def ask(site: Site, header: bytes) -> messages.Answer:
-        process = Conversation(coordinator.home, folder, None, {})  # type: ignore[arg-type]
+        process = StudyContext(coordinator.home, folder, None, {})  # type: ignore[arg-type]
         for _ in range(3):
             try:
                 return once(process, site, *(process.instead("hospital-a") or (header,)))

@@ -16,11 +16,11 @@ from consilium_client.agent.requests import Requests
 from consilium_client.agent.secure_sums import Sums
 from consilium_client.agent.study_service import Desk
 from consilium_client.site import Home
-from consilium_server.state.pending_sum import OpenSumFile
-from consilium_server.study.asking import Aside
+from consilium_server.state.pending_sum import PendingSumFile
 from consilium_server.study.convening import NotOpened
-from consilium_server.study.exchange_state import Question
-from consilium_server.study.secure_sum import Asked, Summation, Summed, counted
+from consilium_server.study.exchange_state import ExchangeState
+from consilium_server.study.exchanges import Exchange
+from consilium_server.study.secure_sum import Summation, SumResult, SumSpec, counted
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.models.vector import width
 from consilium_shared.protocol import messages
@@ -40,16 +40,17 @@ class Waits(Exception):
     """The question would stay open until more sites are back."""
 
 
-class Asking:
+class Exchanges:
     """One exchange after the other with agents in this process. ``away``: sites that a phase does not reach."""
 
     def __init__(self, coordinator: Coordinator, root: Path, agents: Mapping[str, Requests]) -> None:
         common = coordinator.common()
-        self.talk: Any = SimpleNamespace(
+        self.context: Any = SimpleNamespace(
             study=coordinator.study,
             roster=coordinator.home.roster(),
             common=common,
             coordinator=coordinator.key,
+            encode=lambda request: messages.encode(request, coordinator.key, coordinator.study.schema_version),
             pause=lambda _: None,
         )
         self.folder: Any = SimpleNamespace(root=root, event=lambda kind, **about: self.events.append((kind, about)))
@@ -62,23 +63,11 @@ class Asking:
         self.away: dict[str, set[str]] = {}
         self.dies: str | None = None
 
-    def question(
-        self, number: int, phase: str, sites: tuple[str, ...], minimum: int, *, awaited: Any = None, least: Any = None
-    ) -> Question:
-        """As ``asking.Asking`` makes it."""
-        return Question(sites, minimum, 0.0, 60.0, awaited, least, phase)
-
-    def ask(
-        self,
-        question: Question,
-        number: int,
-        requests: Mapping[str, tuple[bytes, bytes]],
-        answer_bytes: int,
-        accept: Callable[[messages.Answer, Any], None],
-        aside: Aside | None = None,
-    ) -> None:
+    def run(self, exchange: Exchange) -> ExchangeState:
         """Everybody once; whoever is away then stays away until time is up. Whoever is asked aside answers first."""
-        self.phases.append(question.phase)
+        self.phases.append(exchange.phase)
+        sites, aside = tuple(exchange.requests), exchange.aside
+        question = ExchangeState(sites, exchange.minimum, 0.0, 60.0, exchange.awaited, exchange.least, exchange.phase)
         for site in aside.sites() if aside is not None else ():
             if site not in self.away.get("aside", ()):
                 header, _ = self.agents[site].handle(aside.header, b"")
@@ -93,26 +82,27 @@ class Asking:
             if site in self.away.get(question.phase, ()):
                 question.problem(site, "unavailable")
                 continue
-            header, pieces = self.agents[site].handle(*requests[site])
+            header, pieces = self.agents[site].handle(*exchange.requests[site])
             body = b"".join(pieces)
             arrival = SimpleNamespace(site=site, header=header, payload=Arrived(body))
             answer = self.read(site, header)
-            assert len(body) <= answer_bytes
+            assert len(body) <= exchange.answer_bytes
             if isinstance(answer, Refusal):
                 question.refuse(site, answer.reason, answer.detail)
                 continue
             try:
-                accept(answer, arrival)
+                exchange.accept(answer, arrival)
             except PeerError as error:
                 question.refuse(site, "malformed", str(error))
                 continue
             question.answer(site)
         if not question.done(1e9):
             raise Waits
+        return question
 
     def read(self, site: str, header: bytes) -> messages.Answer:
         """The verified answer."""
-        member = self.talk.roster.member(site)
+        member = self.context.roster.member(site)
         return messages.decode_answer(header, messages.PublicIdentity.from_hex(member.identity))
 
 
@@ -159,26 +149,26 @@ class Federation:
         self.restart()
 
     def restart(self) -> None:
-        self.asking = Asking(self.coordinator, self.root, self.agents)
-        self.sums = Summation(self.asking, width(self.coordinator.study))  # type: ignore[arg-type]
+        self.exchanges = Exchanges(self.coordinator, self.root, self.agents)
+        self.sums = Summation(self.exchanges, width(self.coordinator.study))  # type: ignore[arg-type]
 
-    def train(self, number: int = 1, attempts: int = 16, together: frozenset[str] | None = None) -> Summed:
+    def train(self, number: int = 1, attempts: int = 16, together: frozenset[str] | None = None) -> SumResult:
         recorded = self.coordinator.recorded(number - 1, heads={}) if number > 1 else None
 
         def request(attempt: int, adverts: Any, encapsulated: Any) -> Train:
             keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
-            common = self.asking.talk.common
+            common = self.exchanges.context.common
             return Train(**common, **keys, round=number, payload=Payload.of(self.model), recorded=recorded)
 
-        asked = Asked("training", number, self.model, request, lambda _: None, attempts, together)
+        asked = SumSpec("training", number, self.model, request, lambda _: None, attempts, together)
         return self.sums.run(asked, frozenset(SITES))
 
-    def evaluate(self, number: int, together: frozenset[str] | None = None) -> Summed:
+    def evaluate(self, number: int, together: frozenset[str] | None = None) -> SumResult:
         def request(attempt: int, adverts: Any, encapsulated: Any) -> Evaluate:
             keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
-            return Evaluate(**self.asking.talk.common, **keys, round=number, payload=Payload.of(self.model))
+            return Evaluate(**self.exchanges.context.common, **keys, round=number, payload=Payload.of(self.model))
 
-        asked = Asked("evaluation", number, self.model, request, lambda _: None, 2, together)
+        asked = SumSpec("evaluation", number, self.model, request, lambda _: None, 2, together)
         return self.sums.run(asked, frozenset(SITES))
 
     def lets_counts_leave(self, site: str, allowed: bool) -> None:
@@ -239,14 +229,14 @@ def test_a_sum_is_the_weighted_mean_and_the_next_one_needs_three_exchanges(
     means = noting(together, monkeypatch)
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
-    assert together.asking.phases == ["keys", "handshake", "training", "survivors", "opening"]
+    assert together.exchanges.phases == ["keys", "handshake", "training", "survivors", "opening"]
     assert tuple(summed.answers) == SITES and list(summed.record["adverts"]) == list(SITES)
     assert set(summed.record["signatures"]) == set(SITES) and summed.record["attempt"] == 1
-    together.asking.phases.clear()
+    together.exchanges.phases.clear()
     summed = together.train(2)
     np.testing.assert_allclose(summed.opened.mean, means[1], atol=1e-4)
     assert summed.opened.counted == 3
-    assert together.asking.phases == ["training", "survivors", "opening"]
+    assert together.exchanges.phases == ["training", "survivors", "opening"]
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -258,12 +248,12 @@ def test_without_a_site_whose_counts_would_have_hidden_anothers_the_round_goes_o
     together.train(1)
     means = noting(together, monkeypatch)
     # Back, it would give a key again each time and no vector: that must not hold the round up for ever.
-    together.asking.away = {"training": {"hospital-b"}, "keys": set() if back else {"hospital-b"}}
+    together.exchanges.away = {"training": {"hospital-b"}, "keys": set() if back else {"hospital-b"}}
     summed = together.train(2)
     assert (set(summed.answers), summed.record["attempt"]) == ({"clinic-c", "hospital-a"}, 2)
     assert summed.opened.counted == 0 and summed.opened.counts is not None and not summed.opened.counts.any()
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
-    (event,) = together.asking.events
+    (event,) = together.exchanges.events
     assert event[0] == "abandoned" and "1 of the survivors have added counts" in event[1]["why"]
     study = together.coordinator.study.digest
     assert together.desks["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
@@ -276,7 +266,7 @@ def test_where_every_round_is_of_the_same_sites_a_round_waits_for_whoever_is_awa
     first = frozenset(together.train(1).answers)
     for phase in ("keys", "training"):
         together.restart()
-        together.asking.away = {phase: {"hospital-b"}}
+        together.exchanges.away = {phase: {"hospital-b"}}
         with pytest.raises(Waits):
             together.train(2, together=first)
     together.restart()
@@ -323,7 +313,7 @@ def test_where_every_sum_is_of_the_same_sites_whoever_lets_no_more_counts_leave_
 def test_with_all_who_offer_counts_in_it_the_sum_has_theirs(federation: Callable[..., Federation]) -> None:
     together = federation(threat_model="honest-but-curious", silent=("clinic-c",))
     together.train(1)
-    together.asking.away = {"training": {"clinic-c"}}
+    together.exchanges.away = {"training": {"clinic-c"}}
     opened = together.train(2).opened
     assert opened.counted == 2 and opened.counts is not None and opened.counts.any()
 
@@ -346,12 +336,12 @@ def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_t
     together = federation()  # of three sites a lying coordinator needs all
     means = noting(together, monkeypatch)
     gone = {"hospital-b"}
-    together.asking.away = dict.fromkeys(("training", "survivors", "opening"), gone)
+    together.exchanges.away = dict.fromkeys(("training", "survivors", "opening"), gone)
     attempt = together.sums.keys.convene
 
     def convene(slot: Any, *rest: Any, **more: Any) -> Any:
         if slot.attempt > 1:
-            together.asking.away["keys"] = gone
+            together.exchanges.away["keys"] = gone
         return attempt(slot, *rest, **more)
 
     monkeypatch.setattr(together.sums.keys, "convene", convene)
@@ -359,7 +349,7 @@ def test_without_a_site_that_too_few_can_do_without_the_round_is_made_again_on_t
     assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 2
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
     assert together.charges() == {"clinic-c": 1, "hospital-a": 1, "hospital-b": 0}
-    assert [kind for kind, _ in together.asking.events] == ["abandoned"]
+    assert [kind for kind, _ in together.exchanges.events] == ["abandoned"]
 
 
 @pytest.mark.parametrize("phase", ["survivors", "opening"])
@@ -368,7 +358,7 @@ def test_a_survivor_that_goes_away_is_not_needed_while_enough_others_are_there(
 ) -> None:
     together = federation(threat_model="honest-but-curious")
     means = noting(together, monkeypatch)
-    together.asking.away = {phase: {"hospital-a"}, "opening": {"hospital-a"}}
+    together.exchanges.away = {phase: {"hospital-a"}, "opening": {"hospital-a"}}
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
     assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
@@ -380,7 +370,7 @@ def test_a_site_that_gave_no_vector_is_not_in_the_sum_and_its_masks_are_taken_of
 ) -> None:
     together = federation(threat_model="honest-but-curious")
     means = noting(together, monkeypatch)
-    together.asking.away = {"training": {"hospital-a"}}
+    together.exchanges.away = {"training": {"hospital-a"}}
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
     assert set(summed.answers) == {"clinic-c", "hospital-b"}
@@ -392,14 +382,14 @@ def test_a_process_that_dies_in_any_exchange_asks_the_same_again_and_opens_the_s
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     together = federation()
-    together.asking.dies = phase
+    together.exchanges.dies = phase
     means = noting(together, monkeypatch)
     with pytest.raises(Crash):
         together.train(1)
     together.restart()
     summed = together.train(1)
     np.testing.assert_allclose(summed.opened.mean, means[0], atol=1e-4)
-    assert together.asking.phases == ["training", "survivors", "opening"]
+    assert together.exchanges.phases == ["training", "survivors", "opening"]
     assert summed.record["attempt"] == 1
     assert set(together.charges().values()) == {1}
 
@@ -408,7 +398,7 @@ def test_after_the_set_was_closed_a_restarted_process_takes_exactly_those_and_wa
     federation: Callable[..., Federation],
 ) -> None:
     together = federation(threat_model="honest-but-curious")
-    together.asking.away, together.asking.dies = {"training": {"hospital-a"}}, "survivors"
+    together.exchanges.away, together.exchanges.dies = {"training": {"hospital-a"}}, "survivors"
     with pytest.raises(Crash):
         together.train(1)
     together.restart()
@@ -421,15 +411,15 @@ def test_a_closed_set_that_does_not_come_back_whole_after_a_restart_is_waited_fo
     federation: Callable[..., Federation],
 ) -> None:
     together = federation(threat_model="honest-but-curious")
-    together.asking.dies = "survivors"
+    together.exchanges.dies = "survivors"
     with pytest.raises(Crash):
         together.train(1)
     together.restart()
-    together.asking.away = {"training": {"hospital-b"}}
+    together.exchanges.away = {"training": {"hospital-b"}}
     with pytest.raises(Waits):
         together.train(1)
-    assert together.asking.phases == ["training"]
-    together.asking.away = {}
+    assert together.exchanges.phases == ["training"]
+    together.exchanges.away = {}
     summed = together.train(1)
     assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
     assert set(together.charges().values()) == {1}
@@ -440,10 +430,10 @@ def test_what_fewer_than_the_threshold_sign_or_release_stays_shut_until_the_othe
     federation: Callable[..., Federation], phase: str
 ) -> None:
     together = federation()
-    together.asking.away = {phase: {"hospital-b"}}
+    together.exchanges.away = {phase: {"hospital-b"}}
     with pytest.raises(Waits):
         together.train(1)
-    together.asking.away = {}
+    together.exchanges.away = {}
     summed = together.train(1)
     assert tuple(summed.answers) == SITES and summed.record["attempt"] == 1
     assert set(together.charges().values()) == {1}, "what was signed is opened, and nothing is trained anew"
@@ -469,16 +459,16 @@ def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
     federation: Callable[..., Federation], rule: dict[str, int]
 ) -> None:
     together = federation(**rule)
-    together.asking.away = {"handshake": {"hospital-b"}}
+    together.exchanges.away = {"handshake": {"hospital-b"}}
     with pytest.raises(NotOpened, match="after attempt 2: 2 sites have given keys, and 3 are needed"):
         together.train(1, attempts=2)
     assert set(together.charges().values()) == {0}
-    assert OpenSumFile(together.root).read("training", 1) is None
+    assert PendingSumFile(together.root).read("training", 1) is None
 
 
 def test_where_too_few_have_approved_no_attempt_is_made(federation: Callable[..., Federation]) -> None:
     together = federation()
-    together.asking.recruitment = SimpleNamespace(sites=lambda _: SITES[:1], due=lambda *_: ())
+    together.exchanges.recruitment = SimpleNamespace(sites=lambda _: SITES[:1], due=lambda *_: ())
     with pytest.raises(NotOpened, match="1 sites can take part, and 2 are needed"):
         together.train(1)
     assert set(together.charges().values()) == {0}
@@ -539,21 +529,21 @@ def test_who_missed_a_round_is_asked_for_its_key_while_the_others_work_and_nobod
     federation: Callable[..., Federation],
 ) -> None:
     together = federation(threat_model="honest-but-curious")
-    away = together.asking.away = {phase: {"hospital-b"} for phase in ("keys", "aside")}
+    away = together.exchanges.away = {phase: {"hospital-b"} for phase in ("keys", "aside")}
     assert set(together.train(1).answers) == {"clinic-c", "hospital-a"}
-    together.asking.phases.clear()
+    together.exchanges.phases.clear()
     del away["aside"]  # it answers, but too late for a question that is waited for: "keys" never reaches it
     assert set(together.train(2).answers) == {"clinic-c", "hospital-a"}
-    assert [site for site, _ in together.asking.beside] == ["hospital-b"], "once: its key is there"
+    assert [site for site, _ in together.exchanges.beside] == ["hospital-b"], "once: its key is there"
     assert set(together.train(3).answers) == set(SITES)
-    assert together.asking.phases.count("keys") == 1, "only in round 2, whose keys were asked for too late"
+    assert together.exchanges.phases.count("keys") == 1, "only in round 2, whose keys were asked for too late"
 
 
 def test_keys_that_were_given_ahead_survive_further_attempts_at_the_round_before(
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = federation(threat_model="honest-but-curious")
-    together.asking.away = {"keys": {"hospital-b"}}
+    together.exchanges.away = {"keys": {"hospital-b"}}
     opening = ServerSum.open
     fails = iter([True])
 
@@ -564,9 +554,9 @@ def test_keys_that_were_given_ahead_survive_further_attempts_at_the_round_before
 
     monkeypatch.setattr(ServerSum, "open", once)
     assert together.train(1).record["attempt"] == 2
-    together.asking.phases.clear()
+    together.exchanges.phases.clear()
     assert set(together.train(2).answers) == set(SITES)
-    assert "keys" not in together.asking.phases
+    assert "keys" not in together.exchanges.phases
 
 
 def test_a_site_whose_data_cannot_be_read_gives_no_key_and_gives_one_when_it_can(
@@ -579,7 +569,7 @@ def test_a_site_whose_data_cannot_be_read_gives_no_key_and_gives_one_when_it_can
     file.rename(file.with_name("moved"))
     summed = together.train(1)
     assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 1
-    refusals = [answer for site, answer in together.asking.beside if isinstance(answer, Refusal)]
+    refusals = [answer for site, answer in together.exchanges.beside if isinstance(answer, Refusal)]
     assert {answer.reason for answer in refusals} == {"data"}
     file.with_name("moved").rename(file)
     assert set(together.train(2).answers) == set(SITES)

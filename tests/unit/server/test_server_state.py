@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium_server.state.checkpoint import Checkpoint, CheckpointFile
-from consilium_server.study.exchange_state import Question
+from consilium_server.study.exchange_state import ExchangeState
 from consilium_shared.errors import IntegrityError
 
 
@@ -63,8 +63,8 @@ def test_damaged_or_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 SITES = ("a", "b", "c")
 
 
-def question(minimum: int = 2) -> Question:
-    return Question(SITES, minimum, opened=0.0, timeout=60.0)
+def question(minimum: int = 2) -> ExchangeState:
+    return ExchangeState(SITES, minimum, opened=0.0, timeout=60.0)
 
 
 def test_a_question_closes_when_everybody_has_answered() -> None:

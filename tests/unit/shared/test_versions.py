@@ -17,7 +17,7 @@ from consilium_audit import cli as audit_cli
 from consilium_client.commands import cli as site_cli
 from consilium_server.commands import cli as server_cli
 from consilium_server.state.study_folder import StudyFolder
-from consilium_server.study.conversation import Conversation
+from consilium_server.study.context import StudyContext
 from consilium_shared import documents
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.errors import IntegrityError, PeerError, VersionError
@@ -113,10 +113,10 @@ def test_a_site_that_went_back_to_an_older_release_says_so_and_calls_nothing_dam
 # -- at the coordinator
 
 
-def conversation(c: Any, study: Study) -> Conversation:
+def conversation(c: Any, study: Study) -> StudyContext:
     folder = StudyFolder(c.home.studies / study.study)
     folder.create(study, c.home.roster_file.read_bytes())
-    return Conversation(c.home, folder, cast(Any, None), {})
+    return StudyContext(c.home, folder, cast(Any, None), {})
 
 
 def refusal_of_release_0_1(c: Any, header: bytes) -> Any:
@@ -136,9 +136,9 @@ def refusal_of_release_0_1(c: Any, header: bytes) -> Any:
 
 
 def test_a_site_of_release_0_1_is_named_with_its_protocol_and_what_to_do(coordinator: Any) -> None:
-    talk = conversation(coordinator, coordinator.study)
+    context = conversation(coordinator, coordinator.study)
     request = coordinator.propose()
-    answer = talk.decode(refusal_of_release_0_1(coordinator, request), request)
+    answer = context.decode(refusal_of_release_0_1(coordinator, request), request)
     assert isinstance(answer, Refusal)
     assert answer.reason == "version"
     assert "the site speaks protocol 1 (release 0.1), the study protocol 2" in answer.detail
@@ -146,17 +146,17 @@ def test_a_site_of_release_0_1_is_named_with_its_protocol_and_what_to_do(coordin
 
 
 def test_a_refusal_of_something_else_is_nobodys_answer(coordinator: Any) -> None:
-    talk = conversation(coordinator, coordinator.study)
+    context = conversation(coordinator, coordinator.study)
     arrival = refusal_of_release_0_1(coordinator, b"another request")
     with pytest.raises(PeerError, match="another question"):
-        talk.decode(arrival, coordinator.propose())
+        context.decode(arrival, coordinator.propose())
 
 
 def test_a_study_in_schema_1_is_proposed_in_the_bytes_of_release_0_1(coordinator: Any) -> None:
     old = Study.from_contract(written_out(coordinator.study, 1))
-    talk = conversation(coordinator, old)
-    proposal = Propose(**talk.common, contract=old.contract, roster_document=talk.folder.roster_document())
-    body = body_of(talk.encode(proposal))
+    context = conversation(coordinator, old)
+    proposal = Propose(**context.common, contract=old.contract, roster_document=context.folder.roster_document())
+    body = body_of(context.encode(proposal))
     assert set(body) == {"kind", "federation", "study", "roster", "payload", "contract", "roster_document"}
     assert "schema_version" not in body["contract"]
 

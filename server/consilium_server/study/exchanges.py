@@ -1,4 +1,4 @@
-"""A question is put to sites until it is done: who is open is asked, answers are taken one by one, and said aloud."""
+"""Exchanges of a study with its sites: one request to many, repeated until the exchange is done; every reply logged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from consilium_server.state.heads import TwoLedgers
-from consilium_server.study.conversation import WEEK_SECONDS, AskAgain, Conversation
-from consilium_server.study.exchange_state import LATECOMER_SECONDS, PASSING, Question
+from consilium_server.study.context import WEEK_SECONDS, AskAgain, StudyContext
+from consilium_server.study.exchange_state import LATECOMER_SECONDS, PASSING, ExchangeState
 from consilium_server.study.recruitment import Recruitment
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_server.transport.exchange import ask
@@ -50,42 +50,55 @@ class Aside:
     accept: Accept
 
 
-class Asking:
-    """Common part of every exchange of a study with its sites."""
+@dataclass(frozen=True)
+class Exchange:
+    """One request to each of many sites, and when there are enough answers.
 
-    def __init__(self, talk: Conversation, recruitment: Recruitment) -> None:
-        self.talk, self.folder, self.recruitment = talk, talk.folder, recruitment
+    Attributes:
+        phase: ``keys``, ``handshake``, ``training``, ``evaluation``, ``survivors``, ``opening`` or ``closing``.
+        number: the round that it belongs to.
+        requests: site to the header and the payload of what it is asked.
+        accept: takes an answer.
+        minimum: so many answers are enough.
+        answer_bytes: largest payload of an answer.
+        awaited, least: as ``ExchangeState`` has them.
+        aside: a question for keys that is put beside this one.
+    """
+
+    phase: str
+    number: int
+    requests: Requests
+    accept: Accept
+    minimum: int
+    answer_bytes: int = 0
+    awaited: frozenset[str] | None = None
+    least: int | None = None
+    aside: Aside | None = None
+
+
+class Exchanges:
+    """Runner of a study's exchanges: what they all have in common, and the pace of each site."""
+
+    def __init__(self, context: StudyContext, recruitment: Recruitment) -> None:
+        self.context, self.folder, self.recruitment = context, context.folder, recruitment
         self._pace: dict[str, float] = {}
         """Seconds that a site's last short answer took, from when it was there to be asked."""
         self._status: dict[str, str] = {}
         self._there: dict[str, float] = {}
-        """When a site that is asked was first seen to have the question."""
+        """When a site that is asked was first seen to have the state."""
 
-    def question(
-        self,
-        number: int,
-        phase: str,
-        sites: tuple[str, ...],
-        minimum: int,
-        *,
-        awaited: frozenset[str] | None = None,
-        least: int | None = None,
-    ) -> Question:
-        """A question of round ``number``; the rest as ``rounds.Question`` has it."""
-        self.folder.event("round", round=number, phase=phase, sites=list(sites))
-        timeout = seconds(self.talk.study.aggregation.round_timeout)
-        return Question(sites, minimum, time.monotonic(), timeout, awaited, least, phase)
-
-    def ask(
-        self,
-        question: Question,
-        number: int,
-        requests: Requests,
-        answer_bytes: int,
-        accept: Accept,
-        aside: Aside | None = None,
-    ) -> None:
-        """Until the question is done; ``answer_bytes``: most that an answer's payload may have."""
+    def run(self, exchange: Exchange) -> ExchangeState:
+        """Ask and ask again until the exchange is done; returns who answered, who refused, who was away."""
+        self.folder.event("round", round=exchange.number, phase=exchange.phase, sites=list(exchange.requests))
+        state = ExchangeState(
+            tuple(exchange.requests),
+            exchange.minimum,
+            time.monotonic(),
+            seconds(self.context.study.aggregation.round_timeout),
+            exchange.awaited,
+            exchange.least,
+            exchange.phase,
+        )
         self._status, self._there = {}, {}
         said: dict[str, Any] = {}
 
@@ -97,100 +110,93 @@ class Asking:
                     self._there.setdefault(site, now)
                 else:
                     self._there.pop(site, None)
-            if question.phase == "keys":
-                question.latecomers = self._window(question)
-            late = now - question.opened > question.timeout
-            waiting = {site: status[site] for site in question.open() if site in status}
+            if state.phase == "keys":
+                state.latecomers = self._window(state)
+            late = now - state.opened > state.timeout
+            waiting = {site: status[site] for site in state.open() if site in status}
             offline = {site: what for site, what in waiting.items() if late or what == "offline"}
-            about = {"sites": offline, "have": len(question.answered), "minimum": question.minimum}
+            about = {"sites": offline, "have": len(state.answered), "minimum": state.minimum}
             if offline and about != said:
                 self.folder.event("waiting", **about)
             said.update(about)
 
-        while not question.done(time.monotonic()):
-            self._pass(question, number, requests, answer_bytes, accept, aside, look)
-            if not question.done(time.monotonic()):
-                self.talk.pause(RETRY_SECONDS)
-        waited = time.monotonic() - question.opened
-        for site, what in question.away().items():
-            self.recruitment.attendance.note_away(site, self._told(site, question.phase, what, waited))
+        while not state.done(time.monotonic()):
+            self._pass(exchange, state, look)
+            if not state.done(time.monotonic()):
+                self.context.pause(RETRY_SECONDS)
+        waited = time.monotonic() - state.opened
+        for site, what in state.away().items():
+            self.recruitment.attendance.note_away(site, self._told(site, state.phase, what, waited))
+        return state
 
-    def _pass(
-        self,
-        question: Question,
-        number: int,
-        requests: Requests,
-        answer_bytes: int,
-        accept: Accept,
-        aside: Aside | None,
-        look: Callable[[Mapping[str, str]], None],
-    ) -> None:
+    def _pass(self, exchange: Exchange, state: ExchangeState, look: Callable[[Mapping[str, str]], None]) -> None:
         """Ask whoever is open once, and whoever is to be asked aside."""
-        for site in question.open():
-            if site not in self.talk.nodes:
-                question.problem(site, "its SuperNode is not registered")
-        asked = {site: requests[site] for site in question.open() if site in self.talk.nodes}
+        for site in state.open():
+            if site not in self.context.nodes:
+                state.problem(site, "its SuperNode is not registered")
+        aside = exchange.aside
+        asked = {site: exchange.requests[site] for site in state.open() if site in self.context.nodes}
         beside = aside.sites() if aside is not None else ()
         put = dict(asked)
         if aside is not None:
-            put |= {site: (aside.header, b"") for site in beside if site in self.talk.nodes and site not in asked}
-        put = {site: self.talk.instead(site) or request for site, request in put.items()}
+            put |= {site: (aside.header, b"") for site in beside if site in self.context.nodes and site not in asked}
+        put = {site: self.context.instead(site) or request for site, request in put.items()}
         left = set(asked)
         for site, (header, _) in put.items():
-            self.talk.note_asked(site, header)
+            self.context.note_asked(site, header)
 
         def abort() -> bool:
-            self.talk.check_wanted()
-            return question.done(time.monotonic()) or not left
+            self.context.check_wanted()
+            return state.done(time.monotonic()) or not left
 
         arrivals = ask(
-            self.talk.grid,
+            self.context.grid,
             put,
-            self.talk.nodes,
+            self.context.nodes,
             WEEK_SECONDS,
             spool=self.folder.root,
-            payload_bytes=answer_bytes,
+            payload_bytes=exchange.answer_bytes,
             on_wait=look,
             abort=abort,
         )
         for arrival in arrivals:
             left.discard(arrival.site)
             if arrival.site in asked:
-                self._take(question, number, arrival, put[arrival.site][0], accept)
+                self._take(exchange, state, arrival, put[arrival.site][0])
             elif aside is not None and arrival.problem is None:
                 self._take_aside(aside, arrival, put[arrival.site][0])
 
-    def _take(self, question: Question, number: int, arrival: Arrival, header: bytes, accept: Accept) -> None:
-        site, attendance = arrival.site, self.recruitment.attendance
+    def _take(self, exchange: Exchange, state: ExchangeState, arrival: Arrival, header: bytes) -> None:
+        site, number, attendance = arrival.site, exchange.number, self.recruitment.attendance
         if arrival.problem is not None:
             if arrival.problem != "aborted":
-                question.problem(site, arrival.problem)
+                state.problem(site, arrival.problem)
                 self.folder.event("problem", round=number, site=site, what=arrival.problem)
             return
         try:
-            refusal = self._read(arrival, header, accept)
+            refusal = self._read(arrival, header, exchange.accept)
         except AskAgain as again:
-            question.problem(site, str(again))
+            state.problem(site, str(again))
             log.info("%s: %s", site, again)
             return
         if refusal is None:
-            question.answer(site)
-            took = time.monotonic() - question.opened
-            if question.phase in SHORT:
+            state.answer(site)
+            took = time.monotonic() - state.opened
+            if state.phase in SHORT:
                 self._keep_pace(site)
-            about = {"phase": question.phase, "seconds": round(took, 3), "bytes": arrival.payload.size}
+            about = {"phase": state.phase, "seconds": round(took, 3), "bytes": arrival.payload.size}
             self.folder.event("answer", round=number, site=site, **about)
             return
         reason, detail = refusal
-        question.refuse(site, reason, detail)
+        state.refuse(site, reason, detail)
         attendance.note_refusal(site, reason, detail)
-        if site in question.open():
+        if site in state.open():
             self.folder.event("problem", round=number, site=site, what=detail)
             return
         if reason in PASSING:
             self.folder.event("refusal", round=number, site=site, reason=reason, detail=detail)
         else:
-            self._out(site, number, reason, detail, costly=question.phase not in KEYS)
+            self._out(site, number, reason, detail, costly=state.phase not in KEYS)
         if reason in ("pending", "unknown-study"):
             attendance.undecided(site, lost=reason != "pending")
 
@@ -212,7 +218,7 @@ class Asking:
     def _read(self, arrival: Arrival, header: bytes, accept: Accept) -> tuple[str, str] | None:
         """Take an answer; the reason and the sentence where it is a refusal or cannot be used. Raises AskAgain."""
         try:
-            answer = self.talk.decode(arrival, header)
+            answer = self.context.decode(arrival, header)
             if isinstance(answer, Refusal):
                 return answer.reason, answer.detail
             accept(answer, arrival)
@@ -232,16 +238,16 @@ class Asking:
         if site in self._there:
             self._pace[site] = time.monotonic() - self._there[site]
 
-    def _window(self, question: Question) -> float:
+    def _window(self, state: ExchangeState) -> float:
         """Seconds for latecomers: twice what the slowest took last of those who are there and not in yet."""
-        paces = [self._pace.get(site, 0.0) for site in question.open() if self._status.get(site) == "asked"]
-        return min(max([LATECOMER_SECONDS, *(2 * pace for pace in paces)]), question.timeout)
+        paces = [self._pace.get(site, 0.0) for site in state.open() if self._status.get(site) == "asked"]
+        return min(max([LATECOMER_SECONDS, *(2 * pace for pace in paces)]), state.timeout)
 
     def _told(self, site: str, phase: str, what: str, waited: float) -> str:
         """Why a question closed without a site, in words."""
         missed = {"keys": "gave no keys", "handshake": "no answer to the handshake", "training": "gave no update"}
         found = f"{missed.get(phase, f'no answer ({phase})')} in {waited:.1f} s"
-        if site not in self.talk.nodes or what not in ("no answer yet", "timeout", "unavailable"):
+        if site not in self.context.nodes or what not in ("no answer yet", "timeout", "unavailable"):
             return f"{found}: {what}"
         where = {"asked": "it was asked and had not answered", "offline": "its SuperNode was not connected"}
         pace = self._pace.get(site)

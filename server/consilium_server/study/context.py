@@ -1,11 +1,11 @@
-"""One study's talk with its sites: who they are, what is said to all of them, and which answer is really theirs."""
+"""Shared context of a study's exchanges: roster, common header fields, authentication of replies."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from consilium_server.federation import Home
 from consilium_server.state.heads import Doubt, Heads
@@ -19,7 +19,7 @@ from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
-"""Seconds as good as for ever: whether to go on waiting is decided elsewhere."""
+"""Effectively no timeout, in seconds: the caller decides when to stop waiting."""
 
 
 class Halted(Exception):
@@ -27,7 +27,7 @@ class Halted(Exception):
 
 
 class AskAgain(PeerError):
-    """This answer counts for nothing. The site is asked what ``Conversation.instead`` says, or once more."""
+    """This answer counts for nothing. The site is asked what ``StudyContext.instead`` says, or once more."""
 
 
 class _Probe(NamedTuple):
@@ -38,8 +38,16 @@ class _Probe(NamedTuple):
     about: str
 
 
-class Conversation:
-    """Common part of every question of a study."""
+class Addressing(TypedDict):
+    """Fields that every request of a study has, and the slot of every sum."""
+
+    federation: str
+    study: str
+    roster: str
+
+
+class StudyContext:
+    """Shared context of a study's exchanges: keys, folder, roster, common header fields."""
 
     def __init__(self, home: Home, folder: StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
         """``nodes``: site to the node id of its SuperNode."""
@@ -50,11 +58,7 @@ class Conversation:
         self.study = folder.study()
         self.roster = folder.roster(home)
         self.coordinator = home.coordinator()
-        self.common: dict[str, Any] = {
-            "federation": self.roster.federation,
-            "study": self.study.digest,
-            "roster": self.roster.digest,
-        }
+        self.common = Addressing(federation=self.roster.federation, study=self.study.digest, roster=self.roster.digest)
         self._resumed = False
         self._heads = Heads(home.heads)
         self._probes: dict[str, _Probe] = {}
@@ -62,8 +66,10 @@ class Conversation:
     def proposal(self, payload: bytes = b"") -> bytes:
         """The signed header of the study's proposal; no site reads its payload, which makes it another question."""
         document = self.folder.roster_document()
-        about: dict[str, Any] = {"contract": self.study.contract, "roster_document": document}
-        return self.encode(Propose(**self.common, **about, payload=Payload.of(payload)))
+        contract = self.study.contract
+        return self.encode(
+            Propose(**self.common, contract=contract, roster_document=document, payload=Payload.of(payload))
+        )
 
     def instead(self, site: str) -> tuple[bytes, bytes] | None:
         """Header and payload of what ``site`` is to be asked before anything else; None where it is in no doubt."""

@@ -1,0 +1,269 @@
+"""Rounds of a study, from its checkpoint to the registry: recruit, sum, step, record, and in the end publish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_server import registry
+from consilium_server.state.checkpoint import Checkpoint, CheckpointFile
+from consilium_server.study.context import Halted, StudyContext
+from consilium_server.study.convening import NotOpened
+from consilium_server.study.exchanges import Exchange, Exchanges
+from consilium_server.study.figures import Figures, length, noised_weight
+from consilium_server.study.optimizer import ServerOptimizer
+from consilium_server.study.recruitment import Recruitment
+from consilium_server.study.secure_sum import Contribution, Summation, SumResult, SumSpec, counted
+from consilium_server.transport.exchange import Answer as Arrival
+from consilium_shared.averaging import averaged
+from consilium_shared.canonical import digest
+from consilium_shared.errors import PeerError
+from consilium_shared.models import start
+from consilium_shared.models.vector import pack, trained, width, with_trained
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Close, Closing, Evaluate, Payload, Recorded, Train, Update
+from consilium_shared.protocol.summand import Opened
+from consilium_shared.secagg.handshake import Encapsulated
+from consilium_shared.secagg.terms import Advert, least_sites
+
+log = logging.getLogger("consilium.study")
+
+EVALUATION_ATTEMPTS = 2
+"""At the sum of counts on the last model; without it the model is published unevaluated."""
+
+
+class StudyRun:
+    """A study under way. Everything it must not lose is in its folder; the rest is found out again."""
+
+    def __init__(self, context: StudyContext) -> None:
+        self.context = context
+        self.folder, self.home, self.study = context.folder, context.home, context.study
+        self.recruitment = Recruitment(context)
+        self.exchanges = Exchanges(context, self.recruitment)
+        self.figures = Figures(self.study, least_sites(self.study.aggregation, len(context.roster.members)))
+        self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
+        self.checkpoints = CheckpointFile(self.folder.root)
+        found = self.checkpoints.read(self.study.digest)
+        if found is None:
+            found = Checkpoint(self.study.digest, 0, start.of(self.study, self.folder.start()), {}, {})
+        else:
+            self.optimizer.restore(found.optimizer)
+        self.point = found
+        self.sums = Summation(self.exchanges, width(self.study))
+        self.packed = pack(found.model, self.study)
+        """The model of ``point`` as it is sent: packed once, asked for in evaluation and in the next round."""
+
+    def run(self) -> None:
+        """From the checkpoint to the registry; raises Halted or ConsiliumError."""
+        # Before round 1 everybody is waited for; after a restart those who took part in the last round.
+        awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
+        if self.point.record and not self._has_record(self.point.round):
+            self.recruitment.gather(awaited)
+            self._close(self.point)
+        while self.point.round < self.study.training.rounds:
+            if self.point.round:  # who refuses now is out for the next round, and was not "since before round 1"
+                self.recruitment.attendance.begin(self.point.round + 1)
+            self.recruitment.gather(awaited)
+            awaited = frozenset()
+            self._check_moved()
+            self._train(self.point.round + 1)
+            self._close(self.point)
+        model = registry.find(self.home, self.study, self.packed) or self._end()
+        self.folder.event("published", folder=str(model.folder))
+        self.folder.set_state("finished")
+
+    def _check_moved(self) -> None:
+        """Raises Halted where the next round would begin with a model that the sites have seen, without privacy.
+
+        No site adds the same numbers to a second sum, which over other sites would show whose are whose.
+        """
+        record = self.point.record
+        if record and record["model_before"] == record["model_after"] and self.study.privacy.mode == "none":
+            why = record["implausible"] or "the sites' updates have left the model as it was"
+            raise Halted(f"round {self.point.round}: {why}; without privacy no second round begins with the same model")
+
+    def _train(self, number: int) -> None:
+        """One round: the sum of the updates, the optimizer's step, the record, the checkpoint."""
+        began = time.monotonic()
+        self.recruitment.attendance.begin(number)
+        recorded = self.folder.recorded(number - 1, self.context.coordinator) if number > 1 else None
+        summed = self._sum(number, recorded)
+        opened = summed.opened
+        if opened.implausible is not None:
+            self.folder.event("implausible", round=number, why=opened.implausible)
+        stepped, average, moved = self._step(number, opened)
+        after = pack(stepped, self.study)
+        record = self._record(number, recorded, summed) | {
+            "model_before": digest(self.packed),
+            "model_after": digest(after),
+            "step_norm": moved,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        record |= self._metrics(opened, number - 1, "metrics_before", record)
+        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
+        self.packed = after
+        self.checkpoints.write(self.point)
+
+    def _sum(self, number: int, recorded: Recorded | None) -> SumResult:
+        """The opened sum of the round's updates. Raises Halted where too few sites are left for one."""
+        model = self.packed
+        described = Payload.of(model)
+
+        def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
+            return Train(
+                **self.context.common,
+                round=number,
+                attempt=attempt,
+                adverts=adverts,
+                encapsulated=encapsulated,
+                payload=described,
+                recorded=recorded,
+            )
+
+        def check(answer: Contribution) -> None:
+            if isinstance(answer, Update):
+                self.context.countersignature(answer, recorded)
+
+        before = self.point.record.get("participants")
+        together = frozenset(before or ()) if self.study.aggregation.same_sites else frozenset()
+        spec = SumSpec("training", number, model, request, check, together=together or None)
+        try:
+            return self.sums.run(spec, frozenset(before or self.recruitment.attendance.standing))
+        except NotOpened as error:
+            raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
+
+    def _step(
+        self, number: int, opened: Opened
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64] | None, float]:
+        """The next model, the average of the models so far, and how far the model moved; an implausible sum moves none.
+
+        Returns:
+            Float32 ``[d]``; float64 ``[t]``, or None where the study has no average; the Euclidean length of the step.
+        """
+        stepped, moved = self.point.model, 0.0
+        if opened.implausible is None:
+            before = trained(self.point.model, self.study)
+            part = self.optimizer.step(before, opened.mean)
+            moved = length(part - before)
+            stepped = with_trained(self.point.model, part, self.study)
+        decay = self.study.aggregation.weight_average
+        if not decay:
+            return stepped, None, moved
+        average = averaged(self.point.average, trained(stepped, self.study), decay, number)
+        # What is counted on, signed and published from here on; but no model is changed by an implausible sum.
+        if number == self.study.training.rounds and opened.implausible is None:
+            stepped = with_trained(stepped, average.astype(np.float32), self.study)
+        return stepped, average, moved
+
+    def _record(self, number: int, recorded: Recorded | None, summed: SumResult) -> dict[str, Any]:
+        """What the round's record says of the sites and of the sum."""
+        attendance, opened = self.recruitment.attendance, summed.opened
+        updates = dict(sorted(summed.answers.items()))
+        signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}
+        attendance.took_part(updates)
+        away, refused = attendance.absent(updates)
+        remarks = attendance.remarks(updates)
+        record = {
+            "study": self.study.digest,
+            "federation": self.context.roster.federation,
+            "roster": self.context.roster.digest,
+            "round": number,
+            "participants": list(updates),
+            "away": away,
+            "refused": refused,
+            **({"remarks": remarks} if remarks else {}),
+            "epsilon": {site: answer.epsilon for site, (answer, _) in updates.items()},
+            "heads": {site: answer.head.model_dump(mode="json") for site, (answer, _) in updates.items()},
+            "previous": recorded.record if recorded is not None else None,
+            "answers": {site: sha256 for site, (_, sha256) in updates.items()},
+            "countersigned": {site: signature for site, signature in signatures.items() if signature is not None},
+            "opened": summed.record,
+            "implausible": opened.implausible,
+            "weight": noised_weight(self.study, opened),
+            "update_norm": None if opened.norm is None else float(f"{opened.norm:.6g}"),
+        }
+        if self.study.schema_version > 1:
+            record["protocol"] = self.study.schema_version
+        return record
+
+    def _close(self, point: Checkpoint) -> None:
+        """Evaluate after the last round, sign the record, tell whoever watches."""
+        found: dict[str, Any] = {"metrics": None}
+        if point.round == self.study.training.rounds and point.round in self.study.evaluated_rounds:
+            found = self._evaluate(point)
+        self.recruitment.attendance.begin(point.round)
+        remarks = self.recruitment.attendance.remarks(point.record["participants"])
+        record = {**point.record, **found, **({"remarks": remarks} if remarks else {})}
+        self.folder.write_record(record, self.context.coordinator)
+        about = {key: record.get(key) for key in ("seconds", "away", "refused", "epsilon", "update_norm")}
+        self.folder.event("closed", round=point.round, **about)
+        log.info("round %d closed with %d sites", point.round, len(record["participants"]))
+
+    def _end(self) -> registry.Model:
+        """Show the last record to everybody who took part, for at most ``round_timeout``; then publish the model."""
+        number, records = self.point.round, self.folder.records(self.context.coordinator)
+        sites = {site for record in records for site in record["participants"]}
+        recorded = self.folder.recorded(number, self.context.coordinator)
+        header = self.context.encode(Close(**self.context.common, recorded=recorded))
+        missing = tuple(sorted(sites - set(self.folder.closings(self.context.roster))))
+
+        def accept(answer: messages.Answer, arrival: Arrival) -> None:
+            if not isinstance(answer, Closing) or answer.round != number:
+                raise PeerError("not an answer to this question")
+            self.context.countersignature(answer, recorded)
+            self.folder.keep_closing(answer.site, arrival.header)
+
+        self.exchanges.run(Exchange("closing", number, dict.fromkeys(missing, (header, b"")), accept, minimum=0))
+        closings = {site: closing for site, (_, closing) in self.folder.closings(self.context.roster).items()}
+        return registry.publish(self.home, self.study, self.context.roster, self.packed, records, closings)
+
+    def _evaluate(self, point: Checkpoint) -> dict[str, Any]:
+        """Fields of the last round's record about the model that it gave."""
+        model, number = self.packed, point.round
+        described = Payload.of(model)
+
+        def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
+            return Evaluate(
+                **self.context.common,
+                round=number,
+                attempt=attempt,
+                adverts=adverts,
+                encapsulated=encapsulated,
+                payload=described,
+            )
+
+        together = None
+        if self.study.aggregation.same_sites:  # those whose counts were added up before, and no others
+            least = least_sites(self.study.aggregation, len(self.context.roster.members))
+            records = [*self.folder.records(self.context.coordinator), point.record]
+            together = counted(self.study, records, least) or None
+        try:
+            spec = SumSpec("evaluation", number, model, request, lambda _: None, EVALUATION_ATTEMPTS, together)
+            summed = self.sums.run(spec, frozenset(point.record["participants"]))
+        except NotOpened as error:
+            log.warning("the last model is not evaluated: %s", error)
+            return {"metrics": None}
+        spent = {site: answer.epsilon for site, (answer, _) in summed.answers.items()}
+        known = set(summed.answers) <= set(point.record["participants"])
+        return {
+            **self._metrics(summed.opened, number, "metrics", point.record if known else None),
+            "epsilon": {**point.record["epsilon"], **{s: e for s, e in spent.items() if s in point.record["epsilon"]}},
+            "counts": {site: sha256 for site, (_, sha256) in sorted(summed.answers.items())},
+            "opened_counts": summed.record,
+        }
+
+    def _metrics(self, opened: Opened, number: int, key: str, training: dict[str, Any] | None) -> dict[str, Any]:
+        """Metrics that a record has of the model after a round, by that key, or why there are none."""
+        found, why = self.figures.of(opened, training)
+        if why is not None:
+            self.folder.event("no_metrics", round=number, why=why)
+        if found is not None:
+            self.folder.event("evaluated", round=number, metrics=found)
+        return {key: found, f"no_{key}": why}
+
+    def _has_record(self, number: int) -> bool:
+        return self.folder.record_file(number).exists()
