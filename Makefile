@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check bench bench-secagg bench-dp clean
+.PHONY: help demo test quick test-long check docs bench bench-secagg bench-dp clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,10 @@ test: check               ## everything
 test-long: check          ## properties and attacks again and again, each time from another seed
 	for each in $$(seq $(SEEDS)); do seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
 	    $(PYTEST) -n $(WORKERS) --hypothesis-seed=$$seed tests/properties tests/attacks tests/audit || exit 1; done
+
+docs: $(READY)           ## all pages as a site that needs no network: build/docs/index.html
+	$(BIN)/mkdocs build --strict
+	@echo 'build/docs/index.html; with a search: python3 -m http.server --directory build/docs'
 
 bench: $(READY)          ## what a round costs outside training
 	$(BIN)/python tests/bench/round_cost.py
