@@ -13,6 +13,7 @@ from consilium_shared.protocol.messages import (
     Advertise,
     Advertised,
     Answer,
+    ApprovalStatus,
     CanaryAudit,
     Close,
     Closing,
@@ -29,7 +30,6 @@ from consilium_shared.protocol.messages import (
     Request,
     Shares,
     Signed,
-    Standing,
     Survivors,
     Train,
     Update,
@@ -95,7 +95,7 @@ def answers() -> dict[str, Message]:
     advert, bundle = attempt.adverts[low], federation.session[low].bundle
     audit = CanaryAudit(canaries=10, guesses=5, correct=3)
     found: list[Message] = [
-        (Standing(**about, state="approved"), b""),
+        (ApprovalStatus(**about, state="approved"), b""),
         (Advertised(**about, **of, advert=advert, bundle=bundle, known={high: digest(b"bundle")}), b""),
         (Handshaken(**about, payload=Payload.of(secrets)), secrets),
         (Update(**about, **given, countersignature=signature), update),

@@ -15,7 +15,7 @@ from tests.attacks.examples import requests, started
 from tests.attacks.mutations import FUZZ, VALUES, canonical, mutated
 from tests.attacks.test_lying_site import study as study_with
 
-from consilium_client.state.responses import AnswerStore
+from consilium_client.state.responses import Responses
 from consilium_client.state.results import About, Results
 from consilium_client.state.sum_store import Peer, Session, SumStore
 from consilium_server.state.pending_sum import OpenSum, OpenSumFile
@@ -125,7 +125,7 @@ def about() -> About:
 @FUZZ
 @given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=3), cut=st.integers(0, 300))
 def test_a_file_of_an_answer(tmp_path: Path, flips: list[tuple[int, int]], cut: int) -> None:
-    store = AnswerStore(tmp_path / "answers")
+    store = Responses(tmp_path / "answers")
     file = store.folder / STUDY / "update.1"
     file.unlink(missing_ok=True)
     store.put(STUDY, 1, "update", "c" * 64, b"header", b"payload" * 20)
@@ -146,7 +146,7 @@ def test_a_file_of_an_answer(tmp_path: Path, flips: list[tuple[int, int]], cut: 
 @FUZZ
 @given(last=VALUES, text=st.binary(max_size=60))
 def test_a_file_of_an_answer_that_ends_in_any_json(tmp_path: Path, last: Any, text: bytes) -> None:
-    store = AnswerStore(tmp_path / "answers")
+    store = Responses(tmp_path / "answers")
     (store.folder / STUDY).mkdir(exist_ok=True)
     (store.folder / STUDY / "update.1").write_bytes(text + b"\n" + (canonical(last) or b""))
     with pytest.raises(IntegrityError):

@@ -182,13 +182,13 @@ class Asked(RuleBasedStateMachine):
             self.site.restart()
 
     def _decide(self, which: Study, yes: bool) -> None:
-        desk = self.site.desk
+        service = self.site.service
         try:
-            proposal = desk.proposals.find(which.digest)
+            proposal = service.proposals.find(which.digest)
             if not yes:
-                desk.reject(proposal, "tester", "test")
-            elif desk.spending.approval(which.digest) is None:
-                desk.approve(proposal, "tester")
+                service.reject(proposal, "tester", "test")
+            elif service.spending.approval(which.digest) is None:
+                service.approve(proposal, "tester")
         except (BudgetRefused, PolicyRefusal) as refusal:
             note(str(refusal))
 
@@ -209,9 +209,9 @@ class Asked(RuleBasedStateMachine):
     @rule(which=st.sampled_from(STUDIES), cohort=st.sampled_from(COHORTS), dies=DIES)
     def go_on(self, which: Study, cohort: tuple[str, ...], dies: int | None) -> None:
         """As an honest coordinator: the round after the last that the site answered, in the end the evaluation."""
-        if self.last is not None and self.site.desk.spending.approval(which.digest) is None:
+        if self.last is not None and self.site.service.spending.approval(which.digest) is None:
             which = self.last[0]
-        number = round_of(self.site.desk.answers.latest(which.digest, "update") or 0) + 1
+        number = round_of(self.site.service.responses.latest(which.digest, "update") or 0) + 1
         evaluate = number > which.training.rounds
         model = pack(np.zeros(6, np.float32), which)
         self._ask(which, number - evaluate, 1, evaluate, model, cohort, True, dies)
@@ -309,7 +309,7 @@ class Asked(RuleBasedStateMachine):
     @rule(which=st.sampled_from(STUDIES), dies=DIES)
     def close(self, which: Study, dies: int | None) -> None:
         """The study is said to be over, as soon as its last round was answered."""
-        if round_of(self.site.desk.answers.latest(which.digest, "update") or 0) < which.training.rounds:
+        if round_of(self.site.service.responses.latest(which.digest, "update") or 0) < which.training.rounds:
             return
         recorded = self.coordinator.recorded(which.training.rounds)
         header = messages.encode(Close(**self.coordinator.common(which), recorded=recorded), self.coordinator.key)
@@ -320,15 +320,15 @@ class Asked(RuleBasedStateMachine):
             self.site.restart()
             return
         if isinstance(answer, Closing):
-            desk = self.site.desk
-            assert not list(desk.results.folder.glob(f"{which.digest}.*"))
-            assert not (desk.sums.folder / which.digest).exists()
+            service = self.site.service
+            assert not list(service.results.folder.glob(f"{which.digest}.*"))
+            assert not (service.sums.folder / which.digest).exists()
 
     @rule(choices=st.lists(st.tuples(st.sampled_from(STUDIES), st.integers(1, 4)), min_size=2, max_size=4))
     def charge_at_once(self, choices: list[tuple[Study, int]]) -> None:
         """Several threads ask for a charge in the same moment; none of them trains."""
-        spending = self.site.desk.spending
-        budget = self.site.desk.config.policy.budget(ASSET)
+        spending = self.site.service.spending
+        budget = self.site.service.config.policy.budget(ASSET)
 
         def charge(which: Study, number: int) -> None:
             approval = spending.approval(which.digest)
@@ -342,10 +342,10 @@ class Asked(RuleBasedStateMachine):
 
     @invariant()
     def what_ran_stays_within_ledger_and_budget(self) -> None:
-        ledger = self.site.desk.ledger
+        ledger = self.site.service.ledger
         verified = read_ledger(ledger.path, "hospital-a", ledger._identity.public)
         assert verified.head == ledger.head
-        state = self.site.desk.spending.state(ASSET)
+        state = self.site.service.spending.state(ASSET)
         written = epsilon(state.events, DELTA)
         shown = {(e.body.study, e.body.plan.patients) for e in verified.entries if isinstance(e.body, Approve)}  # type: ignore[union-attr]
         truth = [*self.ran.values(), *(GaussianEvent(10.0) for _ in shown)]
@@ -359,10 +359,10 @@ class Asked(RuleBasedStateMachine):
     @invariant()
     def what_is_approved_is_there_when_its_round_comes(self) -> None:
         """No refusal for the asset's budget, from which a coordinator could read what others spent."""
-        spending = self.site.desk.spending
+        spending = self.site.service.spending
         held = [event for each in spending.reserved(ASSET) for event in each.events]
         assert epsilon([*spending.state(ASSET).events, *held], DELTA) <= BUDGET + ROUNDOFF
-        refused = [e.body for e in self.site.desk.ledger.entries if e.kind == "refuse" and e.body.reason == "budget"]  # type: ignore[attr-defined]
+        refused = [e.body for e in self.site.service.ledger.entries if e.kind == "refuse" and e.body.reason == "budget"]  # type: ignore[attr-defined]
         assert all(each.detail.startswith("study ") for each in refused), refused  # type: ignore[attr-defined]
 
     @invariant()
@@ -375,7 +375,7 @@ class Asked(RuleBasedStateMachine):
     def teardown(self) -> None:
         for each in self.patches:
             each.stop()
-        self.site.desk.close()
+        self.site.service.close()
         shutil.rmtree(self.folder)
 
 

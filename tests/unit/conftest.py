@@ -12,8 +12,8 @@ import pytest
 from tests.unit.neighbour import Neighbour, Neighbours, Sum
 
 from consilium_client.agent.administration import Administration
-from consilium_client.agent.requests import Requests
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.requests import RequestHandler
+from consilium_client.agent.study_service import StudyService
 from consilium_client.commands import cli
 from consilium_client.commands.enroll import enroll
 from consilium_client.site import Home as SiteHome
@@ -26,6 +26,7 @@ from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import (
+    ApprovalStatus,
     Close,
     Evaluate,
     Payload,
@@ -33,7 +34,6 @@ from consilium_shared.protocol.messages import (
     Recorded,
     Shares,
     Signed,
-    Standing,
     Train,
 )
 from consilium_shared.protocol.summand import Opened
@@ -199,7 +199,7 @@ def coordinator(tmp_path: Path) -> Coordinator:
     return Coordinator(tmp_path)
 
 
-class Whole(Requests):
+class Whole(RequestHandler):
     """The coordinator's requests, answered with the payload in one piece, to be compared."""
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
@@ -212,12 +212,12 @@ class Site:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
-        self.desk = Desk(coordinator.site)
-        self.requests = Whole(self.desk)
+        self.service = StudyService(coordinator.site)
+        self.requests = Whole(self.service)
         coordinator.agent = self.requests.handle
 
     def restart(self) -> None:
-        self.desk.close()
+        self.service.close()
         self.__init__(self.coordinator)  # type: ignore[misc]
 
     def ask(self, header: bytes, payload: bytes = b"") -> messages.Answer:
@@ -225,22 +225,22 @@ class Site:
 
     def approve(self, study: Study | None = None) -> None:
         study = study or self.coordinator.study
-        assert isinstance(self.ask(self.coordinator.propose(study)), Standing)
-        self.desk.approve(self.desk.proposals.find(study.digest), "tester")
+        assert isinstance(self.ask(self.coordinator.propose(study)), ApprovalStatus)
+        self.service.approve(self.service.proposals.find(study.digest), "tester")
 
     def kinds(self) -> list[str]:
-        return [entry.kind for entry in self.desk.ledger.entries]
+        return [entry.kind for entry in self.service.ledger.entries]
 
     def charges(self, purpose: str = "training") -> int:
-        with self.desk.ledger.exclusive():
-            return [charged.body.purpose for charged in self.desk.ledger.books.charges.values()].count(purpose)
+        with self.service.ledger.exclusive():
+            return [charged.body.purpose for charged in self.service.ledger.books.charges.values()].count(purpose)
 
 
 @pytest.fixture
 def site(coordinator: Coordinator) -> Iterator[Site]:
     made = Site(coordinator)
     yield made
-    made.desk.close()
+    made.service.close()
 
 
 @pytest.fixture
@@ -248,10 +248,10 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], Site]:
     """``connect(site)``: the site's commands reach its agent without a socket."""
 
     def connected(site: Site) -> Site:
-        desk = Administration(site.desk)
+        service = Administration(site.service)
 
         def ask(_: Path, command: str, **arguments: Any) -> Any:
-            answer = json.loads(desk.handle(json.dumps({"command": command, **arguments}).encode()))
+            answer = json.loads(service.handle(json.dumps({"command": command, **arguments}).encode()))
             if "value" not in answer:
                 raise ConfigurationError(answer["error"])
             return answer["value"]
@@ -279,4 +279,4 @@ def new_site() -> Iterator[Callable[[Coordinator], Site]]:
 
     yield start
     for each in made:
-        each.desk.close()
+        each.service.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium_client.agent import absence
-from consilium_client.agent.study_service import Desk, Estimate
+from consilium_client.agent.study_service import Estimate, StudyService
 from consilium_client.site import Home
 from consilium_client.state.proposals import Proposal
 from consilium_client.transport.agent_socket import call_admin
@@ -52,8 +52,8 @@ def ask(socket: Path, command: str, **arguments: Any) -> Any:
 class Administration:
     """The agent's end."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, service: StudyService) -> None:
+        self.service = service
         self._started = time.time()
         self._commands: dict[str, Callable[..., Any]] = {
             "status": self.status,
@@ -82,11 +82,11 @@ class Administration:
 
     def status(self) -> dict[str, Any]:
         """Status of the agent: what it does now."""
-        head = self.desk.ledger.head
+        head = self.service.ledger.head
         return {
-            "site": self.desk.site,
-            "federation": self.desk.federation,
-            "activity": self.desk.activity,
+            "site": self.service.site,
+            "federation": self.service.federation,
+            "activity": self.service.activity,
             "up_seconds": round(time.time() - self._started),
             "ledger": {"entries": head.seq, "head": head.sha256},
             "studies": self.studies(),
@@ -94,18 +94,18 @@ class Administration:
 
     def studies(self) -> list[dict[str, Any]]:
         """Every study that was proposed, and what was decided."""
-        return [self._describe(proposal) for proposal in self.desk.proposals.all()]
+        return [self._describe(proposal) for proposal in self.service.proposals.all()]
 
     def _describe(self, proposal: Proposal) -> dict[str, Any]:
         study = proposal.study
-        approval = self.desk.spending.approval(study.digest)
-        with self.desk.ledger.exclusive():
-            rejected = isinstance(self.desk.ledger.books.decisions.get(study.digest), Reject)
-        state = self.desk.spending.state(study.data.asset)
+        approval = self.service.spending.approval(study.digest)
+        with self.service.ledger.exclusive():
+            rejected = isinstance(self.service.ledger.books.decisions.get(study.digest), Reject)
+        state = self.service.spending.state(study.data.asset)
         own = next((s for s in state.studies if s.study == study.digest), None)
-        objections = self.desk.objections(proposal)
+        objections = self.service.objections(proposal)
         undecided = "refused" if objections else "pending"
-        entries = self.desk.ledger.entries if approval else ()
+        entries = self.service.ledger.entries if approval else ()
         return {
             "study": study.study,
             "version": study.version,
@@ -121,7 +121,7 @@ class Administration:
             "rounds": study.training.rounds,
             "rounds_charged": len(own.rounds) if own else 0,
             "epsilon": study.privacy.epsilon,
-            "epsilon_spent": _finite(self.desk.spending.study_epsilon(study.digest)) if approval else 0.0,
+            "epsilon_spent": _finite(self.service.spending.study_epsilon(study.digest)) if approval else 0.0,
         }
 
     def estimate(self, study: str) -> dict[str, Any]:
@@ -129,18 +129,18 @@ class Administration:
 
         Of a study that the policy forbids, no cost.
         """
-        proposal = self.desk.proposals.find(study)
+        proposal = self.service.proposals.find(study)
         # The contract with what absent keys mean.
         found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
         found["least_sites"] = least_sites(proposal.study.aggregation, len(proposal.identities))
-        return found if found["refused"] else {**found, **self._estimate(self.desk.estimate(proposal.study))}
+        return found if found["refused"] else {**found, **self._estimate(self.service.estimate(proposal.study))}
 
     def _estimate(self, estimate: Estimate) -> dict[str, Any]:
         plan = estimate.plan
         return {
             "patients": estimate.patients,
             "patients_held_back": estimate.held_back,
-            "evaluation_counts": self.desk.config.policy.allow_evaluation_counts,
+            "evaluation_counts": self.service.config.policy.allow_evaluation_counts,
             "evaluated_rounds": list(estimate.evaluated_rounds),
             "plan": plan.to_dict(),
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
@@ -151,19 +151,19 @@ class Administration:
 
     def approve(self, study: str, by: str, plan: dict[str, Any]) -> dict[str, Any]:
         """Approve it with the plan that was shown; the entry in the ledger names who did."""
-        proposal = self.desk.proposals.find(study)
-        estimate = self.desk.approve(proposal, by, plan)
+        proposal = self.service.proposals.find(study)
+        estimate = self.service.approve(proposal, by, plan)
         return {**self._describe(proposal), **self._estimate(estimate)}
 
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
         """Say no, or withdraw an approval."""
-        proposal = self.desk.proposals.find(study)
-        self.desk.reject(proposal, by, reason)
+        proposal = self.service.proposals.find(study)
+        self.service.reject(proposal, by, reason)
         return self._describe(proposal)
 
     def plan(self, study: str) -> dict[str, Any]:
         """A study's contract, and the plan that runs here: the approved one, else the one that would be approved."""
-        proposal = self.desk.proposals.find(study)
+        proposal = self.service.proposals.find(study)
         return {
             "study": proposal.study.study,
             "version": proposal.study.version,
@@ -173,17 +173,17 @@ class Administration:
         }
 
     def _plan(self, proposal: Proposal) -> Plan:
-        approval = self.desk.spending.approval(proposal.study.digest)
-        return approval.plan if approval else self.desk.estimate(proposal.study).plan
+        approval = self.service.spending.approval(proposal.study.digest)
+        return approval.plan if approval else self.service.estimate(proposal.study).plan
 
     def audit(
         self, study: str, plan: dict[str, Any], canaries: int, guesses: int, correct: int, by: str
     ) -> dict[str, Any]:
         """Enter the outcome of a canary audit of exactly the plan that runs here; returns the entry's number."""
-        proposal = self.desk.proposals.find(study)
+        proposal = self.service.proposals.find(study)
         if plan != self._plan(proposal).to_dict():
             raise ConfigurationError(f"study {proposal.study.study} has another plan now than was audited; audit again")
-        entry = self.desk.ledger.append(
+        entry = self.service.ledger.append(
             "audit",
             {
                 "study": proposal.study.digest,
@@ -197,11 +197,13 @@ class Administration:
 
     def budget(self) -> list[dict[str, Any]]:
         """Budget of each asset: what was spent, what is reserved for approved studies, and what is left for others."""
-        return [self._of_asset(asset, each.budget) for asset, each in sorted(self.desk.config.policy.budgets.items())]
+        return [
+            self._of_asset(asset, each.budget) for asset, each in sorted(self.service.config.policy.budgets.items())
+        ]
 
     def _of_asset(self, asset: str, budget: Budget) -> dict[str, Any]:
-        with self.desk.ledger.exclusive():
-            state, held = self.desk.spending.state(asset), self.desk.spending.reserved(asset)
+        with self.service.ledger.exclusive():
+            state, held = self.service.spending.state(asset), self.service.spending.reserved(asset)
         spent = {study.study: study for study in state.studies}
         reserved = {each.study: each for each in held}
         names = {each.study: each.name for each in state.studies} | {each.study: each.name for each in held}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 
 from consilium_client.state.clipping_norms import ClippingNorms
-from consilium_client.state.draw_seeds import Attempts
+from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
-from consilium_client.state.responses import AnswerStore
+from consilium_client.state.responses import Responses
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
 from consilium_shared.ledger.entry import Reject
@@ -29,12 +29,12 @@ class Leftovers:
         ledger: LedgerFile,
         sums: SumStore,
         results: Results,
-        answers: AnswerStore,
-        attempts: Attempts,
+        responses: Responses,
+        draw_seeds: DrawSeeds,
         clipping_norms: ClippingNorms,
     ) -> None:
-        self._ledger, self._sums, self._results, self._answers = ledger, sums, results, answers
-        self._attempts, self._clipping_norms = attempts, clipping_norms
+        self._ledger, self._sums, self._results, self._responses = ledger, sums, results, responses
+        self._draw_seeds, self._clipping_norms = draw_seeds, clipping_norms
         self.working = threading.Lock()
         self._gone: dict[str, Reject] = {}
 
@@ -51,9 +51,9 @@ class Leftovers:
                     continue
                 self._results.forget(study)  # first: without it nothing is masked again, whatever else stays
                 self._sums.forget_secrets(study)
-                self._answers.forget(study)
-                self._attempts.end(study, "training")
-                self._attempts.end(study, "evaluation")
+                self._responses.forget(study)
+                self._draw_seeds.end(study, "training")
+                self._draw_seeds.end(study, "evaluation")
                 self._clipping_norms.forget(study)
             self._gone = rejected
         finally:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from consilium_client.agent.administration import Administration
-from consilium_client.agent.requests import Requests
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.requests import RequestHandler
+from consilium_client.agent.study_service import StudyService
 from consilium_client.site import Home
 from consilium_client.state import instance
 from consilium_client.transport.agent_socket import serve, serve_admin
@@ -42,25 +42,25 @@ def run(home: Home) -> None:
     """Serve until SIGTERM."""
     forbid_network()
     home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    desk = Desk(home)
+    service = StudyService(home)
     instance.note(home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    admin = serve_admin(home.admin_socket, ending_when_broken(desk, Administration(desk).handle))
-    exchange = serve(home.agent_socket, ending_when_broken(desk, Requests(desk).handle))
-    log.info("site %s serves; ledger has %d entries", desk.site, desk.ledger.head.seq)
+    admin = serve_admin(home.admin_socket, ending_when_broken(service, Administration(service).handle))
+    exchange = serve(home.agent_socket, ending_when_broken(service, RequestHandler(service).handle))
+    log.info("site %s serves; ledger has %d entries", service.site, service.ledger.head.seq)
     threading.Thread(target=_warm, daemon=True).start()
     stop.wait()
     exchange.stop(grace=None)
     admin.stop(grace=None)
-    desk.close()
+    service.close()
     log.info("stopped")
     os._exit(0)  # a training in flight has no clean end; its charge stands in full
 
 
 def ending_when_broken(
-    desk: Desk, handle: Callable[Arguments, Answer], end: Callable[[int], object] = os._exit
+    service: StudyService, handle: Callable[Arguments, Answer], end: Callable[[int], object] = os._exit
 ) -> Callable[Arguments, Answer]:
     """The handler, after which this process ends with status 1 when the ledger can no longer be written.
 
@@ -72,8 +72,8 @@ def ending_when_broken(
         try:
             return handle(*arguments, **named)
         finally:
-            if desk.ledger.broken is not None:
-                log.error("the ledger %s; this agent ends, to be started again", desk.ledger.broken)
+            if service.ledger.broken is not None:
+                log.error("the ledger %s; this agent ends, to be started again", service.ledger.broken)
                 end(LEDGER_BROKEN)
 
     return guarded

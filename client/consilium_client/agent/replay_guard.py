@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.study_service import StudyService
 from consilium_client.state.results import About, Result
 from consilium_client.state.sum_store import Session
 from consilium_shared import limits
@@ -35,11 +35,11 @@ def round_of(where: int) -> int:
     return where // (limits.ATTEMPTS + 1)
 
 
-class Reuse:
+class ReplayGuard:
     """The rules, over what the site's stores and its ledger have."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, service: StudyService) -> None:
+        self.service = service
 
     def kept(self, study: Study, request: Train | Evaluate, terms: Terms) -> Result | None:
         """The result that is kept for this round, if it may leave under these terms; None where it is to be made.
@@ -51,12 +51,12 @@ class Reuse:
             PolicyRefusal: this round was worked on from another model.
             IntegrityError: the ledger has no charge for it.
         """
-        kept = self.desk.results.get(study.digest, request.purpose, request.round)
+        kept = self.service.results.get(study.digest, request.purpose, request.round)
         if kept is None:
             return None
         if kept.about.model != request.payload.sha256:
             raise PolicyRefusal("stale-round", f"round {request.round} was worked on from another model")
-        states = {each.slot.attempt: each for each in self.desk.sums.attempts(request.slot)}
+        states = {each.slot.attempt: each for each in self.service.sums.attempts(request.slot)}
         first = kept.about.attempt
         if first != request.attempt and first not in states:
             return None  # its state is lost, and with it the proof
@@ -68,9 +68,9 @@ class Reuse:
 
     def counts_given(self, study: Study, slot: Slot) -> bool:
         """Whether counts may be promised for a slot: not where a kept result of its round goes without them."""
-        about = self.desk.results.about(study.digest, slot.purpose)
+        about = self.service.results.about(study.digest, slot.purpose)
         without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
-        return self.desk.config.policy.allow_evaluation_counts and not without
+        return self.service.config.policy.allow_evaluation_counts and not without
 
     def check_counts(self, request: Train | Evaluate, kept: Result | None, *, offered: bool) -> None:
         """Whether what this site offered with its key, and the others rely on, is still what it adds.
@@ -89,7 +89,7 @@ class Reuse:
             if request.purpose == "evaluation":
                 raise PolicyRefusal("sum", "too few sites of the cohort offer counts, and there is nothing else to add")
             return
-        if not self.desk.config.policy.allow_evaluation_counts:
+        if not self.service.config.policy.allow_evaluation_counts:
             raise PolicyRefusal("sum", "this site offered counts with these keys, and lets none leave any more")
         if request.purpose == "training" and kept is not None and not kept.about.counted:
             raise PolicyRefusal("sum", "this site offered counts with these keys, and its result goes without any")
@@ -106,7 +106,7 @@ class Reuse:
         """
         if state.result is not None:
             raise PolicyRefusal("sum", "what these keys mask is gone")
-        seen, here = self.desk.sums.session(study.digest).seen, _where(request)
+        seen, here = self.service.sums.session(study.digest).seen, _where(request)
         if isinstance(plan, NonPrivatePlan) and not seen and self._left_before(study, "update", "counts"):
             raise PolicyRefusal("sum", _LOST.format("models were worked on"))
         known = all(seen.get(what) in (None, here) for what in _what(study, request))
@@ -121,7 +121,7 @@ class Reuse:
     def check_frozen(self, study: Study, frozen: str) -> None:
         """Raises PolicyRefusal where what the study does not train is not what it was, by digest, in the first model
         that was worked on here."""
-        known = self.desk.sums.session(study.digest).frozen
+        known = self.service.sums.session(study.digest).frozen
         if known not in (None, frozen):
             raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
 
@@ -136,7 +136,7 @@ class Reuse:
         """
         if not study.aggregation.same_sites:
             return
-        together, updates = self.desk.sums.session(study.digest).together, terms.slot.purpose == "training"
+        together, updates = self.service.sums.session(study.digest).together, terms.slot.purpose == "training"
         if not together and self._left_before(study, "signed"):
             raise PolicyRefusal("sum", _LOST.format("sites were added up"))
         known = together.get("updates" if updates else "counts", ())
@@ -155,7 +155,7 @@ class Reuse:
         Raises:
             PolicyRefusal: every sum of the study is to be of the same sites, and one was signed that was of others.
         """
-        session, parts = self.desk.sums.session(study.digest), {}
+        session, parts = self.service.sums.session(study.digest), {}
         if not study.aggregation.same_sites:
             return session
         if terms.slot.purpose == "training":
@@ -169,14 +169,14 @@ class Reuse:
 
     def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
         """Before the first masked byte leaves: what was worked on, and where it is masked."""
-        session = self.desk.sums.session(study.digest)
+        session = self.service.sums.session(study.digest)
         seen = {**session.seen, **dict.fromkeys(_what(study, request), _where(request))}
-        self.desk.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
+        self.service.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
 
     def left(self, request: Train | Evaluate | Survivors) -> bool:
         """Whether anything left on the last charge for this round: a crash may have come between the two."""
         about, kind = (request.study, request.round), "update" if request.purpose == "training" else "counts"
-        for entry in reversed(self.desk.ledger.entries):
+        for entry in reversed(self.service.ledger.entries):
             body = entry.body
             if isinstance(body, Release) and (body.study, body.round, body.message) == (*about, kind):
                 return True
@@ -186,14 +186,14 @@ class Reuse:
 
     def _left_before(self, study: Study, *kinds: str) -> bool:
         """Whether an answer of these kinds left for the study, in any round."""
-        bodies = [entry.body for entry in self.desk.ledger.entries if isinstance(entry.body, Release)]
+        bodies = [entry.body for entry in self.service.ledger.entries if isinstance(entry.body, Release)]
         return any(body.study == study.digest and body.message in kinds for body in bodies)
 
     def signed_attempts(self, slot: Slot) -> set[int]:
         """Attempts at a round in which this site's signature over survivors left, by the ledger."""
         return {
             entry.body.attempt
-            for entry in self.desk.ledger.entries
+            for entry in self.service.ledger.entries
             if isinstance(entry.body, Release)
             and (entry.body.study, entry.body.round, entry.body.message) == (slot.study, slot.round, "signed")
             and entry.body.attempt is not None
@@ -202,7 +202,7 @@ class Reuse:
     def settle(self, study: Study, plan: Plan, kept: Result) -> None:
         """Settle the charges behind a kept result that a crash left unsettled: all of it ran."""
         for number, purpose in _paid_for(kept.about):
-            self.desk.settle_kept(study, number, kept.about.model, plan, purpose)
+            self.service.settle_kept(study, number, kept.about.model, plan, purpose)
 
     def check_evaluated(self, study: Study, number: int) -> None:
         """Counts in a sum of their own leave after the last round alone, and once.
@@ -210,22 +210,22 @@ class Reuse:
         Raises:
             PolicyRefusal: for any other round, or where the policy lets none leave.
         """
-        if not self.desk.config.policy.allow_evaluation_counts:
+        if not self.service.config.policy.allow_evaluation_counts:
             raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
         if number != study.training.rounds or number not in study.evaluated_rounds:
             raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates in a sum of its own")
-        last = self.desk.answers.latest(study.digest, "update")
+        last = self.service.responses.latest(study.digest, "update")
         if last is None or round_of(last) != number:
             raise PolicyRefusal("policy", f"this site did not train round {number}, so it counts nothing there")
 
     def check_charged(self, study: str, *uses: tuple[int, Purpose]) -> None:
         """Raises IntegrityError where the ledger has no charge for a use of the data: a round and its purpose."""
         for number, purpose in uses:
-            if not self.desk.spending.attempts(study, number, purpose):
+            if not self.service.spending.attempts(study, number, purpose):
                 raise IntegrityError(
                     f"the ledger has no {purpose} charge for what was worked on in round {number}: an older ledger "
-                    f"was put back. Move {self.desk.results.folder} and {self.desk.answers.folder} away; with privacy "
-                    "the round's next attempt is then worked on and charged anew"
+                    f"was put back. Move {self.service.results.folder} and {self.service.responses.folder} away; with "
+                    "privacy the round's next attempt is then worked on and charged anew"
                 )
 
 

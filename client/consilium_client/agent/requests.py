@@ -15,9 +15,9 @@ from typing import Any
 
 from consilium_client.agent.refusals import CURES, outgoing, place_of, protocol_of, reason_of, sentence
 from consilium_client.agent.replay_guard import place
-from consilium_client.agent.secure_sums import Sums
+from consilium_client.agent.secure_sums import SecureSums
 from consilium_client.agent.spending import told
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.study_service import StudyService
 from consilium_client.agent.witness import last_audit, witness
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.responses import StoredPayload
@@ -29,6 +29,7 @@ from consilium_shared.privacy.plan import Plan
 from consilium_shared.protocol import messages, roster
 from consilium_shared.protocol.messages import (
     Advertise,
+    ApprovalStatus,
     Close,
     Closing,
     Evaluate,
@@ -39,7 +40,6 @@ from consilium_shared.protocol.messages import (
     Propose,
     Refusal,
     Request,
-    Standing,
     SumRequest,
     Survivors,
     Train,
@@ -52,14 +52,14 @@ REMEMBERED = 1000
 """Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
 
 
-class Requests:
+class RequestHandler:
     """Message in, message out; one at a time."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.sums = Sums(desk)
+    def __init__(self, service: StudyService) -> None:
+        self.service = service
+        self.sums = SecureSums(service)
         self._said: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._released = {entry.body.sha256 for entry in desk.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
+        self._released = {entry.body.sha256 for entry in service.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
         """The signed answer to a message, whatever it is, and its payload in pieces of ``limits.CHUNK_BYTES``.
@@ -68,7 +68,7 @@ class Requests:
         """
         started = time.monotonic()
         try:
-            request = messages.decode_request(header, self.desk.coordinator)
+            request = messages.decode_request(header, self.service.coordinator)
         except SignatureError:
             return self._unread(header, "bad-signature", "the request is not signed by this federation's coordinator")
         except VersionError as error:
@@ -82,7 +82,7 @@ class Requests:
         try:
             self._check_addressed(request)
             request.payload.check(payload)
-            with self.desk.leftovers.working:
+            with self.service.leftovers.working:
                 answer, body = self._dispatch(request, header, payload)
         except ConsiliumError as error:
             answer = self._refuse(request, header, *reason_of(error))
@@ -91,8 +91,8 @@ class Requests:
             log.error("defect while answering %s: %s", request.kind, place_of(error))
             answer = self._refuse(request, header, "internal", "the site failed; its log says where")
         finally:
-            self.desk.activity = {"doing": "waiting"}
-            self.desk.leftovers.forget_rejected()
+            self.service.activity = {"doing": "waiting"}
+            self.service.leftovers.forget_rejected()
         log.info("%s: answered in %.1f s", self._named(request), time.monotonic() - started)
         return answer, body
 
@@ -133,23 +133,23 @@ class Requests:
         if set(document) != {"body", "signature"} or not isinstance(document["body"], dict):
             raise PolicyRefusal("wrong-roster", "the proposal carries no signed roster")
         signature = documents.signature_bytes(document["signature"])
-        documents.verify(document["body"], signature, roster.DOMAIN, self.desk.coordinator)
-        members = roster.parse_roster(document["body"], self.desk.federation)
-        me = members.member(self.desk.site)
-        if members.digest != request.roster or me is None or me.identity != self.desk.identity.public.hex():
+        documents.verify(document["body"], signature, roster.DOMAIN, self.service.coordinator)
+        members = roster.parse_roster(document["body"], self.service.federation)
+        me = members.member(self.service.site)
+        if members.digest != request.roster or me is None or me.identity != self.service.identity.public.hex():
             raise PolicyRefusal("wrong-roster", "the roster is another one, or lacks this site with its key")
         identities = {member.site: PublicIdentity.from_hex(member.identity) for member in members.members}
         proposal = Proposal(study, members.digest, identities)
-        new = self.desk.check_new(proposal)
+        new = self.service.check_new(proposal)
         try:
-            state = self.desk.standing(proposal)
+            state = self.service.approval_status(proposal)
         except PolicyRefusal as refusal:
             if refusal.reason_code != "rejected":
-                self.desk.proposals.put_refused(proposal)
+                self.service.proposals.put_refused(proposal)
             raise
         if new:
-            self.desk.proposals.put(proposal)
-        return self._say(header, state, request, None, lambda common: Standing(**common, state=state), "standing")
+            self.service.proposals.put(proposal)
+        return self._say(header, state, request, None, lambda common: ApprovalStatus(**common, state=state), "standing")
 
     def _contribute(
         self, proposal: Proposal, plan: Plan, request: Train | Evaluate, header: bytes, payload: bytes
@@ -160,16 +160,16 @@ class Requests:
         stored = self._stored(study, where, kind, asked)
         if stored is None:
             self._check_open(request, request.round, proposal.study)
-            with self.desk.answers.stage(study) as staged:
+            with self.service.responses.stage(study) as staged:
                 make = self.sums.contribute(
                     proposal, plan, request, payload, staged, lambda: self._witnessed(proposal, request)
                 )
                 body = Payload(sha256=staged.sha256, size=staged.size)
                 about = {**self._common(request, header), "payload": body}
-                answer = messages.encode(make(about), self.desk.identity, request.protocol)
+                answer = messages.encode(make(about), self.service.identity, request.protocol)
                 stored = answer, staged.commit(where, kind, asked, answer)
         else:
-            self.sums.reuse.check_charged(study, (request.round, request.purpose))
+            self.sums.replay_guard.check_charged(study, (request.round, request.purpose))
         said = self.sums.said_of(proposal, request)
         self._release(stored[0], stored[1].size, study, request.round, kind, **said)
         return stored[0], stored[1].pieces()
@@ -184,13 +184,13 @@ class Requests:
                 raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
             closing = Closing(
                 round=recorded.round,
-                countersignature=witness(self.desk, proposal, recorded),
-                epsilon=told(self.desk.spending.study_epsilon(study.digest)),
-                audit=last_audit(self.desk, study),
+                countersignature=witness(self.service, proposal, recorded),
+                epsilon=told(self.service.spending.study_epsilon(study.digest)),
+                audit=last_audit(self.service, study),
                 **self._common(request, header),
             )
-            said = messages.encode(closing, self.desk.identity, request.protocol)
-            self.desk.answers.put(request.study, recorded.round, "closing", digest(header), said, b"")
+            said = messages.encode(closing, self.service.identity, request.protocol)
+            self.service.responses.put(request.study, recorded.round, "closing", digest(header), said, b"")
         else:
             said = stored[0]
         self.sums.forget(study)
@@ -199,7 +199,7 @@ class Requests:
 
     def _stored(self, study: str, where: int, kind: str, asked: str) -> tuple[bytes, StoredPayload] | None:
         try:
-            return self.desk.answers.get(study, where, kind, asked)
+            return self.service.responses.get(study, where, kind, asked)
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
 
@@ -210,7 +210,7 @@ class Requests:
         recorded = request.recorded
         if (recorded.round if recorded is not None else 0) != request.round - 1:
             raise PolicyRefusal("witness", f"round {request.round} is asked for without the record of the one before")
-        return {"countersignature": None if recorded is None else witness(self.desk, proposal, recorded)}
+        return {"countersignature": None if recorded is None else witness(self.service, proposal, recorded)}
 
     # -- checks and bookkeeping
 
@@ -218,30 +218,30 @@ class Requests:
         """A round is one of the study's; and once its record was shown to this site, nothing more leaves of it."""
         if number > study.training.rounds:
             raise PolicyRefusal("policy", f"round {number} of a study of {study.training.rounds} rounds")
-        with self.desk.ledger.exclusive():
-            last = self.desk.ledger.books.last_witnessed(request.study)
+        with self.service.ledger.exclusive():
+            last = self.service.ledger.books.last_witnessed(request.study)
         if last and number <= last and not isinstance(request, Close):
             raise PolicyRefusal("stale-round", f"round {number} is over: the record of round {last} was shown")
 
     def _check_addressed(self, request: Request) -> None:
-        if request.federation != self.desk.federation:
+        if request.federation != self.service.federation:
             raise PolicyRefusal("wrong-federation", "this site belongs to another federation")
 
     def _approved(self, request: Handshake | SumRequest | Close) -> tuple[Proposal, Plan]:
         """The study and its approved plan."""
-        proposal = self.desk.proposals.get(request.study)
+        proposal = self.service.proposals.get(request.study)
         if proposal is None:
             raise PolicyRefusal("unknown-study", "no study with this digest was proposed to this site")
         if proposal.roster != request.roster:
             raise PolicyRefusal("wrong-roster", "the study was proposed with another roster")
-        return proposal, self.desk.approval(proposal).plan
+        return proposal, self.service.approval(proposal).plan
 
     def _common(self, request: Request, header: bytes) -> dict[str, Any]:
-        head = self.desk.ledger.head
+        head = self.service.ledger.head
         return {
-            "federation": self.desk.federation,
+            "federation": self.service.federation,
             "study": request.study,
-            "site": self.desk.site,
+            "site": self.service.site,
             "request": digest(header),
             "head": Head(seq=head.seq, sha256=head.sha256),
         }
@@ -251,7 +251,7 @@ class Requests:
         sha256 = digest(header)
         if sha256 not in self._released:
             fields = {"study": study, "round": number, "message": kind, "sha256": sha256, **more}
-            self.desk.ledger.append("release", {**fields, "bytes": len(header) + size})
+            self.service.ledger.append("release", {**fields, "bytes": len(header) + size})
             self._released.add(sha256)
 
     def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
@@ -262,7 +262,7 @@ class Requests:
             log.warning("out of this study for now: %s", CURES[reason])
         if reason != "pending" and (digest(header), reason) not in self._said:
             fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
-            self.desk.ledger.append("refuse", fields)
+            self.service.ledger.append("refuse", fields)
         return self._say(
             header,
             reason,
@@ -279,7 +279,7 @@ class Requests:
             name = request.contract.get("study")  # as the coordinator writes it, whatever that is
         else:
             with suppress(ConsiliumError):
-                known = self.desk.proposals.get(request.study)
+                known = self.service.proposals.get(request.study)
                 name = known and known.study.study
         number = getattr(request, "round", None)
         called = f"{sentence(name)[: limits.NAME_CHARACTERS]} ({request.study[:12]})" if isinstance(name, str) else ""
@@ -298,7 +298,7 @@ class Requests:
         """A short answer. While nothing has changed the same question gets the same bytes, and one ledger entry."""
         known = self._said.get((digest(header), what))
         if known is None:
-            known = messages.encode(make(self._common(request, header)), self.desk.identity, request.protocol)
+            known = messages.encode(make(self._common(request, header)), self.service.identity, request.protocol)
             more = {"attempt": request.attempt} if isinstance(request, Survivors) and kind == "signed" else {}
             self._release(known, len(body), request.study, number, kind, **more)
             self._said[digest(header), what] = known
@@ -310,14 +310,14 @@ class Requests:
     def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, Iterable[bytes]]:
         """Answer to what was not written by the coordinator: no ledger entry, or strangers could fill the disk."""
         log.warning("a message was refused: %s", reason)
-        head = self.desk.ledger.head
+        head = self.service.ledger.head
         refusal = Refusal(
-            federation=self.desk.federation,
+            federation=self.service.federation,
             study=messages.UNREAD,
-            site=self.desk.site,
+            site=self.service.site,
             request=digest(header),
             head=Head(seq=head.seq, sha256=head.sha256),
             reason=reason,
             detail=sentence(detail),
         )
-        return messages.encode(refusal, self.desk.identity, protocol_of(header)), ()
+        return messages.encode(refusal, self.service.identity, protocol_of(header)), ()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium_client.agent.spending import told
-from consilium_client.agent.study_service import Desk, Undertaking
+from consilium_client.agent.study_service import ChargedAttempt, StudyService
 from consilium_client.data.records import Records
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.state.proposals import Proposal
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from consilium_client.training.fit import Fit
 
 
-def ready(desk: Desk, study: Study) -> None:
+def ready(service: StudyService, study: Study) -> None:
     """Whether this site's data and today's policy allow a round, as far as that is seen without the model.
 
     Asked before a key for a sum is given, so that a site that cannot take part costs the others nothing. The data is
@@ -41,12 +41,12 @@ def ready(desk: Desk, study: Study) -> None:
         PolicyRefusal: the policy of today, which may be stricter than at the approval.
         DataError: the data cannot be used.
     """
-    patients = desk.patients(study)
-    check_contract(desk.config.policy, study)
-    check_patients(desk.config.policy, study, patients.train, patients.held_back)
+    patients = service.patients(study)
+    check_contract(service.config.policy, study)
+    check_patients(service.config.policy, study, patients.train, patients.held_back)
 
 
-def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
+def check(service: StudyService, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
     """Whatever can be refused is refused before it is charged.
 
     Returns:
@@ -62,21 +62,23 @@ def check(desk: Desk, study: Study, plan: Plan, request: Train | Evaluate, model
     from consilium_client.training.trainer import check_independence, check_mechanism
     from consilium_shared.models.vector import check
 
-    desk.records(study)
-    ready(desk, study)
+    service.records(study)
+    ready(service, study)
     try:
         frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:
         raise PolicyRefusal("model", str(error)) from error
     if isinstance(plan, PrivacyPlan):
         check_independence(study)
-        check_mechanism(study, plan, desk.config.gradients)
+        check_mechanism(study, plan, service.config.gradients)
         _weight(study, plan, 1)
-    _where(desk, study, plan)
+    _where(service, study, plan)
     return frozen
 
 
-def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool) -> Result:
+def train(
+    service: StudyService, proposal: Proposal, plan: Plan, request: Train, model: bytes, *, counts: bool
+) -> Result:
     """Train round ``request.round``, and count on the model that it begins with where that is due.
 
     Args:
@@ -85,20 +87,22 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
     from consilium_client.training import trainer
 
     study, number, basis = proposal.study, request.round, request.payload.sha256
-    norm = desk.clipping_norms.before(study.digest, number)
+    norm = service.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
-    records, where = desk.records(study), _where(desk, study, plan)
+    records, where = service.records(study), _where(service, study, plan)
     uses: list[tuple[int, Purpose]] = [(number, "training")]
     if counted:
         uses.append((number - 1, "evaluation"))
-    desk.check_charges(study, basis, plan, uses)
+    service.check_charges(study, basis, plan, uses)
     with ExitStack() as undertakings:
-        training, *others = [undertakings.enter_context(desk.begin(study, at, basis, plan, what)) for at, what in uses]
+        training, *others = [
+            undertakings.enter_context(service.begin(study, at, basis, plan, what)) for at, what in uses
+        ]
         counting = others[0] if others else None
 
         def watch(done: int, steps: int) -> None:
             about = {"study": study.study, "round": number, "step": done, "steps": steps}
-            desk.activity = {"doing": "training", **about}
+            service.activity = {"doing": "training", **about}
 
         watch(0, plan.steps_per_round)
         found = trainer.train(
@@ -107,18 +111,18 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             records,
             plan,
             round=number,
-            site=desk.site,
+            site=service.site,
             device=where.device,
             seed=training.seed,
             attempt=training.number,
             clipping_norm=norm,
             on_progress=watch,
-            way=desk.config.gradients,
+            way=service.config.gradients,
             rows=where.rows,
         )
         numbers = None
         if counting is not None:
-            numbers = _count(desk, study, model, counting, records, where)
+            numbers = _count(service, study, model, counting, records, where)
         elif counts_with(study, number):
             numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
         last = training.reservation if counting is None else counting.reservation
@@ -135,20 +139,20 @@ def train(desk: Desk, proposal: Proposal, plan: Plan, request: Train, model: byt
             counts=0 if numbers is None else numbers.size,
         )
         if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
-            desk.clipping_norms.put(study.digest, number, found.clipping_norm)
-        result = desk.results.put(study.digest, about, found.update, numbers)
+            service.clipping_norms.put(study.digest, number, found.clipping_norm)
+        result = service.results.put(study.digest, about, found.update, numbers)
         training.settle(found.steps)
         if counting is not None:
             counting.settle(1)
     return result
 
 
-def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
+def evaluate(service: StudyService, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
     """Count on the model after the last round."""
     study = proposal.study
-    records, where = desk.records(study), _where(desk, study, plan)
-    with desk.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
-        counts = _count(desk, study, model, counting, records, where)
+    records, where = service.records(study), _where(service, study, plan)
+    with service.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
+        counts = _count(service, study, model, counting, records, where)
         about = About(
             purpose="evaluation",
             round=request.round,
@@ -160,32 +164,32 @@ def evaluate(desk: Desk, proposal: Proposal, plan: Plan, request: Evaluate, mode
             parameters=0,
             counts=counts.size,
         )
-        result = desk.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
+        result = service.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
         counting.settle(1)
     return result
 
 
-def _where(desk: Desk, study: Study, plan: Plan) -> Fit:
+def _where(service: StudyService, study: Study, plan: Plan) -> Fit:
     """Device on which this site computes, and with privacy the number of rows of its pieces."""
     from consilium_client.training.fit import Fit
     from dpsgd import device
 
     if not isinstance(plan, PrivacyPlan):
-        return Fit(device.choose(desk.config.device), None)
-    return desk.machine.fit(study, plan, desk.config.device, desk.config.gradients)
+        return Fit(device.choose(service.config.device), None)
+    return service.machine.fit(study, plan, service.config.device, service.config.gradients)
 
 
 def _count(
-    desk: Desk,
+    service: StudyService,
     study: Study,
     model: bytes,
-    counting: Undertaking,
+    counting: ChargedAttempt,
     records: Records,
     where: Fit,
 ) -> npt.NDArray[np.int64]:
     from consilium_client.training import evaluation
 
-    desk.activity = {"doing": "evaluating", "study": study.study}
+    service.activity = {"doing": "evaluating", "study": study.study}
     counts: Counts
     if isinstance(counting.reservation.event, GaussianEvent):
         sigma, seed = counting.reservation.event.noise_multiplier, counting.seed

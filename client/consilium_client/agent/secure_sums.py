@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from consilium_client.agent import round_work
 from consilium_client.agent.masking import Masks, masked
 from consilium_client.agent.pace import Pace
-from consilium_client.agent.replay_guard import Reuse
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.replay_guard import ReplayGuard
+from consilium_client.agent.study_service import StudyService
 from consilium_client.policy import check_sites
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.responses import Staged
@@ -57,12 +57,12 @@ Common = dict[str, Any]
 """Fields that every answer carries (``messages._Answer``) but its payload."""
 
 
-class Sums:
+class SecureSums:
     """One at a time: the agent answers one request after the other."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.store, self.reuse, self.pace = desk.sums, Reuse(desk), Pace(desk.results)
+    def __init__(self, service: StudyService) -> None:
+        self.service = service
+        self.store, self.replay_guard, self.pace = service.sums, ReplayGuard(service), Pace(service.results)
 
     def advertise(self, proposal: Proposal, request: Advertise, common: Common) -> Advertised:
         """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed.
@@ -72,7 +72,7 @@ class Sums:
         """
         if request.of == "training" and self.store.get(request.slot) is None:
             self.pace.check(proposal.study, request.round)
-            round_work.ready(self.desk, proposal.study)
+            round_work.ready(self.service, proposal.study)
         advert = self._advert(proposal, request.slot)
         if advert is None:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")
@@ -88,14 +88,14 @@ class Sums:
         peers = dict(session.peers)
         asked = decode_bundles(payload)
         for site, bundle in asked.items():
-            if site == self.desk.site:
+            if site == self.service.site:
                 continue
             public = proposal.identities.get(site)
             if public is None:
                 raise PolicyRefusal("wrong-roster", f"{site} is not in the study's roster")
             if site in peers and peers[site].bundle == bundle:
                 continue
-            if site > self.desk.site:
+            if site > self.service.site:
                 sent, secret = keys.encapsulate(site, bundle, public)
                 peers[site] = Peer(bundle=bundle, secret=secret.hex(), sent=sent)
             else:
@@ -127,37 +127,37 @@ class Sums:
         """
         study = proposal.study
         if isinstance(request, Evaluate):
-            self.reuse.check_evaluated(study, request.round)
+            self.replay_guard.check_evaluated(study, request.round)
         else:
             self.pace.check(study, request.round)
         state = self.store.get(request.slot)
         if state is None:
             raise PolicyRefusal("sum", "this site has advertised no key for this sum")
         self._accept_secrets(proposal, request)
-        check_sites(self.desk.config.policy, study, len(proposal.identities))
+        check_sites(self.service.config.policy, study, len(proposal.identities))
         part, terms = self._part(proposal), _terms(proposal, request)
         with _refused_as_sum():
             state, contribution = part.mask(state, terms)
-        self.reuse.check_cohort(study, terms, counted=terms.adds_counts(part.minimum))
-        kept, counts = self.reuse.kept(study, request, terms), part.adds_counts(state, terms)
-        self.reuse.check_counts(request, kept, offered=counts)
+        self.replay_guard.check_cohort(study, terms, counted=terms.adds_counts(part.minimum))
+        kept, counts = self.replay_guard.kept(study, request, terms), part.adds_counts(state, terms)
+        self.replay_guard.check_counts(request, kept, offered=counts)
         if kept is None:
-            self.reuse.check_work(study, plan, request, state)
-        frozen = round_work.check(self.desk, study, plan, request, model)
-        self.reuse.check_frozen(study, frozen)
+            self.replay_guard.check_work(study, plan, request, state)
+        frozen = round_work.check(self.service, study, plan, request, model)
+        self.replay_guard.check_frozen(study, frozen)
         more = prepare()
         self.store.put(state)
         with Masks(contribution, self.store.folder / study.digest) as masks:
             if kept is not None:
-                self.reuse.settle(study, plan, kept)
+                self.replay_guard.settle(study, plan, kept)
             elif isinstance(request, Train):
                 with self.pace.measured(study, request.round):
-                    kept = round_work.train(self.desk, proposal, plan, request, model, counts=counts)
+                    kept = round_work.train(self.service, proposal, plan, request, model, counts=counts)
             else:
-                kept = round_work.evaluate(self.desk, proposal, plan, request, model)
+                kept = round_work.evaluate(self.service, proposal, plan, request, model)
             with _refused_as_sum():
                 self.store.put(part.bind(state, kept.sha256, counted=counts and kept.about.counted))
-            self.reuse.note(study, request, frozen)
+            self.replay_guard.note(study, request, frozen)
             for piece in masked(kept, study, contribution, masks, counts=counts):
                 staged.write(piece)
         self.store.forget_rounds_before(study.digest, request.round)
@@ -167,7 +167,7 @@ class Sums:
 
     def said_of(self, proposal: Proposal, request: Train | Evaluate) -> dict[str, bool]:
         """Fields of the release of an answer in the ledger, besides its digest: with counts, or not the first time."""
-        kept, state = self.desk.results.about(request.study, request.purpose), self.store.get(request.slot)
+        kept, state = self.service.results.about(request.study, request.purpose), self.store.get(request.slot)
         if kept is None or kept.round != request.round or state is None or state.terms is None:
             return {}  # the sum was opened: the entry is there
         rides = request.purpose == "training" and kept.counts > 0 and kept.counted
@@ -175,7 +175,7 @@ class Sums:
             rides = rides and self._part(proposal).adds_counts(state, state.terms)
         else:
             rides = rides and state.counted
-        again = kept.attempt != request.attempt and self.reuse.left(request)
+        again = kept.attempt != request.attempt and self.replay_guard.left(request)
         return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
 
     def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
@@ -184,15 +184,15 @@ class Sums:
         A policy that has come to ask for more sites than the study adds up signs nothing: with that number in place of
         the study's it would not see whose counts were added.
         """
-        check_sites(self.desk.config.policy, proposal.study, len(proposal.identities))
+        check_sites(self.service.config.policy, proposal.study, len(proposal.identities))
         state, part = self._state(request), self._part(proposal)
-        if not self.reuse.left(request):
+        if not self.replay_guard.left(request):
             raise PolicyRefusal("sum", "what this site made has not left yet")
         with _refused_as_sum():
             signed, signature = part.sign(state, request.survivors, sealed)
         if signed.terms is not None and proposal.study.aggregation.same_sites:
             counted = signed.terms.adds_counts(part.minimum)
-            about = self.reuse.check_together(proposal.study, signed.terms, request.survivors, counted=counted)
+            about = self.replay_guard.check_together(proposal.study, signed.terms, request.survivors, counted=counted)
             self.store.put_session(proposal.study.digest, about)
         self.store.put(signed)
         return Signed(**common, **_of(request), signature=signature.hex())
@@ -204,7 +204,7 @@ class Sums:
         with _refused_as_sum():
             state, shares = self._part(proposal).release(state, signatures, sealed)
         self.store.put(state)
-        self.desk.results.drop(proposal.study.digest, request.of)
+        self.service.results.drop(proposal.study.digest, request.of)
         following = self._following(proposal.study, request.slot)
         advert = None if following is None else self._advert(proposal, following)
         return Shares(**common, **_of(request), payload=Payload.of(shares), next=advert), shares
@@ -212,20 +212,20 @@ class Sums:
     def forget(self, study: Study) -> None:
         """The study is over: its secrets and results are deleted."""
         self.store.forget(study.digest)
-        self.desk.results.forget(study.digest)
-        self.desk.clipping_norms.forget(study.digest)
+        self.service.results.forget(study.digest)
+        self.service.clipping_norms.forget(study.digest)
 
     # -- keys
 
     def _part(self, proposal: Proposal) -> SitePart:
         least = least_sites(proposal.study.aggregation, len(proposal.identities))
-        minimum = max(least, self.desk.config.policy.minimum_sites)
+        minimum = max(least, self.service.config.policy.minimum_sites)
         shared = self.store.session(proposal.study.digest).secrets
-        return SitePart(self.desk.identity, proposal.identities, minimum, shared)
+        return SitePart(self.service.identity, proposal.identities, minimum, shared)
 
     def _session(self, proposal: Proposal) -> tuple[Session, SessionKeys]:
         session = self.store.session(proposal.study.digest)
-        about = (proposal.study.digest, proposal.roster, self.desk.site, self.desk.identity)
+        about = (proposal.study.digest, proposal.roster, self.service.site, self.service.identity)
         return session, SessionKeys(bytes.fromhex(session.seed), *about)
 
     def _accept_secrets(self, proposal: Proposal, request: Train | Evaluate) -> None:
@@ -245,7 +245,7 @@ class Sums:
     def _advert(self, proposal: Proposal, slot: Slot) -> Advert | None:
         """The advertisement for a slot: fresh, or once more; None where its keys have been used."""
         if slot.purpose == "evaluation":
-            self.reuse.check_evaluated(proposal.study, slot.round)
+            self.replay_guard.check_evaluated(proposal.study, slot.round)
         part, state = self._part(proposal), self.store.get(slot)
         if state is None:
             before = self.store.attempts(slot)
@@ -255,10 +255,12 @@ class Sums:
                 if each.stage in ("advertised", "masked"):
                     self.store.put(part.abandon(each))
             signed = {each.slot.attempt for each in before if each.stage in ("signed", "released")}
-            signed |= self.reuse.signed_attempts(slot) - {each.slot.attempt for each in before}  # their state is lost
+            signed |= self.replay_guard.signed_attempts(slot) - {
+                each.slot.attempt for each in before
+            }  # their state is lost
             told = tuple(sorted(number for number in signed if number < slot.attempt))
-            counts, seed = self.reuse.counts_given(proposal.study, slot), secrets.token_bytes(KEY_BYTES)
-            state, _ = part.advertise(slot, self.desk.site, seed, signed=told, counts=counts)
+            counts, seed = self.replay_guard.counts_given(proposal.study, slot), secrets.token_bytes(KEY_BYTES)
+            state, _ = part.advertise(slot, self.service.site, seed, signed=told, counts=counts)
             self.store.put(state)
         return part.advert(state) if state.stage in ("advertised", "masked") else None
 
@@ -268,7 +270,7 @@ class Sums:
             return None
         if slot.round < study.training.rounds:
             return slot.model_copy(update={"round": slot.round + 1, "attempt": 1})
-        allowed = self.desk.config.policy.allow_evaluation_counts and slot.round in study.evaluated_rounds
+        allowed = self.service.config.policy.allow_evaluation_counts and slot.round in study.evaluated_rounds
         return slot.model_copy(update={"purpose": "evaluation", "attempt": 1}) if allowed else None
 
     def _state(self, request: SumRequest) -> SiteState:

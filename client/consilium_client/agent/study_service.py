@@ -1,5 +1,7 @@
-"""Desk of the site's agent for a study: its data, its plan, its standing. Shared by the coordinator's
-requests (``requests.py``) and IT's commands (``administration.py``)."""
+"""Study service of the agent: loads data, computes plan and cost, decides the approval status of a study.
+
+The coordinator's requests (``requests.py``) and IT's commands (``administration.py``) share it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ from consilium_client.data.records import Records
 from consilium_client.policy import check_contract, check_decider, check_patients, objections
 from consilium_client.site import Home, SiteConfig
 from consilium_client.state.clipping_norms import ClippingNorms
-from consilium_client.state.draw_seeds import Attempt, Attempts
+from consilium_client.state.draw_seeds import Attempt, DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
-from consilium_client.state.patient_count import CohortSizes
+from consilium_client.state.patient_count import PatientCounts
 from consilium_client.state.proposals import Proposal, Proposals
-from consilium_client.state.responses import AnswerStore
+from consilium_client.state.responses import Responses
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
 from consilium_shared import limits
@@ -68,14 +70,14 @@ class Patients:
 
 
 @dataclass
-class Undertaking:
+class ChargedAttempt:
     """A charge and the draw that it pays for, from the charge to the settlement. Use as a context.
 
     When it ends by an exception, what is said of the failure depends on the draw: this draw is over, and its charge
     stands in full. A crash leaves it, to be taken up again.
     """
 
-    _attempts: Attempts
+    _attempts: DrawSeeds
     _attempt: Attempt
     reservation: Reservation
 
@@ -94,7 +96,7 @@ class Undertaking:
         self.reservation.settle(steps)
         self._attempts.end(self._attempt.study, self._attempt.purpose)
 
-    def __enter__(self) -> Undertaking:
+    def __enter__(self) -> ChargedAttempt:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -106,7 +108,7 @@ REMEMBERED = 32
 """Studies whose numbers of patients and plans are kept."""
 
 
-class Desk:
+class StudyService:
     """The agent's state. Opening it takes the ledger's lock and enters budgets that the ledger does not have yet."""
 
     def __init__(self, home: Home) -> None:
@@ -122,16 +124,16 @@ class Desk:
         if self.ledger.recovered is not None:
             log.warning("the ledger's last line was torn by a crash; recovered, entry %d", self.ledger.recovered.seq)
         self.spending = Spending(self.ledger)
-        self.answers = AnswerStore(home.store / "answers")
+        self.responses = Responses(home.store / "answers")
         self.results = Results(home.store / "results")
         self.sums = SumStore(home.store / "sums")
-        self.attempts = Attempts(home.store / "attempts")
-        self.attempts.end_kept(self.results, self.ledger)
-        self.cohorts = CohortSizes(home.store / "cohorts")
+        self.draw_seeds = DrawSeeds(home.store / "attempts")
+        self.draw_seeds.end_kept(self.results, self.ledger)
+        self.patient_counts = PatientCounts(home.store / "cohorts")
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies", home.store / "refused")
         self.machine = Machine(home.store / "machine")
-        stores = self.sums, self.results, self.answers, self.attempts, self.clipping_norms
+        stores = self.sums, self.results, self.responses, self.draw_seeds, self.clipping_norms
         self.leftovers = Leftovers(self.ledger, *stores)
         self.leftovers.forget_rejected()
         self.activity: dict[str, Any] = {"doing": "waiting"}
@@ -200,7 +202,7 @@ class Desk:
         check_contract(policy, study)
         patients = self.patients(study)
         check_patients(policy, study, patients.train, patients.held_back)
-        size = self.cohorts.size(study, patients.train, policy.minimum_patients)
+        size = self.patient_counts.size(study, patients.train, policy.minimum_patients)
         plan = self._plans.get((study.digest, size)) or make_plan(study, size)
         _remember(self._plans, (study.digest, size), plan)
         quote = self.spending.approve_cost(study.digest, study.data.asset, plan, policy.budget(study.data.asset))
@@ -231,8 +233,8 @@ class Desk:
                 names = ", ".join(changed)
                 raise PolicyRefusal("wrong-roster", f"{names}: another key than in study {kept.study.study}")
 
-    def standing(self, proposal: Proposal) -> Literal["pending", "approved"]:
-        """Standing of a proposal. What the policy forbids is refused before anybody is asked.
+    def approval_status(self, proposal: Proposal) -> Literal["pending", "approved"]:
+        """Approval status of a proposal. What the policy forbids is refused before anybody is asked.
 
         The answer depends on the contract, the policy and what was decided on this very study: on no patient's record,
         and on no budget. That there are too few patients, that the data cannot be used, that other studies have left
@@ -282,7 +284,7 @@ class Desk:
             budget = self.config.policy.budget(asset)
             self.spending.check(study.digest, study.study, asset, plan, budget, needed)
 
-    def begin(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> Undertaking:
+    def begin(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> ChargedAttempt:
         """Charge a round's training or evaluation; after a crash, take up the charge and the seed that were under way.
 
         Args:
@@ -294,13 +296,13 @@ class Desk:
         attempt, reservation = self._under_way(study, round_number, basis, plan, purpose)
         if attempt is None or reservation is None:
             number = self.spending.attempts(study.digest, round_number, purpose) + 1
-            attempt = self.attempts.begin(study.digest, purpose, round_number, basis, number)
+            attempt = self.draw_seeds.begin(study.digest, purpose, round_number, basis, number)
             asset = study.data.asset
             budget = self.config.policy.budget(asset)
             reservation = self.spending.reserve(study.digest, study.study, asset, round_number, plan, budget, purpose)
         else:
             log.info("%s of round %d goes on with its charge, entry %d", purpose, round_number, reservation.charge_seq)
-        return Undertaking(self.attempts, attempt, reservation)
+        return ChargedAttempt(self.draw_seeds, attempt, reservation)
 
     def settle_kept(self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose) -> None:
         """After a crash between keeping a result and settling its charge: all of it ran; the seed goes."""
@@ -308,13 +310,13 @@ class Desk:
         if reservation is not None:
             reservation.settle(plan.steps_per_round if purpose == "training" else 1)
         if attempt is not None:
-            self.attempts.end(study.digest, purpose)
+            self.draw_seeds.end(study.digest, purpose)
 
     def _under_way(
         self, study: Study, round_number: int, basis: str, plan: Plan, purpose: Purpose
     ) -> tuple[Attempt | None, Reservation | None]:
         """Remainder of exactly this after a crash: the attempt with its seed, and its charge if it still stands."""
-        attempt = self.attempts.under_way(study.digest, purpose, round_number, basis)
+        attempt = self.draw_seeds.under_way(study.digest, purpose, round_number, basis)
         if attempt is None:
             return None, None
         return attempt, self.spending.unsettled(study.digest, round_number, attempt.number, plan, purpose)

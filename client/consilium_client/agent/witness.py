@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.study_service import StudyService
 from consilium_client.state.proposals import Proposal
 from consilium_shared.errors import LedgerError, PolicyRefusal
 from consilium_shared.ledger.entry import Audit
@@ -28,7 +28,7 @@ OLDER = (
 """Beside a head of this ledger that it does not have."""
 
 
-def witness(desk: Desk, proposal: Proposal, recorded: Recorded) -> str:
+def witness(service: StudyService, proposal: Proposal, recorded: Recorded) -> str:
     """Enter in the ledger what is shown of a record, once, and sign it.
 
     Returns:
@@ -39,40 +39,40 @@ def witness(desk: Desk, proposal: Proposal, recorded: Recorded) -> str:
             The text, for the ledger and the log, says in what.
     """
     try:
-        _enter(desk, proposal, recorded)
+        _enter(service, proposal, recorded)
     except PolicyRefusal as refusal:
         log.error("the coordinator shows a wrong history of study %s: %s", proposal.study.study, refusal.detail)
         raise
-    return messages.countersign(recorded.record, desk.identity)
+    return messages.countersign(recorded.record, service.identity)
 
 
-def _enter(desk: Desk, proposal: Proposal, recorded: Recorded) -> None:
+def _enter(service: StudyService, proposal: Proposal, recorded: Recorded) -> None:
     strangers = set(recorded.heads) - set(proposal.identities)
     if strangers:
         raise PolicyRefusal("witness", f"{', '.join(sorted(strangers))} stands in the record, but not in the roster")
     study, fields = proposal.study.digest, recorded.model_dump(mode="json")
-    with desk.ledger.exclusive():
-        before = desk.ledger.books.witnessed.get(study, {}).get(recorded.round)
+    with service.ledger.exclusive():
+        before = service.ledger.books.witnessed.get(study, {}).get(recorded.round)
         if before is not None:
             if before.model_dump(mode="json") != {"study": study, **fields}:
                 raise PolicyRefusal("witness", f"another record of round {recorded.round} was shown before")
             return
         try:
-            desk.ledger.append("witness", {"study": study, **fields})
+            service.ledger.append("witness", {"study": study, **fields})
         except LedgerError as error:
             if error.step != CONTRADICTION:
                 raise
             why = str(error).removeprefix(f"line {error.line}: step {error.step}: ")
-            if desk.site in recorded.heads and "head of this ledger" in why:
+            if service.site in recorded.heads and "head of this ledger" in why:
                 why += OLDER
             raise PolicyRefusal("witness", why) from error
 
 
-def last_audit(desk: Desk, study: Study) -> CanaryAudit | None:
+def last_audit(service: StudyService, study: Study) -> CanaryAudit | None:
     """The outcome of the last audit of the study with canaries at this site, in which no patient took part, or None."""
     audits = [
         entry.body
-        for entry in desk.ledger.entries
+        for entry in service.ledger.entries
         if isinstance(entry.body, Audit) and entry.body.study == study.digest
     ]
     if not audits:

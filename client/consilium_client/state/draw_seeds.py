@@ -37,7 +37,7 @@ class Attempt:
         return f"Attempt({self.purpose} of round {self.round}, number {self.number}, seed hidden)"
 
 
-class Attempts:
+class DrawSeeds:
     """At most one attempt a study and purpose of the charge, in a file of mode 0600 in the site's store."""
 
     def __init__(self, folder: Path) -> None:

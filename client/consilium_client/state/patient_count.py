@@ -16,7 +16,7 @@ from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.study import Study
 
 
-class CohortSizes:
+class PatientCounts:
     """One file of mode 0600 a study, in the site's store."""
 
     def __init__(self, folder: Path) -> None:

@@ -58,7 +58,7 @@ class StoredPayload:
                 yield piece
 
 
-class AnswerStore:
+class Responses:
     """Answers of this site. Safe to use from several threads.
 
     Of each study and kind of message only the answer to the latest round is kept. An older round, or another request
@@ -155,13 +155,13 @@ class AnswerStore:
 
 
 class Staged:
-    """An answer's payload on its way to the disk; from ``AnswerStore.stage``.
+    """An answer's payload on its way to the disk; from ``Responses.stage``.
 
     Attributes:
         size: bytes of payload so far.
     """
 
-    def __init__(self, store: AnswerStore, study: str, file: IO[bytes], path: Path) -> None:
+    def __init__(self, store: Responses, study: str, file: IO[bytes], path: Path) -> None:
         self.size = 0
         self._store, self._study = store, study
         self._file, self._path = file, path
@@ -179,7 +179,7 @@ class Staged:
         self.size += len(piece)
 
     def commit(self, round_number: int, kind: str, request_sha256: str, header: bytes) -> StoredPayload:
-        """Keep the answer durably, then forget those to earlier rounds; arguments as for ``AnswerStore.get``.
+        """Keep the answer durably, then forget those to earlier rounds; arguments as for ``Responses.get``.
 
         Raises:
             PeerError: this round, or a later one, was answered already.

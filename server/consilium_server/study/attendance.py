@@ -38,7 +38,7 @@ class Out:
 
 
 class Attendance:
-    """Standing of each site, and what happened to it in the round under way."""
+    """ApprovalStatus of each site, and what happened to it in the round under way."""
 
     def __init__(self, sites: Collection[str], rounds: int, file: Path) -> None:
         """``rounds``: of the study; ``file`` keeps a round's notes over a restart, and a damaged one is begun anew."""

@@ -12,7 +12,7 @@ from consilium_server.study.context import WEEK_SECONDS, AskAgain, Halted, Study
 from consilium_server.study.exchange_state import LATECOMER_SECONDS
 from consilium_server.transport.exchange import ask
 from consilium_shared.errors import PeerError
-from consilium_shared.protocol.messages import Refusal, Standing
+from consilium_shared.protocol.messages import ApprovalStatus, Refusal
 from consilium_shared.secagg.terms import least_sites
 from consilium_shared.study import seconds
 
@@ -23,7 +23,7 @@ PENDING_SECONDS = 2.0
 
 
 class Recruitment:
-    """Standing of the study with each site of its roster."""
+    """ApprovalStatus of the study with each site of its roster."""
 
     def __init__(self, context: StudyContext) -> None:
         self.context = context
@@ -99,7 +99,7 @@ class Recruitment:
             except PeerError as error:
                 self._set_standing(arrival.site, "refused", "malformed", str(error))
                 continue
-            if isinstance(answer, Standing):
+            if isinstance(answer, ApprovalStatus):
                 self._set_standing(arrival.site, answer.state, None, "")
             elif isinstance(answer, Refusal) and answer.reason != "internal":  # a failure there may pass
                 self._set_standing(arrival.site, "refused", answer.reason, answer.detail)

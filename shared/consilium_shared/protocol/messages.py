@@ -249,8 +249,8 @@ class _Answer(Strict):
     protocol: Protocol = 1
 
 
-class Standing(_Answer):
-    """Standing of the proposal at this hospital; a hospital that says no sends a ``Refusal``."""
+class ApprovalStatus(_Answer):
+    """ApprovalStatus of the proposal at this hospital; a hospital that says no sends a ``Refusal``."""
 
     kind: Literal["standing"] = "standing"
     state: Literal["pending", "approved"]
@@ -340,7 +340,7 @@ class Refusal(_Answer):
 
 SumRequest = Advertise | Train | Evaluate | Survivors | Open
 Request = Propose | Handshake | SumRequest | Close
-Answer = Standing | Advertised | Handshaken | Update | Counts | Signed | Shares | Closing | Refusal
+Answer = ApprovalStatus | Advertised | Handshaken | Update | Counts | Signed | Shares | Closing | Refusal
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _answers: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])

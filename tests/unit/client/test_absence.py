@@ -27,7 +27,7 @@ def running(site: Any, connect: Callable[[Any], Any]) -> Any:
 
 
 def listed(site: Any) -> dict[str, Any]:
-    (found,) = Administration(site.desk).studies()
+    (found,) = Administration(site.service).studies()
     return found
 
 
@@ -76,7 +76,7 @@ def test_a_restart_does_not_forget_it_and_being_asked_what_was_decided_is_no_ret
 
 def test_what_was_refused_before_a_decision_is_not_shown_after_it(running: Any) -> None:
     lose(running)
-    running.desk.reject(running.desk.proposals.find(NAME), "tester", "synthetic reason")
+    running.service.reject(running.service.proposals.find(NAME), "tester", "synthetic reason")
     assert listed(running)["out"] is None
 
 
@@ -85,11 +85,11 @@ def test_a_study_that_was_never_closed_and_long_not_heard_of_is_named_with_how_t
 ) -> None:
     assert listed(running)["quiet_since"] is None
     monkeypatch.setattr(absence, "QUIET", timedelta(seconds=-1))
-    last = running.desk.ledger.entries[-1].time
+    last = running.service.ledger.entries[-1].time
     assert listed(running)["quiet_since"] == last
     said = told(running, cli.studies, capsys)
     assert f"nothing was heard of it since {last}" in said and "consilium-site reject ends it here" in said
-    running.desk.ledger.append(
+    running.service.ledger.append(
         "release",
         {"study": running.coordinator.study.digest, "round": 3, "message": "closing", "sha256": "0" * 64, "bytes": 1},
     )

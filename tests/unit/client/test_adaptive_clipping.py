@@ -203,8 +203,8 @@ def test_a_site_begins_each_round_where_it_ended_the_one_before_and_is_charged_a
     ended = [result.clipping_norm for _, result in trained]
     assert [began for began, _ in trained] == [None, *ended[:2]]
     assert {*ended} != {1.0}  # a step's change is held to a fraction's, so two may undo each other
-    plan = site.desk.spending.approval(site.coordinator.study.digest).plan
-    events = site.desk.spending.state("synthetic-table").study(site.coordinator.study.digest)
+    plan = site.service.spending.approval(site.coordinator.study.digest).plan
+    events = site.service.spending.state("synthetic-table").study(site.coordinator.study.digest)
     assert [event for event in events if isinstance(event, DpSgdEvent)] == [plan.event()] * 3
 
 

@@ -49,9 +49,9 @@ def test_an_audit_of_the_approved_plan_stands_in_the_ledger_and_charges_nothing(
 ) -> None:
     running.approve()
     audit(running, as_json=True)
-    entry = running.desk.ledger.entries[-1]
+    entry = running.service.ledger.entries[-1]
     told = json.loads(capsys.readouterr().out)
-    plan = running.desk.spending.approval(running.coordinator.study.digest).plan
+    plan = running.service.spending.approval(running.coordinator.study.digest).plan
     assert isinstance(entry.body, Audit)
     assert (entry.seq, entry.body.by) == (told["entry"], "Dr Synthetic")
     assert entry.body.plan == canonical_digest(plan.to_dict())
@@ -62,8 +62,8 @@ def test_an_audit_of_the_approved_plan_stands_in_the_ledger_and_charges_nothing(
 
 def test_the_plan_of_a_study_that_nobody_decided_on_can_be_audited_before(running: Any) -> None:
     audit(running)
-    assert running.desk.ledger.entries[-1].kind == "audit"
-    assert running.desk.spending.approval(running.coordinator.study.digest) is None
+    assert running.service.ledger.entries[-1].kind == "audit"
+    assert running.service.spending.approval(running.coordinator.study.digest) is None
 
 
 def test_what_is_said_names_both_bounds_the_power_and_that_nobody_was_needed(
@@ -80,7 +80,7 @@ def test_an_audit_that_cannot_fail_says_so_before_it_runs_and_gives_no_verdict(
     running: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consilium_shared.privacy.canaries.epsilon", lambda events, delta: 4.0)
-    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.desk).plan(NAME)), 30)
+    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.service).plan(NAME)), 30)
     before = " ".join(" ".join(planned.lines()).split())
     assert "whatever leaks, this audit cannot fail" in before and "the sharpest number here is --canaries" in before
     audit(running)
@@ -90,13 +90,13 @@ def test_an_audit_that_cannot_fail_says_so_before_it_runs_and_gives_no_verdict(
 
 def test_a_plan_that_allows_more_than_any_audit_shows_is_said_to(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consilium_shared.privacy.canaries.epsilon", lambda events, delta: 40.0)
-    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.desk).plan(NAME)), 2000)
+    planned = canary_audit.Planned.of(canary_audit.Audited.of(Administration(running.service).plan(NAME)), 2000)
     assert "no number of canaries could" in " ".join(planned.lines())
 
 
 def test_how_many_right_guesses_prove_anything_is_told(running: Any) -> None:
     """Of 348 right ones of 400 at a δ of a thousandth nothing is proven, and it is said why."""
-    audited = canary_audit.Audited.of(Administration(running.desk).plan(NAME))
+    audited = canary_audit.Audited.of(Administration(running.service).plan(NAME))
     planned = canary_audit.Planned.of(audited, 2000)
     outcome = Outcome(2000, 400, 348)
     events = [audited.plan.event(audited.plan.rounds)]
@@ -144,14 +144,14 @@ def test_a_machine_that_computes_no_private_round_audits_none(running: Any, monk
     monkeypatch.setattr(fit, "dependence", lambda *_: "a record's result depends on another's")
     with pytest.raises(MachineError, match="depends on another's"):
         audit(running)
-    assert all(entry.kind != "audit" for entry in running.desk.ledger.entries)
+    assert all(entry.kind != "audit" for entry in running.service.ledger.entries)
 
 
 def test_the_audit_reads_no_patients_file(running: Any) -> None:
     running.approve()
     (running.coordinator.site.root / "synthetic.csv").unlink()
     audit(running)
-    assert running.desk.ledger.entries[-1].kind == "audit"
+    assert running.service.ledger.entries[-1].kind == "audit"
 
 
 def test_more_than_the_plan_allows_raises_the_alarm_and_is_entered_all_the_same(
@@ -163,14 +163,14 @@ def test_more_than_the_plan_allows_raises_the_alarm_and_is_entered_all_the_same(
         audit(running, canaries=100)
     assert stopped.value.exit_code == INTERNAL
     assert "DEFECT" in capsys.readouterr().err
-    assert running.desk.ledger.entries[-1].kind == "audit"
+    assert running.service.ledger.entries[-1].kind == "audit"
 
 
 def test_a_plan_that_is_not_the_one_audited_is_not_entered(running: Any) -> None:
-    told = Administration(running.desk).plan(NAME)
+    told = Administration(running.service).plan(NAME)
     other = {**told["plan"], "noise_multiplier": told["plan"]["noise_multiplier"] + 1}
     with pytest.raises(ConfigurationError, match="another plan"):
-        Administration(running.desk).audit(NAME, other, 10, 2, 1, "Dr Synthetic")
+        Administration(running.service).audit(NAME, other, 10, 2, 1, "Dr Synthetic")
 
 
 def test_a_study_without_privacy_has_nothing_to_audit(

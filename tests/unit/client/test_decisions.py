@@ -31,7 +31,7 @@ def test_showing_says_that_counts_will_leave_of_how_many_and_how_often(
     running: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.show("synthetic-study")
-    held_back = running.desk.patients(running.coordinator.study).held_back
+    held_back = running.service.patients(running.coordinator.study).held_back
     shown = " ".join(capsys.readouterr().out.split())
     assert f"counts of the {held_back} held-back patients leave with noise" in shown
     assert "after rounds 1, 2, 3; in the cost above" in shown
@@ -47,7 +47,7 @@ def test_showing_says_when_none_leave(
     coordinator = new_coordinator(policy="allow_evaluation_counts: false")
     site = new_site(coordinator)
     site.ask(coordinator.propose())
-    estimate = Administration(site.desk).estimate("synthetic-study")
+    estimate = Administration(site.service).estimate("synthetic-study")
     monkeypatch.setattr(cli, "ask", lambda *_, **__: estimate)
     cli.show("synthetic-study")
     assert "lets no evaluation counts leave" in " ".join(capsys.readouterr().out.split())
@@ -56,7 +56,7 @@ def test_showing_says_when_none_leave(
 def test_the_person_at_the_keyboard_stands_in_the_ledger(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "dr-synthetic")
     cli.approve("synthetic-study", yes=True)
-    assert running.desk.spending.approval(running.coordinator.study.digest).by == "dr-synthetic"
+    assert running.service.spending.approval(running.coordinator.study.digest).by == "dr-synthetic"
 
 
 def test_an_account_without_a_name_must_say_who_decides(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,20 +73,20 @@ def test_an_account_without_a_name_must_say_who_decides(running: Any, monkeypatc
 
 def test_what_changed_after_it_was_shown_is_not_approved(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def another_draw(question: str) -> bool:
-        monkeypatch.setattr(running.desk.cohorts, "size", lambda *_: 200)
+        monkeypatch.setattr(running.service.patient_counts, "size", lambda *_: 200)
         return True
 
     monkeypatch.setattr("typer.confirm", another_draw)
     with pytest.raises(ConfigurationError, match="another plan"):
         cli.approve("synthetic-study", by="Dr Synthetic")
-    assert running.desk.spending.approval(running.coordinator.study.digest) is None
+    assert running.service.spending.approval(running.coordinator.study.digest) is None
 
 
 def test_a_program_of_another_version_is_told_so(site: Any) -> None:
-    desk = Administration(site.desk)
+    service = Administration(site.service)
     old = {"command": "approve", "study": "s", "by": "b"}  # without the plan that was shown
     for request in (old, {"command": "burn"}, {"command": "status", "x": 1}):
-        assert "another version" in json.loads(desk.handle(json.dumps(request).encode()))["error"]
+        assert "another version" in json.loads(service.handle(json.dumps(request).encode()))["error"]
 
 
 def test_machine_readable_approval_never_asks(running: Any) -> None:
@@ -165,7 +165,7 @@ def test_without_anybody_to_answer_the_message_says_how_to_decide(
     monkeypatch.setattr("typer.confirm", nobody)
     with pytest.raises(ConfigurationError, match=r"nothing was decided.* give --yes"):
         cli.approve("synthetic-study", by="Dr Synthetic")
-    assert running.desk.spending.approval(running.coordinator.study.digest) is None
+    assert running.service.spending.approval(running.coordinator.study.digest) is None
 
 
 def test_a_command_in_a_folder_that_is_no_home_says_so(tmp_path: Path, coordinator: Any) -> None:

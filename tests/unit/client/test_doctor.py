@@ -59,7 +59,7 @@ def test_a_sound_site_is_all_ok_and_its_patients_are_counted(home: Home) -> None
 
 
 def test_a_ledger_that_was_there_once_and_is_gone_is_an_error(home: Home, site: Any) -> None:
-    site.desk.close()
+    site.service.close()
     assert found(home, "ledger").state == "ok"
     home.ledger.unlink()
     gone = found(home, "ledger")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.client.test_secure_sums import CURIOUS, Crash, other, reason
 
-from consilium_client.agent.secure_sums import Sums
+from consilium_client.agent.secure_sums import SecureSums
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
 from consilium_shared.protocol.messages import Update
@@ -19,7 +19,7 @@ from consilium_shared.study import Study
 
 def left(site: Any) -> list[str]:
     """Files of the study in the site's store, but the proposal and the number of patients that may leave."""
-    store: Path = site.desk.home.store
+    store: Path = site.service.home.store
     found = [file.relative_to(store).as_posix() for file in store.rglob("*") if file.is_file()]
     study = site.coordinator.study.digest
     return sorted(
@@ -30,12 +30,12 @@ def left(site: Any) -> list[str]:
 
 
 def approve_again(site: Any) -> None:
-    site.desk.approve(site.desk.proposals.find(site.coordinator.study.digest), "tester")
+    site.service.approve(site.service.proposals.find(site.coordinator.study.digest), "tester")
     site.coordinator.neighbours._met.clear()
 
 
 def withdraw(site: Any) -> None:
-    site.desk.reject(site.desk.proposals.find(site.coordinator.study.digest), "tester", "we stop")
+    site.service.reject(site.service.proposals.find(site.coordinator.study.digest), "tester", "we stop")
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def worked(site: Any) -> Any:
 
 
 def test_after_a_rejection_nothing_is_left_but_what_was_worked_on_and_the_ledger(worked: Any) -> None:
-    session = worked.desk.sums.session(worked.coordinator.study.digest)
+    session = worked.service.sums.session(worked.coordinator.study.digest)
     withdraw(worked)
     assert left(worked) == ["sums/STUDY/worked.json"]
-    stayed = (worked.desk.home.store / "sums" / worked.coordinator.study.digest / "worked.json").read_text()
+    stayed = (worked.service.home.store / "sums" / worked.coordinator.study.digest / "worked.json").read_text()
     assert session.seed not in stayed and all(what in stayed for what in session.seen)
     assert worked.kinds()[-1] == "reject"
     assert reason(worked.ask(worked.coordinator.train(1, attempt=2), worked.coordinator.model)) == "rejected"
@@ -91,7 +91,7 @@ def test_a_study_that_is_approved_and_rejected_again_within_one_request_leaves_n
 ) -> None:
     withdraw(worked)
     approve_again(worked)
-    c, contribute = worked.coordinator, Sums.contribute
+    c, contribute = worked.coordinator, SecureSums.contribute
 
     def meanwhile(*arguments: Any) -> Any:
         made = contribute(*arguments)
@@ -99,10 +99,10 @@ def test_a_study_that_is_approved_and_rejected_again_within_one_request_leaves_n
         assert "results/STUDY.training" in left(worked)
         return made
 
-    worked.desk.leftovers.forget_rejected = lambda: None  # as where the keys were asked for before
+    worked.service.leftovers.forget_rejected = lambda: None  # as where the keys were asked for before
     asked = c.train(1, attempt=2)
-    del worked.desk.leftovers.forget_rejected
-    monkeypatch.setattr(Sums, "contribute", meanwhile)
+    del worked.service.leftovers.forget_rejected
+    monkeypatch.setattr(SecureSums, "contribute", meanwhile)
     worked.ask(asked, c.model)
     assert left(worked) == ["sums/STUDY/worked.json"]
 
@@ -111,7 +111,7 @@ def test_while_a_request_is_answered_nothing_is_deleted_and_afterwards_everythin
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.approve()
-    c, contribute = site.coordinator, Sums.contribute
+    c, contribute = site.coordinator, SecureSums.contribute
     asked = c.train()
 
     def meanwhile(*arguments: Any) -> Any:
@@ -122,7 +122,7 @@ def test_while_a_request_is_answered_nothing_is_deleted_and_afterwards_everythin
         assert "results/STUDY.training" in left(site)
         return made
 
-    monkeypatch.setattr(Sums, "contribute", meanwhile)
+    monkeypatch.setattr(SecureSums, "contribute", meanwhile)
     assert isinstance(site.ask(asked, c.model), Update)
     assert left(site) == ["sums/STUDY/worked.json"]
 
@@ -130,9 +130,9 @@ def test_while_a_request_is_answered_nothing_is_deleted_and_afterwards_everythin
 def test_approved_again_a_private_round_is_drawn_and_charged_anew(worked: Any) -> None:
     c = worked.coordinator
     withdraw(worked)
-    patients = worked.desk.cohorts.size(c.study, 10**6, 1)
+    patients = worked.service.patient_counts.size(c.study, 10**6, 1)
     approve_again(worked)
-    assert worked.desk.cohorts.size(c.study, 1, 1) == patients, "the number of patients is drawn once"
+    assert worked.service.patient_counts.size(c.study, 1, 1) == patients, "the number of patients is drawn once"
     assert isinstance(worked.ask(c.train(1, attempt=2), c.model), Update)
     assert worked.charges() == 2
 
@@ -151,7 +151,7 @@ def test_approved_again_a_round_without_privacy_is_not_worked_on_a_second_time(
     assert isinstance(site.ask(c.train(), c.model), Update)
     withdraw(site)
     if not tombstone:
-        (site.desk.home.store / "sums" / c.study.digest / "worked.json").unlink()
+        (site.service.home.store / "sums" / c.study.digest / "worked.json").unlink()
     approve_again(site)
     model = other(site, 0.5)
     assert reason(site.ask(c.train(1, model, attempt=2), model)) == "sum"

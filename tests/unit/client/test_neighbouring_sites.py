@@ -55,11 +55,11 @@ def rounds(site: Any, study: Study, monkeypatch: pytest.MonkeyPatch) -> dict[str
     header = coordinator.evaluate(2, coordinator.pack(study), study)
     answer = site.requests.handle(header, coordinator.pack(study))
     answers.append((coordinator.read(answer).kind, len(answer[1])))
-    with site.desk.ledger.exclusive():
-        settled = [entry.body for entry in site.desk.ledger.entries if entry.kind == "settle"]
+    with site.service.ledger.exclusive():
+        settled = [entry.body for entry in site.service.ledger.entries if entry.kind == "settle"]
     return {
         "answers": answers,
-        "entries": [(entry.kind, getattr(entry.body, "purpose", None)) for entry in site.desk.ledger.entries],
+        "entries": [(entry.kind, getattr(entry.body, "purpose", None)) for entry in site.service.ledger.entries],
         "settled": [getattr(body, "steps", None) for body in settled],
         "steps": len(steps),
     }

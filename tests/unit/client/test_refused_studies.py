@@ -15,7 +15,7 @@ from consilium_client.commands import cli
 from consilium_client.policy import SitePolicy, check_contract, objections
 from consilium_shared import limits
 from consilium_shared.errors import PolicyRefusal
-from consilium_shared.protocol.messages import Refusal, Standing, Update
+from consilium_shared.protocol.messages import ApprovalStatus, Refusal, Update
 from consilium_shared.study import Study
 
 STRICT = "maximum_epsilon: 1.5\n  minimum_sites: 3"
@@ -64,11 +64,11 @@ def test_it_cannot_be_approved_as_long_as_a_rule_forbids_it(strict: Any, monkeyp
     for yes in (True, False):
         with pytest.raises(PolicyRefusal, match=r"asks for 3 \(to permit it, in site.yaml: policy.minimum_sites: 2\)"):
             cli.approve("synthetic-study", by="Dr Synthetic", yes=yes)
-    proposal = strict.desk.proposals.find("synthetic-study")
+    proposal = strict.service.proposals.find("synthetic-study")
     with pytest.raises(PolicyRefusal):
-        strict.desk.approve(proposal, "somebody without the program")
+        strict.service.approve(proposal, "somebody without the program")
     assert strict.kinds() == before
-    assert strict.desk.proposals.get(proposal.study.digest) is None
+    assert strict.service.proposals.get(proposal.study.digest) is None
 
 
 @pytest.mark.parametrize("asks_again", [True, False])
@@ -81,12 +81,12 @@ def test_after_the_rules_were_changed_it_is_approved_without_a_new_study(
     strict.restart()
     connect(strict)
     if asks_again:
-        assert isinstance(strict.ask(c.propose()), Standing)
-    assert strict.desk.proposals.find("synthetic-study").study == c.study
+        assert isinstance(strict.ask(c.propose()), ApprovalStatus)
+    assert strict.service.proposals.find("synthetic-study").study == c.study
     cli.approve("synthetic-study", by="Dr Synthetic", yes=True)
     assert strict.ask(c.propose()).state == "approved"
     assert isinstance(strict.ask(c.train(), c.model), Update)
-    assert not list(strict.desk.proposals.refused.glob("*.json"))
+    assert not list(strict.service.proposals.refused.glob("*.json"))
 
 
 def test_the_log_names_study_rule_and_round_and_the_ledger_has_the_rule(
@@ -100,7 +100,7 @@ def test_the_log_names_study_rule_and_round_and_the_ledger_has_the_rule(
     assert f"propose {named}: refused, policy: the study adds up 2 sites, this site asks for 3" in caplog.text
     assert f"train study {c.study.digest[:12]} round 2: refused, unknown-study: " in caplog.text
     assert "round None" not in caplog.text
-    (entry,) = (e.body for e in strict.desk.ledger.entries if e.kind == "refuse" and e.body.reason == "policy")
+    (entry,) = (e.body for e in strict.service.ledger.entries if e.kind == "refuse" and e.body.reason == "policy")
     assert (entry.study, entry.detail) == (c.study.digest, "the study adds up 2 sites, this site asks for 3")
 
 
@@ -120,7 +120,7 @@ def test_what_came_first_goes_when_a_coordinator_sends_refused_studies_without_e
     strict: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "REFUSED_PROPOSALS", 3)
-    proposals = strict.desk.proposals
+    proposals = strict.service.proposals
     for number in range(7):
         study = Study.model_validate({**strict.coordinator.study.contract, "study": f"flood-{number}"})
         assert refused(strict, study) == "policy"

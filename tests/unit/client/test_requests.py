@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consilium_client.state.draw_seeds import Attempts
+from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_client.state.responses import Staged
 from consilium_client.state.results import Results
@@ -23,7 +23,7 @@ from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.protocol import messages
-from consilium_shared.protocol.messages import Counts, Refusal, Standing, Update
+from consilium_shared.protocol.messages import ApprovalStatus, Counts, Refusal, Update
 from consilium_shared.study import Study
 
 
@@ -39,7 +39,7 @@ def reason(answer: messages.Answer) -> str:
 def test_a_study_is_pending_until_it_is_approved_and_costs_nothing_until_then(site: Any) -> None:
     c = site.coordinator
     standing = site.ask(c.propose())
-    assert isinstance(standing, Standing)
+    assert isinstance(standing, ApprovalStatus)
     assert standing.state == "pending"
     assert reason(site.ask(c.train(), c.model)) == "pending"
     site.approve()
@@ -66,9 +66,9 @@ def test_a_round_is_charged_before_and_settled_and_released_after(site: Any) -> 
     asked, before = c.train(2), len(site.kinds())
     answer = site.requests.handle(asked, c.model)
     assert site.kinds()[before:] == ["witness", "charge", "charge", "settle", "settle", "release"]
-    charged = [entry.body for entry in site.desk.ledger.entries if entry.kind == "charge"][-2:]
+    charged = [entry.body for entry in site.service.ledger.entries if entry.kind == "charge"][-2:]
     assert [(charge.purpose, charge.round) for charge in charged] == [("training", 2), ("evaluation", 1)]
-    released = site.desk.ledger.entries[-1].body
+    released = site.service.ledger.entries[-1].body
     assert released.sha256 == digest(answer[0])
     assert released.bytes == len(answer[0]) + len(answer[1])
     assert released.counts and not released.again
@@ -79,12 +79,12 @@ def test_keys_signatures_and_shares_stand_in_the_ledger_before_they_leave(site: 
     site.approve()
     before = len(site.kinds())
     asked = c.train()
-    assert [entry.body.message for entry in site.desk.ledger.entries[before:]] == ["advertised", "handshaken"]
+    assert [entry.body.message for entry in site.service.ledger.entries[before:]] == ["advertised", "handshaken"]
     answer, before = site.requests.handle(asked, c.model), len(site.kinds())
     total = c.sum(asked, answer)
     signed = site.requests.handle(*total.survivors())
     shares = site.requests.handle(*total.open(c.read(signed).signature))
-    said = [entry.body for entry in site.desk.ledger.entries[before:]]
+    said = [entry.body for entry in site.service.ledger.entries[before:]]
     assert [(each.message, each.sha256, each.bytes) for each in said] == [
         (kind, digest(header), len(header) + len(payload))
         for kind, (header, payload) in (("signed", signed), ("shares", shares))
@@ -99,7 +99,7 @@ def test_the_same_question_gets_the_same_bytes_without_a_second_charge(site: Any
     site.restart()
     assert site.requests.handle(c.train(), c.model) == first
     assert site.charges() == 1
-    said = [entry.body.message for entry in site.desk.ledger.entries if entry.kind == "release"]
+    said = [entry.body.message for entry in site.service.ledger.entries if entry.kind == "release"]
     assert said == ["standing", "advertised", "handshaken", "update"]
 
 
@@ -144,7 +144,7 @@ def test_a_withdrawn_approval_stops_the_next_round(site: Any) -> None:
     c = site.coordinator
     site.approve()
     site.ask(c.train(1), c.model)
-    site.desk.spending.reject(study=c.study.digest, name="synthetic-study", by="tester", reason="test")
+    site.service.spending.reject(study=c.study.digest, name="synthetic-study", by="tester", reason="test")
     assert reason(site.ask(c.train(2), c.model)) == "rejected"
     assert reason(site.ask(c.propose())) == "rejected"
     assert site.charges() == 1
@@ -186,12 +186,12 @@ def test_two_studies_that_are_decided_on_at_once_are_not_both_approved_beyond_th
     site = new_site(c)
     both = [variant(c.study, name, 2.0) for name in ("one", "two")]
     for each in both:
-        assert isinstance(site.ask(c.propose(each)), Standing)
-        assert site.desk.estimate(each).quote.fits  # alone
+        assert isinstance(site.ask(c.propose(each)), ApprovalStatus)
+        assert site.service.estimate(each).quote.fits  # alone
 
     def decide(which: Study) -> bool:
         try:
-            site.desk.approve(site.desk.proposals.find(which.digest), "tester")
+            site.service.approve(site.service.proposals.find(which.digest), "tester")
         except BudgetRefused:
             return False
         return True
@@ -199,7 +199,7 @@ def test_two_studies_that_are_decided_on_at_once_are_not_both_approved_beyond_th
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(decide, both)) == [False, True]
     assert site.kinds().count("charge") == 1  # the number of patients of the one that was approved
-    (approved,) = (each for each in both if site.desk.spending.approval(each.digest) is not None)
+    (approved,) = (each for each in both if site.service.spending.approval(each.digest) is not None)
     for number in (1, 2, 3):
         asked = c.train(number, c.pack(approved), approved, recorded=None if number == 1 else c.recorded(number - 1))
         assert isinstance(site.ask(asked, c.pack(approved)), Update)
@@ -214,9 +214,9 @@ def variant(base: Study, name: str, epsilon: float) -> Study:
 
 def noised_of_held_back(site: Any, counts: Any) -> bool:
     """Whether the confusion matrix of the counts is that of the held-back patients, but for the noise."""
-    study, records = site.coordinator.study, site.desk.records(site.coordinator.study)
+    study, records = site.coordinator.study, site.service.records(site.coordinator.study)
     layout = Layout.of(study)
-    sigma = site.desk.spending.approval(study.digest).plan.evaluation_noise
+    sigma = site.service.spending.approval(study.digest).plan.evaluation_noise
     held_back = len(records) - records.train.sum()
     off = abs(layout.parts(counts)["confusion"].sum() - held_back)
     return bool(0 < off < 6 * 2 * layout.deviations(sigma)["confusion"])
@@ -293,11 +293,11 @@ def test_with_privacy_no_counts_leave_that_are_not_paid_for(site: Any) -> None:
 def test_the_whole_study_with_its_counts_and_its_number_of_patients_costs_what_was_approved(site: Any) -> None:
     c = site.coordinator
     site.approve()
-    plan = site.desk.spending.approval(c.study.digest).plan
+    plan = site.service.spending.approval(c.study.digest).plan
     for number in (1, 2, 3):
         assert isinstance(site.ask(c.train(number), c.model), Update)
     assert isinstance(site.ask(c.evaluate(), c.model), Counts)
-    events = site.desk.spending.state("synthetic-table").study(c.study.digest)
+    events = site.service.spending.state("synthetic-table").study(c.study.digest)
     assert sorted(map(str, events)) == sorted(map(str, [*plan.events()[:-1], *[plan.event()] * 3]))
     assert 1.9 < epsilon(events, 1e-3) <= 2.0
 
@@ -308,8 +308,8 @@ def test_only_the_noised_number_of_patients_is_in_what_leaves_and_in_the_ledger(
     c = site.coordinator
     monkeypatch.setattr(secrets.SystemRandom, "gauss", lambda _, mean, deviation: mean + 1.23 * deviation)
     site.approve()
-    plan = site.desk.spending.approval(c.study.digest).plan
-    assert plan.patients == site.desk.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
+    plan = site.service.spending.approval(c.study.digest).plan
+    assert plan.patients == site.service.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
     asked = c.train()
     assert c.opened(asked, site.requests.handle(asked, c.model)).weight == plan.patients + 1  # the neighbour's is 1
     assert plan.sampling_rate == min(1.0, 16 / plan.patients)
@@ -391,7 +391,7 @@ def test_the_seed_of_a_kept_result_goes_at_the_next_start_even_if_nobody_asks_ag
     assert list((coordinator.site.store / "attempts").glob("*.json"))
     site.restart()
     assert not list((coordinator.site.store / "attempts").glob("*.json"))
-    charges = [each for each in site.desk.ledger.books.charges.values() if each.body.purpose == purpose]
+    charges = [each for each in site.service.ledger.books.charges.values() if each.body.purpose == purpose]
     assert charges
     assert all(each.settled == (2 if purpose == "training" else 1) for each in charges)
 
@@ -477,7 +477,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
     writers: dict[str, tuple[Any, str]] = {
         "state": (SumStore, "put"),
-        "begin": (Attempts, "begin"),
+        "begin": (DrawSeeds, "begin"),
         "keep": (Results, "put"),
         "store": (Staged, "commit"),
     }

@@ -17,7 +17,7 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.errors import ConfigurationError, DataError, IntegrityError, LedgerError, PolicyRefusal
 from consilium_shared.protocol import messages
-from consilium_shared.protocol.messages import Counts, Refusal, Standing, Update
+from consilium_shared.protocol.messages import ApprovalStatus, Counts, Refusal, Update
 from consilium_shared.study import Study
 
 NewSite = Callable[[Any], Any]
@@ -102,7 +102,7 @@ def test_counts_leave_only_after_the_rounds_that_the_study_names(new_site: NewSi
         counted[number - 1] = c.opened(asked, site.requests.handle(asked, c.model)).counts is not None
     assert counted == {0: False, 1: False, 2: True}
     assert isinstance(site.ask(c.evaluate(3), c.model), Counts)  # the last
-    charged = [entry.body for entry in site.desk.ledger.entries if entry.kind == "charge"]
+    charged = [entry.body for entry in site.service.ledger.entries if entry.kind == "charge"]
     assert [charge.round for charge in charged if charge.purpose == "evaluation"] == [2, 3]
 
 
@@ -122,7 +122,7 @@ def test_too_few_patients_are_for_the_hospital_to_see_and_not_for_the_coordinato
     c = new_coordinator(policy="minimum_held_back: 60")
     site = new_site(c)
     standing = site.ask(c.propose())
-    assert isinstance(standing, Standing)
+    assert isinstance(standing, ApprovalStatus)
     assert standing.state == "pending"
     with pytest.raises(PolicyRefusal, match="fewer held-back patients than the 60"):
         site.approve()
@@ -142,8 +142,8 @@ def test_a_failure_while_training_ends_the_draw_and_keeps_the_charge(
 
     monkeypatch.setattr(trainer, "train", fail)
     assert reason(site.ask(c.train(), c.model)) == "internal"
-    assert not list(site.desk.attempts.folder.glob("*.json"))
-    assert site.desk.spending.state("synthetic-table").studies[0].unsettled == 1
+    assert not list(site.service.draw_seeds.folder.glob("*.json"))
+    assert site.service.spending.state("synthetic-table").studies[0].unsettled == 1
     monkeypatch.undo()
     assert isinstance(site.ask(c.train(), c.model), Update)
     assert site.charges() == 2
@@ -177,7 +177,7 @@ def test_a_refusal_quotes_no_terminal_escape_and_no_long_text(site: Any, caplog:
         assert answer.detail.isprintable()
         assert len(answer.detail) <= limits.DETAIL_CHARACTERS
     assert "\x1b" not in caplog.text
-    assert "\x1b" not in site.desk.ledger.path.read_text()
+    assert "\x1b" not in site.service.ledger.path.read_text()
 
 
 def test_what_nobody_foresaw_is_an_answer_too(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_a_data_error_stays_in_the_sites_log(
 
     c = site.coordinator
     site.approve()
-    site.desk._records = None
+    site.service._records = None
     monkeypatch.setattr(data, "load", unreadable)
     refusal = site.ask(c.train(), c.model)
     assert reason(refusal) == "data"
@@ -213,9 +213,9 @@ def test_whether_the_data_can_be_used_is_not_told_to_whoever_proposes(
         raise DataError("secret.csv: no column 'x'")
 
     monkeypatch.setattr(data, "load", unreadable)
-    assert isinstance(site.ask(site.coordinator.propose()), Standing)
+    assert isinstance(site.ask(site.coordinator.propose()), ApprovalStatus)
     with pytest.raises(DataError, match="no column"):  # the hospital's people are told
-        site.desk.estimate(site.coordinator.study)
+        site.service.estimate(site.coordinator.study)
 
 
 def test_short_answers_are_not_kept_without_end(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +242,11 @@ def test_polling_a_pending_study_reads_no_data_again(site: Any, monkeypatch: pyt
     site.approve()
     other = variant(c.study, study="other")
     for _ in range(3):
-        assert isinstance(site.ask(c.propose(other)), Standing)
+        assert isinstance(site.ask(c.propose(other)), ApprovalStatus)
     assert read == ["synthetic-study"]
     for number in (1, 2):
         assert isinstance(site.ask(c.train(number), c.model), Update)
-        assert isinstance(site.ask(c.propose(other)), Standing)
+        assert isinstance(site.ask(c.propose(other)), ApprovalStatus)
     assert read == ["synthetic-study"]
     site.approve(other)
     assert read == ["synthetic-study", "other"]
@@ -256,25 +256,25 @@ def test_undecided_proposals_are_bounded_and_a_decision_makes_room(site: Any, mo
     monkeypatch.setattr(limits, "UNDECIDED_PROPOSALS", 2)
     c = site.coordinator
     first, second, third = (variant(c.study, study=name) for name in ("one", "two", "three"))
-    assert isinstance(site.ask(c.propose(first)), Standing)
-    assert isinstance(site.ask(c.propose(second)), Standing)
+    assert isinstance(site.ask(c.propose(first)), ApprovalStatus)
+    assert isinstance(site.ask(c.propose(second)), ApprovalStatus)
     refusal = site.ask(c.propose(third))
     assert reason(refusal) == "policy"
     assert "undecided" in refusal.detail
-    assert isinstance(site.ask(c.propose(first)), Standing)  # those that are kept stay
+    assert isinstance(site.ask(c.propose(first)), ApprovalStatus)  # those that are kept stay
     site.approve(second)
-    assert isinstance(site.ask(c.propose(third)), Standing)
+    assert isinstance(site.ask(c.propose(third)), ApprovalStatus)
 
 
 def test_only_the_plan_that_was_shown_can_be_approved(site: Any) -> None:
     c = site.coordinator
     site.ask(c.propose())
-    proposal = site.desk.proposals.find(c.study.digest)
-    shown = site.desk.estimate(c.study).plan.to_dict()
+    proposal = site.service.proposals.find(c.study.digest)
+    shown = site.service.estimate(c.study).plan.to_dict()
     with pytest.raises(ConfigurationError, match="another plan"):
-        site.desk.approve(proposal, "tester", {**shown, "noise_multiplier": shown["noise_multiplier"] * 2})
-    assert site.desk.spending.approval(c.study.digest) is None
-    site.desk.approve(proposal, "tester", shown)
+        site.service.approve(proposal, "tester", {**shown, "noise_multiplier": shown["noise_multiplier"] * 2})
+    assert site.service.spending.approval(c.study.digest) is None
+    site.service.approve(proposal, "tester", shown)
 
 
 # -- the ledger
@@ -284,7 +284,7 @@ def test_an_agent_whose_ledger_cannot_be_written_ends(site: Any, monkeypatch: py
     from consilium_client.agent.main import ending_when_broken
 
     c, ended = site.coordinator, []
-    handle = ending_when_broken(site.desk, site.requests.handle, ended.append)
+    handle = ending_when_broken(site.service, site.requests.handle, ended.append)
     handle(c.propose(), b"")
     asked = c.train()
     assert ended == []
@@ -292,7 +292,7 @@ def test_an_agent_whose_ledger_cannot_be_written_ends(site: Any, monkeypatch: py
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(site.desk.ledger), "_write", full)
+    monkeypatch.setattr(type(site.service.ledger), "_write", full)
     with pytest.raises((LedgerError, IntegrityError)):
         handle(asked, c.model + b"x")
     assert ended == [1]
@@ -304,7 +304,7 @@ def test_a_changed_policy_is_in_the_ledger_after_a_start(site: Any) -> None:
     file.write_text(file.read_text().replace("minimum_patients: 20", "minimum_patients: 21"))
     site.restart()
     assert site.kinds()[-1] == "policy"
-    assert site.desk.ledger.entries[-1].body.digest == site.desk.config.policy.digest
+    assert site.service.ledger.entries[-1].body.digest == site.service.config.policy.digest
     before = site.kinds()
     site.restart()
     assert site.kinds() == before

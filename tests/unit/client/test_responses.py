@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from consilium_client.state.draw_seeds import Attempts
+from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.proposals import Proposals
-from consilium_client.state.responses import AnswerStore
+from consilium_client.state.responses import Responses
 from consilium_shared import limits
 from consilium_shared.errors import IntegrityError, PeerError
 
@@ -23,15 +23,15 @@ STUDY, ASKED, OTHER = "5" * 64, "a" * 64, "b" * 64
 LARGE = 64 * 1024**2
 
 
-def kept(store: AnswerStore, study: str, number: int, kind: str) -> tuple[bytes, bytes] | None:
+def kept(store: Responses, study: str, number: int, kind: str) -> tuple[bytes, bytes] | None:
     """Header and payload that the store gives to who asked."""
     found = store.get(study, number, kind, ASKED)
     return None if found is None else (found[0], b"".join(found[1].pieces(3)))
 
 
 def test_an_answer_comes_back_byte_for_byte_also_after_a_restart(tmp_path: Path) -> None:
-    AnswerStore(tmp_path).put(STUDY, 1, "update", ASKED, b'{"h":1}\n', b"\n\x00payload")
-    for store in (AnswerStore(tmp_path), AnswerStore(tmp_path)):
+    Responses(tmp_path).put(STUDY, 1, "update", ASKED, b'{"h":1}\n', b"\n\x00payload")
+    for store in (Responses(tmp_path), Responses(tmp_path)):
         assert kept(store, STUDY, 1, "update") == (b'{"h":1}\n', b"\n\x00payload")
     assert store.get("6" * 64, 1, "update", ASKED) is None
     assert store.get(STUDY, 1, "counts", ASKED) is None
@@ -39,7 +39,7 @@ def test_an_answer_comes_back_byte_for_byte_also_after_a_restart(tmp_path: Path)
 
 
 def test_only_the_latest_round_is_kept(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     for number in (1, 2, 10):
         store.put(STUDY, number, "update", ASKED, b"h", str(number).encode())
     store.put(STUDY, 9, "counts", ASKED, b"h", b"")
@@ -49,7 +49,7 @@ def test_only_the_latest_round_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_round_is_answered_once(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     store.put(STUDY, 5, "update", ASKED, b"h", b"p")
     with pytest.raises(PeerError, match="another request"):
         store.get(STUDY, 5, "update", OTHER)
@@ -62,31 +62,31 @@ def test_a_round_is_answered_once(tmp_path: Path) -> None:
 
 
 def test_files_are_private_and_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path / "answers")
+    store = Responses(tmp_path / "answers")
     store.put(STUDY, 1, "update", ASKED, b"h", b"p")
     leftover = tmp_path / "answers" / STUDY / ".update.2.x8f"
     leftover.write_bytes(b"half")
-    store = AnswerStore(tmp_path / "answers")
+    store = Responses(tmp_path / "answers")
     assert not leftover.exists()
     assert stat.S_IMODE((tmp_path / "answers" / STUDY / "update.1").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "answers" / STUDY).stat().st_mode) == 0o700
 
 
 def test_a_crash_before_forgetting_the_older_answer_leaves_one_after_the_next_start(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     store.put(STUDY, 9, "update", ASKED, b"nine", b"")
     nine = (tmp_path / STUDY / "update.9").read_bytes()
     store.put(STUDY, 10, "update", ASKED, b"ten", b"")
     store.put(STUDY, 10, "counts", ASKED, b"counts", b"")
     (tmp_path / STUDY / "update.9").write_bytes(nine)
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     assert {file.name for file in (tmp_path / STUDY).iterdir()} == {"update.10", "counts.10"}
     assert kept(store, STUDY, 10, "update") == (b"ten", b"")
     assert store.latest(STUDY, "update") == 10
     assert store.latest(STUDY, "other") is None
 
 
-@pytest.mark.parametrize("kind", [Attempts, lambda folder: Proposals(folder, folder.with_name("refused"))])
+@pytest.mark.parametrize("kind", [DrawSeeds, lambda folder: Proposals(folder, folder.with_name("refused"))])
 def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
     tmp_path = tmp_path / "store"
     tmp_path.mkdir()
@@ -99,7 +99,7 @@ def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: 
 
 
 def test_a_damaged_answer_is_not_sent(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     store.put(STUDY, 1, "update", ASKED, b"header", b"payload")
     path = tmp_path / STUDY / "update.1"
     data = path.read_bytes()
@@ -117,7 +117,7 @@ def test_a_damaged_answer_is_not_sent(tmp_path: Path) -> None:
 
 def test_a_large_answer_is_written_kept_and_read_without_being_in_memory(tmp_path: Path) -> None:
     piece = secrets.token_bytes(limits.CHUNK_BYTES)
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     tracemalloc.start()
     try:
         with store.stage(STUDY) as staged:
@@ -125,7 +125,7 @@ def test_a_large_answer_is_written_kept_and_read_without_being_in_memory(tmp_pat
                 staged.write(piece)
             described = staged.size, staged.sha256
             staged.commit(1, "update", ASKED, b"header")
-        found = AnswerStore(tmp_path).get(STUDY, 1, "update", ASKED)
+        found = Responses(tmp_path).get(STUDY, 1, "update", ASKED)
         assert found is not None
         assert [each == piece for each in found[1].pieces()] == [True] * (LARGE // len(piece))
         assert tracemalloc.get_traced_memory()[1] < LARGE / 8
@@ -137,7 +137,7 @@ def test_a_large_answer_is_written_kept_and_read_without_being_in_memory(tmp_pat
 
 
 def test_of_an_answer_that_is_not_committed_nothing_stays(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     store.put(STUDY, 5, "update", ASKED, b"h", b"p")
     with store.stage(STUDY) as staged:
         staged.write(b"half")
@@ -152,16 +152,16 @@ def test_of_an_answer_that_is_not_committed_nothing_stays(tmp_path: Path) -> Non
 
 
 def test_what_a_kill_left_of_an_answer_under_way_is_gone_after_the_next_start(tmp_path: Path) -> None:
-    with AnswerStore(tmp_path).stage(STUDY) as staged:
+    with Responses(tmp_path).stage(STUDY) as staged:
         staged.write(bytes(10_000_000))
         assert len(list((tmp_path / STUDY).iterdir())) == 1
-        store = AnswerStore(tmp_path)
+        store = Responses(tmp_path)
         assert list((tmp_path / STUDY).iterdir()) == []
         assert store.latest(STUDY, "update") is None
 
 
 def test_an_answer_that_is_cut_off_while_it_is_sent_ends_the_sending(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
+    store = Responses(tmp_path)
     pieces = store.put(STUDY, 1, "update", ASKED, b"h", bytes(10)).pieces(4)
     os.truncate(tmp_path / STUDY / "update.1", 6)
     assert next(pieces) == bytes(4)
@@ -173,7 +173,7 @@ def test_an_answer_that_is_cut_off_while_it_is_sent_ends_the_sending(tmp_path: P
     ("study", "kind"), [("../" + "5" * 61, "update"), (STUDY, "../x"), (STUDY, "a.b"), ("", "update")]
 )
 def test_names_from_messages_never_become_other_paths(tmp_path: Path, study: str, kind: str) -> None:
-    store = AnswerStore(tmp_path / "store")
+    store = Responses(tmp_path / "store")
     with pytest.raises(PeerError):
         store.put(study, 1, kind, ASKED, b"", b"")
     with pytest.raises(PeerError):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from consilium_client.state import results as module
-from consilium_client.state.draw_seeds import Attempts
+from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_client.state.results import About, Results
 from consilium_shared.errors import IntegrityError
@@ -103,7 +103,7 @@ def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tmp_path: Pa
 
 def ended(folder: Path, results: Results, purpose: Any) -> bool:
     """Whether a seed for round 2 is gone after a start with these results."""
-    attempts = Attempts(folder / "attempts")
+    attempts = DrawSeeds(folder / "attempts")
     attempts.begin(STUDY, purpose, 2, MODEL, 1)
     with LedgerFile(folder / "ledger.jsonl", "north", Identity.generate()) as ledger:
         attempts.end_kept(results, ledger)
@@ -136,5 +136,5 @@ def test_counts_that_ride_on_the_next_rounds_update_end_their_seed_if_they_are_t
 def test_a_seed_that_cannot_be_read_is_swept(tmp_path: Path) -> None:
     (tmp_path / f"{STUDY}.training.json").write_bytes(b"torn")
     with LedgerFile(tmp_path / "ledger.jsonl", "north", Identity.generate()) as ledger:
-        Attempts(tmp_path).end_kept(Results(tmp_path / "results"), ledger)
+        DrawSeeds(tmp_path).end_kept(Results(tmp_path / "results"), ledger)
     assert not list(tmp_path.glob("*.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consilium_client.agent.replay_guard import Reuse
+from consilium_client.agent.replay_guard import ReplayGuard
 from consilium_client.state.results import About, Results
 from consilium_client.training import trainer
 from consilium_shared.canonical import canonical_bytes
@@ -70,14 +70,14 @@ def with_study(c: Any, **aggregation: Any) -> None:
 
 def kept(site: Any) -> bytes:
     """The update that the site keeps."""
-    result = site.desk.results.about(site.coordinator.study.digest, "training")
-    result = site.desk.results.get(site.coordinator.study.digest, "training", result.round)
+    result = site.service.results.about(site.coordinator.study.digest, "training")
+    result = site.service.results.get(site.coordinator.study.digest, "training", result.round)
     return bytes(result.update(0, result.about.parameters).tobytes())
 
 
 def released(site: Any, kind: str = "update") -> list[tuple[bool, bool]]:
     """Of each release of the kind: whether it carries counts, and whether the result had left before."""
-    bodies = [entry.body for entry in site.desk.ledger.entries if entry.kind == "release"]
+    bodies = [entry.body for entry in site.service.ledger.entries if entry.kind == "release"]
     return [(body.counts, body.again) for body in bodies if body.message == kind]
 
 
@@ -133,7 +133,7 @@ def test_no_key_is_given_for_an_attempt_before_the_one_under_way(approved: Any) 
 def test_a_site_takes_part_with_keys_that_it_gave_and_only_with_those(approved: Any) -> None:
     c = approved.coordinator
     asked = c.train()
-    shutil.rmtree(approved.desk.sums.folder / c.study.digest)
+    shutil.rmtree(approved.service.sums.folder / c.study.digest)
     assert reason(approved.ask(asked, c.model)) == "sum"
     assert approved.charges() == 0
 
@@ -144,7 +144,7 @@ def test_secrets_are_agreed_on_with_sites_on_both_sides(three: Any) -> None:
     assert set(json.loads(asked)["body"]["encapsulated"]) == {"clinic-c"}
     opened = c.opened(asked, three.requests.handle(asked, c.model))
     assert opened.counts is None and opened.weight > 2
-    secrets = three.desk.sums.session(c.study.digest).secrets
+    secrets = three.service.sums.session(c.study.digest).secrets
     for name in c.others:
         neighbour = c.neighbours.members[name]
         assert neighbour.secrets[c.study.digest, "hospital-a"] == secrets[name]
@@ -263,7 +263,7 @@ def test_an_abandoned_attempt_is_masked_again_without_training_or_charge(
     second = approved.requests.handle(asked, c.model)
     assert first[1] != second[1], "other masks"
     opened = c.opened(asked, second)
-    weight = approved.desk.spending.approval(c.study.digest).plan.patients
+    weight = approved.service.spending.approval(c.study.digest).plan.patients
     np.testing.assert_allclose(opened.mean * (weight + 1) / weight, update, atol=1e-3)
     assert ran == [1, 2]
     assert (approved.charges(), approved.charges("evaluation")) == (2, 1)
@@ -327,7 +327,7 @@ def test_after_a_set_was_signed_by_enough_the_round_is_trained_anew(
     opening = total.open(approved.ask(*total.survivors()).signature)  # the neighbour signs
     if place == "released":
         assert isinstance(approved.ask(*opening), Shares)
-        assert approved.desk.results.about(c.study.digest, "training") is None
+        assert approved.service.results.about(c.study.digest, "training") is None
     elif place == "died while releasing":
 
         def die(*_: Any) -> None:
@@ -445,11 +445,11 @@ def test_where_every_round_is_of_the_same_sites_another_set_is_neither_worked_fo
     refused = site.ask(c.train(3, model), model)
     assert reason(refused) == "sum" and "clinic-c would be missing" in refused.detail
     assert site.charges() == 2
-    proposal = site.desk.proposals.find(c.study.digest)
-    known = site.desk.sums.session(c.study.digest).together
-    site.desk.reject(proposal, "tester", "we stop")
-    site.desk.approve(proposal, "tester")
-    assert site.desk.sums.session(c.study.digest).together == known != {}
+    proposal = site.service.proposals.find(c.study.digest)
+    known = site.service.sums.session(c.study.digest).together
+    site.service.reject(proposal, "tester", "we stop")
+    site.service.approve(proposal, "tester")
+    assert site.service.sums.session(c.study.digest).together == known != {}
 
 
 @pytest.mark.parametrize("same_sites", [False, True])
@@ -465,10 +465,10 @@ def test_what_is_lost_of_what_left_is_not_taken_for_nothing(
     site = new_site(c)
     site.approve()
     c.opened(c.train(), site.requests.handle(c.train(), c.model))
-    file = site.desk.sums.folder / c.study.digest / "session.json"
+    file = site.service.sums.folder / c.study.digest / "session.json"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(IntegrityError, match=r"delete it.*takes no further part"):
-        site.desk.sums.session(c.study.digest)
+        site.service.sums.session(c.study.digest)
     file.unlink()
     site.restart()
     model = other(site, 1)
@@ -482,14 +482,14 @@ def test_what_is_lost_of_what_left_is_not_taken_for_nothing(
 
 def test_counts_are_not_promised_for_a_kept_result_that_goes_without_them(approved: Any) -> None:
     """Else the next attempt's cohort would count on them, and the counts of one other site could be the whole sum."""
-    c, desk = approved.coordinator, approved.desk
+    c, service = approved.coordinator, approved.service
     slot = Slot(**c.common(), purpose="training", round=2, attempt=2)
-    assert Reuse(desk).counts_given(c.study, slot)
+    assert ReplayGuard(service).counts_given(c.study, slot)
     about = {"purpose": "training", "round": 2, "attempt": 1, "model": "0" * 64, "weight": 1, "epsilon": 1.0}
     without = About(**about, counted=False, parameters=1, counts=3)
-    desk.results.put(c.study.digest, without, np.zeros(1, np.float32), np.zeros(3, np.int64))
-    assert not Reuse(desk).counts_given(c.study, slot)
-    assert Reuse(desk).counts_given(c.study, slot.model_copy(update={"round": 3}))
+    service.results.put(c.study.digest, without, np.zeros(1, np.float32), np.zeros(3, np.int64))
+    assert not ReplayGuard(service).counts_given(c.study, slot)
+    assert ReplayGuard(service).counts_given(c.study, slot.model_copy(update={"round": 3}))
     given = approved.ask(advertise(c, 2, 2))
     assert isinstance(given, Advertised) and not given.advert.counts
 
@@ -534,9 +534,9 @@ def test_the_same_masks_never_hide_counts_once_and_zeros_the_other_time(approved
     c.opened(c.train(), approved.requests.handle(c.train(), c.model))
     asked = c.train(2)
     first = approved.requests.handle(asked, c.model)
-    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    shutil.rmtree(approved.service.responses.folder / c.study.digest)
     assert approved.requests.handle(asked, c.model)[1] == first[1]
-    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    shutil.rmtree(approved.service.responses.folder / c.study.digest)
     lets_no_counts_leave_from_now_on(approved)
     assert reason(approved.ask(asked, c.model)) == "sum"
     assert isinstance(approved.ask(c.train(2, attempt=2), c.model), Update)
@@ -580,10 +580,10 @@ def test_keys_mask_one_result_ever_even_if_the_answer_is_lost(approved: Any) -> 
     answer = approved.requests.handle(asked, c.model)
     total = c.sum(asked, answer)
     signed = approved.ask(*total.survivors())
-    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    shutil.rmtree(approved.service.responses.folder / c.study.digest)
     assert approved.requests.handle(asked, c.model)[1] == answer[1]
     assert isinstance(approved.ask(*total.open(signed.signature)), Shares)  # the result is deleted
-    shutil.rmtree(approved.desk.answers.folder / c.study.digest)
+    shutil.rmtree(approved.service.responses.folder / c.study.digest)
     assert reason(approved.ask(asked, c.model)) == "sum"
     assert approved.charges() == 1
 
@@ -630,7 +630,7 @@ def test_a_site_signs_one_set_of_survivors_also_across_a_restart(three: Any) -> 
     assert isinstance(again, Signed) and again.signature == signed.signature
     shares = three.requests.handle(*fewer.open(signed.signature))
     opened = fewer.read(shares[1])
-    assert opened.weight == three.desk.spending.approval(c.study.digest).plan.patients + 1  # one neighbour's
+    assert opened.weight == three.service.spending.approval(c.study.digest).plan.patients + 1  # one neighbour's
 
 
 def test_shares_are_released_only_for_a_set_that_enough_others_signed(approved: Any) -> None:
@@ -676,12 +676,12 @@ def test_the_key_of_the_next_sum_rides_on_the_shares_of_this_one(approved: Any) 
         following = after_round(approved, number)
         slot = Slot(**c.common(), purpose="training", round=number + 1, attempt=1)
         assert following is not None
-        following.verify(slot, "hospital-a", approved.desk.identity.public)
+        following.verify(slot, "hospital-a", approved.service.identity.public)
         assert approved.ask(advertise(c, number + 1)).advert == following
     last = after_round(approved, 3)
     assert last is not None
     slot = Slot(**c.common(), purpose="evaluation", round=3, attempt=1)
-    last.verify(slot, "hospital-a", approved.desk.identity.public)
+    last.verify(slot, "hospital-a", approved.service.identity.public)
     asked = c.evaluate()
     total = c.sum(asked, approved.requests.handle(asked, c.model))
     shares = approved.ask(*total.open(approved.ask(*total.survivors()).signature))
@@ -708,7 +708,7 @@ def test_keys_of_earlier_rounds_are_deleted_once_a_later_one_was_answered(approv
     c = approved.coordinator
     approved.ask(c.train(1), c.model)
     approved.ask(c.train(1, attempt=2), c.model)
-    folder = approved.desk.sums.folder / c.study.digest
+    folder = approved.service.sums.folder / c.study.digest
     assert files(folder) == ["session.json", "training.1.1", "training.1.2"]
     approved.ask(c.train(2), c.model)
     assert files(folder) == ["session.json", "training.2.1"]
@@ -719,19 +719,19 @@ def test_results_and_secrets_of_a_study_are_deleted_when_it_is_closed(approved: 
     for number in (1, 2, 3):
         assert isinstance(approved.ask(c.train(number), c.model), Update)
     assert isinstance(approved.ask(c.evaluate(), c.model), Counts)
-    assert files(approved.desk.results.folder) and files(approved.desk.sums.folder)
+    assert files(approved.service.results.folder) and files(approved.service.sums.folder)
     assert isinstance(approved.ask(c.close(3)), Closing)
-    assert files(approved.desk.results.folder) == files(approved.desk.sums.folder) == []
+    assert files(approved.service.results.folder) == files(approved.service.sums.folder) == []
     assert isinstance(approved.ask(c.close(3)), Closing)
     for late in (advertise(c, 3, 2), c.train(3, attempt=2), c.evaluate(attempt=2)):
         assert reason(approved.ask(late, c.model if b"adverts" in late else b"")) == "stale-round"
-    assert files(approved.desk.sums.folder) == []
+    assert files(approved.service.sums.folder) == []
 
 
 def test_an_attempt_that_was_signed_is_told_though_its_state_is_lost(approved: Any) -> None:
     """The ledger has it: else the promise to sign nothing there would be broken already."""
     c = approved.coordinator
     c.opened(c.train(), approved.requests.handle(c.train(), c.model))
-    (approved.desk.sums.folder / c.study.digest / "training.1.1").unlink()
+    (approved.service.sums.folder / c.study.digest / "training.1.1").unlink()
     given = approved.ask(advertise(c, 1, 2))
     assert isinstance(given, Advertised) and given.advert.signed == (1,)

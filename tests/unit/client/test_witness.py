@@ -36,7 +36,7 @@ def asked(site: Any, number: int, recorded: Recorded | None) -> messages.Answer:
 
 
 def head(site: Any, seq: int | None = None) -> dict[str, Any]:
-    entries = site.desk.ledger.entries
+    entries = site.service.ledger.entries
     seq = len(entries) if seq is None else seq
     return {"seq": seq, "sha256": line_digest(entries[seq - 1].line())}
 
@@ -48,7 +48,7 @@ def refused(site: Any, number: int, recorded: Recorded | None) -> str:
     answer = site.ask(header, site.coordinator.model)
     assert isinstance(answer, Refusal) and answer.reason == "witness", answer
     assert site.kinds()[len(before) :] == ["refuse", "release"]
-    why: str = site.desk.ledger.entries[-2].body.detail
+    why: str = site.service.ledger.entries[-2].body.detail
     assert why not in answer.detail and "its ledger says why" in answer.detail
     return why
 
@@ -66,7 +66,7 @@ def trained(site: Any) -> Any:
 def shown(site: Any, number: int = 1, **changes: Any) -> Recorded:
     """The faithful record of a round in which both took part."""
     other = site.coordinator.recorded(number).heads[OTHER].model_dump()
-    heads = {site.desk.site: site.told, OTHER: other, **changes.pop("heads", {})}
+    heads = {site.service.site: site.told, OTHER: other, **changes.pop("heads", {})}
     recorded: Recorded = site.coordinator.recorded(number, heads=heads, **changes)
     return recorded
 
@@ -79,11 +79,11 @@ def test_what_fits_is_entered_before_the_charge_and_countersigned(trained: Any) 
     assert isinstance(update, Update) and update.countersignature is not None
     both = ["charge", "charge", "settle", "settle"]  # the training, and the counts that ride on it
     assert trained.kinds()[before:] == ["witness", *both, "release"]
-    assert trained.desk.ledger.entries[before].body.model_dump(mode="json") == {
+    assert trained.service.ledger.entries[before].body.model_dump(mode="json") == {
         "study": trained.coordinator.study.digest,
         **recorded.model_dump(mode="json"),
     }
-    key = trained.desk.identity.public
+    key = trained.service.identity.public
     messages.verify_countersignature(update.countersignature, recorded.record, key)
     with pytest.raises(SignatureError):
         messages.verify_countersignature(update.countersignature, digest(b"another record"), key)
@@ -133,7 +133,7 @@ def test_a_crash_around_the_witness_entry_leaves_one_of_it(
 
 def test_a_false_head_of_its_own_is_refused_whoever_made_it_up(trained: Any) -> None:
     """A coordinator that frames a site: with another entry, an earlier one, one that does not exist yet."""
-    name, seq = trained.desk.site, trained.told["seq"]
+    name, seq = trained.service.site, trained.told["seq"]
     assert [trained.kinds()[at - 1] for at in (seq, seq - 1)] == ["settle", "charge"]
     false = {"seq": seq, "sha256": digest(b"an entry that was never written")}
     assert "no entry of it" in refused(trained, 2, shown(trained, heads={name: false}))
@@ -158,7 +158,7 @@ def test_another_sites_ledger_that_goes_back_or_stands_still_is_refused(trained:
 def test_a_second_record_of_the_same_round_is_refused(trained: Any) -> None:
     c = trained.coordinator
     crashed_before_the_charge = c.recorded(1, heads=shown(trained).model_dump()["heads"])
-    trained.desk.ledger.append(
+    trained.service.ledger.append(
         "witness", {"study": c.study.digest, **crashed_before_the_charge.model_dump(mode="json")}
     )
     other_bytes = shown(trained, record=digest(b"another record"))
@@ -182,12 +182,12 @@ def test_a_round_whose_record_was_shown_is_over(trained: Any) -> None:
     assert isinstance(asked(trained, 2, shown(trained)), Update)
     trained.told = head(trained)
     witnessed = shown(trained, number=2).model_dump(mode="json")
-    trained.desk.ledger.append("witness", {"study": c.study.digest, **witnessed})
+    trained.service.ledger.append("witness", {"study": c.study.digest, **witnessed})
     for header in (c.evaluate(2), c.train(2), c.train(2, attempt=2)):
         answer = trained.ask(header, c.model)
         assert isinstance(answer, Refusal) and answer.reason == "stale-round"
     of = {"round": 2, "attempt": 1, "of": "training"}
-    late = messages.Open(**c.common(), **of, signatures=dict.fromkeys((OTHER, trained.desk.site), "0" * 128))
+    late = messages.Open(**c.common(), **of, signatures=dict.fromkeys((OTHER, trained.service.site), "0" * 128))
     answer = trained.ask(messages.encode(late, c.key))
     assert isinstance(answer, Refusal) and answer.reason == "stale-round"
     assert trained.charges() == 2
@@ -216,8 +216,8 @@ def test_the_last_record_is_witnessed_and_the_whole_cost_told(trained: Any) -> N
     answer = trained.requests.handle(close(trained, recorded), b"")
     closing = trained.coordinator.read(answer)
     assert isinstance(closing, Closing) and closing.round == 3 and closing.audit is None
-    messages.verify_countersignature(closing.countersignature, recorded.record, trained.desk.identity.public)
-    spent = trained.desk.spending.study_epsilon(trained.coordinator.study.digest)
+    messages.verify_countersignature(closing.countersignature, recorded.record, trained.service.identity.public)
+    spent = trained.service.spending.study_epsilon(trained.coordinator.study.digest)
     assert closing.epsilon is not None and spent <= closing.epsilon <= spent + 0.001
     assert trained.kinds()[before:] == ["witness", "release"]
     assert closing.head.seq == before + 1, "its head is the witness entry"
@@ -241,7 +241,7 @@ def test_an_audit_of_the_study_at_this_site_is_told_at_the_end(trained: Any) -> 
     fields = {"canaries": 100, "guesses": 40, "plan": "3" * 64, "by": "tester"}
     for study, correct in ((c.study.digest, 30), (c.study.digest, 21), ("4" * 64, 40)):
         body = {"study": study, "name": "synthetic-study", "correct": correct, **fields}
-        trained.desk.ledger.append("audit", body)
+        trained.service.ledger.append("audit", body)
     closing = trained.ask(close(trained, recorded))
     assert isinstance(closing, Closing) and closing.audit is not None
     assert (closing.audit.canaries, closing.audit.guesses, closing.audit.correct) == (100, 40, 21)

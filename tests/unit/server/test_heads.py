@@ -236,7 +236,7 @@ def test_a_clone_of_a_real_home_is_found_between_two_rounds_and_both_ends_can_re
         with pytest.raises(TwoLedgers) as found:
             talk(clone, keys(coordinator, 3))
     finally:
-        clone.desk.close()
+        clone.service.close()
     assert "two copies of this site's home run" in str(found.value) and "readmit" in str(found.value)
     with pytest.raises(TwoLedgers):
         talk(site, keys(coordinator, 1))
@@ -253,7 +253,7 @@ def test_a_site_that_is_moved_or_started_again_after_a_crash_goes_on(
 ) -> None:
     site.approve()
     talk(site, keys(coordinator, 1))
-    site.desk.close()
+    site.service.close()
     shutil.copytree(coordinator.site.root, tmp_path / "moved", ignore=shutil.ignore_patterns("run"))
     moved = SiteHome(tmp_path / "moved")
     with moved.ledger.open("ab") as ledger:
@@ -265,7 +265,7 @@ def test_a_site_that_is_moved_or_started_again_after_a_crash_goes_on(
         for header in (keys(coordinator, 2), keys(coordinator, 1), keys(coordinator, 2)):
             talk(again, header)
     finally:
-        again.desk.close()
+        again.service.close()
 
 
 def test_after_a_loss_at_the_server_a_real_site_gives_what_it_gave_and_is_not_accused(
@@ -273,10 +273,10 @@ def test_after_a_loss_at_the_server_a_real_site_gives_what_it_gave_and_is_not_ac
 ) -> None:
     site.approve()
     one, two = (talk(site, keys(coordinator, number)) for number in (1, 2))
-    entries = len(site.desk.ledger.entries)
+    entries = len(site.service.ledger.entries)
     (coordinator.home.heads / "hospital-a.jsonl").unlink()
     assert talk(site, keys(coordinator, 2)) == two and talk(site, keys(coordinator, 1)) == one
-    assert len(site.desk.ledger.entries) == entries + 1, "it was asked one new question"
+    assert len(site.service.ledger.entries) == entries + 1, "it was asked one new question"
     assert Heads(coordinator.home.heads).halted("hospital-a") is None
 
 
@@ -300,7 +300,7 @@ def test_a_home_that_starts_in_another_place_or_on_another_machine_says_so_once(
     assert [instance.note(coordinator.site, machine) for _ in range(2)] == [False, False]
     machine.write_text("two\n")
     assert [instance.note(coordinator.site, machine) for _ in range(2)] == [True, False]
-    site.desk.close()
+    site.service.close()
     shutil.copytree(coordinator.site.root, tmp_path / "copy", ignore=shutil.ignore_patterns("run"))
     assert [instance.note(SiteHome(tmp_path / "copy"), machine) for _ in range(2)] == [True, False]
     (coordinator.site.store / "instance").write_bytes(b"damaged")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tests.unit.conftest import SITE_YAML, Coordinator
 
-from consilium_client.agent.requests import Requests
-from consilium_client.agent.secure_sums import Sums
-from consilium_client.agent.study_service import Desk
+from consilium_client.agent.requests import RequestHandler
+from consilium_client.agent.secure_sums import SecureSums
+from consilium_client.agent.study_service import StudyService
 from consilium_client.site import Home
 from consilium_server.state.pending_sum import PendingSumFile
 from consilium_server.study.convening import NotOpened
@@ -43,7 +43,7 @@ class Waits(Exception):
 class Exchanges:
     """One exchange after the other with agents in this process. ``away``: sites that a phase does not reach."""
 
-    def __init__(self, coordinator: Coordinator, root: Path, agents: Mapping[str, Requests]) -> None:
+    def __init__(self, coordinator: Coordinator, root: Path, agents: Mapping[str, RequestHandler]) -> None:
         common = coordinator.common()
         self.context: Any = SimpleNamespace(
             study=coordinator.study,
@@ -131,21 +131,21 @@ class Federation:
         contract["model"] = model or contract["model"]
         self.coordinator.study = Study.model_validate(contract)
         self.model = self.coordinator.pack(self.coordinator.study)
-        self.desks, policy = {}, "threat_models: [malicious-server, honest-but-curious]"
+        self.services, policy = {}, "threat_models: [malicious-server, honest-but-curious]"
         for site in SITES:
             home = Home(folder / site[-1])
             rules = policy + "\n  allow_evaluation_counts: false" * (site in silent)
             text = SITE_YAML.format(epsilon=5.0, policy=rules).replace("site: hospital-a", f"site: {site}")
             home.config_file.write_text(text)
             (home.root / "synthetic.csv").write_bytes((folder / "a" / "synthetic.csv").read_bytes())
-            self.desks[site] = Desk(home)
-        self.agents = {site: Requests(desk) for site, desk in self.desks.items()}
+            self.services[site] = StudyService(home)
+        self.agents = {site: RequestHandler(service) for site, service in self.services.items()}
         self.root = folder / "study"
         self.root.mkdir()
         for site, agent in self.agents.items():
             agent.handle(self.coordinator.propose(), b"")
-            desk = self.desks[site]
-            desk.approve(desk.proposals.find(self.coordinator.study.digest), "tester")
+            service = self.services[site]
+            service.approve(service.proposals.find(self.coordinator.study.digest), "tester")
         self.restart()
 
     def restart(self) -> None:
@@ -173,20 +173,20 @@ class Federation:
 
     def lets_counts_leave(self, site: str, allowed: bool) -> None:
         """The site's policy is another from now on."""
-        config = self.desks[site].config
+        config = self.services[site].config
         policy = config.policy.model_copy(update={"allow_evaluation_counts": allowed})
-        self.desks[site].config = config.model_copy(update={"policy": policy})
+        self.services[site].config = config.model_copy(update={"policy": policy})
 
     def charges(self) -> dict[str, int]:
         study = self.coordinator.study.digest
-        return {site: desk.spending.attempts(study, 1) for site, desk in self.desks.items()}
+        return {site: service.spending.attempts(study, 1) for site, service in self.services.items()}
 
     def expected(self, *sites: str) -> Any:
         """The weighted mean of what these sites keep, before they sign; None where one has signed."""
         study, total, weights = self.coordinator.study.digest, 0.0, 0
         for site in sites:
-            about = self.desks[site].results.about(study, "training")
-            result = about and self.desks[site].results.get(study, "training", about.round)
+            about = self.services[site].results.about(study, "training")
+            result = about and self.services[site].results.get(study, "training", about.round)
             if not result:
                 return None
             total = total + result.about.weight * result.update(0, result.about.parameters).astype(float)
@@ -204,8 +204,8 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
 
     yield make
     for each in made:
-        for desk in each.desks.values():
-            desk.close()
+        for service in each.services.values():
+            service.close()
 
 
 def noting(together: Federation, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -256,7 +256,7 @@ def test_without_a_site_whose_counts_would_have_hidden_anothers_the_round_goes_o
     (event,) = together.exchanges.events
     assert event[0] == "abandoned" and "1 of the survivors have added counts" in event[1]["why"]
     study = together.coordinator.study.digest
-    assert together.desks["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
+    assert together.services["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
 
 
 def test_where_every_round_is_of_the_same_sites_a_round_waits_for_whoever_is_away(
@@ -305,8 +305,8 @@ def test_where_every_sum_is_of_the_same_sites_whoever_lets_no_more_counts_leave_
     with pytest.raises(NotOpened, match="given up after attempt 3"):
         together.train(3, together=first)
     study = together.coordinator.study.digest
-    assert [desk.spending.attempts(study, 3) for desk in together.desks.values()] == [1, 1, 0]
-    refusals = [entry.body.detail for entry in together.desks["hospital-a"].ledger.entries if entry.kind == "refuse"]
+    assert [service.spending.attempts(study, 3) for service in together.services.values()] == [1, 1, 0]
+    refusals = [entry.body.detail for entry in together.services["hospital-a"].ledger.entries if entry.kind == "refuse"]
     assert any("counts of an earlier sum were of clinic-c, hospital-a, hospital-b" in each for each in refusals)
 
 
@@ -447,7 +447,7 @@ def test_a_sum_that_every_site_refuses_is_given_up_with_attempts_left(
     def refuse(*_: Any, **__: Any) -> Any:
         raise PolicyRefusal("sum", "a test")
 
-    monkeypatch.setattr(Sums, "contribute", refuse)
+    monkeypatch.setattr(SecureSums, "contribute", refuse)
     with pytest.raises(NotOpened, match="given up after attempt 2"):
         together.train(1)
     monkeypatch.undo()
@@ -563,9 +563,9 @@ def test_a_site_whose_data_cannot_be_read_gives_no_key_and_gives_one_when_it_can
     federation: Callable[..., Federation],
 ) -> None:
     together = federation(threat_model="honest-but-curious")
-    desk = together.desks["hospital-b"]
-    desk._records, desk._patients = None, {}  # a restarted agent
-    file = desk.home.root / "synthetic.csv"
+    service = together.services["hospital-b"]
+    service._records, service._patients = None, {}  # a restarted agent
+    file = service.home.root / "synthetic.csv"
     file.rename(file.with_name("moved"))
     summed = together.train(1)
     assert set(summed.answers) == {"clinic-c", "hospital-a"} and summed.record["attempt"] == 1

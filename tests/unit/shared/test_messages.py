@@ -19,6 +19,7 @@ from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import (
     Advertise,
     Advertised,
+    ApprovalStatus,
     Close,
     Closing,
     Counts,
@@ -33,7 +34,6 @@ from consilium_shared.protocol.messages import (
     Refusal,
     Shares,
     Signed,
-    Standing,
     Survivors,
     Train,
     Update,
@@ -111,7 +111,7 @@ def test_an_answer_is_read_as_it_was_written(answer: messages.Answer) -> None:
 
 def test_every_kind_of_message_is_among_these() -> None:
     assert {type(each) for each in REQUESTS} == set(get_args(messages.Request)) - {Propose}
-    assert {type(each) for each in ANSWERS} == set(get_args(messages.Answer)) - {Standing}
+    assert {type(each) for each in ANSWERS} == set(get_args(messages.Answer)) - {ApprovalStatus}
 
 
 def signed_as_it_stands(message: messages.Request, **changes: object) -> bytes:

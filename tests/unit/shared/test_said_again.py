@@ -11,7 +11,7 @@ from consilium_shared.ledger.entry import Release
 
 def said(site: Any) -> list[tuple[bool, bool]]:
     """Of each update that left: whether it is said to carry counts, and to be one that left before."""
-    bodies = [entry.body for entry in site.desk.ledger.entries if isinstance(entry.body, Release)]
+    bodies = [entry.body for entry in site.service.ledger.entries if isinstance(entry.body, Release)]
     return [(body.counts, body.again) for body in bodies if body.message == "update"]
 
 

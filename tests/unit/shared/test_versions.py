@@ -24,7 +24,7 @@ from consilium_shared.errors import IntegrityError, PeerError, VersionError
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.joining import make_request, open_invitation, open_request
-from consilium_shared.protocol.messages import Advertised, Head, Payload, Propose, Refusal, Standing, Update
+from consilium_shared.protocol.messages import Advertised, ApprovalStatus, Head, Payload, Propose, Refusal, Update
 from consilium_shared.protocol.records import RECORD_DOMAIN, open_record
 from consilium_shared.protocol.roster import open_roster
 from consilium_shared.schema import SCHEMA, written_out
@@ -72,7 +72,7 @@ def test_a_study_of_a_schema_to_come_is_refused_before_anybody_decides(site: Any
     answer = site.ask(messages.encode(proposal, c.key))
     assert answer.reason == "version"
     assert f"schema {SCHEMA + 1}; its reader knows schemas 1 to {SCHEMA}" in answer.detail
-    assert not site.desk.proposals.digests()
+    assert not site.service.proposals.digests()
 
 
 def test_a_coordinator_of_release_0_1_is_answered_in_its_protocol(site: Any) -> None:
@@ -87,8 +87,8 @@ def test_a_coordinator_of_release_0_1_is_answered_in_its_protocol(site: Any) -> 
         assert "protocol" not in body_of(header)
         return cast(messages.Answer, c.read((header, pieces)))
 
-    assert isinstance(ask(c.propose(old)), Standing)
-    site.desk.approve(site.desk.proposals.find(old.digest), "tester")
+    assert isinstance(ask(c.propose(old)), ApprovalStatus)
+    site.service.approve(site.service.proposals.find(old.digest), "tester")
     assert isinstance(ask(c.train(model=c.pack(old), study=old), c.pack(old)), Update)
     header, _ = site.requests.handle(signed(c.key, {"kind": "nothing"}), b"")
     assert "protocol" not in body_of(header)
@@ -103,11 +103,11 @@ def test_an_answer_is_of_the_protocol_of_its_request(site: Any) -> None:
 def test_a_site_that_went_back_to_an_older_release_says_so_and_calls_nothing_damaged(site: Any) -> None:
     c = site.coordinator
     contract = {**c.study.contract, "schema_version": SCHEMA + 1}
-    file = site.desk.proposals.folder / f"{digest(canonical_bytes(contract))}.json"
+    file = site.service.proposals.folder / f"{digest(canonical_bytes(contract))}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(canonical_bytes({"contract": contract, "roster": "0" * 64, "identities": {}}))
     with pytest.raises(IntegrityError, match=f"later release: a contract of schema {SCHEMA + 1}"):
-        site.desk.proposals.get(file.stem)
+        site.service.proposals.get(file.stem)
 
 
 # -- at the coordinator
