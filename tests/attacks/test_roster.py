@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.attacks.federation import Federation, Sum
+from tests.attacks.federation import Federation, Sum, Whole
 from tests.attacks.test_survivors import opened_sets, views
 from tests.unit.conftest import CONTRACT
 
@@ -48,6 +48,25 @@ def test_no_sum_shows_a_victim_with_fewer_than_a_third_of_the_roster_as_helpers(
     opened, helpers = attempt.opened(), ten.names[2:5]
     left = opened["update"] - attempt.plain(*helpers)["update"]
     assert np.array_equal(left, attempt.plain(*ten.names[:2])["update"]), "what the helpers cannot take off is of two"
+
+
+def test_a_minimum_of_two_is_not_believed_under_terms_that_say_how_many_may_lie() -> None:
+    """Whoever calls the state machines with a smaller number than the terms support gets the terms' number."""
+    wrong = Federation(10, minimum=2, tolerated=3, handshake=False)
+    with pytest.raises(PeerError, match="4 sites, fewer than the 5"):
+        wrong.sum(cohort=wrong.names[:4]).mask("site-00")
+    attempt = wrong.sum(cohort=wrong.names[:6], counting=wrong.names[:4])
+    attempt.mask()
+    assert not any(wrong.parts[s].adds_counts(state, attempt.terms) for s, state in attempt.states.items()), "of four"
+    attempt = wrong.sum(cohort=wrong.names[:7], counting=wrong.names[:5])
+    attempt.mask()
+    assert all(wrong.parts[site].adds_counts(attempt.states[site], attempt.terms) for site in wrong.names[:5])
+    for site in attempt.cohort[1:]:
+        attempt.total.fold(site, Whole(attempt.sent[site]))
+    with pytest.raises(PeerError, match="4 of the survivors have added counts, and the least is 5"):
+        attempt.total.close(2)
+    with pytest.raises(PeerError, match="4 of the survivors have added counts, and the least is 5"):
+        wrong.parts["site-01"].sign(attempt.states["site-01"], attempt.cohort[1:], b"")
 
 
 @pytest.mark.parametrize("size", [5, 6, 7])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from consilium_audit import fitting
 from consilium_audit.fitting import Fitting, Use
 from consilium_shared.errors import LedgerError
-from consilium_shared.privacy.accountant import Pair, as_steps, epsilon, epsilon_of_steps, within
+from consilium_shared.privacy import composition
+from consilium_shared.privacy.accountant import _SOME, Pair, as_steps, epsilon, epsilon_of_steps, within
+from consilium_shared.privacy.composition import composed_epsilon
 from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent, NonPrivateEvent
 
 DELTA = 1e-4
@@ -79,20 +83,42 @@ def test_what_would_take_hours_is_given_up_and_not_passed(monkeypatch: pytest.Mo
 
 
 @given(
-    st.lists(st.tuples(st.floats(1e-6, 1.0), st.floats(0.2, 100.0), st.integers(1, 1000)), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.floats(1e-6, 1.0), st.floats(0.2, 100.0), st.integers(1, 100_000)), min_size=1, max_size=2 * _SOME
+    ),
     st.floats(0.01, 20.0),
+    st.sampled_from([DELTA, 1e-7, 1e-2]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whether_steps_are_within_a_limit_is_what_their_epsilon_says(
-    drawn: list[tuple[float, float, int]], limit: float
+    drawn: list[tuple[float, float, int]], limit: float, delta: float
 ) -> None:
+    """The shorter ways accept nothing that the exact cost refuses, however near the limit is."""
     steps: Counter[Pair] = Counter()
     for event in (DpSgdEvent(*each) for each in drawn):
         pair, count = as_steps(event)
         steps[pair] += count
-    exact = epsilon_of_steps(steps, DELTA)
-    for bound in (limit, exact, exact * (1 - 1e-9)):
-        assert within(steps, DELTA, bound) == (exact <= bound)
+    exact = epsilon_of_steps(steps, delta)
+    for bound in (limit, exact, *(exact * (1 - 10.0**-digits) for digits in (1, 2, 3, 5, 9))):
+        assert within(steps, delta, bound) == (exact <= bound)
+
+
+def test_many_different_studies_far_from_their_limits_are_judged_by_few_compositions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each by a history that costs no less, and many of them by the same one."""
+    composed = []
+
+    def counting(*arguments: Any) -> float:
+        composed.append(arguments)
+        return composed_epsilon(*arguments)
+
+    monkeypatch.setattr(composition, "composed_epsilon", counting)
+    draw = random.Random(0)
+    for _ in range(1000):
+        pair, count = as_steps(DpSgdEvent(draw.uniform(0.01, 0.02), draw.uniform(2.0, 4.0), draw.randint(100, 200)))
+        assert within({pair: count}, DELTA, 5.0)
+    assert len(composed) < 100
 
 
 def test_events_that_are_added_up_before_cost_what_they_cost() -> None:

@@ -17,6 +17,9 @@ from consilium_shared.files import write_atomically
 
 LASTING = frozenset({"rejected", "wrong-roster", "wrong-federation", "bad-signature", "ledger"})
 """Reasons that do not pass by themselves: after one of them a site is asked again when the study is resumed."""
+PATIENCE = 9
+"""Rounds in a row that a site takes part in until one of its failures is forgiven: so however it chooses when to fail,
+it costs the others no more than one round in ten, and a few at the beginning."""
 REMARKS = 20
 """Most remarks on one site in one round; a site that is asked for ever must not fill the record."""
 
@@ -52,7 +55,11 @@ class Attendance:
         self._away: dict[str, str] = {}
         self._remarks: dict[str, list[str]] = {}
         self._in_vain: dict[str, int] = {}
-        """Times in a row that a site gave keys and then refused: that costs the others an attempt."""
+        """Times that a site gave keys and then no update, and was not forgiven: that costs the others an attempt."""
+        self._good: dict[str, int] = {}
+        """Rounds in a row that a site which is not forgiven has taken part in."""
+        self._rests: dict[str, tuple[int, int]] = {}
+        """Site to the round in which it was late, and the first one for which it is asked again."""
 
     def sites(self, state: str) -> tuple[str, ...]:
         """Sites that stand so."""
@@ -79,7 +86,35 @@ class Attendance:
     def took_part(self, sites: Collection[str]) -> None:
         """These sites' updates are in the round's model."""
         for site in sites:
-            self._in_vain.pop(site, None)
+            if site not in self._in_vain:
+                continue
+            self._good[site] = self._good.get(site, 0) + 1
+            if self._good[site] == PATIENCE:
+                self._good[site] = 0
+                self._in_vain[site] -= 1
+                if not self._in_vain[site]:
+                    del self._in_vain[site]
+
+    def _pause(self, site: str) -> int:
+        """Rounds after which a site that failed once more, having given keys, is asked again: 1, 2, 4, …"""
+        times = self._in_vain.get(site, 0)
+        self._in_vain[site], self._good[site] = times + 1, 0
+        return 2 ** min(times, 10)
+
+    def late(self, site: str, number: int) -> int:
+        """``site`` gave keys for round ``number`` and no update in time: it is left out for a while.
+
+        Returns:
+            The first round for which it is asked again; its keys for rounds between are not asked for.
+        """
+        if site in self._rests and self._rests[site][0] == number:
+            return self._rests[site][1]  # of another attempt at the same round
+        self._rests[site] = number, number + self._pause(site)
+        return self._rests[site][1]
+
+    def resting(self, number: int) -> frozenset[str]:
+        """Sites that are left out of round ``number``, as they were late in earlier ones."""
+        return frozenset(site for site, (late, again) in self._rests.items() if late < number < again)
 
     def undecided(self, site: str, *, lost: bool = False) -> None:
         """The hospital has not decided. ``lost``: it does not know the study, and is to be told of it again."""
@@ -98,20 +133,19 @@ class Attendance:
             The round for which it is asked again; None when the study is resumed.
         """
         since = self.out[site].since if site in self.out else asked_for
-        pause = 1
-        if costly:
-            pause = 2 ** min(self._in_vain.get(site, 0), 10)
-            self._in_vain[site] = self._in_vain.get(site, 0) + 1
+        pause = self._pause(site) if costly else 1
         again = None if reason in LASTING or asked_for + pause > self._rounds else asked_for + pause
         self.standing[site], self.out[site] = "refused", Out(since, reason, detail, again)
         return again
 
     def due(self, number: int, cohort: Collection[str]) -> tuple[str, ...]:
         """Sites outside the cohort that are to be asked whether they take part in round ``number``."""
+        resting = self.resting(number)
         return tuple(
             site
             for site, now in self.standing.items()
             if site not in cohort
+            and site not in resting
             and (now != "refused" or ((again := self.out[site].again) is not None and again <= number))
         )
 
@@ -119,7 +153,7 @@ class Attendance:
         """Somebody resumed the study: whoever is out is asked again, whatever the reason was."""
         for site, out in list(self.out.items()):
             self.out[site] = Out(out.since, out.reason, out.detail, 0)
-            self._in_vain.pop(site, None)
+        self._in_vain, self._good, self._rests = {}, {}, {}
 
     # -- what happened in the round under way
 
@@ -145,6 +179,7 @@ class Attendance:
         """Every site of the roster that is not among ``participants``: who was away and why, who refused and why."""
         away: dict[str, str] = {}
         refused: dict[str, list[str]] = {}
+        resting = {site: self._rests[site] for site in self.resting(self.round)}
         for site, now in self.standing.items():
             if site in participants:
                 continue
@@ -156,6 +191,9 @@ class Attendance:
                 refused[site] = list(self._refused[site])
             elif out is not None and out.since == self.round:
                 refused[site] = [out.reason, out.detail]
+            elif site in resting and site not in self._away and now != "pending":
+                late, again = resting[site]
+                away[site] = f"left out until round {again}: it gave keys and was late, in round {late} the last time"
             else:
                 away[site] = "not decided" if now == "pending" else self._away.get(site, "was not asked for this sum")
         return away, refused

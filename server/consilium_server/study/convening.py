@@ -81,7 +81,7 @@ class Convening:
         minimum = least_sites(self._study.aggregation, len(self._context.roster.members))
         minimum = max(minimum, len(only)) if everybody and only else minimum
         adverts = self._adverts.setdefault(slot, {})
-        approved = self._approved(only)
+        approved = self._working(slot, minimum) if earlier is None and only is None else self._approved(only)
         missing = tuple(site for site in approved if site not in adverts or site not in self._bundles)
         if missing:
             have = len(approved) - len(missing)
@@ -94,7 +94,7 @@ class Convening:
                 late = {site: requests[site] for site in state.open() if site in earlier.cohort}
                 lacking = earlier.enough_to_abandon - earlier.promised(adverts)
                 self._exchanges.run(Exchange("keys", slot.round, late, accept, lacking, awaited=frozenset()))
-        cohort = sorted(site for site in self._approved(only) if site in adverts)
+        cohort = sorted(site for site in approved if site in adverts and site in self._approved(only))
         encapsulated = self._shake_hands(slot.round, cohort)
         cohort = [site for site in cohort if site in encapsulated]
         if len(self._approved(None)) < minimum:
@@ -113,6 +113,12 @@ class Convening:
     def _approved(self, only: frozenset[str] | None) -> tuple[str, ...]:
         approved = self._exchanges.recruitment.sites("approved")
         return tuple(site for site in approved if only is None or site in only)
+
+    def _working(self, slot: Slot, minimum: int) -> tuple[str, ...]:
+        """Approved sites but those that were late too often, if enough are left without them."""
+        approved, resting = self._approved(None), self._exchanges.recruitment.resting(slot.round)
+        working = tuple(site for site in approved if site not in resting)
+        return working if slot.purpose == "training" and len(working) >= minimum else approved
 
     def _question(self, slot: Slot) -> tuple[bytes, Accept]:
         """The question for keys, and what takes an answer."""

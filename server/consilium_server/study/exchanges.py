@@ -125,8 +125,13 @@ class Exchanges:
             if not state.done(time.monotonic()):
                 self.context.pause(RETRY_SECONDS)
         waited = time.monotonic() - state.opened
+        attendance, number = self.recruitment.attendance, exchange.number
         for site, what in state.away().items():
-            self.recruitment.attendance.note_away(site, self._told(site, state.phase, what, waited))
+            told = self._told(site, state.phase, what, waited)
+            timed_out = state.phase == "training" and waited >= state.timeout
+            if timed_out and (again := attendance.late(site, number)) > number + 1:
+                told += f"; it is left out until round {again}, as it was late before"
+            attendance.note_away(site, told)
         return state
 
     def _pass(self, exchange: Exchange, state: ExchangeState, look: Callable[[Mapping[str, str]], None]) -> None:

@@ -129,6 +129,10 @@ class Recruitment:
             self.attendance.recall()
         return self.attendance.due(number, cohort)
 
+    def resting(self, number: int) -> frozenset[str]:
+        """Sites that are left out of round ``number``, as they were late too often."""
+        return self.attendance.resting(number)
+
     def too_few(self) -> str:
         """Why the study cannot go on with those who are left."""
         refused = self.attendance.told_out() or "none"

@@ -44,7 +44,13 @@ NOT_PRIVATE: Pair = (1.0, 0.0)
 """A use without privacy as a step: without noise, so of infinite cost."""
 
 _COARSE = 1.02
-"""Ratio of neighbours on the coarse grid of ``within``."""
+"""Ratio of neighbours on the coarse grid of ``within``, where histories of many different steps get short."""
+
+_ROUGH = 1.3
+"""Ratio of neighbours on its first grid, where many histories become one: enough for those far from their limits."""
+
+_SOME = 16
+"""Different steps up to which the exact cost is found as soon as that on the coarse grid."""
 
 _KEPT = 64
 """Most different steps of a history whose ε is kept for whoever asks again: the memory for that stays bounded."""
@@ -86,28 +92,41 @@ def as_steps(event: Event) -> tuple[Pair, int]:
 def within(steps: Mapping[Pair, int], delta: float, limit: float) -> bool:
     """Whether these steps cost at most ``limit`` at ``delta``: as ``epsilon_of_steps`` says, mostly sooner.
 
-    First on a coarse grid, where different steps become one that costs no less; exactly only where that is too much.
+    First on coarse grids, where different steps become one that costs no less, and different histories one that is
+    composed once; exactly only where that is too much.
     """
-    return math.isinf(limit) or _of_coarse(steps, delta) <= limit or epsilon_of_steps(steps, delta) <= limit
+    if math.isinf(limit):
+        return True
+    check_delta(delta)
+    enough = limit * (1 - ROUNDING)  # a coarser history must not pass by the rounding of its cost alone
+    if _of_groups(_coarser(steps, _ROUGH), delta) <= enough:
+        return True
+    if len(steps) > _SOME and _of_groups(_coarser(steps, _COARSE), delta) <= enough:
+        return True
+    return epsilon_of_steps(steps, delta) <= limit
 
 
-def _of_coarse(steps: Mapping[Pair, int], delta: float) -> float:
-    """An upper bound of the cost, from at most a few hundred different steps in histories of any length."""
+def _coarser(steps: Mapping[Pair, int], ratio: float) -> tuple[Group, ...]:
+    """A history that costs no less, of fewer different steps: each q and number up, each σ down, to powers of
+    ``ratio``."""
     coarse: dict[Pair, int] = {}
     for (q, sigma), count in steps.items():
-        pair = _pair(min(1.0, _coarse(q, up=True)), _coarse(sigma, up=False)) if sigma > 0 else NOT_PRIVATE
-        coarse[pair] = coarse.get(pair, 0) + count
-    return epsilon_of_steps({pair: math.ceil(_coarse(count, up=True)) for pair, count in coarse.items()}, delta)
+        if count:
+            up, down = _coarse(q, ratio, up=True), _coarse(sigma, ratio, up=False)
+            pair = _pair(min(1.0, up), down) if sigma > 0 else NOT_PRIVATE
+            coarse[pair] = coarse.get(pair, 0) + count
+    found = ((q, sigma, math.ceil(_coarse(count, ratio, up=True))) for (q, sigma), count in coarse.items())
+    return tuple(sorted(found))
 
 
 @lru_cache(maxsize=16384)
-def _coarse(value: float, *, up: bool) -> float:
-    """A neighbour on the coarse grid that is certainly not below ``value``, or not above it; 0 stays."""
+def _coarse(value: float, ratio: float, *, up: bool) -> float:
+    """A neighbour among the powers of ``ratio`` that is certainly not below ``value``, or not above; 0 stays."""
     if value == 0:
         return 0.0
-    power = math.log(value) / math.log(_COARSE)
+    power = math.log(value) / math.log(ratio)
     place = math.ceil(power - 1e-9) if up else math.floor(power + 1e-9)
-    found = _COARSE**place
+    found = ratio**place
     return max(found, value) if up else min(found, value)
 
 

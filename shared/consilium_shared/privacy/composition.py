@@ -122,6 +122,7 @@ class History:
 
     def __init__(self, batches: list[Losses], steps: Floats, interval: float) -> None:
         self.batches, self.steps, self.h = batches, steps, interval
+        self._known: dict[tuple[float, bool], Tilted] = {}
 
     def chernoff(self, theta: float, epsilon: float, *, reverse: bool) -> float:
         """Bound of δ at ``epsilon`` from moments alone: e^(K − θε) · θ^θ / (1 + θ)^(1 + θ)."""
@@ -191,6 +192,11 @@ class History:
         return weight, np.log(total) + peak[:, 0]
 
     def _tilted(self, theta: float, reverse: bool) -> Tilted:
+        if (theta, reverse) not in self._known:
+            self._known[theta, reverse] = self._tilt(theta, reverse)
+        return self._known[theta, reverse]
+
+    def _tilt(self, theta: float, reverse: bool) -> Tilted:
         k = rounding = 0.0
         means, variances = np.zeros_like(self.steps), np.zeros_like(self.steps)
         sign = -1 if reverse else 1

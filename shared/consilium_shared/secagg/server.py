@@ -101,6 +101,7 @@ class ServerSum:
 
     def close(self, minimum: int) -> tuple[str, ...]:
         """Take no more vectors; the set is final. ``minimum``: fewest sites, and fewest whose counts are added up."""
+        minimum = max(minimum, self.terms.least)
         least = max(self.terms.threshold, minimum)
         if len(self.survivors) < least:
             raise PeerError(f"{len(self.survivors)} sites have answered, and at least {least} are needed")

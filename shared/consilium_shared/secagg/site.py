@@ -133,6 +133,7 @@ class SitePart:
             identity: this site's signing key.
             identities: site to identity key, of the pinned roster.
             minimum: fewest sites whose vectors may be added up; of the contract or of this site's policy, the larger.
+                Where the terms ask for more (``Terms.least``), that holds.
             secrets: peer to the 32 bytes that ``handshake`` gave; a cohort with a site that is missing here is refused.
         """
         self._identity, self._identities, self.minimum, self._secrets = identity, identities, minimum, secrets
@@ -168,8 +169,9 @@ class SitePart:
             raise PeerError("a sum for another slot than these keys were advertised for")
         if terms.adverts.get(state.site) != self.advert(state):
             raise PeerError("the cohort has not this site's advertisement as it was sent")
-        if len(terms.cohort) < self.minimum:
-            raise PeerError(f"{len(terms.cohort)} sites, fewer than the {self.minimum} whose sum may be seen")
+        least = self._least(terms)
+        if len(terms.cohort) < least:
+            raise PeerError(f"{len(terms.cohort)} sites, fewer than the {least} whose sum may be seen")
         terms.check(self._identities)
         missing = [peer for peer in terms.cohort if peer != state.site and peer not in self._secrets]
         if missing:
@@ -192,7 +194,7 @@ class SitePart:
 
     def adds_counts(self, state: SiteState, terms: Terms) -> bool:
         """Whether this site adds counts under these terms: as it has offered, if enough others do; few show whose."""
-        return state.counts and terms.adds_counts(self.minimum)
+        return state.counts and terms.adds_counts(self._least(terms))
 
     def sign(self, state: SiteState, survivors: tuple[str, ...], sealed: bytes) -> tuple[SiteState, bytes]:
         """Sign the set of sites whose vectors are in the sum, once every one's shares for this site are at hand.
@@ -211,10 +213,10 @@ class SitePart:
             raise PeerError("a set of survivors is sorted, each once, and within the cohort")
         if state.site not in survivors:
             raise PeerError("this site is said to be gone, and was asked")
-        least = max(terms.threshold, self.minimum)
+        least = max(terms.threshold, self._least(terms))
         if len(survivors) < least:
             raise PeerError(f"{len(survivors)} survivors, and at least {least} are needed")
-        terms.check_counts(survivors, self.minimum)
+        terms.check_counts(survivors, self._least(terms))
         self._unsealed(state, terms, survivors, sealed, self._agreed(state, terms))
         signature = self._identity.sign(SURVIVORS_DOMAIN, terms.survivors_signed(survivors))
         if state.stage != "masked":
@@ -257,6 +259,9 @@ class SitePart:
         if state.stage in ("signed", "released"):
             raise PeerError("this site has signed a set of survivors in this attempt")
         return _next(state, stage="abandoned")
+
+    def _least(self, terms: Terms) -> int:
+        return max(self.minimum, terms.least)
 
     # -- what follows from a seed and the terms
 

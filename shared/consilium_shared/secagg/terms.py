@@ -123,6 +123,11 @@ class Terms(Strict):
         return threshold(len(self.adverts), self.threat_model, self.corrupt)
 
     @property
+    def least(self) -> int:
+        """Fewest sites whose sum these terms let anybody see: two more than may lie, where the terms say how many."""
+        return (self.corrupt or 0) + 2
+
+    @property
     def masked_bytes(self) -> int:
         """Bytes of one site's masked vector."""
         return sum(segment.bytes for segment in self.segments)

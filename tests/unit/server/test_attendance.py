@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from consilium_server.state.progress import Progress
 from consilium_server.study import exchanges as exchanges_module
-from consilium_server.study.attendance import LASTING, Attendance
+from consilium_server.study.attendance import LASTING, PATIENCE, Attendance
 from consilium_server.study.context import AskAgain, Halted
 from consilium_server.study.exchange_state import ExchangeState
 from consilium_server.study.exchanges import Aside, Exchange, Exchanges
@@ -136,12 +137,77 @@ def test_who_gives_keys_and_then_refuses_is_asked_after_growing_pauses(there: At
         there.come("south")
         asked.append(number := again)
     assert asked == [1, 2, 4, 8, 16]
-    there.took_part(["south"])
-    assert there.refuse("south", "data", "", 16, costly=True) == 17
     assert there.refuse("south", "data", "", 20) is None, "the study is over then"
 
 
-EVENTS = st.tuples(st.sampled_from(["refuse", "ahead", "away", "come", "undecided", "round"]), st.sampled_from(SITES))
+def test_who_gives_keys_and_then_is_late_is_left_out_for_growing_pauses_and_stands_there_with_the_reason(
+    there: Attendance,
+) -> None:
+    late = [number := 1]
+    for _ in range(4):
+        again = there.late("south", number)
+        assert there.late("south", number) == again, "of one round once, however many attempts it has"
+        assert [n for n in range(number, again + 2) if "south" in there.resting(n)] == [*range(number + 1, again)]
+        assert there.due(again, {"north", "west"}) == ("south",)
+        assert again == number + 1 or there.due(again - 1, {"north", "west"}) == ()
+        late.append(number := again)
+    assert late == [1, 2, 4, 8, 16]
+    there.begin(14)
+    away, refused = there.absent({"north", "west"})
+    assert (away, refused) == (
+        {"south": "left out until round 16: it gave keys and was late, in round 8 the last time"},
+        {},
+    )
+    there.recall()
+    assert there.resting(14) == frozenset() and there.late("south", 17) == 18
+
+
+def test_a_failure_is_forgiven_after_as_many_rounds_in_a_row_as_make_it_one_in_ten(there: Attendance) -> None:
+    def fail_again() -> int:
+        return there.late("south", number) - number
+
+    number = 1
+    assert fail_again() == 1
+    for _ in range(PATIENCE - 1):
+        there.took_part(["south"])
+    number = 2 + PATIENCE
+    assert fail_again() == 2, "one round too few"
+    for _ in range(2 * PATIENCE):
+        there.took_part(["south", "north"])
+    number += 50
+    assert fail_again() == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.floats(0.0, 1.0))
+def test_a_site_costs_the_others_one_round_in_ten_at_most_and_a_few_however_it_chooses_when_to_fail(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, often: float
+) -> None:
+    rounds, chance, cost = 400, Random(seed), 0
+    there = Attendance(SITES, rounds, tmp_path_factory.mktemp("study") / "attendance")
+    for site in SITES:
+        there.come(site)
+    for number in range(1, rounds + 1):
+        there.begin(number)
+        out = there.out.get("south")
+        if "south" in there.resting(number) or (out is not None and (out.again or rounds) > number):
+            continue
+        there.come("south")
+        # Greedy: it fails as soon as that costs it the shortest pause; else as it likes.
+        if not there._in_vain.get("south") or chance.random() < often:
+            cost += 1
+            if chance.random() < 0.5:
+                there.late("south", number)
+            else:
+                there.refuse("south", "data", "", number, costly=True)
+        else:
+            there.took_part(["south"])
+    assert cost <= rounds / (PATIENCE + 1) + 10
+
+
+EVENTS = st.tuples(
+    st.sampled_from(["refuse", "ahead", "away", "late", "come", "undecided", "round"]), st.sampled_from(SITES)
+)
 
 
 @settings(deadline=None)
@@ -159,6 +225,8 @@ def test_whatever_happens_every_site_is_in_a_record_in_exactly_one_place(
             there.refuse(site, "data", "x", there.round + 1)
         elif kind == "away":
             there.note_away(site, "y")
+        elif kind == "late":
+            there.late(site, there.round)
         elif kind == "round":
             there.begin(there.round + 1)
         else:
@@ -341,6 +409,27 @@ def test_a_site_in_doubt_is_asked_something_new_and_then_what_it_was_asked(
     assert put_to_south == ([b"keys", b"new", b"keys"] if aside else [b"", b"new", b""])
     assert sorted(found.answered) == sorted(cohort) and not found.refused and not there.out
     assert got == (["south"] if aside else [])
+
+
+def test_who_gave_a_key_and_no_update_when_time_was_up_was_late_and_nobody_else_is(
+    there: Attendance, asked: Callable[..., Any]
+) -> None:
+    run = asked({"north": 1.0, "west": 1.0})
+    for number in (2, 3, 5):
+        there.begin(number)
+        run.exchanges.run(Exchange("training", number, dict.fromkeys(SITES, (b"", b"")), lambda *_: None, 2))
+    assert there._in_vain == {"south": 3} and there.resting(8) == {"south"} and there.resting(9) == frozenset()
+    assert there.absent({"north", "west"})[0]["south"].endswith("; it is left out until round 9, as it was late before")
+    put(run, "keys", SITES, 2, awaited=frozenset())
+    assert there._in_vain == {"south": 3}, "without keys it costs the others nothing"
+
+
+def test_who_had_not_answered_when_a_refusal_ended_the_attempt_was_not_late(
+    there: Attendance, asked: Callable[..., Any]
+) -> None:
+    run = asked({"north": 1.0, "west": 50.0}, {"north": Refusal.model_construct(reason="data", detail="unreadable")})
+    put(run, "training", ("north", "west"), 2)
+    assert there._in_vain == {"north": 1}
 
 
 def test_the_people_at_the_coordinator_read_what_stays_out_and_what_brings_it_back() -> None:

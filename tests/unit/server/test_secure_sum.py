@@ -55,7 +55,8 @@ class Exchanges:
         )
         self.folder: Any = SimpleNamespace(root=root, event=lambda kind, **about: self.events.append((kind, about)))
         due = lambda _, cohort: tuple(site for site in SITES if site not in cohort)  # noqa: E731
-        self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES, due=due)
+        self.resting: frozenset[str] = frozenset()
+        self.recruitment: Any = SimpleNamespace(sites=lambda _: SITES, due=due, resting=lambda _: self.resting)
         self.beside: list[tuple[str, messages.Answer]] = []
         self.agents = agents
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -257,6 +258,17 @@ def test_without_a_site_whose_counts_would_have_hidden_anothers_the_round_goes_o
     assert event[0] == "abandoned" and "1 of the survivors have added counts" in event[1]["why"]
     study = together.coordinator.study.digest
     assert together.services["hospital-a"].spending.attempts(study, 2) == 1, "on the same charge"
+
+
+def test_a_site_that_was_late_too_often_is_left_out_of_a_round_where_enough_are_left_without_it(
+    federation: Callable[..., Federation],
+) -> None:
+    together = federation(threat_model="honest-but-curious")
+    together.exchanges.resting = frozenset({"hospital-b"})
+    assert set(together.train(1).answers) == {"clinic-c", "hospital-a"}
+    together.restart()
+    together.exchanges.resting = frozenset({"hospital-a", "hospital-b"})
+    assert set(together.train(2).answers) == set(SITES), "fewer than the least number would be left"
 
 
 def test_where_every_round_is_of_the_same_sites_a_round_waits_for_whoever_is_away(
@@ -468,7 +480,7 @@ def test_with_fewer_sites_than_the_minimum_nothing_is_asked_of_any_data(
 
 def test_where_too_few_have_approved_no_attempt_is_made(federation: Callable[..., Federation]) -> None:
     together = federation()
-    together.exchanges.recruitment = SimpleNamespace(sites=lambda _: SITES[:1], due=lambda *_: ())
+    together.exchanges.recruitment = SimpleNamespace(sites=lambda _: SITES[:1], due=lambda *_: (), resting=lambda _: ())
     with pytest.raises(NotOpened, match="1 sites can take part, and 2 are needed"):
         together.train(1)
     assert set(together.charges().values()) == {0}
