@@ -99,7 +99,7 @@ class Attendance:
         """Rounds after which a site that failed once more, having given keys, is asked again: 1, 2, 4, …"""
         times = self._in_vain.get(site, 0)
         self._in_vain[site], self._good[site] = times + 1, 0
-        return 2 ** min(times, 10)
+        return 1 << min(times, 10)
 
     def late(self, site: str, number: int) -> int:
         """``site`` gave keys for round ``number`` and no update in time: it is left out for a while.
