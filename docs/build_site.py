@@ -31,7 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     theme = [file for file in files if Path(file.src_dir or ROOT) != ROOT / "docs"]
     pages = {page for pattern in PAGES for page in ROOT.glob(pattern)}
     linked = {target for page in pages for target in _targets(page) if target.is_file()}
-    names = sorted(file.relative_to(ROOT).as_posix() for file in pages | linked)
+    style = {ROOT / str(file) for file in config.extra_css}
+    names = sorted(file.relative_to(ROOT).as_posix() for file in pages | linked | style)
     return Files([*theme, *(File(name, str(ROOT), config.site_dir, config.use_directory_urls) for name in names)])
 
 

@@ -12,7 +12,10 @@ from consilium_shared.errors import PeerError
 
 
 def canonical_bytes(value: Any) -> bytes:
-    """RFC 8785 encoding of JSON-like data.
+    r"""RFC 8785 encoding of JSON-like data.
+
+    >>> canonical_bytes({"b": 1.0, "a": ["ε", None]})
+    b'{"a":["\xce\xb5",null],"b":1}'
 
     Raises:
         ValueError: something in it has no canonical form (NaN, an infinity, an integer beyond ±(2^53-1), a key that
@@ -30,6 +33,12 @@ def parse_canonical(data: bytes) -> Any:
     Refusing every other spelling (white space, key order, duplicate keys, number formats) means that what was
     signed and what is read cannot differ.
 
+    >>> parse_canonical(b'{"rounds":3}')
+    {'rounds': 3}
+    >>> parse_canonical(b'{"rounds": 3}')
+    Traceback (most recent call last):
+    consilium_shared.errors.PeerError: JSON is not in canonical form
+
     Raises:
         PeerError: ``data`` is not UTF-8 JSON in canonical form.
     """
@@ -44,7 +53,11 @@ def parse_canonical(data: bytes) -> Any:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 (FIPS 180-4) of bytes, as 64 lower-case hex digits."""
+    """SHA-256 (FIPS 180-4) of bytes, as 64 lower-case hex digits.
+
+    >>> digest(b"")[:16]
+    'e3b0c44298fc1c14'
+    """
     return hashlib.sha256(data).hexdigest()
 
 

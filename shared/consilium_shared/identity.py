@@ -75,7 +75,15 @@ class PublicIdentity:
 
 
 class Identity:
-    """A signing key. It has no representation that shows the secret."""
+    """A signing key. It has no representation that shows the secret.
+
+    >>> key = Identity.generate()
+    >>> signature = key.sign("example", b"text")
+    >>> key.public.verify("example", b"text", signature)
+    >>> key.public.verify("another purpose", b"text", signature)
+    Traceback (most recent call last):
+    consilium_shared.errors.SignatureError: signature over another purpose does not verify
+    """
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key

@@ -130,6 +130,14 @@ def count(labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.fl
 
     The predicted class is the most probable one, the first among equals.
 
+    >>> layout = Layout(classes=2, asked=frozenset({"accuracy"}), noised=False)
+    >>> here = count(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), layout)
+    >>> there = count(np.array([1]), np.array([[0.3, 0.7]]), layout)
+    >>> here.tolist()  # rows: true class; columns: predicted class
+    [1, 0, 1, 1]
+    >>> metrics(here + there, layout)["accuracy"]
+    0.75
+
     Raises:
         ValueError: shapes that do not fit, a label that is no class, or a probability that is not in [0, 1].
     """

@@ -332,6 +332,25 @@ class Study(Strict):
     def from_contract(cls, contract: Any) -> Study:
         """The study of a received contract.
 
+        >>> contract = {
+        ...     "study": "example",
+        ...     "task": "tabular-classification",
+        ...     "model": {"name": "logistic"},
+        ...     "data": {
+        ...         "asset": "stays",
+        ...         "label": {"column": "ill", "classes": ["no", "yes"]},
+        ...         "features": [{"name": "age"}],
+        ...     },
+        ...     "training": {"rounds": 4, "steps_per_round": 5, "expected_batch": 50, "optimizer": {"lr": 0.1}},
+        ...     "privacy": {"epsilon": 2.0, "delta": 0.0001, "clipping_norm": 1.0},
+        ... }
+        >>> written_out = Study.model_validate(contract).contract
+        >>> Study.from_contract(written_out).digest == digest(canonical_bytes(written_out))
+        True
+        >>> Study.from_contract({**written_out, "surgery": True})
+        Traceback (most recent call last):
+        consilium_shared.errors.PeerError: study: surgery: Extra inputs are not permitted
+
         Raises:
             VersionError: of a schema that came after this release.
             PeerError: not a valid contract, a key that its schema lacks, or a value that is not written as this

@@ -59,6 +59,12 @@ _KEPT = 64
 def epsilon(events: Iterable[Event], delta: float) -> float:
     """Upper bound of ε at ``delta`` for all events together, adaptively composed.
 
+    >>> training = DpSgdEvent(sampling_rate=0.1, noise_multiplier=1.0, steps=100)
+    >>> round(epsilon([training], delta=1e-5), 2), round(epsilon([training, training], delta=1e-5), 2)
+    (7.05, 9.97)
+    >>> epsilon([training, NonPrivateEvent()], delta=1e-5)
+    inf
+
     Args:
         events: everything that ever touched the same patients, in any order.
         delta: in (0, 1).

@@ -239,6 +239,24 @@ def plan_of(study: Study, patients: int) -> Plan:
 
     A site approves this plan, and an auditor makes it again. The noise follows from the steps that will really run.
 
+    >>> study = Study.model_validate(
+    ...     {
+    ...         "study": "example",
+    ...         "task": "tabular-classification",
+    ...         "model": {"name": "logistic"},
+    ...         "data": {
+    ...             "asset": "stays",
+    ...             "label": {"column": "ill", "classes": ["no", "yes"]},
+    ...             "features": [{"name": "age"}],
+    ...         },
+    ...         "training": {"rounds": 4, "steps_per_round": 5, "expected_batch": 50, "optimizer": {"lr": 0.1}},
+    ...         "privacy": {"epsilon": 2.0, "delta": 1e-4, "clipping_norm": 1.0},
+    ...     }
+    ... )
+    >>> plan = plan_of(study, patients=500)
+    >>> plan.sampling_rate, plan.steps_per_round * plan.rounds, plan.epsilon <= 2.0
+    (0.1, 20, True)
+
     Raises:
         ConfigurationError, BudgetRefused: as ``PrivacyPlan.for_study``.
     """

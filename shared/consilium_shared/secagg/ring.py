@@ -36,6 +36,17 @@ class FixedPoint:
     integer in that range that is congruent to it modulo 2^bits is the sum itself. Only a site that encodes otherwise
     can make the sum wrap: it falsifies the sum then, and learns nothing.
 
+    >>> code = FixedPoint(bits=32, sites=3, bound=1.0)
+    >>> total = np.zeros(2, dtype=DTYPES[32])
+    >>> for update in ([0.5, -0.25], [0.25, 0.25], [1.0, -1.0]):  # each site's own
+    ...     encoded = np.empty_like(total)
+    ...     clipped = code.encode(np.asarray(update), encoded)
+    ...     total += encoded
+    >>> mean = np.empty(2)
+    >>> code.decode(total, mean, divisor=3)
+    >>> mean.round(6).tolist()
+    [0.583333, -0.333333]
+
     Attributes:
         bits: width of the ring: 16, 32 or 64.
         sites: how many sites add at most, 1 … 100.

@@ -21,6 +21,11 @@ def split(secret: bytes, threshold: int, points: Sequence[int], randomness: byte
     The share at x is Σ cⱼ xʲ over j < threshold, c₀ the secret. Fewer than ``threshold`` shares are as likely for every
     other secret, if ``randomness`` is uniform and used once.
 
+    >>> import secrets
+    >>> shares = split(b"a seed", threshold=2, points=[1, 2, 3], randomness=secrets.token_bytes(6))
+    >>> combine({1: shares[1], 3: shares[3]})
+    b'a seed'
+
     Args:
         secret: at least one byte.
         threshold: from 2 to the number of points.

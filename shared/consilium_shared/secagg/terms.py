@@ -218,6 +218,11 @@ def threshold(sites: int, threat_model: ThreatModel, liars: int | None = None) -
 
     Where more of these sites may lie, since all the liars of a larger roster may be among them (``liars``), at least
     floor((n + n_C) / 2) + 1: then 2t > n + n_C again, and from n_C + 2 sites on n_C < t <= n.
+
+    >>> threshold(10, "malicious-server"), threshold(10, "honest-but-curious")
+    (7, 6)
+    >>> threshold(4, "malicious-server", liars=3)  # of a roster of ten
+    4
     """
     least = 2 * sites // 3 + 1 if threat_model == "malicious-server" else sites // 2 + 1
     return max(2, least, (sites + (liars or 0)) // 2 + 1)

@@ -52,7 +52,8 @@ def test_reading_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def test_a_link_to_nowhere_stops_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "build_site.py", tmp_path / "docs")
+    for name in ("build_site.py", "site.css"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / "docs")
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     (tmp_path / "mkdocs.yml").write_text(
         config[: config.index("nav:  ")] + 'nav: [{Pages: [README.md, "docs/*.md"]}]\n', encoding="utf-8"
