@@ -25,7 +25,7 @@ from consilium_client.commands.baseline import test as metrics_of
 from consilium_client.data import load
 from consilium_client.data.asset import TableAsset
 from consilium_client.state.ledger_file import LedgerFile
-from consilium_client.state.patient_count import CohortSizes
+from consilium_client.state.patient_count import PatientCounts
 from consilium_client.training.trainer import train
 from consilium_server.study.optimizer import ServerOptimizer
 from consilium_shared.canonical import digest
@@ -81,7 +81,7 @@ class Hospital:
         (folder / "stays.csv").write_text("patient,age,marker,readmitted\n" + "\n".join(rows) + "\n")
         self.name, self.identity = name, Identity.generate()
         self.records = load(TableAsset(kind="table", path=folder / "stays.csv"), STUDY)
-        self.count = CohortSizes(folder).size(STUDY, int(self.records.train.sum()), least=20)
+        self.count = PatientCounts(folder).size(STUDY, int(self.records.train.sum()), least=20)
         plan = plan_of(STUDY, self.count)
         if not isinstance(plan, PrivacyPlan):
             raise TypeError("a plan without privacy; this study has privacy")
