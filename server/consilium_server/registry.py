@@ -134,22 +134,17 @@ def all_models(home: Home) -> list[Model]:
     return [read(file.parent, coordinator) for file in sorted(home.models.glob("*/*/card.json"))]
 
 
-def export(home: Home, study: str, target: Path) -> Model:
-    """Copy the newest model of a study, and its card, into the folder ``target``.
+def newest(home: Home, study: str) -> Model:
+    """The newest model of a study, verified.
 
     Raises:
-        ConfigurationError: there is none, or the target holds other files of these names.
+        ConfigurationError: there is none.
+        IntegrityError: as ``read``.
     """
     found = sorted((home.models / study).glob("*/card.json"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise ConfigurationError(f"no finished model of {study!r}; consilium-server models lists what there is")
-    model = read(found[-1].parent, home.coordinator().public)
-    for name in ("model.safetensors", "card.json"):
-        if (target / name).exists():
-            raise ConfigurationError(f"{target / name} exists already; choose another folder")
-    for name in ("model.safetensors", "card.json"):
-        write_atomically(target / name, (model.folder / name).read_bytes(), mode=0o644)
-    return model
+    return read(found[-1].parent, home.coordinator().public)
 
 
 def _privacy_words(study: Study) -> str:

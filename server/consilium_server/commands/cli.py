@@ -301,12 +301,17 @@ def models(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 @app.command()
 def export(
     study: Annotated[str, typer.Argument(help="name of the study")],
-    target: Annotated[Path, typer.Argument(help="an existing or new folder")],
+    target: Annotated[Path, typer.Argument(help="an existing or new folder, or a name that ends in .zip")],
     home: HomeOption = DEFAULT_HOME,
+    licence: Annotated[Path | None, typer.Option(help="Text file: terms under which the model is handed out.")] = None,
 ) -> None:
-    """Copy a study's newest model and its signed card."""
-    model = registry.export(Home(home.resolve()), study, target)
-    console.console.print(f"model.safetensors and card.json of {model.folder} are in {target}", markup=False)
+    """Write a study's newest model as a signed bundle: weights, ONNX graph, card, page, example, script."""
+    from consilium_server.export.bundle import export as export_bundle
+
+    place = Home(home.resolve())
+    model = export_bundle(place, study, target, licence)
+    console.console.print(f"{target} has the signed bundle of {model.folder}", markup=False)
+    console.console.print(f"coordinator's fingerprint: {place.coordinator().public.fingerprint}", markup=False)
 
 
 @app.command()

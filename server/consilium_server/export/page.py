@@ -1,0 +1,102 @@
+"""The model's page: one HTML file for people, made of the signed card. No script, no font, no network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.inputs import Feature, Numeric
+from consilium_shared.printable import printable
+from consilium_shared.study import Study
+
+_METRICS = {
+    "auroc": "Area under the ROC curve: how often a case ranks above a non-case",
+    "auprc": "Area under the precision-recall curve",
+    "accuracy": "Share of correct classes",
+    "balanced_accuracy": "Mean of sensitivity and specificity",
+    "sensitivity": "Share of cases that are found",
+    "specificity": "Share of non-cases that are not called cases",
+    "f1": "F1: harmonic mean of precision and sensitivity",
+    "loss": "Mean loss in nats (smaller is better)",
+    "ece": "Expected calibration error: how far probabilities are from frequencies",
+    "brier": "Brier score: mean squared error of the probability (smaller is better)",
+}
+"""A metric's name on the page; others stand under their own."""
+
+
+def render(
+    study: Study, card: dict[str, Any], example: dict[str, Any], key: PublicIdentity, difference: float
+) -> bytes:
+    """The page, UTF-8.
+
+    Args:
+        study: the contract.
+        card: body of the model card.
+        example: an invented record, as a request has it.
+        key: the coordinator's.
+        difference: largest difference between the ONNX graph and the trained model.
+    """
+    environment = Environment(
+        loader=PackageLoader("consilium_server.export"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
+    )
+    rounds = Counter(site for each in card["rounds"] for site in each["participants"])
+    text = environment.get_template("model.html").render(
+        study=study,
+        card=card,
+        fingerprint=key.fingerprint,
+        metrics=metrics(card["metrics"]),
+        noised="interval" in (card["metrics"] or {}),
+        rounds=rounds,
+        sites=sorted({*card["roster"]["sites"], *rounds}),
+        epsilon=max((value for value in card["epsilon"].values() if value is not None), default=None),
+        inputs=[_row(feature) for feature in _features(study)],
+        example=json.dumps(_short(example), ensure_ascii=False, indent=1),
+        difference=f"{difference:.0e}",
+    )
+    return text.encode()
+
+
+def metrics(found: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Rows of the metrics' table: name, value, interval."""
+    ends = (found or {}).get("interval", {})
+    rows = []
+    for name, value in (found or {}).items():
+        if value is None or isinstance(value, float):
+            shown = "unknown" if value is None else f"{value:.3f}"
+            low_high = ends.get(name)
+            rows.append(
+                (_METRICS.get(name, name), shown, f"{low_high[0]:.3f} – {low_high[1]:.3f}" if low_high else "–")
+            )
+    return rows
+
+
+def _features(study: Study) -> tuple[Feature, ...]:
+    if study.data.series is not None:
+        return (*study.data.series.variables, *study.data.series.statics)
+    return study.data.features or ()
+
+
+def _row(feature: Feature) -> tuple[str, str]:
+    if not isinstance(feature, Numeric):
+        return feature.name, "one of " + ", ".join(feature.categories)
+    low = "" if feature.low is None else f"from {feature.low:g} "
+    high = "" if feature.high is None else f"to {feature.high:g}"
+    return feature.name, (low + high).strip() or "any number"
+
+
+def _short(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that a page can show: the beginning of what is long."""
+    if "pixels" in record:
+        return {"pixels": [[*record["pixels"][0][:4], "…"], "…"]}
+    if "samples" in record:
+        return {**record, "samples": [*record["samples"][:3], "…"]}
+    return record
