@@ -1,7 +1,7 @@
 """A trained model as an ONNX graph, which runs without torch, and the check that it answers as torch does.
 
-The graph takes prepared inputs, named as ``names`` says and of any number of records, and gives ``logits`` ``[B, C]``
-and ``probabilities`` ``[B, C]``. Numbers in and out are float32.
+The graph takes prepared inputs of any number of records, named as ``preparation.forms`` says, and gives ``logits``
+and ``probabilities``, both ``[B, C]``. Numbers in and out are float32.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from consilium_shared.errors import IntegrityError
-from consilium_shared.models import build, shape
+from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, unpack
+from consilium_shared.preparation import forms
+from consilium_shared.preparation.forms import OUTPUTS
 from consilium_shared.study import Study
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -28,8 +30,6 @@ OPSET = 17
 
 TOLERANCE = 1e-5
 """Largest difference of a probability, and of a logit for each unit of the largest one."""
-
-OUTPUTS = ("logits", "probabilities")
 
 
 class _WithProbabilities(nn.Module):
@@ -52,8 +52,8 @@ def to_onnx(model_bytes: bytes, study: Study) -> bytes:
     Raises:
         PeerError: the bytes are not of this study.
     """
-    model, inputs, out = _WithProbabilities(_loaded(model_bytes, study)), shape.input_names(study), io.BytesIO()
-    example = tuple(torch.zeros((2, *form)) for form in shape.inputs(study))
+    model, inputs, out = _WithProbabilities(_loaded(model_bytes, study)), forms.inputs(study), io.BytesIO()
+    example = tuple(torch.zeros((2, *form)) for form in inputs.values())
     with warnings.catch_warnings():
         # torch.export's converter makes the same numbers, needs three packages more and takes 4 s in place of 0.2.
         warnings.simplefilter("ignore")
@@ -74,7 +74,7 @@ def answers(model_bytes: bytes, study: Study, inputs: Arrays) -> dict[str, npt.N
     """Logits and probabilities that torch gives for prepared inputs, by output's name; raises as ``to_onnx``."""
     model = _WithProbabilities(_loaded(model_bytes, study)).eval()
     with torch.inference_mode():
-        found = model(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in shape.input_names(study)))
+        found = model(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in forms.inputs(study)))
     return {name: each.numpy() for name, each in zip(OUTPUTS, found, strict=True)}
 
 
@@ -92,8 +92,7 @@ def check(graph: bytes, model_bytes: bytes, study: Study, records: int = 7) -> f
     draw, worst = np.random.default_rng(0), 0.0
     for number in (records, 1):
         inputs = {
-            name: draw.normal(size=(number, *form)).astype(np.float32)
-            for name, form in zip(shape.input_names(study), shape.inputs(study), strict=True)
+            name: draw.normal(size=(number, *form)).astype(np.float32) for name, form in forms.inputs(study).items()
         }
         expected = answers(model_bytes, study, inputs)
         for name, values in zip(OUTPUTS, session.run(list(OUTPUTS), dict(inputs)), strict=True):

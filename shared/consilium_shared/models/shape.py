@@ -46,14 +46,5 @@ def inputs(study: Study) -> tuple[tuple[int, ...], ...]:
     return ((tabular_width(study),),)
 
 
-def input_names(study: Study) -> tuple[str, ...]:
-    """Names of the model's inputs outside training, in the order of ``inputs``."""
-    if study.data.image is not None:
-        return ("image",)
-    if study.data.series is not None:
-        return ("series", "statics") if statics_width(study) else ("series",)
-    return ("record",)
-
-
 def _width(features: Iterable[Feature]) -> int:
     return sum(len(feature.categories) if isinstance(feature, Categorical) else 1 for feature in features)

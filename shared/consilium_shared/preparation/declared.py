@@ -9,7 +9,7 @@ import numpy as np
 
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.inputs import Feature, Numeric
-from consilium_shared.models import shape
+from consilium_shared.preparation import forms
 from consilium_shared.preparation import record as prepare
 from consilium_shared.study import Study
 
@@ -44,7 +44,7 @@ def declared(study: Study) -> dict[str, Any]:
             inputs.append({"name": "statics", "how": _TABLE, "columns": _columns(data.series.statics)})
     else:
         inputs.append({"name": "record", "how": _TABLE, "columns": _columns(data.features or ())})
-    for entry, form in zip(inputs, shape.inputs(study), strict=True):
+    for entry, form in zip(inputs, forms.inputs(study).values(), strict=True):
         entry |= {"shape": ["records", *form], "dtype": "float32"}
     return {
         "format": 1,
@@ -52,11 +52,11 @@ def declared(study: Study) -> dict[str, Any]:
         "inputs": inputs,
         "missing": data.missing,
         "outputs": [
-            {"name": "logits", "shape": ["records", shape.classes(study)], "dtype": "float32"},
-            {"name": "probabilities", "shape": ["records", shape.classes(study)], "dtype": "float32"},
+            {"name": "logits", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
+            {"name": "probabilities", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
         ],
         "label": data.label.column,
-        "classes": list(data.label.classes),
+        "classes": list(forms.classes(study)),
     }
 
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Feature, Numeric
-from consilium_shared.models import shape
 from consilium_shared.study import Study
 
 _WHOLE = re.compile(r"^([+-]?[0-9]+)\.0+$")
@@ -123,7 +122,7 @@ def series(study: Study, record: Mapping[str, Any]) -> Prepared:
             findings.notes.append(f"{where} in {out} of {of} samples, which were left out")
     if not any(places for places, _ in kept):
         findings.abstain.append("no usable sample in the study's window")
-    array = np.zeros((declared.bins, shape.series_inputs(study)), dtype=np.float32)
+    array = np.zeros((declared.bins, 3 * len(slots)), dtype=np.float32)
     for slot, (places, values) in enumerate(kept):
         for block, part in enumerate(fill(places, values, declared.bins)):
             array[:, block * len(slots) + slot] = part

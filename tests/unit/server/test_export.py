@@ -19,8 +19,9 @@ from tests.unit.published import MODELS, SERIES, TABLE, study
 from consilium_server.export.bundle import export
 from consilium_server.federation import Home
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
-from consilium_shared.models import build, onnx_graph, shape
+from consilium_shared.models import build, onnx_graph
 from consilium_shared.models.vector import load_vector, unpack
+from consilium_shared.preparation import forms
 from consilium_shared.preparation.record import prepare
 from consilium_shared.protocol import bundle
 from consilium_shared.protocol.bundle import open_bundle
@@ -50,10 +51,7 @@ def test_the_graph_of_every_model_answers_as_torch_does(name: str, data: dict[st
     given = study(name, data)
     weights, draw = published.weights(given), np.random.default_rng(5)
     session = onnxruntime.InferenceSession(onnx_graph.to_onnx(weights, given))
-    inputs = {
-        key: draw.random((records, *form), dtype=np.float32)
-        for key, form in zip(shape.input_names(given), shape.inputs(given), strict=True)
-    }
+    inputs = {key: draw.random((records, *form), dtype=np.float32) for key, form in forms.inputs(given).items()}
     model = build(given)
     load_vector(model, unpack(weights, model, given))
     with torch.no_grad():
@@ -93,12 +91,12 @@ def test_the_example_is_what_its_record_prepares_to(home: Home, name: str, data:
     example = json.loads(files[bundle.EXAMPLE])
     prepared = prepare(given, example["record"])
     assert prepared.abstain == ()
-    assert set(prepared.inputs) == set(example["inputs"]) == set(shape.input_names(given))
+    assert set(prepared.inputs) == set(example["inputs"]) == set(forms.inputs(given))
     for key, values in prepared.inputs.items():
         np.testing.assert_array_equal(values[None], np.asarray(example["inputs"][key], dtype=np.float32))
     declared = json.loads(files[bundle.PREPROCESSING])
-    assert [each["name"] for each in declared["inputs"]] == list(shape.input_names(given))
-    assert [tuple(each["shape"][1:]) for each in declared["inputs"]] == list(shape.inputs(given))
+    assert [each["name"] for each in declared["inputs"]] == list(forms.inputs(given))
+    assert [tuple(each["shape"][1:]) for each in declared["inputs"]] == list(forms.inputs(given).values())
 
 
 def test_the_script_in_the_bundle_needs_numpy_and_onnxruntime_alone(exported: Path) -> None:
