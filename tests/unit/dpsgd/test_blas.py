@@ -11,7 +11,7 @@ from dpsgd.blas import MODE, set_blas_environment
 
 @pytest.mark.parametrize(
     "module",
-    ["agent", "cli", "training.trainer", "evaluation"],
+    ["agent", "commands.cli", "training.trainer", "training.evaluation"],
 )
 def test_every_way_into_training_asks_for_it(module: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
