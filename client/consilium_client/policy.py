@@ -75,6 +75,9 @@ class SitePolicy(Strict):
     allow_evaluation_counts: bool = True
     """Whether evaluation counts of held-back patients may leave: with noise and charged, in studies with differential
     privacy; exact in those without."""
+    quiet_days: Annotated[int, Field(ge=8, le=3650)] | None = None
+    """Days without a word of the coordinator's after which a study that was approved and never closed is ended here:
+    its approval is withdrawn, and its updates, answers, keys and seeds are deleted. null: by ``reject`` alone."""
     approvers: Annotated[tuple[Person, ...], Field(min_length=1)] | None = None
     """Names of those who may approve and reject; null for anybody who can run the command."""
 

@@ -10,7 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from consilium_client.agent.refusals import CURES
+from consilium_shared.errors import PolicyRefusal
 from consilium_shared.ledger.entry import Approve, Charge, Entry, Refuse, Reject, Release
+
+BY_POLICY = "site.yaml: policy.quiet_days"
+"""Stands in the ledger for who withdrew the approval of a study of which nothing was heard."""
 
 QUIET = timedelta(days=7)
 """After which somebody should ask whether a study goes on."""
@@ -41,9 +45,18 @@ def out(entries: Sequence[Entry], study: str) -> dict[str, Any] | None:
     return None
 
 
-def quiet_since(entries: Sequence[Entry], study: str, now: datetime) -> str | None:
-    """Since when nothing was asked of a study of that digest that was not closed; None where that is not ``QUIET``."""
+def check_not_rejected(decision: Approve | Reject | None) -> None:
+    """Raises PolicyRefusal where the last decision on a study was no."""
+    if isinstance(decision, Reject):
+        ended = "nothing was asked here for so long that this site's policy ended the study; it may be approved again"
+        why = ended if decision.by == BY_POLICY else "the hospital said no to this study"
+        raise PolicyRefusal("rejected", why)
+
+
+def quiet_since(entries: Sequence[Entry], study: str, now: datetime, longer: timedelta | None = None) -> str | None:
+    """Since when nothing was asked of a study of that digest that was not closed; None where that is no longer than
+    ``QUIET``, or ``longer`` than that."""
     about = [e for e in entries if isinstance(e.body, Approve | Charge | Refuse | Release) and e.body.study == study]
     if not about or any(isinstance(e.body, Release) and e.body.message == "closing" for e in about):
         return None
-    return about[-1].time if now - datetime.fromisoformat(about[-1].time).astimezone(UTC) > QUIET else None
+    return about[-1].time if now - datetime.fromisoformat(about[-1].time).astimezone(UTC) > (longer or QUIET) else None

@@ -113,6 +113,7 @@ class Administration:
             "state": "approved" if approval else "rejected" if rejected else undecided,
             "by": approval.by if approval else None,
             "out": absence.out(entries, study.digest),
+            "quiet_days": self.service.config.policy.quiet_days,
             "quiet_since": absence.quiet_since(entries, study.digest, datetime.now(UTC)),
             "refused": [{"rule": each.detail, "remedy": each.remedy} for each in objections],
             "task": study.task,

@@ -34,6 +34,9 @@ BAD_START = 78
 """Exit status: the site's own files do not allow a start (EX_CONFIG of sysexits.h)."""
 
 
+HOUR = 3600.0
+"""Seconds from one look for studies of which nothing is heard to the next."""
+
 LEDGER_BROKEN = 1
 """Exit status: an entry could not be written."""
 
@@ -51,7 +54,9 @@ def run(home: Home) -> None:
     exchange = serve(home.agent_socket, ending_when_broken(service, RequestHandler(service).handle))
     log.info("site %s serves; ledger has %d entries", service.site, service.ledger.head.seq)
     threading.Thread(target=_warm, daemon=True).start()
-    stop.wait()
+    end_quiet = ending_when_broken(service, service.leftovers.end_quiet)
+    while not stop.wait(HOUR):
+        end_quiet(service.config.policy.quiet_days)
     exchange.stop(grace=None)
     admin.stop(grace=None)
     service.close()

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from consilium_client import data
+from consilium_client.agent.absence import check_not_rejected
 from consilium_client.agent.leftovers import Leftovers
 from consilium_client.agent.machine import Machine
 from consilium_client.agent.spending import Approval, Reservation, Spending
@@ -32,7 +33,7 @@ from consilium_client.state.sum_store import SumStore
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.ledger.entry import Purpose, Reject
+from consilium_shared.ledger.entry import Purpose
 from consilium_shared.privacy.budget import Quote
 from consilium_shared.privacy.plan import Plan, plan_of
 from consilium_shared.study import Study
@@ -135,6 +136,7 @@ class StudyService:
         self.machine = Machine(home.store / "machine")
         stores = self.sums, self.results, self.responses, self.draw_seeds, self.clipping_norms
         self.leftovers = Leftovers(self.ledger, *stores)
+        self.leftovers.end_quiet(self.config.policy.quiet_days)
         self.leftovers.forget_rejected()
         self.activity: dict[str, Any] = {"doing": "waiting"}
         self._records: tuple[str, Records] | None = None
@@ -323,8 +325,7 @@ class StudyService:
 
     def _check_not_rejected(self, study: Study) -> None:
         with self.ledger.exclusive():
-            if isinstance(self.ledger.books.decisions.get(study.digest), Reject):
-                raise PolicyRefusal("rejected", "the hospital said no to this study")
+            check_not_rejected(self.ledger.books.decisions.get(study.digest))
 
     def approve(self, proposal: Proposal, by: str, shown: Mapping[str, Any] | None = None) -> Estimate:
         """Approve a study with the plan that it has today.

@@ -36,6 +36,8 @@ policy:
   # Counts of held-back patients may leave: with noise and charged, in studies with differential privacy; exact in those
   # without; false: none do.
   allow_evaluation_counts: true
+  # Days without a word of the coordinator's after which a study that was never closed is ended here, as by reject.
+  quiet_days: 90
 
 device: auto
 """

@@ -42,6 +42,7 @@ def absences(study: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{study['study']}: nothing was heard of it since {quiet}, and it was not closed. Ask the coordinator; if "
             "it is over, consilium-site reject ends it here, and what it still holds of the budget returns"
+            + (f". After {days} days site.yaml ends it (policy.quiet_days)" if (days := study["quiet_days"]) else "")
         )
 
 

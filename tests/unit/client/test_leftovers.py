@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.unit.client.test_secure_sums import CURIOUS, Crash, other, reason
 
+from consilium_client.agent import leftovers
+from consilium_client.agent.absence import BY_POLICY
 from consilium_client.agent.secure_sums import SecureSums
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
@@ -158,3 +162,68 @@ def test_approved_again_a_round_without_privacy_is_not_worked_on_a_second_time(
     if tombstone:
         assert reason(site.ask(c.train(2, c.model), c.model)) == "sum", "the same model in another round"
     assert site.charges() == 1
+
+
+# -- studies of which nothing is heard any more
+
+
+def in_days(site: Any, days: float) -> datetime:
+    """So many days after the last entry of the ledger."""
+    return datetime.fromisoformat(site.service.ledger.entries[-1].time) + timedelta(days=days)
+
+
+def test_a_study_of_which_nothing_was_heard_for_as_long_as_the_policy_says_leaves_nothing_and_reserves_nothing(
+    worked: Any,
+) -> None:
+    spending, charged = worked.service.spending, worked.charges()
+    held = left(worked)
+    worked.service.leftovers.end_quiet(None, in_days(worked, 10_000))
+    worked.service.leftovers.end_quiet(30, in_days(worked, 29.9))
+    assert left(worked) == held and spending.reserved("synthetic-table")
+    worked.service.leftovers.end_quiet(30, in_days(worked, 30.1))
+    assert left(worked) == ["sums/STUDY/worked.json"]
+    assert spending.reserved("synthetic-table") == () and worked.charges() == charged > 0
+    entry = worked.service.ledger.entries[-1]
+    assert (entry.kind, entry.body.by) == ("reject", BY_POLICY) and "nothing was asked since" in entry.body.reason
+
+
+def test_a_request_of_a_study_that_was_ended_is_told_why_also_after_a_restart_and_until_it_is_approved_again(
+    worked: Any,
+) -> None:
+    worked.service.leftovers.end_quiet(30, in_days(worked, 31))
+    c = worked.coordinator
+    again = c.train(1, attempt=2)
+    for _ in range(2):
+        said = worked.ask(again, c.model)
+        assert (said.reason, said.detail.startswith("nothing was asked here for so long")) == ("rejected", True)
+        worked.restart()
+    approve_again(worked)
+    assert isinstance(worked.ask(c.train(1, attempt=3), c.model), Update)
+
+
+def test_silence_is_looked_at_when_the_program_starts(worked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = worked.coordinator.site
+    home.config_file.write_text(home.config_file.read_text().replace("policy:\n", "policy:\n  quiet_days: 8\n"))
+    worked.restart()
+    assert "sums/STUDY/session.json" in left(worked)
+    later = in_days(worked, 8.1)
+    monkeypatch.setattr(leftovers, "datetime", SimpleNamespace(now=lambda _: later))
+    worked.restart()
+    assert left(worked) == ["sums/STUDY/worked.json"]
+
+
+def test_a_study_that_was_closed_or_never_approved_is_not_ended_for_its_silence(site: Any) -> None:
+    site.ask(site.coordinator.propose())
+    site.service.leftovers.end_quiet(8, in_days(site, 400))
+    assert "reject" not in site.kinds()
+    site.approve()
+    about = {"study": site.coordinator.study.digest, "round": 3, "message": "closing", "sha256": "0" * 64, "bytes": 1}
+    site.service.ledger.append("release", about)
+    site.service.leftovers.end_quiet(8, in_days(site, 400))
+    assert "reject" not in site.kinds()
+
+
+def test_while_a_request_is_answered_no_study_is_ended(worked: Any) -> None:
+    with worked.service.leftovers.working:
+        worked.service.leftovers.end_quiet(8, in_days(worked, 400))
+        assert worked.kinds()[-1] != "reject"
