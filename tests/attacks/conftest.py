@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.attacks.federation import Federation
+from tests.support.sums import Federation
 
 
 @pytest.fixture(scope="session")

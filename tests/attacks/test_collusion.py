@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.attacks.federation import SEGMENTS, Federation, Sum, masked, same, words
+from tests.support.sums import SEGMENTS, Federation, Sum, masked, same, words
 
 from consilium_shared.errors import PeerError
 from consilium_shared.secagg import prg, ring, shamir

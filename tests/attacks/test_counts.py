@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from tests.attacks.federation import Federation, Sum, same
+from tests.support.sums import Federation, Sum, same
 
 from consilium_shared.errors import PeerError
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN

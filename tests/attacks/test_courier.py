@@ -6,8 +6,8 @@ import random
 from typing import get_args
 
 import pytest
-from tests.attacks.examples import COORDINATOR, SITE, answers, requests
-from tests.attacks.federation import Federation
+from tests.support.messages import COORDINATOR, SITE, answers, requests
+from tests.support.sums import Federation
 
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.protocol import messages

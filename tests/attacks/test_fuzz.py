@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.attacks.examples import COORDINATOR, SITE, answers, requests, started
-from tests.attacks.mutations import FUZZ, canonical, mutated
+from tests.support.messages import COORDINATOR, SITE, answers, requests, started
+from tests.support.mutations import FUZZ, canonical, mutated
 
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import IntegrityError, PeerError

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.attacks.examples import requests, started
-from tests.attacks.mutations import FUZZ, VALUES, canonical, mutated
 from tests.attacks.test_lying_site import study as study_with
+from tests.support.messages import requests, started
+from tests.support.mutations import FUZZ, VALUES, canonical, mutated
 
 from consilium_client.state.responses import Responses
 from consilium_client.state.results import About, Results

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.attacks.federation import Federation
+from tests.support.sums import Federation
 
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError

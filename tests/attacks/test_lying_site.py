@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.attacks.examples import SITE, answers
-from tests.attacks.federation import Federation, Sum, Whole, same
+from tests.support.messages import SITE, answers
+from tests.support.sums import Federation, Sum, Whole, same
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes

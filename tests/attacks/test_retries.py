@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.attacks.federation import Federation, Sum, Whole, same
+from tests.support.sums import Federation, Sum, Whole, same
 
 from consilium_shared.errors import PeerError
 from consilium_shared.secagg.site import SiteState

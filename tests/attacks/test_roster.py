@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.attacks.federation import Federation, Sum, Whole
 from tests.attacks.test_survivors import opened_sets, views
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
+from tests.support.sums import Federation, Sum, Whole
 
 from consilium_client.policy import SitePolicy, check_corrupt, check_sites
 from consilium_shared.canonical import canonical_digest

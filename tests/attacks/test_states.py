@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.attacks.federation import Federation, Sum, Whole, same
+from tests.support.sums import Federation, Sum, Whole, same
 
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.errors import IntegrityError, PeerError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.attacks.federation import MODEL, Federation, Sum, Whole, same
+from tests.support.sums import MODEL, Federation, Sum, Whole, same
 
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.secagg import shamir

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.attacks.federation import SEGMENTS, Federation, Sum, same, seed
+from tests.support.sums import SEGMENTS, Federation, Sum, same, seed
 
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.audit.hospitals import Federation, Hospital
+from tests.support.hospitals import Federation, Hospital
 
 from consilium_audit.evidence import VerificationFailed
 from consilium_audit.verdict import Verdict

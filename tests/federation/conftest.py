@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tests.support.cables import Cables, forbidden
 
-from cables import Cables, forbidden
 from consilium_client.site import Home as SiteHome
 from consilium_client.state.ledger_file import read_ledger
 from consilium_client.transport.agent_socket import AgentAway, call_admin

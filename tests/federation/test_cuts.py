@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from tests.support.cables import Cables, ip
 
-from cables import Cables, ip
 from consilium_server.federation import Home
 
 if TYPE_CHECKING:

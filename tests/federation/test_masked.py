@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from tests.support.live_files import contents
 
 from consilium_client import data
 from consilium_client.site import Home
@@ -21,7 +22,6 @@ from consilium_shared.privacy.plan import NonPrivatePlan
 from consilium_shared.protocol.summand import bound, fixed_point, largest_weight
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
-from live_files import contents
 
 if TYPE_CHECKING:
     from conftest import Hospitals

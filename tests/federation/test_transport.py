@@ -44,6 +44,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from tests.support.live_files import contents, modes
 
 from consilium_client.transport.agent_socket import AgentAway, AgentChannel
 from consilium_server.superlink import control
@@ -52,7 +53,6 @@ from consilium_server.transport import study_run
 from consilium_server.transport.exchange import ask
 from consilium_server.transport.study_run import StudyGrid, open_grid
 from consilium_shared.errors import ConfigurationError, TransportError
-from live_files import contents, modes
 
 AGENT = """
 import sys, time

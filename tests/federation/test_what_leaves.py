@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 import pytest
+from tests.support.live_files import contents
 
 from consilium_client import data
 from consilium_client.site import Home
@@ -23,7 +24,6 @@ from consilium_client.transport.agent_socket import AgentChannel, cut, serve
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import messages
 from consilium_shared.study import Study
-from live_files import contents
 
 if TYPE_CHECKING:
     from conftest import Hospitals

@@ -22,8 +22,8 @@ import numpy as np
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.unit.conftest import CONTRACT, Coordinator, Site
-from tests.unit.neighbour import Sum
+from tests.support.neighbours import Sum
+from tests.support.site import CONTRACT, Coordinator, Site
 
 from consilium_client.agent import secure_sums
 from consilium_client.agent.masking import Masks, masked

@@ -16,7 +16,7 @@ import torch
 import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.client.test_trainer import KINDS, records, study, tensors
+from tests.support.training import KINDS, records, study, tensors
 from torch import Tensor, nn
 
 from consilium_shared.models import build

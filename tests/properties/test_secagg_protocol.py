@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.attacks.federation import Federation, Sum, Whole, same
+from tests.support.sums import Federation, Sum, Whole, same
 
 from consilium_shared.errors import PeerError
 from consilium_shared.secagg.server import ServerSum

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.audit.hospitals import Federation
+from tests.support.hospitals import Federation
 
 from consilium_audit.page import render
 from consilium_audit.report import Report, make_report

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.client.test_trainer import CPU, DP, OPEN, plan, records, run, study, with_owners
+from tests.support.training import CPU, DP, OPEN, plan, records, run, study, with_owners
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records

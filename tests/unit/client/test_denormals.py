@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.client.test_trainer import CPU, DP, OPEN, plan, records, run, study
+from tests.support.training import CPU, DP, OPEN, plan, records, run, study
 
 from consilium_client.data.records import Records
 from consilium_client.training import trainer

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from tests.properties import test_rows as rows
-from tests.unit.client.test_trainer import CPU, DP, KINDS, OPEN, plan, records, study, with_owners
+from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, study, with_owners
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_client.agent import masking
 from consilium_client.agent.masking import Masks, masked

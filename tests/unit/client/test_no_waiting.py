@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.client.test_trainer import KINDS, records, study, with_owners
+from tests.support.training import KINDS, records, study, with_owners
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

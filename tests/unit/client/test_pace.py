@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.conftest import Coordinator, Site
+from tests.support.site import Coordinator, Site
 
 from consilium_client.agent import pace, round_work
 from consilium_client.agent.pace import enough

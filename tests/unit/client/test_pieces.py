@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.client.test_trainer import CPU, DP, KINDS, OPEN, plan, records, run, study, with_owners
+from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, study, with_owners
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records

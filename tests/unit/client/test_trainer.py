@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, study, tensors, with_owners
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
@@ -17,11 +18,10 @@ from consilium_client.training import steps, trainer
 from consilium_client.training.loss import per_record
 from consilium_client.training.pieces import Batch
 from consilium_client.training.steps import accumulate
-from consilium_client.training.trainer import TrainResult, train
+from consilium_client.training.trainer import train
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
-from consilium_shared.privacy.plan import NonPrivatePlan, PrivacyPlan
 from consilium_shared.study import Study
 from dpsgd import gradients
 from dpsgd.clipping import PrivateOptimizer
@@ -30,76 +30,8 @@ from dpsgd.noise import Noise
 from dpsgd.owners import Owners
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-CPU = torch.device("cpu")
-DP = {"mode": "dp", "epsilon": 3.0, "delta": 1e-3, "clipping_norm": 0.5}
-OPEN = {"mode": "none"}
-KINDS = ["mlp", "small-cnn", "gru", "lstm"]
-DATA: dict[str, dict[str, Any]] = {
-    "mlp": {"features": [{"name": n} for n in "abcd"]},
-    "small-cnn": {"image": {"size": 12}},
-    "gru": {"series": {"variables": [{"name": "hr"}], "bins": 4, "step_minutes": 60, "statics": [{"name": "age"}]}},
-}
-DATA["lstm"] = DATA["gru"]
-TASK = {"mlp": "tabular", "small-cnn": "image", "gru": "sequence", "lstm": "sequence"}
-
-
-def study(model: str = "mlp", privacy: dict[str, Any] | None = None, **training: Any) -> Study:
-    plain = {"rounds": 2, "steps_per_round": 5, "expected_batch": 8, "optimizer": {"lr": 0.2}}
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{TASK[model]}-classification",
-            "model": {"name": model, "hidden": 8},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[model]},
-            "training": {**plain, **training},
-            "privacy": privacy or OPEN,
-        }
-    )
-
-
-def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> Records:
-    draw = np.random.default_rng(seed)
-    shape = {"mlp": (4,), "small-cnn": (1, 12, 12), "gru": (4, 3), "lstm": (4, 3)}[model]
-    inputs = draw.random((patients, *shape), dtype=np.float32)
-    return Records(
-        inputs=inputs,
-        statics=draw.random((patients, 1), dtype=np.float32) if model in ("gru", "lstm") else None,
-        labels=(inputs.reshape(patients, -1)[:, 0] > 0.5).astype(np.int64),
-        patients=np.arange(patients),
-        patient_count=patients,
-        train=np.ones(patients, dtype=bool),
-    )
-
-
-def tensors(data: Records, count: int) -> list[torch.Tensor]:
-    arrays = [data.inputs] if data.statics is None else [data.inputs, data.statics]
-    return [torch.from_numpy(array[:count]) for array in arrays]
-
-
-def plan(**changes: Any) -> PrivacyPlan:
-    values: dict[str, Any] = {
-        "sampling_rate": 0.2,
-        "clipping_norm": 0.5,
-        "noise_multiplier": 1.0,
-        "steps_per_round": 5,
-        "rounds": 2,
-        "delta": 1e-3,
-        "epsilon": 3.0,
-    }
-    return PrivacyPlan(**{**values, **changes})
-
-
-def run(
-    given: Study,
-    data: Records,
-    how: PrivacyPlan | None = None,
-    round: int = 1,
-    site: str = "north",
-    seed: bytes | None = None,
-) -> TrainResult:
-    start, spec = pack(to_vector(build(given)), given), given.training
-    plan = NonPrivatePlan(steps_per_round=spec.steps_per_round, rounds=spec.rounds) if how is None else how
-    return train(start, given, data, plan, round=round, site=site, device=CPU, seed=seed)
+COUNTS = [3, 1, 5, 2, 1, 4]
+"""Records of each patient."""
 
 
 def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 32):
@@ -175,15 +107,6 @@ def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None
 
 
 # Patients with many records
-
-
-def with_owners(data: Records, counts: list[int]) -> Records:
-    """The same records, so many of them to each patient."""
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return dataclasses.replace(data, patients=owners, patient_count=len(counts), train=np.ones(len(counts), dtype=bool))
-
-
-COUNTS = [3, 1, 5, 2, 1, 4]
 
 
 @pytest.mark.parametrize("model", KINDS)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from opacus.utils.batch_memory_manager import BatchMemoryManager
-from tests.unit.dpsgd.clipped import ALONE, BOUND, Criterion, Private, assert_near, by_hand
+from tests.support.clipped import ALONE, BOUND, Criterion, Private, assert_near, by_hand
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

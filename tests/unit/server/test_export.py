@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tests.unit import published
-from tests.unit.published import MODELS, SERIES, TABLE, study
+from tests.support import published
+from tests.support.published import MODELS, SERIES, TABLE, study
 
 from consilium_server.export.bundle import export
 from consilium_server.federation import Home

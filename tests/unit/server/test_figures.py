@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_server.state.progress import Progress, format_metrics
 from consilium_server.study.figures import Figures, noised_weight

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.conftest import Site
+from tests.support.site import Site
 from typer.testing import CliRunner
 
 from consilium_client.site import Home as SiteHome

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.conftest import SITE_YAML, Coordinator
+from tests.support.site import SITE_YAML, Coordinator
 
 from consilium_client.agent.requests import RequestHandler
 from consilium_client.agent.secure_sums import SecureSums

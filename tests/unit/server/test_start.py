@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_client.commands import screen
 from consilium_client.commands.baseline import start_from

@@ -13,8 +13,8 @@ PROGRAM = f"""
 import json, sys, threading
 from pathlib import Path
 import numpy as np
-from tests.attacks.federation import Federation
-from tests.unit.conftest import CONTRACT
+from tests.support.sums import Federation
+from tests.support.site import CONTRACT
 from consilium_server.transport.upload import Upload
 from consilium_shared.secagg import prg
 from consilium_shared.secagg.terms import Segment

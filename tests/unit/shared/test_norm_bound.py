@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_client.data.records import Records
 from consilium_client.training.trainer import train

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_shared.intervals import intervals, variances
 from consilium_shared.metrics import METRICS, Counts, Layout, Vector, count

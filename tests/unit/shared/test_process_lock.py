@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_server.state import study_folder
 from consilium_server.study import main

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_shared.errors import DataError, PeerError
 from consilium_shared.identity import Identity

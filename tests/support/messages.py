@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tests.attacks.federation import Federation, Sum
+from tests.support.sums import Federation, Sum
 
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
