@@ -18,7 +18,7 @@ from tests.support.mutations import FUZZ, VALUES, canonical, mutated
 from consilium_client.state.responses import Responses
 from consilium_client.state.results import About, Results
 from consilium_client.state.sum_store import Peer, Session, SumStore
-from consilium_server.state.pending_sum import OpenSum, OpenSumFile
+from consilium_server.state.pending_sum import PendingSum, PendingSumFile
 from consilium_shared.errors import IntegrityError
 from consilium_shared.metrics import Layout
 from consilium_shared.protocol.summand import read
@@ -52,7 +52,7 @@ def open_sums() -> list[Any]:
     attempt = started()
     sent = {"site-01": {"site-00": requests()["train"][0].encapsulated["site-00"]}}
     about = {"purpose": "training", "round": 1, "attempt": 1, "adverts": attempt.adverts, "encapsulated": sent}
-    both = OpenSum(**about), OpenSum(**about, survivors=attempt.total.survivors)
+    both = PendingSum(**about), PendingSum(**about, survivors=attempt.total.survivors)
     return [each.model_dump(mode="json") for each in both]
 
 
@@ -63,7 +63,7 @@ def test_the_coordinators_file_of_a_sum(tmp_path: Path, value: Any, rest: bytes)
         return
     (tmp_path / "sum.json").write_bytes(data + rest)
     try:
-        found = OpenSumFile(tmp_path).read("training", 1)
+        found = PendingSumFile(tmp_path).read("training", 1)
     except IntegrityError:
         return
     assert found is None or (found.purpose, found.round) == ("training", 1)
