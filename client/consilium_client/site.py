@@ -25,7 +25,7 @@ class SiteConfig(Strict):
     policy: SitePolicy
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
-    """Method for per-patient gradients (``dpsgd/gradients.py``): the fast way, or the reference."""
+    """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,9 @@ are, so nobody needs their number.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-
-from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM
-from consilium_shared.study import AdaptiveClipping
 
 SHARE = 2.0**-6
 """Share of the square of a patient's vector that its mark may take."""
@@ -43,6 +41,22 @@ WIDTH = 2.0**-3
 
 GRADIENT, MARK = math.sqrt(1.0 - SHARE), math.sqrt(SHARE)
 """Longest gradient and largest mark, in row bounds."""
+
+LEAST_NORM, MOST_NORM = 1e-6, 1e6
+"""Range in which an adaptive clipping norm stays: float32 weights would hardly move below it, and overflow beyond."""
+
+
+@dataclass(frozen=True)
+class AdaptiveClipping:
+    """Parameters of the rule.
+
+    Attributes:
+        quantile: γ, the fraction of the drawn patients whose gradient should be shorter than C, in (0, 1).
+        rate: η, the step of log C, above 0.
+    """
+
+    quantile: float = 0.5
+    rate: float = 0.2
 
 
 def marks(ratios: torch.Tensor, spec: AdaptiveClipping) -> torch.Tensor:
@@ -66,4 +80,4 @@ def following(norm: float, total: float, expected_batch: int, spec: AdaptiveClip
     target = 2.0 * spec.quantile - 1.0
     off = 0.5 * (1.0 + abs(target)) * total / expected_batch  # b - γ
     off = min(max(off, -spec.quantile), 1.0 - spec.quantile)  # a fraction, whatever the noise
-    return min(max(norm * math.exp(-spec.rate * off), LEAST_CLIPPING_NORM), MOST_CLIPPING_NORM)
+    return min(max(norm * math.exp(-spec.rate * off), LEAST_NORM), MOST_NORM)

@@ -2,8 +2,8 @@
 
 MKL, the matrix library in torch for x86 processors, chooses how it adds up a product by the address and the size of its
 matrices. So a row's last bits depend on which rows lie beside it, and on some processors they do (seen on AMD EPYC with
-AVX-512, torch 2.13.0, MKL 2024.2); a crafted model turns last bits into whole gradients (``dpsgd/rows.py``). In its
-mode ``STRICT`` a row's product is the same whatever lies beside it (Intel, oneMKL developer guide, "Conditional
+AVX-512, torch 2.13.0, MKL 2024.2); a crafted model turns last bits into whole gradients (``dpsgd/isolation.py``). In
+its mode ``STRICT`` a row's product is the same whatever lies beside it (Intel, oneMKL developer guide, "Conditional
 Numerical Reproducibility"). It costs nothing that was measurable: a private step of ResNet-18 600 ms without, 606 with.
 
 Other libraries (OpenBLAS, Arm's, CUDA's) have no such switch and are not told. What stands in for it there, and checks

@@ -57,7 +57,7 @@ def apply(
 
     def leave(inputs: Tensor, grad: Tensor) -> None:
         if module.bias is not None:
-            tape.rows(module.bias, grad.flatten(2).sum(2))
+            tape.record_gradients(module.bias, grad.flatten(2).sum(2))
         _leave(tape, module.weight, geometry, inputs, grad)
 
     found: Tensor = _Convolution.apply(inputs, weight, bias, geometry, leave)  # type: ignore[no-untyped-call]
@@ -71,13 +71,13 @@ def _leave(tape: Tape, weight: Tensor, geometry: Geometry, inputs: Tensor, grad:
     channels, pixels = inputs.shape[1], inputs[0, 0].numel()
     outputs, places = grad.shape[1], grad[0, 0].numel()
     cut = geometry.groups == 1 and len(geometry.kernel) < 3
-    spared = geometry.spared(pixels, channels, places, outputs)
-    if cut and not tape.forms(places, outputs, weight[0].numel(), spared):
-        tape.convolved(weight, geometry, inputs, grad)
+    cost_factored = geometry.cost_factored(pixels, channels, places, outputs)
+    if cut and not tape.materializes(places, outputs, weight[0].numel(), cost_factored):
+        tape.record_convolution(weight, geometry, inputs, grad)
     elif cut and (places <= _FEW_PLACES or set(geometry.kernel) == {1}):
-        tape.rows(weight, torch.bmm(grad.flatten(2), geometry.patches(inputs)))
+        tape.record_gradients(weight, torch.bmm(grad.flatten(2), geometry.patches(inputs)))
     else:
-        tape.rows(weight, geometry.formed(inputs, grad))
+        tape.record_gradients(weight, geometry.per_sample_gradients(inputs, grad))
 
 
 class _Transposed(torch.autograd.Function):
@@ -118,7 +118,7 @@ def apply_transposed(
 
     def leave(inputs: Tensor, grad: Tensor) -> None:
         if module.bias is not None:
-            tape.rows(module.bias, grad.flatten(2).sum(2))
+            tape.record_gradients(module.bias, grad.flatten(2).sum(2))
         _leave(tape, module.weight, geometry, grad, inputs)
 
     found: Tensor = _Transposed.apply(inputs, weight, bias, geometry, tuple(module.output_padding), leave)  # type: ignore[no-untyped-call]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from consilium_shared.errors import ConfigurationError
-from dpsgd import gradients
-from dpsgd.owners import Owners
+from dpsgd import engines
 from dpsgd.per_sample import Loss
+from dpsgd.row_owners import RowOwners
 
 _SAMPLES = 3
 _TOLERANCE = 1e-8
@@ -59,8 +59,8 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
 def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
     tested = copy.deepcopy(model)
-    private = gradients.of(tested, "book-keeping")
-    private.tape.open(Owners(torch.arange(_SAMPLES), torch.device("cpu")))
+    private = engines.wrap(tested, "book-keeping")
+    private.tape.open(RowOwners(torch.arange(_SAMPLES), torch.device("cpu")))
     try:
         private.backward(loss(private(*samples), labels))
     except RuntimeError as error:

@@ -106,9 +106,9 @@ class _Linear(torch.autograd.Function):
 def _linear(module: nn.Linear, tape: Tape, inputs: Tensor) -> Tensor:
     def leave(inputs: Tensor, grad: Tensor) -> None:
         inputs, grad = (each.reshape(len(each), -1, each.shape[-1]) for each in (inputs, grad))
-        tape.product((module.weight,), inputs, grad)
+        tape.record_outer_product((module.weight,), inputs, grad)
         if module.bias is not None:
-            tape.rows(module.bias, grad.sum(1))
+            tape.record_gradients(module.bias, grad.sum(1))
 
     inputs, weight, bias = _cast(module, inputs)
     found: Tensor = _Linear.apply(inputs, weight, bias, leave)  # type: ignore[no-untyped-call]
@@ -158,8 +158,8 @@ def _group_norm(module: nn.GroupNorm, tape: Tape, inputs: Tensor) -> Tensor:
         return inputs.clone()
 
     def leave(by_weight: Tensor, by_bias: Tensor) -> None:
-        tape.rows(module.weight, by_weight)
-        tape.rows(module.bias, by_bias)
+        tape.record_gradients(module.weight, by_weight)
+        tape.record_gradients(module.bias, by_bias)
 
     inputs = inputs.to(module.weight.dtype)  # as autocast does with a normalisation
     found: Tensor = _GroupNorm.apply(  # type: ignore[no-untyped-call]
@@ -195,9 +195,9 @@ class _LayerNorm(torch.autograd.Function):
 
 def _layer_norm(module: nn.LayerNorm, tape: Tape, inputs: Tensor) -> Tensor:
     def leave(by_weight: Tensor, by_bias: Tensor) -> None:
-        tape.rows(module.weight, by_weight)
+        tape.record_gradients(module.weight, by_weight)
         if module.bias is not None:
-            tape.rows(module.bias, by_bias)
+            tape.record_gradients(module.bias, by_bias)
 
     if not len(inputs):
         return inputs.clone()
@@ -227,7 +227,7 @@ class _Embedding(torch.autograd.Function):
 def _embedding(module: nn.Embedding, tape: Tape, places: Tensor) -> Tensor:
     def leave(places: Tensor, grad: Tensor) -> None:
         rows = len(places)
-        tape.scattered(
+        tape.record_sparse(
             module.weight, places.reshape(rows, -1), grad.reshape(rows, -1, grad.shape[-1]), module.padding_idx
         )
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from consilium_shared.errors import ConfigurationError
 from dpsgd import layers
-from dpsgd.clipping import TapeOptimizer
 from dpsgd.lattice import SMALLEST
-from dpsgd.owners import Owners
 from dpsgd.per_sample import per_sample_sum
+from dpsgd.private_optimizer import TapeOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 MODE = "book-keeping"
@@ -59,7 +59,7 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
                 return self._module(*inputs, **named)
         if self.tape.opened:
             raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
-        self.tape.open(Owners(torch.arange(len(inputs[0])), inputs[0].device, limit=1))
+        self.tape.open(RowOwners(torch.arange(len(inputs[0])), inputs[0].device, limit=1))
         if len(inputs[0]):
             return self._module(*inputs, **named)
         with torch.no_grad():  # kernels differ in what they make of no samples, and nobody has left a gradient

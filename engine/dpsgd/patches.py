@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpsgd.entries import Product, add
+from dpsgd.layer_records import OuterProduct, add
 
 Cut = tuple[slice, ...]
 
@@ -33,7 +33,7 @@ _BLOCK, _LARGE_BLOCK = 2**18, 2**24
 
 _SUMMING, _GRAM, _SHIFTING = 0.033, 0.05, 1.2
 """Nanoseconds for each multiplication in a sum, for one in a Gram matrix, and for each number of a shifted one, as of
-``tape.forms_rows``."""
+``tape.materializing_is_cheaper``."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class Geometry:
             grad, inputs, weight, None, self.stride, self.padding, self.dilation, False, none, groups, [*which, False]
         )[:2]
 
-    def formed(self, inputs: Tensor, grad: Tensor) -> Tensor:
+    def per_sample_gradients(self, inputs: Tensor, grad: Tensor) -> Tensor:
         """Per-sample gradients ``[B, O, C / groups, *kernel]`` of inputs ``[B, C, …]`` and output gradients
         ``[B, O, …]``."""
-        found = self._formed(inputs, grad)
+        found = self._per_sample_gradients(inputs, grad)
         met = self.positions(tuple(inputs.shape[2:]), tuple(grad.shape[2:]))
         empty = [any(each.start == each.stop for each in at) for at, _ in met]
         if any(empty):  # some kernels leave in bfloat16 whatever was in the memory there
             found.masked_fill_(torch.tensor(empty, device=found.device).view(self.kernel), 0.0)
         return found
 
-    def _formed(self, inputs: Tensor, grad: Tensor) -> Tensor:
+    def _per_sample_gradients(self, inputs: Tensor, grad: Tensor) -> Tensor:
         batch, channels, outputs = len(inputs), inputs.shape[1], grad.shape[1]
         one = grad.new_zeros(()).expand(batch * outputs, channels // self.groups, *self.kernel)  # its sizes alone count
         in_turn = channels // self.groups < _FEW_CHANNELS or grad[0, 0].numel() >= _MANY_PLACES
@@ -99,7 +99,7 @@ class Geometry:
         """Whether a Gram matrix takes fewer multiplications of pixels than of patches."""
         return pixels**2 <= places**2 * math.prod(self.kernel)
 
-    def spared(self, pixels: int, channels: int, places: int, outputs: int) -> float:
+    def cost_factored(self, pixels: int, channels: int, places: int, outputs: int) -> float:
         """Nanoseconds for one sample's norm and part of the sum without its gradient. Copying patches is not in it:
         where few are applied it costs the same with the gradient."""
         kernel, summing = math.prod(self.kernel), places * outputs * channels * math.prod(self.kernel) * _SUMMING
@@ -145,7 +145,7 @@ def _meeting(shift: int, stride: int, pixels: int, places: int) -> tuple[slice, 
 
 
 @dataclass
-class Convolved(Product):
+class ConvolutionRecord(OuterProduct):
     """Inputs ``[n, C, *pixels]`` and deltas ``[n, O, *places]`` of n rows, of one weight ``[O, C, *kernel]``: a product
     of the inputs' patches."""
 
@@ -156,20 +156,20 @@ class Convolved(Product):
         pixels, places = self.inputs.shape[2:], self.deltas.shape[2:]
         if not self.geometry.by_pixels(pixels.numel(), places.numel()):
             return self._unfolded().squares()
-        inputs = self.owners.beside(self.inputs.double().flatten(2).transpose(1, 2))
-        deltas = self.owners.beside(self.deltas.double().flatten(2).transpose(1, 2))
+        inputs = self.owners.by_patient(self.inputs.double().flatten(2).transpose(1, 2))
+        deltas = self.owners.by_patient(self.deltas.double().flatten(2).transpose(1, 2))
         images = deltas.shape[1] // places.numel()
         grams = torch.bmm(inputs, inputs.transpose(1, 2)).view(len(inputs), images, *pixels, images, *pixels)
         grams = self.geometry.patch_grams(grams, tuple(places)).view(len(inputs), deltas.shape[1], deltas.shape[1])
         terms = self.weights[0][0].numel() + self.deltas.shape[1]
         return self._squares(grams, torch.bmm(deltas, deltas.transpose(1, 2)), terms)
 
-    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_up``."""
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_weighted_sum``."""
         (weight,), (rows, channels, *pixels) = self.weights, self.inputs.shape
         outputs, *places = self.deltas.shape[1:]
-        deltas = _wide(self.deltas.movedim(0, -1)).mul_(self.owners.each(factors, rows))
-        inputs = _wide(self.inputs.movedim((0, 1), (-2, -1)))
+        deltas = _to_float64(self.deltas.movedim(0, -1)).mul_(self.owners.to_rows(factors, rows))
+        inputs = _to_float64(self.inputs.movedim((0, 1), (-2, -1)))
         positions = self.geometry.positions(tuple(pixels), tuple(places))
         total = totals[weight].view(outputs, channels, len(positions))
         size = max(1, _PATCHES // (len(positions) * deltas[0].numel()))
@@ -190,15 +190,15 @@ class Convolved(Product):
                 torch.mm(block[(slice(None), *at)].flatten(1), each, out=found)
             add(total[start : start + size], part.permute(1, 2, 0))
 
-    def formed(self) -> list[Tensor]:
+    def per_sample(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
-        return self._unfolded().formed()
+        return self._unfolded().per_sample()
 
-    def _unfolded(self) -> Product:
+    def _unfolded(self) -> OuterProduct:
         patches = self.geometry.patches(self.inputs)
-        return Product(self.weights, patches, self.deltas.flatten(2).transpose(1, 2), self.owners)
+        return OuterProduct(self.weights, patches, self.deltas.flatten(2).transpose(1, 2), self.owners)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _to_float64(tensor: Tensor) -> Tensor:
     """In float64, and in memory as it is indexed."""
     return torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device).copy_(tensor)

@@ -202,11 +202,13 @@ class LSTMScan(torch.autograd.Function):
                 dc.mul_(kept)
                 dh_before.addmm_(delta, w_hh)
         deltas = order.silenced(gates)
-        ctx.tape.product((w_ih, w_hh), order.by_sample(order.before(joined)[..., 1:]), order.by_sample(deltas))
+        ctx.tape.record_outer_product(
+            (w_ih, w_hh), order.by_sample(order.before(joined)[..., 1:]), order.by_sample(deltas)
+        )
         if b_ih is not None and b_hh is not None:
             by_bias = order.of_samples(deltas.sum(dim=0), 0)
-            ctx.tape.rows(b_ih, by_bias)
-            ctx.tape.rows(b_hh, by_bias)
+            ctx.tape.record_gradients(b_ih, by_bias)
+            ctx.tape.record_gradients(b_hh, by_bias)
         at_series = _product(deltas, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], at_cell, None, None, None, None, None, None
 
@@ -288,12 +290,12 @@ class GRUScan(torch.autograd.Function):
             gates[part, :, hidden : 3 * hidden] = deltas[part, :, : 2 * hidden]
             torch.mul(into_n, order.after(slots)[part], out=n)
         at_inputs, deltas = order.silenced(gates[..., hidden:]), order.silenced(deltas)
-        ctx.tape.product((w_ih,), order.by_sample(given[..., 1:]), order.by_sample(at_inputs))
-        ctx.tape.product((w_hh,), order.by_sample(before), order.by_sample(deltas))
+        ctx.tape.record_outer_product((w_ih,), order.by_sample(given[..., 1:]), order.by_sample(at_inputs))
+        ctx.tape.record_outer_product((w_hh,), order.by_sample(before), order.by_sample(deltas))
         if b_ih is not None and b_hh is not None:
             by_inputs, by_m = at_inputs.sum(dim=0), deltas[..., 2 * hidden :].sum(dim=0)
-            ctx.tape.rows(b_ih, order.of_samples(by_inputs, 0))
-            ctx.tape.rows(b_hh, order.of_samples(torch.cat([by_inputs[:, : 2 * hidden], by_m], dim=1), 0))
+            ctx.tape.record_gradients(b_ih, order.of_samples(by_inputs, 0))
+            ctx.tape.record_gradients(b_hh, order.of_samples(torch.cat([by_inputs[:, : 2 * hidden], by_m], dim=1), 0))
         at_series = _product(at_inputs, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], None, None, None, None, None, None
 

@@ -6,7 +6,7 @@ convolutions) and, once the clipping factors are known, the sum over samples Σ_
 et al. 2023, "book-keeping"). So one backward pass is enough, it forms no gradient of weights, and only where it
 is cheaper is a sample's gradient formed.
 
-**Why the norms may be trusted.** Three kinds of entry are kept:
+**Why the norms may be trusted.** Three kinds of record are kept:
 
 * rows: a sample's gradient, formed in the model's own precision from this sample alone. The rows are what is summed, so
   rounding in forming them does not matter. Norms of n numbers are taken in float64, where the squares of float32 are
@@ -24,7 +24,7 @@ is cheaper is a sample's gradient formed.
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
 several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i
 / norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
-``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. Which form an entry has follows from the
+``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. Which form an record has follows from the
 layer's sizes and the study alone (``forms``): of one form c_i is not that of another.
 """
 
@@ -33,11 +33,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpsgd.entries import Entry, Product, Rows, Scattered
-from dpsgd.owners import Owners, wide
-from dpsgd.patches import Convolved, Geometry
-from dpsgd.room import Room
-from dpsgd.rows import ROWS
+from dpsgd.isolation import ROWS
+from dpsgd.layer_records import LayerRecord, OuterProduct, PerSampleGrad, SparseGrad
+from dpsgd.patches import ConvolutionRecord, Geometry
+from dpsgd.row_owners import RowOwners, at_least_float32
+from dpsgd.workspace import Workspace
 
 SLACK = 1.0 + 1e-6
 """Norms are taken as so much larger than they come out."""
@@ -59,9 +59,11 @@ _FORMED, _FORMING, _SUMMING, _GRAM = 2.2, 1 / 60, 0.045, 0.13
 included; for each application more to form it, or to do without; and for each multiplication in a Gram matrix."""
 
 
-def forms_rows(rows: int, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
+def materializing_is_cheaper(
+    rows: int, steps: int, outputs: int, inputs: int, cost_factored: float | None = None
+) -> bool:
     """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without, which takes
-    ``spared`` nanoseconds for each row; None: what Gram matrices and products of ``[T, p]`` and ``[T, d]`` take.
+    ``cost_factored`` nanoseconds for each row; None: what Gram matrices and products of ``[T, p]`` and ``[T, d]`` take.
 
     From sizes alone, never by trying: what is computed must be the same in every run.
     """
@@ -69,35 +71,35 @@ def forms_rows(rows: int, steps: int, outputs: int, inputs: int, spared: float |
         return True
     numbers = outputs * inputs
     formed = numbers * (_FORMED + steps * _FORMING)
-    if spared is None:
-        spared = numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
-    return formed < spared
+    if cost_factored is None:
+        cost_factored = numbers * steps * _SUMMING + steps * steps * (outputs + inputs) * _GRAM
+    return formed < cost_factored
 
 
 class Tape:
     """Entries of one backward pass over one physical batch; ``open`` begins the next."""
 
     def __init__(self) -> None:
-        self._owners: Owners | None = None
-        self._entries: list[Entry] = []
-        self._chosen: list[Rows] = []
-        self._room = Room()
+        self._owners: RowOwners | None = None
+        self._records: list[LayerRecord] = []
+        self._chosen: list[PerSampleGrad] = []
+        self._workspace = Workspace()
 
-    def open(self, owners: Owners) -> None:
+    def open(self, owners: RowOwners) -> None:
         """Forget everything, and record what comes."""
-        self._entries, self._chosen, self._owners = [], [], owners
-        self._room.empty()
+        self._records, self._chosen, self._owners = [], [], owners
+        self._workspace.empty()
 
     @property
-    def owners(self) -> Owners:
-        """Owners of the physical batch. Raises RuntimeError where none is open."""
+    def owners(self) -> RowOwners:
+        """Patients of the physical batch's rows. Raises RuntimeError where none is open."""
         if self._owners is None:
             raise RuntimeError("no physical batch is open: its gradients were used already, or were never asked for")
         return self._owners
 
     def close(self) -> None:
         """Forget everything: what was used is not used twice."""
-        self._entries, self._chosen, self._owners = [], [], None
+        self._records, self._chosen, self._owners = [], [], None
 
     @property
     def opened(self) -> bool:
@@ -107,10 +109,10 @@ class Tape:
     @property
     def empty(self) -> bool:
         """Whether no layer has left anything."""
-        return not self._entries
+        return not self._records
 
-    def forms(self, steps: int, outputs: int, inputs: int, spared: float | None = None) -> bool:
-        """``forms_rows``, also where a Gram sum could be too large for its shape to be nobody's.
+    def materializes(self, steps: int, outputs: int, inputs: int, cost_factored: float | None = None) -> bool:
+        """``materializing_is_cheaper``, also where a Gram sum could be too large for its shape to be nobody's.
 
         The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
         was drawn: it is made for the most rows that a patient of the study may have, and the largest piece. (Not so in
@@ -120,9 +122,9 @@ class Tape:
         limit = self.owners.limit
         large = limit > 1 and 2 * steps * limit + outputs + inputs > _DIMENSIONS
         rows = max(self.owners.batch, 2 * ROWS, 1 << (limit - 1).bit_length())
-        return large or forms_rows(rows, steps, outputs, inputs, spared)
+        return large or materializing_is_cheaper(rows, steps, outputs, inputs, cost_factored)
 
-    def _takes(self, left: Tensor) -> bool:
+    def _has_rows(self, left: Tensor) -> bool:
         """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""
         if len(left) != self.owners.batch:
             raise RuntimeError(
@@ -133,15 +135,15 @@ class Tape:
 
     # -- what layers leave
 
-    def rows(self, parameter: Tensor, gradients: Tensor) -> None:
+    def record_gradients(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
-        if self._takes(gradients) and parameter.requires_grad:
-            self._entries.append(Rows((parameter,), self.owners.mean(gradients.flatten(1))))
+        if self._has_rows(gradients) and parameter.requires_grad:
+            self._records.append(PerSampleGrad((parameter,), self.owners.mean(gradients.flatten(1))))
 
-    def product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def record_outer_product(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """Gradients deltas[i]ᵀ inputs[i] of inputs ``[B, T, d]`` and deltas ``[B, T, p]``; the columns of ``[p, d]``
         belong to the weights one after the other."""
-        if not self._takes(inputs) or not self._takes(deltas):
+        if not self._has_rows(inputs) or not self._has_rows(deltas):
             return
         widths = [weight.numel() // deltas.shape[2] for weight in weights]
         if not all(weight.requires_grad for weight in weights):
@@ -150,41 +152,43 @@ class Tape:
             if not kept:
                 return
             weights, inputs = tuple(weight for weight, _ in kept), torch.cat([part for _, part in kept], dim=2)
-        if self.forms(deltas.shape[1], deltas.shape[2], inputs.shape[2]):
-            formed = self._room.take(inputs, (len(inputs), deltas.shape[2], inputs.shape[2]))
+        if self.materializes(deltas.shape[1], deltas.shape[2], inputs.shape[2]):
+            formed = self._workspace.take(inputs, (len(inputs), deltas.shape[2], inputs.shape[2]))
             torch.bmm(deltas.transpose(1, 2), inputs, out=formed)
-            self._entries.append(Rows(weights, self.owners.mean(formed.flatten(1)), deltas.shape[2]))
+            self._records.append(PerSampleGrad(weights, self.owners.mean(formed.flatten(1)), deltas.shape[2]))
         else:
-            self.factored(weights, inputs, deltas)
+            self.record_factors(weights, inputs, deltas)
 
-    def factored(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def record_factors(self, weights: tuple[Tensor, ...], inputs: Tensor, deltas: Tensor) -> None:
         """``product`` of trainable weights where the caller knows that it is cheaper not to form any gradient."""
-        if self._takes(inputs) and self._takes(deltas):
-            self._entries.append(Product(weights, self.owners.kept(inputs), self.owners.weighted(deltas), self.owners))
+        if self._has_rows(inputs) and self._has_rows(deltas):
+            self._records.append(
+                OuterProduct(weights, self.owners.without_filling(inputs), self.owners.weighted(deltas), self.owners)
+            )
 
-    def convolved(self, weight: Tensor, geometry: Geometry, inputs: Tensor, deltas: Tensor) -> None:
+    def record_convolution(self, weight: Tensor, geometry: Geometry, inputs: Tensor, deltas: Tensor) -> None:
         """``factored`` of a convolution's weight ``[O, C, *kernel]``, inputs ``[B, C, …]`` and deltas ``[B, O, …]``."""
-        if self._takes(inputs) and self._takes(deltas):
-            kept = self.owners.kept(inputs), self.owners.weighted(deltas)
-            self._entries.append(Convolved((weight,), *kept, self.owners, geometry))
+        if self._has_rows(inputs) and self._has_rows(deltas):
+            kept = self.owners.without_filling(inputs), self.owners.weighted(deltas)
+            self._records.append(ConvolutionRecord((weight,), *kept, self.owners, geometry))
 
-    def scattered(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
+    def record_sparse(self, parameter: Tensor, places: Tensor, gradients: Tensor, skipped: int | None) -> None:
         """Gradients ``[B, T, e]`` at the rows ``places`` int64 ``[B, T]`` of a parameter ``[V, e]``; what is at the row
         ``skipped`` is none."""
-        if not self._takes(gradients) or not parameter.requires_grad:
+        if not self._has_rows(gradients) or not parameter.requires_grad:
             return
         owners, entries = self.owners, parameter.shape[0]
         # In float64 also where nobody has several rows: in which precision they are added is for nobody else to decide.
         places, gradients = places[: owners.rows], owners.weighted(gradients.double())[: owners.rows]
         # As many rows as were looked up, whichever they are: no shape waits for the device. What one patient has at one
         # place is in the first of its rows, and the others are zero.
-        keys, order = torch.sort((owners.of[:, None] * entries + places).flatten(), stable=True)
-        values = gradients.new_zeros((len(keys), parameter.shape[1]), dtype=wide(gradients))
+        keys, order = torch.sort((owners.patient_of[:, None] * entries + places).flatten(), stable=True)
+        values = gradients.new_zeros((len(keys), parameter.shape[1]), dtype=at_least_float32(gradients))
         values.index_add_(0, torch.searchsorted(keys, keys), gradients.flatten(0, 1)[order].to(values.dtype))
         at, patients = keys % entries, torch.div(keys, entries, rounding_mode="floor")
         if skipped is not None:
             values.masked_fill_((at == skipped)[:, None], 0.0)
-        self._entries.append(Scattered((parameter,), values, patients, at, owners.patients))
+        self._records.append(SparseGrad((parameter,), values, patients, at, owners.patients))
 
     def replace(self, rows: Tensor, gradients: dict[Tensor, Tensor]) -> None:
         """Give some patients chosen gradients in place of their own, as an audit's canaries have.
@@ -193,16 +197,18 @@ class Tape:
             rows: int64 ``[k]``, all rows of each such patient.
             gradients: ``[n, numel]`` for every parameter, zero in all other rows; filling has none.
         """
-        patients = self.owners.of[rows]
-        for entry in self._entries:
-            entry.clear(patients)
-        self._chosen = [Rows((parameter,), self.owners.mean(values)) for parameter, values in gradients.items()]
+        patients = self.owners.patient_of[rows]
+        for record in self._records:
+            record.clear(patients)
+        self._chosen = [
+            PerSampleGrad((parameter,), self.owners.mean(values)) for parameter, values in gradients.items()
+        ]
 
     # -- what comes of it
 
-    def left_by(self, patient: int) -> list[Tensor]:
+    def tensors_of(self, patient: int) -> list[Tensor]:
         """Tensors that the layers left of one patient: what its norm and its part of the sum are made of."""
-        return [part for entry in self._entries for part in entry.of(patient)]
+        return [part for record in self._records for part in record.tensors_of(patient)]
 
     def factors(self, bound: float) -> Tensor:
         """For each of P patients the factor in [0, 1] that brings its gradient to norm ``bound`` or less: float64
@@ -215,50 +221,50 @@ class Tape:
         is none."""
         self._merge()
         squares = reaches = torch.zeros((), dtype=torch.float64)
-        for entry in [*self._entries, *self._chosen]:
-            square, reach = entry.squares()
+        for record in [*self._records, *self._chosen]:
+            square, reach = record.squares()
             squares, reaches = squares + square, reaches + reach
         ratios = torch.minimum(bound / (squares.sqrt() * SLACK), REACH * bound / reaches.sqrt())
         return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), ratios, torch.zeros_like(ratios))
 
     @torch.no_grad()
-    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
         """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
-        entry's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
-        in Opacus's mode), and then the entry is forgotten."""
+        record's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
+        in Opacus's mode), and then the record is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
-        left = [*self._chosen[::-1], *self._entries[::-1]]
-        self._entries, self._chosen = [], []
+        left = [*self._chosen[::-1], *self._records[::-1]]
+        self._records, self._chosen = [], []
         while left:
-            entry = left.pop()
+            record = left.pop()
             if not clean:
-                entry.drop(dropped)
-            entry.add_up(factors, totals)
+                record.drop(dropped)
+            record.add_weighted_sum(factors, totals)
 
     @torch.no_grad()
     def gradients(self) -> dict[Tensor, Tensor]:
         """Every patient's gradient, formed: float64 ``[P, numel]`` by parameter, for tests of a few samples."""
         self._merge()
         found: dict[Tensor, Tensor] = {}
-        for entry in [*self._entries, *self._chosen]:
-            for parameter, part in zip(entry.weights, entry.formed(), strict=True):
+        for record in [*self._records, *self._chosen]:
+            for parameter, part in zip(record.weights, record.per_sample(), strict=True):
                 found[parameter] = part.double() + found.get(parameter, 0.0)
         return found
 
     def _merge(self) -> None:
         """Entries of one parameter become one: a sample's gradient at a tied weight is the sum of them, rows."""
-        users: dict[Tensor, list[Entry]] = {}
-        for entry in self._entries:
-            for weight in entry.weights:
-                users.setdefault(weight, []).append(entry)
+        users: dict[Tensor, list[LayerRecord]] = {}
+        for record in self._records:
+            for weight in record.weights:
+                users.setdefault(weight, []).append(record)
         if all(len(each) == 1 for each in users.values()):
             return
-        shared = {id(entry) for each in users.values() if len(each) > 1 for entry in each}
-        alone = [entry for entry in self._entries if id(entry) not in shared]
+        shared = {id(record) for each in users.values() if len(each) > 1 for record in each}
+        alone = [record for record in self._records if id(record) not in shared]
         formed: dict[Tensor, Tensor] = {}
-        for entry in self._entries:
-            if id(entry) in shared:
-                for weight, part in zip(entry.weights, entry.formed(), strict=True):
+        for record in self._records:
+            if id(record) in shared:
+                for weight, part in zip(record.weights, record.per_sample(), strict=True):
                     formed[weight] = part if weight not in formed else formed[weight] + part
-        self._entries = [*alone, *(Rows((weight,), part) for weight, part in formed.items())]
+        self._records = [*alone, *(PerSampleGrad((weight,), part) for weight, part in formed.items())]

@@ -3,10 +3,10 @@
     CONSILIUM_DATA=FOLDER python tests/bench/dp_studies.py [--studies heart-disease …] [--seeds 2] [--quick]
         [--prepared FOLDER] [--json FILE]
 
-Sites and server are computed in one process (``one_process.py``), on one thread. The two ways (``gradients.Way``) of
-one seed have the same initial weights, draw the same patients, add the same noise and share clipping, lattice and
+Sites and server are computed in one process (``one_process.py``), on one thread. The two engines (``engines.Engine``)
+of one seed have the same initial weights, draw the same patients, add the same noise and share clipping, lattice and
 server. Only where per-sample gradients come from differs, so the final weights differ by what rounding grew to; beside
-that stands what it grows to between our own run and ours from weights that are one rounding away. The ways run in
+that stands what it grows to between our own run and ours from weights that are one rounding away. The engines run in
 turns, the first changing with the seed. Timed are all rounds: the sites' training and the server's mean, without
 reading data, calibrating noise and testing the model. Beside wall time stands the processor's, which other work on the
 machine moves less. ε is the plans' cost, the largest of any site, with all that the study asks for: training, the
@@ -38,10 +38,10 @@ from consilium_shared.models.vector import Vector, to_vector, unpack
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dp_accuracy import SETS, changed
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 from one_process import contract, federated, hospitals, is_demonstration, plans, records, rounds, values
 
-WAYS: tuple[Way, Way] = ("book-keeping", "opacus")
+ENGINES: tuple[Engine, Engine] = ("book-keeping", "opacus")
 EPSILON = 3.0
 """Of the sets whose sample study is without privacy; their settings are the best in ``docs/results/accuracy.md``."""
 CHANGES: Mapping[str, Mapping[str, Any]] = {
@@ -53,7 +53,7 @@ STUDIES = ("heart-disease", *CHANGES, "demo-xray", "demo-vitals")
 
 @dataclass
 class Runs:
-    """One way's runs of a study: a number for each seed. Seconds are of all rounds."""
+    """One engine's runs of a study: a number for each seed. Seconds are of all rounds."""
 
     auroc: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Row:
     model: str
     epsilon: float = 0.0
     delta: float = 0.0
-    runs: dict[Way, Runs] = field(default_factory=lambda: {way: Runs() for way in WAYS})
+    runs: dict[Engine, Runs] = field(default_factory=lambda: {engine: Runs() for engine in ENGINES})
     difference: list[float] = field(default_factory=list)
     rounding: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
@@ -102,17 +102,17 @@ def measure(name: str, seeds: int, source: Path, folder: Path) -> Row:
         for plan in planned.values():
             assert isinstance(plan, PrivacyPlan)  # every study here is private
             row.epsilon, row.delta = max(row.epsilon, plan.cost()), plan.delta
-        for way in WAYS:
-            next(rounds(study, sites, planned, seed, way=way))
+        for engine in ENGINES:
+            next(rounds(study, sites, planned, seed, engine=engine))
         vectors = {}
-        for way in WAYS if seed % 2 == 0 else reversed(WAYS):
+        for engine in ENGINES if seed % 2 == 0 else reversed(ENGINES):
             wall, processor = time.perf_counter(), time.process_time()
-            model = federated(study, sites, planned, seed, way=way)
-            row.runs[way].wall_s.append(time.perf_counter() - wall)
-            row.runs[way].processor_s.append(time.process_time() - processor)
-            row.runs[way].auroc.append(values(study, model, {POOLED: data[POOLED]}, "auroc")[POOLED])
-            vectors[way] = unpack(model, build(study), study)
-        ours, reference = (vectors[way] for way in WAYS)
+            model = federated(study, sites, planned, seed, engine=engine)
+            row.runs[engine].wall_s.append(time.perf_counter() - wall)
+            row.runs[engine].processor_s.append(time.process_time() - processor)
+            row.runs[engine].auroc.append(values(study, model, {POOLED: data[POOLED]}, "auroc")[POOLED])
+            vectors[engine] = unpack(model, build(study), study)
+        ours, reference = (vectors[engine] for engine in ENGINES)
         beside = federated(study, sites, planned, seed, start=one_rounding_away(to_vector(build(study)), seed))
         row.difference.append(_distance(ours, reference))
         row.rounding.append(_distance(ours, unpack(beside, build(study), study)))
@@ -138,7 +138,7 @@ HEADS = (
 
 def line(row: Row) -> str:
     """A row of the table: means over seeds, the ratio of their sums, and the largest difference of any seed."""
-    ours, reference = (row.runs[way] for way in WAYS)
+    ours, reference = (row.runs[engine] for engine in ENGINES)
     cells = [row.study, row.model, f"{row.epsilon:.2f} ({row.delta:g})", _spread(ours.auroc), _spread(reference.auroc)]
     for one, other in ((ours.wall_s, reference.wall_s), (ours.processor_s, reference.processor_s)):
         cells += [f"{statistics.fmean(one):.2f}", f"{statistics.fmean(other):.2f}", f"{sum(other) / sum(one):.1f}"]
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES)
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each study by each way")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each study by each engine")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--prepared", type=Path, help="keep the prepared files in this folder, one folder a set")
     parser.add_argument("--json", type=Path, help="also write everything to this file")

@@ -22,12 +22,12 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch
+from consilium_client.training.microbatches import Batch
 from consilium_shared.models import build
 from consilium_shared.study import Study
-from dpsgd import device, gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import device, engines
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 
 STEPS = {"resnet18-gn": [(64, 64), (64, 16)], "small-cnn": [(64, 64)]}
 """Model to (edge of an image, patients in a step)."""
@@ -56,7 +56,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     private, plain = build(study).to(where), build(study).to(where)
     count = sum(p.numel() for p in private.parameters())
     loss = per_record(study, where)
-    wrapped, ordinary = gradients.of(private, "book-keeping"), torch.optim.SGD(plain.parameters(), 0.1)
+    wrapped, ordinary = engines.wrap(private, "book-keeping"), torch.optim.SGD(plain.parameters(), 0.1)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(private.parameters(), 0.1),
         wrapped.tape,
@@ -68,7 +68,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     data = some_records(edge, batch)
     everyone = Draw(np.arange(batch), np.arange(batch))
     drawn = Batch(study, data, everyone, where, np.random.default_rng(0))
-    pieces = list(drawn.fixed_pieces(trainer.private_rows(study, data)))
+    pieces = list(drawn.padded_microbatches(trainer.private_rows(study, data)))
     whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
 
     def private_step() -> None:

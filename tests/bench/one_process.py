@@ -30,7 +30,7 @@ from consilium_shared.privacy.plan import Plan
 from consilium_shared.protocol.summand import bound, fixed_point, largest_weight, read
 from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
 CPU = torch.device("cpu")
@@ -99,14 +99,14 @@ def federated(
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
-    way: Way = "book-keeping",
+    engine: Engine = "book-keeping",
 ) -> bytes:
     """The model (safetensors) after the study's rounds, as sites and server compute them.
 
-    ``start``: float32 ``[d]``, the weights that it begins with, where they are not the seed's. ``way``: to per-sample
-    gradients, with privacy.
+    ``start``: float32 ``[d]``, the weights that it begins with, where they are not the seed's. ``engine``: as of
+    ``train``.
     """
-    *_, last = rounds(study, sites, plans, seed, start, way)
+    *_, last = rounds(study, sites, plans, seed, start, engine)
     return last
 
 
@@ -116,7 +116,7 @@ def rounds(
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
-    way: Way = "book-keeping",
+    engine: Engine = "book-keeping",
 ) -> Iterator[bytes]:
     """The model (safetensors) after each of the study's rounds. Contracts of one name that differ in a setting draw the
     same from the same seed, so that runs of both differ by the setting and less by chance."""
@@ -129,7 +129,7 @@ def rounds(
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()
-            about = {"round": number, "site": site, "device": CPU, "seed": drawn, "way": way}
+            about = {"round": number, "site": site, "device": CPU, "seed": drawn, "engine": engine}
             result = train(model, study, data, plans[site], clipping_norm=norms[site], **about)
             norms[site] = result.clipping_norm
             bound(result.update, study)

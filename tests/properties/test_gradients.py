@@ -20,8 +20,8 @@ from tests.support.training import KINDS, records, study, tensors
 from torch import Tensor, nn
 
 from consilium_shared.models import build
-from dpsgd import gradients
-from dpsgd.owners import Owners
+from dpsgd import engines
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 CPU = torch.device("cpu")
@@ -51,19 +51,19 @@ def clipped(
     inputs: tuple[Tensor, ...],
     owners: Tensor,
     bound: float,
-    way: gradients.Way,
+    engine: engines.Engine,
     form: str = "cheaper",
 ) -> Tensor:
     """The clipped sum of a loss that weighs every output differently: flat, float64."""
     model = copy.deepcopy(model)
     parameters = list(model.parameters())
-    wrapped = gradients.of(model, way)
-    wrapped.tape.open(Owners(owners, CPU, len(inputs[0])))
-    with patch.object(Tape, "forms", FORMS[form] or Tape.forms):
+    wrapped = engines.wrap(model, engine)
+    wrapped.tape.open(RowOwners(owners, CPU, len(inputs[0])))
+    with patch.object(Tape, "materializes", FORMS[form] or Tape.materializes):
         wrapped.backward(losses(wrapped(*inputs)))
         sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in parameters}
         if not wrapped.tape.empty:
-            wrapped.tape.add_up(wrapped.tape.factors(bound), sums)
+            wrapped.tape.add_weighted_sum(wrapped.tape.factors(bound), sums)
     assert all(p.grad is None for p in parameters)
     return torch.cat(list(sums.values()))
 
@@ -296,13 +296,13 @@ def test_recomputed_activations_give_the_same_sum() -> None:
 def test_in_bfloat16_norms_are_still_of_what_is_summed(kind: str) -> None:
     """A clipped patient adds exactly the bound, whatever precision its gradient came from."""
     model, data = build(study(kind)), records(kind, patients=6)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     for patient in range(6):
-        wrapped.tape.open(Owners(torch.zeros(1, dtype=torch.int64), CPU))
+        wrapped.tape.open(RowOwners(torch.zeros(1, dtype=torch.int64), CPU))
         with torch.autocast("cpu", torch.bfloat16):
             logits = wrapped(*(each[patient : patient + 1] for each in tensors(data, 6)))
         wrapped.backward(nn.functional.cross_entropy(logits.float(), torch.tensor([patient % 2]), reduction="none"))
         sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in model.parameters()}
-        wrapped.tape.add_up(wrapped.tape.factors(1e-3), sums)
+        wrapped.tape.add_weighted_sum(wrapped.tape.factors(1e-3), sums)
         total = torch.cat(list(sums.values()))
         assert 1e-3 * (1 - 1e-5) <= float(total.norm()) <= 1e-3

@@ -22,13 +22,13 @@ class Summed:
     def __init__(self) -> None:
         self.gradients: dict[nn.Parameter, Tensor] = {}
 
-    def rows(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def record_gradients(self, parameter: nn.Parameter, gradients: Tensor) -> None:
         self.gradients[parameter] = self.gradients.get(parameter, 0) + gradients
 
-    def product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def record_outer_product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
         whole = torch.einsum("btp,btd->bpd", deltas, inputs)
         for weight, part in zip(weights, whole.split([w.shape[1] for w in weights], dim=2), strict=True):
-            self.rows(weight, part)
+            self.record_gradients(weight, part)
 
 
 @dataclass

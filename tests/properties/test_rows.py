@@ -19,18 +19,18 @@ from consilium_client.data.records import Records
 from consilium_client.training import evaluation, steps, trainer
 from consilium_client.training.evaluation import noised_counts
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch
+from consilium_client.training.microbatches import Batch
 from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.device import exact_arithmetic
+from dpsgd.isolation import ROWS
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
 from dpsgd.patches import Geometry
-from dpsgd.rows import ROWS
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import ERROR, Tape
 
 CPU = torch.device("cpu")
@@ -119,25 +119,29 @@ def chosen(data: Records, patients: list[int]) -> Draw:
 class Seen(Tape):
     """Keeps what each row leaves, before the rows of a patient are put together."""
 
-    def open(self, owners: Owners) -> None:
+    def open(self, owners: RowOwners) -> None:
         self.parts: list[torch.Tensor] = []
         super().open(owners)
 
-    def rows(self, parameter: torch.Tensor, gradients: torch.Tensor) -> None:
+    def record_gradients(self, parameter: torch.Tensor, gradients: torch.Tensor) -> None:
         self.parts.append(gradients.clone())
-        super().rows(parameter, gradients)
+        super().record_gradients(parameter, gradients)
 
-    def product(self, weights: tuple[torch.Tensor, ...], inputs: torch.Tensor, deltas: torch.Tensor) -> None:
+    def record_outer_product(
+        self, weights: tuple[torch.Tensor, ...], inputs: torch.Tensor, deltas: torch.Tensor
+    ) -> None:
         self.parts += [inputs.clone(), deltas.clone(), torch.bmm(deltas.transpose(1, 2), inputs)]
-        super().product(weights, inputs, deltas)
+        super().record_outer_product(weights, inputs, deltas)
 
-    def factored(self, weights: tuple[torch.Tensor, ...], inputs: torch.Tensor, deltas: torch.Tensor) -> None:
+    def record_factors(self, weights: tuple[torch.Tensor, ...], inputs: torch.Tensor, deltas: torch.Tensor) -> None:
         self.parts += [inputs.clone(), deltas.clone()]
-        super().factored(weights, inputs, deltas)
+        super().record_factors(weights, inputs, deltas)
 
-    def convolved(self, weight: torch.Tensor, geometry: Geometry, inputs: torch.Tensor, deltas: torch.Tensor) -> None:
+    def record_convolution(
+        self, weight: torch.Tensor, geometry: Geometry, inputs: torch.Tensor, deltas: torch.Tensor
+    ) -> None:
         self.parts += [inputs.clone(), deltas.clone()]
-        super().convolved(weight, geometry, inputs, deltas)
+        super().record_convolution(weight, geometry, inputs, deltas)
 
 
 class Kept(PrivateOptimizer):
@@ -155,7 +159,7 @@ class Step:
         self.study, self.size, self.where, self.model = study, size, where, build(study).to(where)
         load_vector(self.model, weights)
         self.parameters, self.tape = list(self.model.parameters()), Seen()
-        self.wrapped = gradients.BookKeeping(self.model.train(), self.tape)
+        self.wrapped = engines.BookKeeping(self.model.train(), self.tape)
         self.optimizer = Kept(
             torch.optim.SGD(self.parameters, 0.0),
             self.tape,
@@ -174,7 +178,7 @@ class Step:
                 seen[i] = b"".join(part[number].contiguous().cpu().numpy().tobytes() for part in self.tape.parts)
 
         batch = Batch(self.study, data, chosen(data, patients), self.where, np.random.default_rng(0))
-        loss, pieces = per_record(self.study, self.where), batch.fixed_pieces(self.size)
+        loss, pieces = per_record(self.study, self.where), batch.padded_microbatches(self.size)
         with exact_arithmetic():
             steps.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
             self.optimizer.finish()
@@ -287,7 +291,7 @@ def test_a_kernel_that_goes_by_the_number_of_rows_is_seen_unless_pieces_are_of_o
         return step(data, list(range(16)))[1] - step(data, list(range(15)))[1]
 
     assert step.within_the_bound(moved())
-    monkeypatch.setattr(Batch, "fixed_pieces", Batch.pieces)
+    monkeypatch.setattr(Batch, "padded_microbatches", Batch.microbatches)
     assert not step.within_the_bound(moved())
 
 
@@ -306,7 +310,7 @@ def test_an_image_is_turned_the_same_whoever_is_beside_it(edge: int) -> None:
 
     def turned(patients: list[int]) -> npt.NDArray[np.float32]:
         batch = Batch(study, data, chosen(data, patients), CPU, Always())  # type: ignore[arg-type]
-        return np.concatenate([p.inputs[0][: len(p.owners)].numpy() for p in batch.fixed_pieces(ROWS)])
+        return np.concatenate([p.inputs[0][: len(p.owners)].numpy() for p in batch.padded_microbatches(ROWS)])
 
     whole = turned(list(range(40)))
     assert not np.array_equal(whole, images)
@@ -321,7 +325,7 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
     data = records(study, counts, draw)
     for size, expected in ((ROWS, [32, 64, 32, 32, 64, 128, 32]), (1, [1, 64, 8, 32, 64, 128, 1, 1])):
         batch = Batch(study, data, chosen(data, list(range(8))), CPU, draw)
-        pieces = list(batch.fixed_pieces(size))
+        pieces = list(batch.padded_microbatches(size))
         assert [len(p.labels) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
         assert sum(len(p.owners) for p in pieces) == sum(counts)
         assert all(not p.inputs[0][len(p.owners) :].any() for p in pieces)

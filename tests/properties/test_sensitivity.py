@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from consilium_shared.models import build
-from consilium_shared.study import AdaptiveClipping, Study
-from dpsgd import clipping, gradients
-from dpsgd.clipping import PrivateOptimizer
+from consilium_shared.study import Study
+from dpsgd import engines
+from dpsgd.adaptive import AdaptiveClipping
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import ERROR, Tape
 
 CPU = torch.device("cpu")
@@ -61,9 +62,9 @@ def summed(batches: list[Patients], bound: float, sigma: float, adaptive: Adapti
     for batch in batches:
         rows, owners = torch.cat(batch), torch.repeat_interleave(torch.tensor([len(p) for p in batch]))
         parts = rows.split([math.prod(shape) for shape in SHAPES], dim=1)
-        tape.open(Owners(owners, CPU))
+        tape.open(RowOwners(owners, CPU))
         for parameter, part, shape in zip(parameters, parts, SHAPES, strict=True):
-            tape.rows(parameter, part.reshape(-1, *shape))
+            tape.record_gradients(parameter, part.reshape(-1, *shape))
         optimizer.accumulate()
     return whole(optimizer)
 
@@ -167,15 +168,15 @@ def test_a_mark_beside_a_gradient_that_was_clipped_as_without_it_is_seen(
     rows, adaptive = torch.full((1, 12), norm), AdaptiveClipping()
     step = Lattice.of(1.0, 1.0, 13, 1).step
     assert norm_is_at_most(summed([[rows]], 1.0, 1.0, adaptive), 1.0, step)
-    monkeypatch.setattr(clipping, "GRADIENT", 1.0)
+    monkeypatch.setattr(private_optimizer, "GRADIENT", 1.0)
     assert norm_is_at_most(summed([[rows]], 1.0, 1.0, adaptive), 1.0, step) == (norm < 0.2)
 
 
 def test_a_patient_whose_records_count_one_by_one_is_seen() -> None:
     parameter, tape = nn.Parameter(torch.zeros(12)), Tape()
     optimizer = an_optimizer([parameter], 1.0, 1.0, tape)
-    tape.open(Owners(torch.arange(3), CPU))
-    tape.rows(parameter, torch.full((3, 12), 7.0))
+    tape.open(RowOwners(torch.arange(3), CPU))
+    tape.record_gradients(parameter, torch.full((3, 12), 7.0))
     optimizer.accumulate()
     assert not norm_is_at_most(whole(optimizer), 1.0, optimizer.lattice.step)
 
@@ -221,12 +222,12 @@ def records(draw: st.DrawFn, shape: tuple[int, ...]) -> list[tuple[torch.Tensor,
 def test_whatever_a_patients_records_are_they_move_the_sum_by_at_most_the_bound(name: str) -> None:
     """One patient a physical batch; ``lattice`` says why."""
     model = build(a_study(name))
-    parameters, wrapped, bound = list(model.parameters()), gradients.of(model, "book-keeping"), 0.3
+    parameters, wrapped, bound = list(model.parameters()), engines.wrap(model, "book-keeping"), 0.3
 
     def total(chosen: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
         optimizer = an_optimizer(parameters, bound, 1.0, wrapped.tape)
         for inputs, labels in chosen:
-            wrapped.tape.open(Owners(torch.zeros(len(labels), dtype=torch.int64), CPU))
+            wrapped.tape.open(RowOwners(torch.zeros(len(labels), dtype=torch.int64), CPU))
             wrapped.backward(nn.functional.cross_entropy(wrapped(inputs), labels, reduction="none"))
             optimizer.accumulate()
         return whole(optimizer)

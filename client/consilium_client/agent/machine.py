@@ -20,7 +20,7 @@ from consilium_shared.study import Study
 
 if TYPE_CHECKING:
     from consilium_client.training.fit import Finding, Fit
-    from dpsgd.gradients import Way
+    from dpsgd.engines import Engine
 
 
 class Machine:
@@ -30,7 +30,7 @@ class Machine:
         self._findings = FindingFiles(folder)
         self._fits: dict[tuple[str, str, str, PrivacyPlan], Fit] = {}
 
-    def fit(self, study: Study, plan: PrivacyPlan, device_name: str, way: Way) -> Fit:
+    def fit(self, study: Study, plan: PrivacyPlan, device_name: str, engine: Engine) -> Fit:
         """Device and pieces of the study's computation; found out once while the agent runs.
 
         Raises:
@@ -39,9 +39,9 @@ class Machine:
         """
         from consilium_client.training.fit import fitting
 
-        key = (study.digest, device_name, way, plan)
+        key = (study.digest, device_name, engine, plan)
         if key not in self._fits:
-            self._fits[key] = fitting(study, plan, device_name, way, self._findings)
+            self._fits[key] = fitting(study, plan, device_name, engine, self._findings)
         return self._fits[key]
 
 

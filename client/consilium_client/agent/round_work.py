@@ -117,7 +117,7 @@ def train(
             attempt=training.number,
             clipping_norm=norm,
             on_progress=watch,
-            way=service.config.gradients,
+            engine=service.config.gradients,
             rows=where.rows,
         )
         numbers = None

@@ -19,7 +19,7 @@ from consilium_shared.study import Study
 
 if TYPE_CHECKING:
     from consilium_shared.models.vector import Vector
-    from dpsgd.gradients import Way
+    from dpsgd.engines import Engine
 
 
 def load_asset(
@@ -67,7 +67,7 @@ def train_alone(
     device_name: str,
     on_progress: Callable[[int, int], None] | None = None,
     start: Vector | None = None,
-    way: Way = "book-keeping",
+    engine: Engine = "book-keeping",
 ) -> bytes:
     """The study's rounds on these records alone, with the same privacy; returns the model (safetensors).
 
@@ -76,7 +76,7 @@ def train_alone(
     from what the one before gave, unbounded and without a server's optimizer.
 
     ``start``: float32 ``[d]``, the weights to begin with; those of the study's seed by default.
-    ``way``: to per-sample gradients.
+    ``engine``: to per-sample gradients.
 
     Raises as ``trainer.train`` and ``study_service.make_plan``, and DataError also where private training diverged.
     """
@@ -100,7 +100,7 @@ def train_alone(
             site="alone",
             device=where,
             clipping_norm=norm,
-            way=way,
+            engine=engine,
         )
         if result.diverged:
             raise DataError(f"study {study.study}, round {number}: {DIVERGED}")

@@ -206,7 +206,7 @@ def run(
         where.device,
         canaries=planned.canaries,
         on_progress=on_progress,
-        way=config.gradients,
+        engine=config.gradients,
         rows=where.rows,
     )
     return Result(planned.audited, outcome, compare(outcome, [plan.event(plan.rounds)], plan.delta), planned.power)

@@ -40,9 +40,9 @@ from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
-from dpsgd.gradients import Way
+from dpsgd import engines
+from dpsgd.engines import Engine
+from dpsgd.private_optimizer import PrivateOptimizer
 
 CANARIES = 2000
 """By default: enough to contradict a bound of ε 3 to 4 when everything leaks. A step draws half of them times q."""
@@ -70,7 +70,7 @@ def audit(
     canaries: int = CANARIES,
     seed: bytes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    way: Way = "book-keeping",
+    engine: Engine = "book-keeping",
     rows: int | None = None,
 ) -> Outcome:
     """Run the plan on generated patients and canaries, guess which canaries were in, and count the right guesses.
@@ -123,7 +123,7 @@ def audit(
                 seed=hashlib.sha256(b"consilium canary round\0%d\0%d\0" % (number, done) + seed).digest(),
                 on_progress=_shifted(on_progress, before, runs * rounds * steps),
                 probe=run,
-                way=way,
+                engine=engine,
                 rows=rows,
             )
             if result.diverged:
@@ -170,7 +170,7 @@ class _Run:
         parameters = optimizer.params
         size, offset = sum(p.numel() for p in parameters), 0
         norm = self._sign * LOUD * optimizer.clipping_norm
-        planted = gradients.zero_rows(parameters, len(records))
+        planted = engines.zero_rows(parameters, len(records))
         for parameter, flat in planted.items():
             for row, owner in zip(rows.tolist(), owners[rows].tolist(), strict=True):
                 flat[row, (owner - offset) % self._stride :: self._stride] = norm / math.sqrt(self._places(size, owner))

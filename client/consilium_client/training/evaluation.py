@@ -104,7 +104,7 @@ def _probabilities(
 ) -> NDArray[np.float64]:
     """Predicted distributions ``[N, C]`` of the chosen records; not finite where the model overflows.
 
-    A record's does not depend on the other records, to the last bit (``dpsgd/rows.py``).
+    A record's does not depend on the other records, to the last bit (``dpsgd/isolation.py``).
 
     Args:
         chosen: int64 ``[N]``, their numbers; None: all.
@@ -116,7 +116,7 @@ def _probabilities(
 
     from consilium_shared.models.vector import load_vector, unpack
     from dpsgd.device import exact_arithmetic, onto
-    from dpsgd.rows import ROWS, filled, one_thread, without_denormals
+    from dpsgd.isolation import ROWS, filled, one_thread, without_denormals
 
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))

@@ -21,8 +21,8 @@ from consilium_shared.models import shape
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dpsgd import device
-from dpsgd.gradients import Way
-from dpsgd.rows import ROWS
+from dpsgd.engines import Engine
+from dpsgd.isolation import ROWS
 
 _LARGE = 4 * ROWS
 """Rows of a piece that a GPU may take where its kernels pass at that size, and steps are as large."""
@@ -67,7 +67,7 @@ def sizes(study: Study, where: torch.device) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way, findings: Findings | None = None) -> Fit:
+def fitting(study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, findings: Findings | None = None) -> Fit:
     """The first size of pieces in which no record depends on another (``neighbours``), and which this machine takes.
 
     Where a GPU passes at no size, ``auto`` falls back on the CPU.
@@ -77,10 +77,10 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way, finding
         ConfigurationError: there is no such device.
     """
     where = device.choose(device_name)
-    finding = _tested(study, where, way, findings)
+    finding = _tested(study, where, engine, findings)
     if not finding.rows and device_name == "auto" and where.type != "cpu":
         log.warning("study %s: computed on the CPU, not on %s: %s", study.study, where, finding.failed)
-        return fitting(study, plan, "cpu", way, findings)
+        return fitting(study, plan, "cpu", engine, findings)
     if not finding.rows:
         raise MachineError(
             f"study {study.study}: on this machine ({where}, torch {torch.__version__}) {finding.failed}, so clipping "
@@ -89,7 +89,7 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, way: Way, finding
         )
     failed = ""
     for rows in sorted({finding.rows, 1}, reverse=True):
-        failed = _rehearsed(study, plan, where, way, rows)
+        failed = _rehearsed(study, plan, where, engine, rows)
         if not failed:
             return Fit(where, rows)
         log.warning("study %s: pieces of %d records are too much for this machine: %s", study.study, rows, failed)
@@ -135,7 +135,7 @@ def _processor() -> str:
     return f"{platform.machine()} {found.get('model name', '')} {hashlib.sha256(sets.encode()).hexdigest()[:16]}"
 
 
-def _about(study: Study, where: torch.device, way: Way) -> dict[str, Any]:
+def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
     """All that a finding depends on."""
     training = study.training
     return {
@@ -147,17 +147,17 @@ def _about(study: Study, where: torch.device, way: Way) -> dict[str, Any]:
         "precision": training.precision,
         "records_per_patient": training.records_per_patient,
         "augment": [training.augment, training.augment_multiplicity],
-        "way": way,
+        "way": engine,
         "sizes": sizes(study, where),
     }
 
 
-def _tested(study: Study, where: torch.device, way: Way, findings: Findings | None) -> Finding:
-    about = _about(study, where, way)
+def _tested(study: Study, where: torch.device, engine: Engine, findings: Findings | None) -> Finding:
+    about = _about(study, where, engine)
     found = None if findings is None else findings.get(about)
     if found is None:
         log.info("study %s: testing on %s that no record's result depends on another's", study.study, where)
-        found, whole = _test(study, where, way, about["sizes"])
+        found, whole = _test(study, where, engine, about["sizes"])
         if findings is not None and whole:
             findings.put(about, found)
     if found.failed:
@@ -165,13 +165,13 @@ def _tested(study: Study, where: torch.device, way: Way, findings: Findings | No
     return found
 
 
-def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> tuple[Finding, bool]:
+def _test(study: Study, where: torch.device, engine: Engine, tried: list[int]) -> tuple[Finding, bool]:
     """Finding, and whether it is to be kept: not where a test broke off, as for memory that is short today."""
     failed: list[str] = []
     whole = True
     for rows in tried:
         try:
-            said = dependence(study, where, way, rows)
+            said = dependence(study, where, engine, rows)
         except Exception as error:  # such as memory: of invented records, so it may be quoted
             whole = False
             said = f"the test broke off ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
@@ -181,10 +181,10 @@ def _test(study: Study, where: torch.device, way: Way, tried: list[int]) -> tupl
     return Finding(0, "; ".join(failed)), whole
 
 
-def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, way: Way, rows: int) -> str:
+def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, engine: Engine, rows: int) -> str:
     """Why the largest pieces cannot be computed, or nothing. It may quote an error: nobody's data is there."""
     try:
-        rehearse(study, plan, where, way, rows)
+        rehearse(study, plan, where, engine, rows)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return ""

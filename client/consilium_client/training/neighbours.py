@@ -1,8 +1,8 @@
 """Neighbour test: does a record's result here depend on the records beside it? Bit by bit, on the study's own model.
 
-What clipping and counts bound rests on it (``dpsgd/rows.py``): a library's kernels may go by the number of rows, by a
-row's place, by a matrix's address. MKL is told not to (``dpsgd/blas.py``). No other library can be told, so none is
-trusted: on every machine, whatever it computes with, the study's model is run on invented records, each held against
+What clipping and counts bound rests on it (``dpsgd/isolation.py``): a library's kernels may go by the number of rows,
+by a row's place, by a matrix's address. MKL is told not to (``dpsgd/blas.py``). No other library can be told, so none
+is trusted: on every machine, whatever it computes with, the study's model is run on invented records, each held against
 itself alone, at other places and beside others. What was found is kept (``machine.py``).
 
 The first weights are the study's own. The others are crafted: the last layer's are a hundred million times what they
@@ -24,16 +24,16 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, invented
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch, Split
+from consilium_client.training.microbatches import Batch, Chunking
 from consilium_client.training.steps import accumulate
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.device import exact_arithmetic
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.tape import ERROR
 
 _SCALE = 1e8
@@ -44,14 +44,15 @@ _ALONE = 4
 Vector = npt.NDArray[np.floating[Any]]
 
 
-def dependence(study: Study, device: torch.device, way: Way, rows: int) -> str:
+def dependence(study: Study, device: torch.device, engine: Engine, rows: int) -> str:
     """Dependence of a record on the records beside it, in pieces of so many rows, in words; empty where there is none.
 
     Takes some eight passes of a piece. The same for the same machine: nothing is drawn but from fixed seeds.
     """
     data = _records(study, rows)
     for weights in _weights(study, data):
-        found = _of_gradients(study, weights, data, device, way, rows) or _of_counts(study, weights, data, device, rows)
+        found = _of_gradients(study, weights, data, device, engine, rows)
+        found = found or _of_counts(study, weights, data, device, rows)
         if found:
             return found
     return ""
@@ -97,8 +98,8 @@ def _orders(count: int) -> list[npt.NDArray[np.int64]]:
     return [np.arange(count), first, second, second[:1]]
 
 
-def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.device, way: Way, rows: int) -> str:
-    step, whole = _Step(study, weights, device, way, rows), _orders(data.patient_count)
+def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.device, engine: Engine, rows: int) -> str:
+    step, whole = _Step(study, weights, device, engine, rows), _orders(data.patient_count)
     seen, total = step(data, whole[0])
     sums = []
     for order in whole[1:]:
@@ -124,11 +125,11 @@ def _of_counts(study: Study, weights: Vector, data: Records, device: torch.devic
 class _Step:
     """The private sum of some patients, again and again from the same weights."""
 
-    def __init__(self, study: Study, weights: Vector, device: torch.device, way: Way, rows: int) -> None:
+    def __init__(self, study: Study, weights: Vector, device: torch.device, engine: Engine, rows: int) -> None:
         model = build(study)
         load_vector(model, weights)
         self._study, self._device, self._rows = study, device, rows
-        self._model = gradients.of(model.to(device).train(), way, study.training.precision)
+        self._model = engines.wrap(model.to(device).train(), engine, study.training.precision)
         self._loss = per_record(study, device)
         self._optimizer = PrivateOptimizer(
             torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0),
@@ -148,14 +149,14 @@ class _Step:
         def see(records: npt.NDArray[np.int64]) -> None:
             of = data.patients[records]
             for number, patient in enumerate(of[np.sort(np.unique(of, return_index=True)[1])].tolist()):
-                seen[patient] = _digest(self._model.tape.left_by(number))
+                seen[patient] = _digest(self._model.tape.tensors_of(number))
 
         parts = [np.flatnonzero(data.patients == patient) for patient in patients]
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         drawn, same = Draw(np.concatenate(parts), owners), _OneMove()
         with exact_arithmetic():
-            batch = Batch(self._study, data, drawn, self._device, same, Split(self._rows, fixed=True))  # type: ignore[arg-type]
-            pieces = batch.fixed_pieces(self._rows)
+            batch = Batch(self._study, data, drawn, self._device, same, Chunking(self._rows, fixed=True))  # type: ignore[arg-type]
+            pieces = batch.padded_microbatches(self._rows)
             accumulate(self._model, self._optimizer, self._loss, pieces, see, self._limit)
             total = self._optimizer.summed()
             self._optimizer.forget()

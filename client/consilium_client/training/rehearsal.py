@@ -12,19 +12,19 @@ import torch
 from consilium_client.data.patients import Draw
 from consilium_client.training import invented
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch, Split
+from consilium_client.training.microbatches import Batch, Chunking
 from consilium_client.training.steps import PrivateSteps
 from consilium_shared.models import build
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dpsgd.device import exact_arithmetic
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 from dpsgd.noise import Noise
 
 
 def largest(rows: int, records: int, copies: int) -> list[list[int]]:
     """Largest pieces, as how many records each patient in one has: a full one of patients with one record each; one in
-    which a patient has so many that room for as many of everybody (``Owners.beside``) is largest; and where that
+    which a patient has so many that room for as many of everybody (``RowOwners.by_patient``) is largest; and where that
     is more than a piece, one of a patient with as many as the study allows.
 
     Args:
@@ -41,15 +41,15 @@ def largest(rows: int, records: int, copies: int) -> list[list[int]]:
     return found
 
 
-def rehearse(study: Study, plan: PrivacyPlan, device: torch.device, way: Way, rows: int) -> None:
+def rehearse(study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int) -> None:
     """One private step of the largest pieces, in so many rows. Raises whatever this machine raises."""
     loss, nobody = per_record(study, device), np.random.default_rng(0)
     with exact_arithmetic():
         model = build(study).to(device).train()
-        steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, way)
+        steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, engine)
         batches = []
         for counts in largest(rows, plan.records_per_patient, study.training.augment_multiplicity):
             data = invented.records(study, counts)
             everybody = Draw(np.arange(len(data)), data.patients)
-            batches.append(Batch(study, data, everybody, device, nobody, Split(rows, fixed=True)))
+            batches.append(Batch(study, data, everybody, device, nobody, Chunking(rows, fixed=True)))
         steps.try_out(batches)

@@ -1,4 +1,4 @@
-"""One step of a round after the other, private or not: a batch's pieces through the model, and the optimizer's step.
+"""One step of a round after the other, private or not: a batch's microbatches, and the optimizer's step.
 
 **What a patient can make break.** Every step of a private round was charged for, and ends in one noisy sum, whatever
 happens on the way: a refusal in its place would tell something of the patients that nobody has paid for. Memory and the
@@ -18,17 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.training.pieces import Batch, Piece
+from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
+from dpsgd.adaptive import AdaptiveClipping
 from dpsgd.device import in_precision, onto
-from dpsgd.gradients import Gradients, Way
+from dpsgd.engines import Engine, PerSampleModel
+from dpsgd.isolation import one_thread, without_denormals
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
 from dpsgd.per_sample import Loss
-from dpsgd.rows import one_thread, without_denormals
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 
 log = logging.getLogger("consilium.agent")
 
@@ -59,10 +60,10 @@ class PrivateSteps:
         loss: Loss,
         noise: Noise,
         rows: int,
-        way: Way = "book-keeping",
+        engine: Engine = "book-keeping",
         probe: Probe | None = None,
     ) -> None:
-        """``rows``: of a piece in which several patients are."""
+        """``rows``: of a microbatch in which several patients are."""
         optimizer, after = _torch_optimizer(model, study)
 
         def then() -> None:
@@ -71,7 +72,8 @@ class PrivateSteps:
             after()
 
         self._loss, self._rows = loss, rows
-        self._model = gradients.of(model, way, study.training.precision)
+        adaptive = study.training.adaptive_clipping
+        self._model = engines.wrap(model, engine, study.training.precision)
         self.optimizer = PrivateOptimizer(
             optimizer,
             self._model.tape,
@@ -80,7 +82,7 @@ class PrivateSteps:
             expected_batch=study.training.expected_batch,
             expected=plan.expected(study.training.expected_batch),
             noise=noise,
-            adaptive=study.training.adaptive_clipping,
+            adaptive=None if adaptive is None else AdaptiveClipping(adaptive.quantile, adaptive.rate),
             after=then,
         )
         self._plant = None if probe is None else partial(probe.plant, self.optimizer)
@@ -99,15 +101,15 @@ class PrivateSteps:
         """One step of all these batches, of invented records; raises whatever breaks off."""
         self.optimizer.begin()
         for batch in batches:
-            self._add(batch.fixed_pieces(self._rows))
+            self._add(batch.padded_microbatches(self._rows))
         self.optimizer.finish()
 
-    def _add(self, pieces: Iterable[Piece]) -> None:
-        accumulate(self._model, self.optimizer, self._loss, pieces, self._plant, self._limit)
+    def _add(self, microbatches: Iterable[Microbatch]) -> None:
+        accumulate(self._model, self.optimizer, self._loss, microbatches, self._plant, self._limit)
 
     def _summed(self, drawn: Batch) -> bool:
         try:
-            self._add(drawn.fixed_pieces(self._rows))
+            self._add(drawn.padded_microbatches(self._rows))
         except Exception as error:
             if self._plant is not None:  # an audit: nobody's data is in it
                 raise
@@ -122,9 +124,9 @@ class PrivateSteps:
 
     def _one_by_one(self, drawn: Batch) -> None:
         torch.cuda.empty_cache()
-        for piece in drawn.alone(self._rows):
+        for microbatch in drawn.single_patients(self._rows):
             try:
-                self._add([piece()])
+                self._add([microbatch()])
             except Exception as error:
                 log.error("it broke off again (%s): what it was at is left out", type(error).__name__)
                 self.optimizer.leave_out()
@@ -132,10 +134,10 @@ class PrivateSteps:
 
 
 def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int) -> Stepper:
-    """The steps of a round without privacy, in pieces of so many rows."""
+    """The steps of a round without privacy, in microbatches of so many rows."""
     optimizer, after = _torch_optimizer(model, study)
     plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
-    return lambda drawn: _plain_step(plain, optimizer, loss, drawn.pieces(rows), batch, after)
+    return lambda drawn: _plain_step(plain, optimizer, loss, drawn.microbatches(rows), batch, after)
 
 
 def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
@@ -146,39 +148,39 @@ def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
     else:
         optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
-    anchors = [p.detach().clone() for p in parameters]
+    global_parameters = [p.detach().clone() for p in parameters]
 
     def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
         if study.training.proximal > 0:
-            for parameter, anchor in zip(parameters, anchors, strict=True):
+            for parameter, global_parameter in zip(parameters, global_parameters, strict=True):
                 assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
-                parameter.grad.add_(parameter.detach() - anchor, alpha=study.training.proximal)
+                parameter.grad.add_(parameter.detach() - global_parameter, alpha=study.training.proximal)
 
     return optimizer, after
 
 
 def accumulate(
-    model: Gradients,
+    model: PerSampleModel,
     optimizer: PrivateOptimizer,
     loss: Loss,
-    pieces: Iterable[Piece],
+    microbatches: Iterable[Microbatch],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
     limit: int | None = None,
 ) -> None:
-    """Add the clipped gradients of a step's pieces to its sum.
+    """Add the clipped gradients of a step's microbatches to its sum.
 
     Args:
-        pieces: ``Batch.fixed_pieces``; the gradients of filling are dropped before anything is clipped.
+        microbatches: ``Batch.padded_microbatches``; the gradients of filling are dropped before anything is clipped.
         plant: as ``Probe.plant``.
-        limit: as of ``Owners``.
+        limit: as of ``RowOwners``.
     """
-    for piece in pieces:
-        model.tape.open(Owners(piece.owners, piece.labels.device, len(piece.labels), limit))
+    for microbatch in microbatches:
+        model.tape.open(RowOwners(microbatch.owners, microbatch.labels.device, len(microbatch.labels), limit))
         with one_thread(), without_denormals():
-            model.backward(loss(model(*piece.inputs), piece.labels))
+            model.backward(loss(model(*microbatch.inputs), microbatch.labels))
         if plant is not None:
-            plant(piece.records)
+            plant(microbatch.records)
         optimizer.accumulate()
 
 
@@ -186,13 +188,13 @@ def _plain_step(
     model: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Loss,
-    pieces: Iterable[Piece],
+    microbatches: Iterable[Microbatch],
     expected_batch: int,
     after: Callable[[], None],
 ) -> None:
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
-    for inputs, labels, owners, _ in pieces:
+    for inputs, labels, owners, _ in microbatches:
         weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
         losses = loss(model(inputs), labels)
         finite = torch.isfinite(losses.detach())

@@ -15,7 +15,7 @@ import torch
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Part, Records
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batches, Split
+from consilium_client.training.microbatches import Batches, Chunking
 from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
@@ -23,14 +23,14 @@ from consilium_shared.models import build, shape
 from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
-from dpsgd import gradients
+from dpsgd import engines
 from dpsgd.device import exact_arithmetic
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 from dpsgd.independence import check_once
+from dpsgd.isolation import ROWS
 from dpsgd.keystream import SEED_BYTES, KeyStream
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
-from dpsgd.rows import ROWS
 
 INPUT_NUMBERS = 2**21
 """Most input numbers of one physical batch: 32 images of 256 × 256; activations are some ten to fifty times that."""
@@ -78,7 +78,7 @@ def train(
     clipping_norm: float | None = None,
     on_progress: Progress | None = None,
     probe: Probe | None = None,
-    way: Way = "book-keeping",
+    engine: Engine = "book-keeping",
     rows: int | None = None,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
@@ -106,7 +106,7 @@ def train(
             None for the plan's.
         on_progress: told (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
-        way: how per-sample gradients are found; the event is the same.
+        engine: how per-sample gradients are found; the event is the same.
         rows: of a piece with privacy in which several patients are (``private_rows``, or what the machine passed).
 
     Raises:
@@ -131,19 +131,19 @@ def train(
         check_independence(study)
     secret = _seed(study, round, attempt, site, seed)
     sampler = _sampler(study, part, plan, secret)
-    drift = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
+    generator = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
     if private is None:
         rows = physical_batch(records)
     elif rows is None:
         rows = private_rows(study, records)
-    split = Split(rows, fixed=private is not None)
+    chunking = Chunking(rows, fixed=private is not None)
     done = 0
     if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
         private = replace(private, clipping_norm=clipping_norm)
     steps: PrivateSteps | None = None
-    with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, drift, split) as batches:
+    with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, generator, chunking) as batches:
         if private is not None:
-            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, way, probe)
+            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe)
         stepper: Stepper = plain_steps(model, study, loss, rows) if steps is None else steps
         for batch in batches:
             stepper(batch)
@@ -179,10 +179,10 @@ def check_independence(study: Study) -> None:
     check_once(study.digest, build(study), loss, shape.classes(study), shapes)
 
 
-def check_mechanism(study: Study, plan: PrivacyPlan, way: Way) -> None:
-    """Raises ConfigurationError where the site's way cannot compute what the study asks, or the plan's noise and bound
-    are beyond what the lattice takes."""
-    gradients.check_precision(way, study.training.precision)
+def check_mechanism(study: Study, plan: PrivacyPlan, engine: Engine) -> None:
+    """Raises ConfigurationError where the site's engine cannot compute what the study asks, or the plan's noise and
+    bound are beyond what the lattice takes."""
+    engines.check_precision(engine, study.training.precision)
     numbers = width(study) + (study.training.adaptive_clipping is not None)
     Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, plan.expected(study.training.expected_batch))
 

@@ -15,15 +15,17 @@ from consilium_client.state.clipping_norms import ClippingNorms
 from consilium_client.state.results import Results
 from consilium_client.training import trainer
 from consilium_client.training.trainer import TrainResult, train
+from consilium_shared import limits
 from consilium_shared.errors import IntegrityError
 from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM
 from consilium_shared.privacy.event import DpSgdEvent
 from consilium_shared.protocol.messages import Update
-from consilium_shared.study import AdaptiveClipping, Study
-from dpsgd.adaptive import following, marks
-from dpsgd.clipping import PrivateOptimizer
+from consilium_shared.study import Study
+from dpsgd import adaptive
+from dpsgd.adaptive import AdaptiveClipping, following, marks
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 PATIENTS, PLACES = 400, 50
@@ -50,8 +52,8 @@ def norms(spec: AdaptiveClipping, noise: float = 0.0, start: float = 1.0, patien
     gradients[:, 0] = torch.linspace(1 / patients, 1, patients)
     while True:
         optimizer.begin()
-        optimizer.tape.open(Owners(torch.arange(patients), torch.device("cpu")))
-        optimizer.tape.rows(parameter, gradients)
+        optimizer.tape.open(RowOwners(torch.arange(patients), torch.device("cpu")))
+        optimizer.tape.record_gradients(parameter, gradients)
         optimizer.accumulate()
         optimizer.finish()
         yield optimizer.clipping_norm
@@ -168,6 +170,11 @@ def test_a_contract_without_privacy_has_nothing_to_clip() -> None:
     assert (spec.quantile, spec.rate) == (0.5, 0.2)
     with pytest.raises(ValueError, match="nothing is clipped"):
         Study.model_validate({**content, "privacy": {"mode": "none"}})
+
+
+def test_the_range_of_an_adaptive_norm_is_what_a_message_may_say() -> None:
+    """The engine has limits of its own; a site's next norm must pass those of the protocol."""
+    assert (adaptive.LEAST_NORM, adaptive.MOST_NORM) == (limits.LEAST_CLIPPING_NORM, limits.MOST_CLIPPING_NORM)
 
 
 @pytest.fixture

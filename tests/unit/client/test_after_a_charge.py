@@ -16,7 +16,7 @@ from consilium_client.data.records import Records
 from consilium_client.training import evaluation, fit, steps, trainer
 from consilium_client.training.fit import fitting
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch, Batches
+from consilium_client.training.microbatches import Batch, Batches
 from consilium_client.training.rehearsal import largest
 from consilium_client.training.steps import PrivateSteps
 from consilium_client.training.trainer import TrainResult, check_mechanism, train
@@ -27,10 +27,10 @@ from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.protocol.messages import Update
 from consilium_shared.study import Study
-from dpsgd.clipping import PrivateOptimizer
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import ERROR, Tape
 
 CPU = torch.device("cpu")
@@ -133,8 +133,8 @@ def test_the_sum_of_more_patients_than_a_step_is_made_for_still_moves_by_the_bou
             noise=Noise(bytes(32)),
         )
         assert optimizer.lattice.patients < patients
-        optimizer.tape.open(Owners(torch.arange(patients), CPU))
-        optimizer.tape.rows(parameter, gradients[:patients])
+        optimizer.tape.open(RowOwners(torch.arange(patients), CPU))
+        optimizer.tape.record_gradients(parameter, gradients[:patients])
         optimizer.accumulate()
         sums.append(optimizer._sum * optimizer.lattice.step)
         optimizer.finish()
@@ -176,9 +176,9 @@ class BadPatient:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
         self.pieces: list[int] = []
         """Patients of each that was begun."""
-        whole, error_of = steps.Owners, error
+        whole, error_of = steps.RowOwners, error
 
-        def owners(of: torch.Tensor, *about: Any) -> Owners:
+        def owners(of: torch.Tensor, *about: Any) -> RowOwners:
             self.pieces.append(len(torch.bincount(of)))
             return whole(of, *about)
 
@@ -189,7 +189,7 @@ class BadPatient:
                 raise error_of("this quotes a patient: P17")
             return forward(logits, *about, **more)
 
-        monkeypatch.setattr(steps, "Owners", owners)
+        monkeypatch.setattr(steps, "RowOwners", owners)
         monkeypatch.setattr(torch.nn.functional, "cross_entropy", broken)
 
     @staticmethod
@@ -215,31 +215,31 @@ def without(data: Records, patient: int) -> Records:
     )
 
 
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
 @pytest.mark.parametrize("bad", [0, 20, 39])
 def test_a_patient_with_whom_the_passes_break_off_counts_as_one_that_was_not_drawn(
-    bad: int, error: type[Exception], way: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bad: int, error: type[Exception], engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study, data = a_study(40, 3), with_bad([1, 2, 3, 1] * 10, bad)
     plan = a_plan(study, sigma=1e-3)
-    fine = a_round(study, plan, without(data, bad), way=way).update
+    fine = a_round(study, plan, without(data, bad), engine=engine).update
     BadPatient(monkeypatch, error)
-    found = a_round(study, plan, data, way=way)
+    found = a_round(study, plan, data, engine=engine)
     assert left(found) == ((26,), np.float32, 2)
     assert np.abs(found.update - fine).max() < 0.01 * np.abs(fine).max()
     assert "P17" not in caplog.text
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("bad", [0, 20, 39])
 def test_a_patient_whose_records_cannot_be_prepared_takes_nobody_along(
-    bad: int, ahead: bool, monkeypatch: pytest.MonkeyPatch
+    bad: int, prefetch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, data = a_study(40, 3), with_bad([1, 2, 3, 1] * 10, bad)
     plan = a_plan(study, sigma=1e-3)
     fine = a_round(study, plan, without(data, bad)).update
-    whole = Batch._piece
+    whole = Batch._microbatch
 
     def broken(self: Batch, place: Any) -> Any:
         found = whole(self, place)
@@ -247,8 +247,8 @@ def test_a_patient_whose_records_cannot_be_prepared_takes_nobody_along(
             raise MemoryError("P17")
         return found
 
-    monkeypatch.setattr(Batch, "_piece", broken)
-    monkeypatch.setattr(trainer, "Batches", partial(Batches, ahead=ahead))
+    monkeypatch.setattr(Batch, "_microbatch", broken)
+    monkeypatch.setattr(trainer, "Batches", partial(Batches, prefetch=prefetch))
     assert np.abs(a_round(study, plan, data).update - fine).max() < 0.01 * np.abs(fine).max()
 
 
@@ -259,8 +259,8 @@ def test_where_every_pass_breaks_off_the_round_is_the_noise_alone(monkeypatch: p
     assert left(alone) == ((26,), np.float32, 2)
     monkeypatch.setattr(BadPatient, "is_there", staticmethod(lambda _: True))
     BadPatient(monkeypatch)
-    for way in ("book-keeping", "opacus"):
-        found = a_round(study, plan, records([1] * 9), way=way)
+    for engine in ("book-keeping", "opacus"):
+        found = a_round(study, plan, records([1] * 9), engine=engine)
         assert left(found) == left(alone)
         assert np.array_equal(found.update, alone.update)
 
@@ -283,9 +283,9 @@ UNKNOWN.inputs[-64:] = np.nan
 
 
 @pytest.mark.parametrize("adaptive", [None, {}])
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
 def test_neighbours_send_the_same_kind_of_thing_after_the_same_kind_of_work(
-    way: Any, adaptive: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    engine: Any, adaptive: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without one patient, with one of 1, of 64 records, of numbers beyond float32, and of none at all: each piece goes
     through the whole pass and through clipping, and each step gets its noise."""
@@ -305,7 +305,7 @@ def test_neighbours_send_the_same_kind_of_thing_after_the_same_kind_of_work(
     seen = []
     for data in (records([1] * 8), records([1] * 9), records(HEAVY), OVERFLOWING, UNKNOWN):
         done.clear()
-        seen.append((left(a_round(study, a_plan(study), data, way=way)), done.count("noise")))
+        seen.append((left(a_round(study, a_plan(study), data, engine=engine)), done.count("noise")))
         assert done.count("piece") == 2 * (2 if len(data) > 9 else 1)  # a patient of more than a piece has its own
     assert len(set(seen)) == 1
 

@@ -67,11 +67,11 @@ def test_a_baseline_computes_as_the_sites_rounds_do(monkeypatch: pytest.MonkeyPa
     whole, ways = trainer.train, []
 
     def train(*args: Any, **kept: Any) -> Any:
-        ways.append(kept["way"])
+        ways.append(kept["engine"])
         return whole(*args, **kept)
 
     monkeypatch.setattr(trainer, "train", train)
-    train_alone(study(1), records(), "cpu", way="opacus")
+    train_alone(study(1), records(), "cpu", engine="opacus")
     assert ways == ["opacus"]
 
 

@@ -106,18 +106,18 @@ def test_how_many_right_guesses_prove_anything_is_told(running: Any) -> None:
         assert ("ε 0.000" in said[3]) == (delta == 1e-3)
 
 
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
-def test_the_audit_computes_as_the_sites_rounds_do(running: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
+def test_the_audit_computes_as_the_sites_rounds_do(running: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, whole, ways = running.coordinator.site.config_file, canaries.train, []
 
     def train(*args: Any, **kept: Any) -> Any:
-        ways.append(kept["way"])
+        ways.append(kept["engine"])
         return whole(*args, **kept)
 
-    config.write_text(config.read_text() + f"gradients: {way}\n")
+    config.write_text(config.read_text() + f"gradients: {engine}\n")
     monkeypatch.setattr(canaries, "train", train)
     audit(running)
-    assert set(ways) == {way}
+    assert set(ways) == {engine}
 
 
 def test_the_audit_computes_where_and_in_the_pieces_that_this_machine_passed(
@@ -131,7 +131,7 @@ def test_the_audit_computes_where_and_in_the_pieces_that_this_machine_passed(
         computed.add((str(kept["device"]), kept["rows"]))
         return whole(*args, **kept)
 
-    def dependent(study: Study, where: Any, way: str, rows: int) -> str:
+    def dependent(study: Study, where: Any, engine: str, rows: int) -> str:
         return "" if rows == 1 else "a record's result depends on another's"
 
     monkeypatch.setattr(fit, "dependence", dependent)

@@ -21,10 +21,10 @@ from consilium_shared.models import build
 from consilium_shared.privacy.canaries import Outcome, compare, contradiction, lower_bound
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
-from dpsgd.clipping import PrivateOptimizer
-from dpsgd.gradients import Way
+from dpsgd.engines import Engine
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 CPU = torch.device("cpu")
@@ -61,12 +61,12 @@ def run(given: Study, number: int = 1000, **changes: Any) -> tuple[Outcome, Priv
     return audit(given, plan, CPU, canaries=number, seed=SEED), plan
 
 
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
-def test_both_ways_to_gradients_are_audited_alike(way: Way) -> None:
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
+def test_both_ways_to_gradients_are_audited_alike(engine: Engine) -> None:
     given = study("gru")
     plan = make_plan(given, 200)
     assert isinstance(plan, PrivacyPlan)
-    found = audit(given, plan, CPU, canaries=500, seed=SEED, way=way)
+    found = audit(given, plan, CPU, canaries=500, seed=SEED, engine=engine)
     assert found == audit(given, plan, CPU, canaries=500, seed=SEED)
     assert found.correct > found.guesses / 2
 
@@ -90,12 +90,12 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
             entry.values.mul_((bound / norms).clamp(max=1.0)[:, None])
         return torch.ones_like(whole(self, bound))
 
-    patch.setattr(Tape, "forms", lambda *_: True)
+    patch.setattr(Tape, "materializes", lambda *_: True)
     patch.setattr(Tape, "ratios", each)
 
 
 def clipping_each_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(steps, "Owners", lambda owners, *about: Owners(torch.arange(len(owners)), *about))
+    patch.setattr(steps, "RowOwners", lambda owners, *about: RowOwners(torch.arange(len(owners)), *about))
 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
@@ -242,9 +242,9 @@ def stepping(plan: PrivacyPlan, parameters: list[torch.nn.Parameter], tape: Tape
 def recorded(parameters: list[torch.nn.Parameter], values: torch.Tensor) -> Tape:
     """Gradients of as many patients, each all the same number."""
     found = Tape()
-    found.open(Owners(torch.arange(len(values)), CPU))
+    found.open(RowOwners(torch.arange(len(values)), CPU))
     for parameter in parameters:
-        found.rows(parameter, values.repeat(1, parameter.numel()))
+        found.record_gradients(parameter, values.repeat(1, parameter.numel()))
     return found
 
 

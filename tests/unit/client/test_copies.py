@@ -14,15 +14,15 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import augmentation, canaries
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch, Piece
+from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_client.training.steps import accumulate
 from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 
 COUNTS = [1, 3, 1, 2]
 
@@ -35,15 +35,15 @@ def data() -> Records:
     return with_owners(records("small-cnn", patients=sum(COUNTS)), COUNTS)
 
 
-def pieces(given: Study, whole: Records, size: int) -> list[Piece]:
+def microbatches(given: Study, whole: Records, size: int) -> list[Microbatch]:
     draw = Draw(np.arange(len(whole)), whole.patients)
-    return list(Batch(given, whole, draw, CPU, np.random.default_rng(0)).fixed_pieces(size))
+    return list(Batch(given, whole, draw, CPU, np.random.default_rng(0)).padded_microbatches(size))
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
 def test_a_record_is_so_many_rows_of_its_patient_each_moved_otherwise_in_one_piece(size: int) -> None:
     whole = data()
-    found = pieces(with_copies(3), whole, size)
+    found = microbatches(with_copies(3), whole, size)
     assert np.concatenate([p.records for p in found]).tolist() == np.arange(len(whole)).repeat(3).tolist()
     assert [n for p in found for n in np.bincount(p.owners).tolist()] == [3 * count for count in COUNTS]
     for piece in found:
@@ -54,7 +54,7 @@ def test_a_record_is_so_many_rows_of_its_patient_each_moved_otherwise_in_one_pie
 
 def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> None:
     given, whole, bound = with_copies(3), data(), 0.05
-    found = pieces(given, whole, 32)
+    found = microbatches(given, whole, 32)
     loss, expected = per_record(given, CPU), 0.0
     for piece in found:
         for owner in range(int(piece.owners[-1]) + 1):
@@ -64,7 +64,7 @@ def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> N
             assert np.linalg.norm(gradient) > bound  # clipping is at work
             expected = expected + gradient * bound / np.linalg.norm(gradient)
     model = build(given)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), 1.0),
         wrapped.tape,
@@ -109,7 +109,7 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
         given, model = with_copies(copies), build(study("small-cnn"))
         parameters, start = list(model.parameters()), to_vector(model)
         run_of_one = canaries._Run(plan(), 1, len(start), 1, np.arange(sum(COUNTS)) // sum(COUNTS))
-        wrapped = gradients.of(model, "book-keeping")
+        wrapped = engines.wrap(model, "book-keeping")
         optimizer = PrivateOptimizer(
             torch.optim.SGD(parameters, 1.0),
             wrapped.tape,
@@ -122,7 +122,7 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
             wrapped,
             optimizer,
             per_record(given, CPU),
-            pieces(given, data(), 32),
+            microbatches(given, data(), 32),
             partial(run_of_one.plant, optimizer),
         )
         optimizer.finish()

@@ -21,11 +21,11 @@ from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
-from dpsgd import entries
-from dpsgd.clipping import PrivateOptimizer
-from dpsgd.entries import Entry, Product
+from dpsgd import layer_records
+from dpsgd.layer_records import LayerRecord, OuterProduct
 from dpsgd.noise import Noise
-from dpsgd.patches import Convolved
+from dpsgd.patches import ConvolutionRecord
+from dpsgd.private_optimizer import PrivateOptimizer
 
 BOUND, OTHERS, STEPS, LOUD = 0.5, 7, 6, 1e4
 SEED = bytes(range(32))
@@ -113,7 +113,7 @@ class Watching:
 
     def plant(self, optimizer: PrivateOptimizer, records: npt.NDArray[np.int64]) -> None:
         if OTHERS in records:  # it is the last
-            found = [(entry, float(entry.squares()[0][-1].detach())) for entry in optimizer.tape._entries]
+            found = [(entry, float(entry.squares()[0][-1].detach())) for entry in optimizer.tape._records]
             grams = [square for entry, square in found if _by_gram(entry)]
             self.norm, self.by_gram = math.sqrt(sum(square for _, square in found)), math.sqrt(sum(grams))
 
@@ -122,9 +122,9 @@ class Watching:
         self.sum = flat.double().numpy() * (OTHERS + 1)
 
 
-def _by_gram(entry: Entry) -> bool:
+def _by_gram(entry: LayerRecord) -> bool:
     """Whether its norm is a Gram sum: of more than one application of the weight."""
-    return isinstance(entry, Convolved) or (isinstance(entry, Product) and entry.inputs.shape[1] > 1)
+    return isinstance(entry, ConvolutionRecord) or (isinstance(entry, OuterProduct) and entry.inputs.shape[1] > 1)
 
 
 def released(model: str, crafted_records: int, records: int) -> Watching:
@@ -156,7 +156,7 @@ def test_a_crafted_patient_moves_the_released_sum_by_at_most_the_bound(model: st
 
 
 def diagonal_alone(
-    product: Product, grams: torch.Tensor, others: torch.Tensor, terms: int
+    product: OuterProduct, grams: torch.Tensor, others: torch.Tensor, terms: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As if the steps' gradients did not add up."""
     found = (grams.diagonal(dim1=1, dim2=2) * others.diagonal(dim1=1, dim2=2)).sum(1)[: product.owners.patients]
@@ -168,5 +168,5 @@ def diagonal_alone(
 def test_a_gram_sum_that_forgets_what_is_off_its_diagonal_is_seen(
     model: str, records: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entries.Product, "_squares", diagonal_alone)
+    monkeypatch.setattr(layer_records.OuterProduct, "_squares", diagonal_alone)
     assert moved(model, records)[0] > 1.2 * BOUND

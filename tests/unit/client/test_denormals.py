@@ -17,11 +17,11 @@ from consilium_client.training.evaluation import evaluate
 from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
+from dpsgd.isolation import one_thread, thread_beside, without_denormals
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
-from dpsgd.rows import one_thread, thread_beside, without_denormals
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 TINY = 2.0**-140
@@ -68,9 +68,9 @@ def seen(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, found: dict[st
     monkeypatch.setattr(owner, name, looking)
 
 
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
 def test_a_private_round_forms_gradients_without_them_and_clips_adds_and_draws_noise_with_them(
-    way: gradients.Way, monkeypatch: pytest.MonkeyPatch
+    engine: engines.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a number could be zero in a norm and not in the sum, where torch's threads read it otherwise."""
     given, found = study("lstm", DP), {}
@@ -84,7 +84,7 @@ def test_a_private_round_forms_gradients_without_them_and_clips_adds_and_draws_n
     ]:
         seen(monkeypatch, owner, name, found)
     start = pack(to_vector(build(given)), given)
-    trainer.train(start, given, records("lstm"), plan(), round=1, site="north", device=CPU, way=way)
+    trainer.train(start, given, records("lstm"), plan(), round=1, site="north", device=CPU, engine=engine)
     assert found == {"rows": {True}, "ratios": {False}, "add_up": {False}, "add_noise": {False}, "add_to": {False}}
     assert not flushed()
 
@@ -120,10 +120,10 @@ def test_a_tiny_input_before_a_huge_gradient_is_in_the_norm_as_it_is_in_the_sum(
     """2^-127 times 2^127 is no tiny number: left out of the norm alone, it would be added to the sum unclipped."""
     weight, tape = torch.nn.Parameter(torch.zeros(2, 4)), Tape()
     inputs, deltas = torch.full((3, 5, 4), 2.0**-127), torch.full((3, 5, 2), 2.0**127)
-    tape.open(Owners(torch.arange(3), CPU))
+    tape.open(RowOwners(torch.arange(3), CPU))
     with one_thread(), without_denormals():
-        tape.factored((weight,), inputs, deltas)
+        tape.record_factors((weight,), inputs, deltas)
     factors, total = tape.factors(1.0), torch.zeros(8, dtype=torch.float64)
-    tape.add_up(factors, {weight: total})
+    tape.add_weighted_sum(factors, {weight: total})
     assert float(torch.linalg.vector_norm(total)) == pytest.approx(3.0, rel=1e-5)
     assert float(factors.max()) == pytest.approx(1 / np.sqrt(8 * 25), rel=1e-5)

@@ -15,7 +15,7 @@ from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import Study
-from dpsgd.rows import ROWS
+from dpsgd.isolation import ROWS
 
 STUDY = Study.model_validate(
     {

@@ -20,18 +20,18 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, trainer
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch, Batches
+from consilium_client.training.microbatches import Batch, Batches
 from consilium_client.training.steps import accumulate
 from consilium_client.training.trainer import train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.device import exact_arithmetic
-from dpsgd.gradients import BookKeeping
+from dpsgd.engines import BookKeeping
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 GPU = torch.device("cuda", 0)
@@ -114,9 +114,9 @@ def test_a_round_is_the_same_bit_for_bit(name: str, privacy: dict[str, Any]) -> 
 
 def test_the_sum_is_the_same_prepared_ahead_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     given, data = study("small-cnn", DP, augment="light", expected_batch=80), records("small-cnn", 160)
-    ahead = update(given, data, plan(sampling_rate=0.5), GPU)
-    monkeypatch.setattr(trainer, "Batches", partial(Batches, ahead=False))
-    assert update(given, data, plan(sampling_rate=0.5), GPU).tobytes() == ahead.tobytes()
+    prefetched = update(given, data, plan(sampling_rate=0.5), GPU)
+    monkeypatch.setattr(trainer, "Batches", partial(Batches, prefetch=False))
+    assert update(given, data, plan(sampling_rate=0.5), GPU).tobytes() == prefetched.tobytes()
 
 
 def test_in_bfloat16_a_private_round_runs_and_repeats() -> None:
@@ -149,7 +149,7 @@ def test_a_private_step_never_waits_for_the_device(name: str) -> None:
     """By torch's own watch, which ``test_no_waiting`` stands in for elsewhere."""
     given, data = named(name), records(NAMES[name], 70)
     model = build(given).to(GPU)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), 0.1),
         wrapped.tape,
@@ -163,7 +163,7 @@ def test_a_private_step_never_waits_for_the_device(name: str) -> None:
     def step() -> None:
         optimizer.begin()
         batch = Batch(given, data, draw, GPU, np.random.default_rng(0))
-        accumulate(wrapped, optimizer, loss, batch.fixed_pieces(32))
+        accumulate(wrapped, optimizer, loss, batch.padded_microbatches(32))
         optimizer.finish()
 
     with exact_arithmetic():

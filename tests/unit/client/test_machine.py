@@ -98,11 +98,11 @@ def by_turn(rows: Tensor) -> Tensor:
     return last_bits(rows, (torch.arange(len(rows)) + TURNS[0]) % 3 == 0)
 
 
-@pytest.mark.parametrize("way", ["book-keeping", "opacus"])
+@pytest.mark.parametrize("engine", ["book-keeping", "opacus"])
 @pytest.mark.parametrize("name", MODELS)
-def test_kernels_here_give_a_record_the_same_bits_everywhere(name: str, way: Any) -> None:
+def test_kernels_here_give_a_record_the_same_bits_everywhere(name: str, engine: Any) -> None:
     for rows in (32, 1):
-        assert dependence(a_study(name), CPU, way, rows) == ""
+        assert dependence(a_study(name), CPU, engine, rows) == ""
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_device_that_may_be_chosen_freely_gives_way_to_the_cpu(monkeypatch: py
     def chosen(name: str = "auto") -> torch.device:
         return CPU if name == "cpu" else other
 
-    def test(study: Study, where: torch.device, way: str, rows: int) -> str:
+    def test(study: Study, where: torch.device, engine: str, rows: int) -> str:
         tested.append((where.type, rows))
         return "its rows differ" if where == other else ""
 
@@ -165,7 +165,7 @@ def test_a_device_that_may_be_chosen_freely_gives_way_to_the_cpu(monkeypatch: py
     with pytest.raises(MachineError, match="its rows differ"):
         fitting(study, a_plan(study), "cuda", "book-keeping")
     monkeypatch.setattr(fit, "rehearse", lambda *_: None)
-    monkeypatch.setattr(fit, "dependence", lambda _, where, way, rows: "its rows differ" if rows > 32 else "")
+    monkeypatch.setattr(fit, "dependence", lambda _, where, engine, rows: "its rows differ" if rows > 32 else "")
     assert fitting(study, a_plan(study), "cuda", "book-keeping") == (other, 32)
     monkeypatch.setattr(fit, "dependence", lambda *_: "")
     assert fitting(study, a_plan(study), "cuda", "book-keeping") == (other, 128)
@@ -177,7 +177,7 @@ def test_a_finding_is_kept_until_anything_that_it_depends_on_is_another(
 ) -> None:
     tested = []
 
-    def test(study: Study, where: torch.device, way: str, rows: int) -> str:
+    def test(study: Study, where: torch.device, engine: str, rows: int) -> str:
         tested.append(study.model.name)
         return ""
 

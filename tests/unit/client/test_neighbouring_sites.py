@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from consilium_shared.study import Study
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd.private_optimizer import PrivateOptimizer
 
 MOST = 4
 """Records of a drawn patient that a step takes."""

@@ -24,15 +24,15 @@ from torch.utils._pytree import tree_leaves
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch
+from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
 from consilium_shared.models import build
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.device import exact_arithmetic
-from dpsgd.gradients import BookKeeping
+from dpsgd.engines import BookKeeping
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 
 DEVICE, SIZE = torch.device("meta"), 8
 ONE_EACH, SEVERAL = [1] * 11, [1, 3, 2, 11, 1, 1]
@@ -96,7 +96,7 @@ def a_step(
 ) -> PrivateOptimizer:
     """Two private steps as the trainer makes them."""
     model = model.to(DEVICE)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     parameters = list(model.parameters())
     made = torch.optim.Adam(parameters) if optimizer == "adam" else torch.optim.SGD(parameters, 0.1, momentum=0.9)
     private = PrivateOptimizer(
@@ -112,7 +112,7 @@ def a_step(
         for _ in range(2):
             private.begin()
             batch = Batch(given, data, draw, DEVICE, np.random.default_rng(0))
-            accumulate(wrapped, private, loss, batch.fixed_pieces(size))
+            accumulate(wrapped, private, loss, batch.padded_microbatches(size))
             private.finish()
     return private
 

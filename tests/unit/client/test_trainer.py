@@ -16,18 +16,18 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
 from consilium_client.training.loss import per_record
-from consilium_client.training.pieces import Batch
+from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
 from consilium_client.training.trainer import train
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
-from dpsgd import gradients
-from dpsgd.clipping import PrivateOptimizer
+from dpsgd import engines
 from dpsgd.independence import check
 from dpsgd.noise import Noise
-from dpsgd.owners import Owners
+from dpsgd.private_optimizer import PrivateOptimizer
+from dpsgd.row_owners import RowOwners
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 COUNTS = [3, 1, 5, 2, 1, 4]
@@ -37,7 +37,7 @@ COUNTS = [3, 1, 5, 2, 1, 4]
 def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 32):
     """The private gradient's sum for the chosen records: one step of rate 1 from the initial weights."""
     model = build(given)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), 1.0),
         wrapped.tape,
@@ -50,7 +50,7 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
     indices = np.array(chosen, dtype=np.int64)
     owners = np.cumsum(np.diff(data.patients[indices], prepend=-1) != 0) - 1
     batch = Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
-    accumulate(wrapped, optimizer, per_record(given, CPU), batch.fixed_pieces(size))
+    accumulate(wrapped, optimizer, per_record(given, CPU), batch.padded_microbatches(size))
     optimizer.finish()
     return before.astype(np.float64) - to_vector(model)
 
@@ -138,7 +138,7 @@ def test_a_patient_with_one_record_that_is_not_finite_is_dropped_whole() -> None
 def test_a_physical_batch_never_splits_a_patient(size: int) -> None:
     given, data = study(), with_owners(records(patients=sum(COUNTS)), COUNTS)
     draw = Draw(np.arange(len(data)), data.patients)
-    pieces = list(Batch(given, data, draw, CPU, np.random.default_rng(0)).pieces(size))
+    pieces = list(Batch(given, data, draw, CPU, np.random.default_rng(0)).microbatches(size))
     assert np.array_equal(np.concatenate([piece.labels for piece in pieces]), data.labels)
     counts = [np.bincount(piece.owners.numpy()).tolist() for piece in pieces]
     assert [number for part in counts for number in part] == COUNTS
@@ -312,8 +312,8 @@ def test_parameters_have_the_same_names_and_order_with_and_without_privacy(model
     given = study(model, DP)
     plain, private = build(given), build(given)
     names = [name for name, _ in plain.named_parameters()]
-    for way in ("book-keeping", "opacus"):
-        gradients.of(private, way)
+    for engine in ("book-keeping", "opacus"):
+        engines.wrap(private, engine)
         assert [name for name, _ in private.named_parameters()] == names
         assert to_vector(plain).tobytes() == to_vector(private).tobytes()
 
@@ -412,9 +412,9 @@ def test_a_loss_that_couples_patients_is_refused() -> None:
 
 def test_a_gradient_is_never_used_twice() -> None:
     model = torch.nn.Linear(4, 2)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer = an_optimizer(model, wrapped)
-    wrapped.tape.open(Owners(torch.arange(3), CPU))
+    wrapped.tape.open(RowOwners(torch.arange(3), CPU))
     losses = wrapped(torch.ones(3, 4)).sum(1)
     losses.sum().backward(retain_graph=True)
     optimizer.accumulate()
@@ -425,9 +425,9 @@ def test_a_gradient_is_never_used_twice() -> None:
 
 def test_a_layer_that_a_step_does_not_use_gets_noise_alone() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer, before = an_optimizer(model, wrapped), model[1].weight.clone()
-    wrapped.tape.open(Owners(torch.arange(3), CPU))
+    wrapped.tape.open(RowOwners(torch.arange(3), CPU))
     wrapped.backward(model[0](torch.ones(3, 4)).sum(1))
     optimizer.accumulate()
     optimizer.finish()
@@ -436,15 +436,15 @@ def test_a_layer_that_a_step_does_not_use_gets_noise_alone() -> None:
 
 def test_a_gradient_that_goes_around_the_tape_stops_the_step() -> None:
     model = torch.nn.Linear(4, 2)
-    wrapped = gradients.of(model, "book-keeping")
+    wrapped = engines.wrap(model, "book-keeping")
     optimizer = an_optimizer(model, wrapped)
-    wrapped.tape.open(Owners(torch.arange(3), CPU))
+    wrapped.tape.open(RowOwners(torch.arange(3), CPU))
     wrapped.backward((wrapped(torch.ones(3, 4)) * model.weight.sum()).sum(1))
     with pytest.raises(RuntimeError, match="outside of its layer"):
         optimizer.accumulate()
 
 
-def an_optimizer(model: torch.nn.Module, wrapped: gradients.Gradients) -> PrivateOptimizer:
+def an_optimizer(model: torch.nn.Module, wrapped: engines.PerSampleModel) -> PrivateOptimizer:
     return PrivateOptimizer(
         torch.optim.SGD(model.parameters(), 0.1),
         wrapped.tape,
@@ -460,9 +460,9 @@ def an_optimizer(model: torch.nn.Module, wrapped: gradients.Gradients) -> Privat
 
 def test_when_memory_runs_out_the_same_step_is_made_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     given, data, how = study(privacy=DP), records(), plan(steps_per_round=4, sampling_rate=0.5)
-    whole, asked = gradients.BookKeeping.backward, []
+    whole, asked = engines.BookKeeping.backward, []
 
-    def short(self: gradients.BookKeeping, losses: torch.Tensor) -> None:
+    def short(self: engines.BookKeeping, losses: torch.Tensor) -> None:
         asked.append(len(losses))
         whole(self, losses)  # what it left is forgotten
         if len(losses) > 1:
@@ -471,7 +471,7 @@ def test_when_memory_runs_out_the_same_step_is_made_in_smaller_pieces(monkeypatc
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 1)
     alone = run(given, data, how, seed=bytes(32)).update
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 32)
-    monkeypatch.setattr(gradients.BookKeeping, "backward", short)
+    monkeypatch.setattr(engines.BookKeeping, "backward", short)
     assert np.array_equal(run(given, data, how, seed=bytes(32)).update, alone)
     assert asked[0] == 32
     assert set(asked[1:]) == {1}
@@ -484,20 +484,20 @@ def test_a_step_is_told_how_many_rows_a_patient_may_have_and_not_how_many_somebo
     augmented = {"augment": "light", "augment_multiplicity": copies} if copies > 1 else {}
     given, told = study("small-cnn", privacy=DP, **augmented), set()
 
-    def note(*about: Any) -> Owners:
+    def note(*about: Any) -> RowOwners:
         told.add(about[-1])
-        return Owners(*about)
+        return RowOwners(*about)
 
-    monkeypatch.setattr(steps, "Owners", note)
+    monkeypatch.setattr(steps, "RowOwners", note)
     run(given, records("small-cnn"), plan(records_per_patient=allowed))
     assert told == {allowed * copies}
 
 
 def test_what_was_clipped_before_memory_ran_out_is_not_in_the_sum_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     given, data, how = study(privacy=DP), records(patients=80), plan(steps_per_round=2, sampling_rate=1.0)
-    whole, asked = gradients.BookKeeping.backward, []
+    whole, asked = engines.BookKeeping.backward, []
 
-    def short(self: gradients.BookKeeping, losses: torch.Tensor) -> None:
+    def short(self: engines.BookKeeping, losses: torch.Tensor) -> None:
         asked.append(len(losses))
         if len(losses) > 1 and len(asked) == 2:
             raise torch.OutOfMemoryError
@@ -506,7 +506,7 @@ def test_what_was_clipped_before_memory_ran_out_is_not_in_the_sum_twice(monkeypa
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 1)
     alone = run(given, data, how, seed=bytes(32)).update
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 32)
-    monkeypatch.setattr(gradients.BookKeeping, "backward", short)
+    monkeypatch.setattr(engines.BookKeeping, "backward", short)
     assert np.array_equal(run(given, data, how, seed=bytes(32)).update, alone)
     assert asked == [32, 32, *[1] * 160]
 

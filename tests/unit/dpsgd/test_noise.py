@@ -16,8 +16,8 @@ from scipy import fft, stats
 
 from consilium_shared.errors import ConfigurationError
 from dpsgd import noise
-from dpsgd.clipping import PrivateOptimizer
 from dpsgd.noise import Noise
+from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.tape import Tape
 
 SEED = bytes(range(32))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dpsgd import patches
-from dpsgd.entries import Product
-from dpsgd.owners import Owners
-from dpsgd.patches import Convolved, Geometry
+from dpsgd.layer_records import OuterProduct
+from dpsgd.patches import ConvolutionRecord, Geometry
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
 
 CPU = torch.device("cpu")
@@ -40,24 +40,24 @@ def numbered(sizes: tuple[int, ...]) -> Tensor:
     return torch.arange(math.prod(sizes)).view(sizes)
 
 
-def entry(name: str, owners: Owners, channels: int = 3, outputs: int = 4) -> Convolved:
+def entry(name: str, owners: RowOwners, channels: int = 3, outputs: int = 4) -> ConvolutionRecord:
     geometry, pixels = GEOMETRIES[name]
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(owners.batch, channels, *pixels, generator=draw)
     deltas = torch.randn(owners.batch, outputs, *places_of(geometry, pixels), generator=draw)
     weight = nn.Parameter(torch.zeros(outputs, channels, *geometry.kernel))
-    return Convolved((weight,), owners.kept(inputs), owners.weighted(deltas), owners, geometry)
+    return ConvolutionRecord((weight,), owners.without_filling(inputs), owners.weighted(deltas), owners, geometry)
 
 
-def unfolded(found: Convolved) -> Product:
+def unfolded(found: ConvolutionRecord) -> OuterProduct:
     copied = found.geometry.patches(found.inputs)
-    return Product(found.weights, copied, found.deltas.flatten(2).transpose(1, 2), found.owners)
+    return OuterProduct(found.weights, copied, found.deltas.flatten(2).transpose(1, 2), found.owners)
 
 
-def added(found: Product, factors: Tensor, precision: torch.dtype = torch.float64) -> Tensor:
+def added(found: OuterProduct, factors: Tensor, precision: torch.dtype = torch.float64) -> Tensor:
     (weight,) = found.weights
     totals: dict[Tensor, Tensor] = {weight: torch.zeros(weight.numel(), dtype=precision)}
-    found.add_up(factors, totals)
+    found.add_weighted_sum(factors, totals)
     return totals[weight]
 
 
@@ -68,7 +68,7 @@ def test_norms_are_those_of_the_patches(
     name: str, by_pixels: bool, rows: Tensor, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Geometry, "by_pixels", lambda *_: by_pixels)
-    found = entry(name, Owners(rows, CPU, batch))
+    found = entry(name, RowOwners(rows, CPU, batch))
     for mine, expected in zip(found.squares(), unfolded(found).squares(), strict=True):
         assert len(mine) == int(rows[-1]) + 1
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=0.0)
@@ -82,7 +82,7 @@ def test_sums_are_those_of_the_patches_in_blocks_of_any_size(
 ) -> None:
     monkeypatch.setattr(patches, "_BLOCK", block)
     monkeypatch.setattr(patches, "_PATCHES", copied)
-    found = entry(name, Owners(rows, CPU, 6))
+    found = entry(name, RowOwners(rows, CPU, 6))
     factors = torch.linspace(0.5, 2.0, int(rows[-1]) + 1, dtype=torch.float64)
     torch.testing.assert_close(added(found, factors), added(unfolded(found), factors), rtol=1e-12, atol=1e-13)
     assert added(found, factors, torch.float32).dtype == torch.float32
@@ -113,9 +113,9 @@ def test_a_norm_from_pixels_is_never_too_small(left: float) -> None:
     inputs, deltas = torch.zeros(1, 3, 12), torch.zeros(1, 2, 12)
     inputs[..., 1:5], deltas[..., 1:5] = (torch.randn(1, n, 4, generator=draw) for n in (3, 2))
     inputs[..., 7:11], deltas[..., 7:11] = inputs[..., 1:5] * (1 + left), -deltas[..., 1:5]
-    geometry, owners = Geometry((3,), (1,), (1,), (1,), 1), Owners(torch.arange(1), CPU)
+    geometry, owners = Geometry((3,), (1,), (1,), (1,), 1), RowOwners(torch.arange(1), CPU)
     assert geometry.by_pixels(12, 12)
-    found = Convolved((nn.Parameter(torch.zeros(2, 3, 3)),), inputs, deltas, owners, geometry)
+    found = ConvolutionRecord((nn.Parameter(torch.zeros(2, 3, 3)),), inputs, deltas, owners, geometry)
     square = Fraction(float(found.squares()[0]))
     exact = Fraction(0)
     for one, column in itertools.product(deltas[0].tolist(), geometry.patches(inputs)[0].t().tolist()):
@@ -127,7 +127,7 @@ def test_a_norm_from_pixels_is_never_too_small(left: float) -> None:
 
 @EACH
 def test_a_samples_norm_is_the_same_bits_whoever_is_beside_it(name: str) -> None:
-    owners = Owners(torch.arange(32), CPU)
+    owners = RowOwners(torch.arange(32), CPU)
     found = entry(name, owners, channels=8, outputs=16)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(2))
     others = torch.arange(32) % 3 > 0
@@ -151,23 +151,23 @@ def test_gradients_formed_one_after_the_other_are_those_formed_at_once(
     for few, many in ((0, math.inf), (math.inf, math.inf), (0, 1)):
         monkeypatch.setattr(patches, "_FEW_CHANNELS", few)
         monkeypatch.setattr(patches, "_MANY_PLACES", many)
-        found.append(geometry.formed(inputs, deltas))
+        found.append(geometry.per_sample_gradients(inputs, deltas))
     assert found[0].shape == (5, 3 * groups, 2, *geometry.kernel)
     for each in found[1:]:
         torch.testing.assert_close(each, found[0], rtol=1e-12, atol=1e-13)
 
 
 def test_a_sample_that_is_not_finite_is_not_in_the_sum() -> None:
-    whole = entry("same size", Owners(ALONE, CPU))
+    whole = entry("same size", RowOwners(ALONE, CPU))
     (weight,), sums = whole.weights, []
     assert isinstance(weight, nn.Parameter)
     for planted in (0.0, math.nan, math.inf):
         inputs, deltas = whole.inputs.clone(), whole.deltas.clone()
         inputs[2] = planted
         found, totals = Tape(), {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
-        found.open(Owners(ALONE, CPU))
-        found.convolved(weight, whole.geometry, inputs, deltas)
-        found.add_up(found.factors(0.5), totals)
+        found.open(RowOwners(ALONE, CPU))
+        found.record_convolution(weight, whole.geometry, inputs, deltas)
+        found.add_weighted_sum(found.factors(0.5), totals)
         assert found.empty
         sums.append(totals[weight])
     assert sums[0].norm() > 0
@@ -183,7 +183,7 @@ def test_what_lies_on_no_pixel_is_zero_whatever_a_kernel_left_there(
     geometry = Geometry((3, 2), (3, 1), (1, 0), (1, 1), groups)
     inputs, grad = torch.ones(5, 4, 2, 3), torch.ones(5, 6, 1, 2)
     shape = (5, 6, 4 // groups, 3, 2)
-    monkeypatch.setattr(Geometry, "_formed", lambda *_: torch.full(shape, torch.nan))
-    found = geometry.formed(inputs, grad)
+    monkeypatch.setattr(Geometry, "_per_sample_gradients", lambda *_: torch.full(shape, torch.nan))
+    found = geometry.per_sample_gradients(inputs, grad)
     assert (found[..., 0, :] == 0.0).all()  # above the first row of pixels
     assert found[..., 1:, :].isnan().all()

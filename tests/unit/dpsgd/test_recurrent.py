@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from consilium_shared.errors import ConfigurationError
+from dpsgd.isolation import ROWS
 from dpsgd.recurrent import gru, lstm
-from dpsgd.rows import ROWS
 
 KINDS = [nn.LSTM, nn.GRU]
 Layer = nn.LSTM | nn.GRU
@@ -26,10 +26,10 @@ class Recorded:
         self.products: list[tuple[tuple[nn.Parameter, ...], Tensor, Tensor]] = []
         self.biases: list[tuple[nn.Parameter, Tensor]] = []
 
-    def product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
+    def record_outer_product(self, weights: tuple[nn.Parameter, ...], inputs: Tensor, deltas: Tensor) -> None:
         self.products.append((weights, inputs.clone(), deltas.clone()))
 
-    def rows(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def record_gradients(self, parameter: nn.Parameter, gradients: Tensor) -> None:
         self.biases.append((parameter, gradients.clone()))
 
     def everything(self) -> list[Tensor]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from dpsgd import entries, tape
+from dpsgd import layer_records, tape
 from dpsgd.lattice import Lattice
-from dpsgd.owners import Owners
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import ERROR, REACH, SLACK, Tape
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def opened(patients: int) -> Tape:
     found = Tape()
-    found.open(Owners(torch.arange(patients), CPU))
+    found.open(RowOwners(torch.arange(patients), CPU))
     return found
 
 
@@ -53,7 +53,7 @@ def test_a_clipped_row_is_never_longer_than_the_bound() -> None:
     rows += [np.concatenate([[1.0], np.full(332, 2.4e-4)]), np.full(333, 1e19), np.full(333, 0.1)]
     values = torch.from_numpy(np.array(rows, dtype=np.float32))
     parameter, found = nn.Parameter(torch.zeros(333)), opened(len(values))
-    found.rows(parameter, values)
+    found.record_gradients(parameter, values)
     factors = found.factors(1e-20)
     clipped = [Fraction(float(f)) ** 2 * exact_square(row) for f, row in zip(factors, values, strict=True)]
     bound = Fraction(1e-20) ** 2
@@ -63,14 +63,14 @@ def test_a_clipped_row_is_never_longer_than_the_bound() -> None:
 @pytest.mark.parametrize("numbers", [1, 333, 2**14 - 1, 2**14, 2**17 + 5])
 def test_a_rows_norm_depends_on_neither_its_place_nor_its_neighbours(numbers: int) -> None:
     values = torch.randn(9, numbers, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([entries.row_squares(row[None]) for row in values])
+    alone = torch.cat([layer_records.row_squares(row[None]) for row in values])
     places = torch.tensor([8, 3, 0, 1, 7])
-    assert torch.equal(entries.row_squares(values[places]), alone[places])
+    assert torch.equal(layer_records.row_squares(values[places]), alone[places])
     assert torch.allclose(alone, values.double().square().sum(1), rtol=1e-13, atol=0.0)
     for loud in (float("nan"), 1e25):
         values[7] = loud
         rest = torch.arange(9) != 7
-        assert torch.equal(entries.row_squares(values)[rest], alone[rest])
+        assert torch.equal(layer_records.row_squares(values)[rest], alone[rest])
 
 
 def cancelling(steps: int, left: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,8 +93,8 @@ def gradient_square(inputs: torch.Tensor, deltas: torch.Tensor) -> Fraction:
 def test_a_norm_from_gram_matrices_is_never_too_small(left: float) -> None:
     inputs, deltas = cancelling(16, left)
     found = opened(1)
-    found.factored((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
-    square = Fraction(float(found._entries[0].squares()[0]))
+    found.record_factors((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
+    square = Fraction(float(found._records[0].squares()[0]))
     exact = gradient_square(inputs, deltas)
     assert square >= exact
     if left > 1e-2:
@@ -107,8 +107,8 @@ def test_where_more_cancels_than_float64_holds_the_norm_is_still_not_too_small()
     inputs[0, 1], deltas[0, 1] = 1.0 + 2.0**-23, -1.0
     inputs, deltas = inputs.double() * (1.0 + 2.0**-40), deltas.double()
     found = opened(1)
-    found.factored((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
-    square = Fraction(float(found._entries[0].squares()[0]))
+    found.record_factors((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
+    square = Fraction(float(found._records[0].squares()[0]))
     reach = 4.0 * 8**2
     assert square >= gradient_square(inputs, deltas)
     assert square >= Fraction(2.0**-52 * reach)
@@ -117,7 +117,7 @@ def test_where_more_cancels_than_float64_holds_the_norm_is_still_not_too_small()
 def test_a_patient_whose_gradient_is_what_is_left_of_much_more_is_held_by_what_cancelled() -> None:
     inputs, deltas = cancelling(16, 1e-6)
     found = opened(1)
-    found.factored((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
+    found.record_factors((nn.Parameter(torch.zeros(8, 8)),), inputs, deltas)
     reach = float((inputs.norm(dim=2) * deltas.norm(dim=2)).sum())
     norm = math.sqrt(gradient_square(inputs, deltas))
     assert reach > 1e3 * norm
@@ -127,11 +127,11 @@ def test_a_patient_whose_gradient_is_what_is_left_of_much_more_is_held_by_what_c
 
 def test_a_gram_sum_too_large_for_its_shape_to_be_nobodys_is_not_taken() -> None:
     found = Tape()
-    found.open(Owners(torch.tensor([0, 0, 1]), CPU, limit=2))
-    assert not found.forms(1, 4096, 2048)
-    assert found.forms(1, 16384, 4096)
-    found.open(Owners(torch.arange(3), CPU, limit=1))
-    assert not found.forms(1, 16384, 4096)
+    found.open(RowOwners(torch.tensor([0, 0, 1]), CPU, limit=2))
+    assert not found.materializes(1, 4096, 2048)
+    assert found.materializes(1, 16384, 4096)
+    found.open(RowOwners(torch.arange(3), CPU, limit=1))
+    assert not found.materializes(1, 16384, 4096)
 
 
 BESIDE = {
@@ -154,15 +154,15 @@ def test_whoever_is_beside_a_patient_its_gradients_have_the_same_form(limit: int
         if max(owners.count(0), owners.count(1)) > limit:
             continue
         found = Tape()
-        found.open(Owners(torch.tensor(owners), CPU, batch, limit))
-        seen.add(tuple(found.forms(*size) for size in sizes))
+        found.open(RowOwners(torch.tensor(owners), CPU, batch, limit))
+        seen.add(tuple(found.materializes(*size) for size in sizes))
     (forms,) = seen
     assert {True, False} == set(forms)
 
 
 def test_a_patient_of_more_records_than_the_study_allows_is_no_batch() -> None:
     with pytest.raises(RuntimeError, match="3 rows in a step, and the study allows 2"):
-        Owners(torch.tensor([0, 1, 1, 1]), CPU, 32, 2)
+        RowOwners(torch.tensor([0, 1, 1, 1]), CPU, 32, 2)
 
 
 @pytest.mark.parametrize("form", ["rows", "product", "scattered"])
@@ -178,14 +178,14 @@ def test_a_patients_row_of_a_tied_weight_is_formed_the_same_whoever_is_beside_it
     weight, found = nn.Parameter(torch.zeros(4, 3)), Tape()
 
     def row(owners: list[int]) -> torch.Tensor:
-        found.open(Owners(torch.tensor(owners), CPU, 8))
-        found.factored((weight,), inputs, deltas)
+        found.open(RowOwners(torch.tensor(owners), CPU, 8))
+        found.record_factors((weight,), inputs, deltas)
         if form == "rows":
-            found.rows(weight, whole(deltas.transpose(1, 2), inputs))
+            found.record_gradients(weight, whole(deltas.transpose(1, 2), inputs))
         elif form == "product":
-            found.factored((weight,), inputs, -deltas / 3)
+            found.record_factors((weight,), inputs, -deltas / 3)
         else:
-            found.scattered(weight, torch.arange(16).view(8, 2) % 4, inputs, None)
+            found.record_sparse(weight, torch.arange(16).view(8, 2) % 4, inputs, None)
         return found.gradients()[weight][0]
 
     assert torch.equal(row(alone), row(beside_others))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpsgd.owners import Owners
-from dpsgd.room import _PAGE, Room
+from dpsgd.row_owners import RowOwners
 from dpsgd.tape import Tape
+from dpsgd.workspace import _PAGE, Workspace
 
 LIKE = torch.empty(0)
 
@@ -22,56 +22,56 @@ def ends(tensor: Tensor) -> tuple[int, int]:
 
 
 def test_what_was_given_out_is_given_again_in_the_same_order() -> None:
-    room = Room()
-    first = [room.take(LIKE, shape).data_ptr() for shape in ((3, 4), (1000, 1000), (5,))]
-    room.empty()
-    assert [room.take(LIKE, shape).data_ptr() for shape in ((2, 2), (999, 1000), (5,))] == first
+    workspace = Workspace()
+    first = [workspace.take(LIKE, shape).data_ptr() for shape in ((3, 4), (1000, 1000), (5,))]
+    workspace.empty()
+    assert [workspace.take(LIKE, shape).data_ptr() for shape in ((2, 2), (999, 1000), (5,))] == first
 
 
 def test_what_is_given_out_at_one_time_does_not_overlap() -> None:
-    room, shapes = Room(), [(7,), (1024, 1024), (3, 5), (1024, 513)]
+    workspace, shapes = Workspace(), [(7,), (1024, 1024), (3, 5), (1024, 513)]
     for _ in range(2):
-        taken = sorted(ends(room.take(LIKE, shape)) for shape in shapes)
+        taken = sorted(ends(workspace.take(LIKE, shape)) for shape in shapes)
         assert all(end <= start for (_, end), (start, _) in pairwise(taken))
-        room.empty()
+        workspace.empty()
 
 
 @pytest.mark.parametrize("like", [torch.empty(0), torch.empty(0, dtype=torch.float64), torch.empty(0).bfloat16()])
 def test_it_has_the_shape_and_type_that_were_asked_for_whatever_was_there(like: Tensor) -> None:
-    room = Room()
+    workspace = Workspace()
     for shape in ((4, 4), (2048, 700), (0, 3), (2, 1024, 1024)):
-        room.take(LIKE, (10, 10))
-        room.empty()
-        found = room.take(like, shape)
+        workspace.take(LIKE, (10, 10))
+        workspace.empty()
+        found = workspace.take(like, shape)
         assert (found.shape, found.dtype) == (shape, like.dtype)
         assert found.is_contiguous()
         found.fill_(1.0)
-        room.empty()
+        workspace.empty()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no large pages to ask for")
 def test_what_fills_a_large_page_begins_with_one() -> None:
-    assert ends(Room().take(LIKE, (_PAGE,)))[0] % _PAGE == 0
+    assert ends(Workspace().take(LIKE, (_PAGE,)))[0] % _PAGE == 0
 
 
 def test_a_system_without_large_pages_gives_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert Room().take(LIKE, (_PAGE,)).shape == (_PAGE,)
+    assert Workspace().take(LIKE, (_PAGE,)).shape == (_PAGE,)
 
 
 def gradients(tape: Tape, weight: nn.Parameter, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
-    tape.open(Owners(torch.arange(batch), torch.device("cpu")))
-    tape.product((weight,), *(torch.randn(batch, 48, size, generator=generator) for size in (50, 60)))
+    tape.open(RowOwners(torch.arange(batch), torch.device("cpu")))
+    tape.record_outer_product((weight,), *(torch.randn(batch, 48, size, generator=generator) for size in (50, 60)))
     total = {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
-    tape.add_up(tape.factors(1.0), total)
+    tape.add_weighted_sum(tape.factors(1.0), total)
     tape.close()
     return total[weight]
 
 
 def test_a_batch_gives_the_same_bits_after_larger_and_smaller_ones() -> None:
     tape, weight = Tape(), nn.Parameter(torch.zeros(60, 50))
-    tape.open(Owners(torch.arange(1), torch.device("cpu")))
-    assert tape.forms(48, 60, 50)
+    tape.open(RowOwners(torch.arange(1), torch.device("cpu")))
+    assert tape.materializes(48, 60, 50)
     for batch in (300, 2, 64, 400, 64):
         assert torch.equal(gradients(tape, weight, batch), gradients(Tape(), weight, batch))

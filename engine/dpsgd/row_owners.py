@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from dpsgd.device import onto
-from dpsgd.rows import filled
+from dpsgd.isolation import filled
 
 
-class Owners:
+class RowOwners:
     """Owner of each row of a physical batch: the patient whose it is."""
 
     def __init__(
@@ -38,18 +38,18 @@ class Owners:
         """Most rows of one patient."""
         starts = torch.cumsum(numbers, 0) - numbers
         slots = owners * self.most + torch.arange(len(owners)) - starts[owners]
-        self.of = onto(owners, device)
+        self.patient_of = onto(owners, device)
         self._weights, self._slots = onto((1.0 / numbers.double())[owners], device), onto(slots, device)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Rows ``[B, n]`` as patients ``[P, n]``."""
-        rows = rows[: self.rows].to(wide(rows))
+        rows = rows[: self.rows].to(at_least_float32(rows))
         if not self.grouped:
             return rows
         sums = rows.new_zeros((self.patients, rows.shape[1]))
-        return sums.index_add_(0, self.of, rows * self._weights[:, None].to(rows.dtype))
+        return sums.index_add_(0, self.patient_of, rows * self._weights[:, None].to(rows.dtype))
 
-    def kept(self, rows: Tensor) -> Tensor:
+    def without_filling(self, rows: Tensor) -> Tensor:
         """Rows ``[B, T, …]`` without filling: of grouped rows those that are left, ``[n, T, …]``; else with zeros in
         its place, ``[B, T, …]``, so that shapes do not depend on how many there are."""
         if self.grouped:
@@ -58,10 +58,10 @@ class Owners:
 
     def weighted(self, deltas: Tensor) -> Tensor:
         """``kept`` deltas ``[B, T, …]`` such that a patient's gradient is the sum over its rows."""
-        deltas = self.kept(deltas)
+        deltas = self.without_filling(deltas)
         return deltas.double() * self._weights.view(-1, *[1] * (deltas.dim() - 1)) if self.grouped else deltas
 
-    def beside(self, rows: Tensor) -> Tensor:
+    def by_patient(self, rows: Tensor) -> Tensor:
         """Rows ``[n, T, …]`` of a patient as further applications of the same weight: ``[P, R·T, …]``."""
         if not self.grouped:
             return rows
@@ -69,13 +69,13 @@ class Owners:
         slots[self._slots] = rows
         return slots.view(self.patients, self.most * rows.shape[1], rows.shape[2])
 
-    def each(self, patients: Tensor, rows: int) -> Tensor:
+    def to_rows(self, patients: Tensor, rows: int) -> Tensor:
         """Numbers of patients ``[P]`` as of the ``rows`` that were ``kept``; 0 for filling."""
         if self.grouped:
-            return patients[self.of]
+            return patients[self.patient_of]
         return patients if rows == self.rows else filled(patients, rows)
 
 
-def wide(tensor: Tensor) -> torch.dtype:
+def at_least_float32(tensor: Tensor) -> torch.dtype:
     """Never less than float32."""
     return tensor.dtype if tensor.dtype == torch.float64 else torch.float32

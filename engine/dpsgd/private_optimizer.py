@@ -13,11 +13,10 @@ from concurrent.futures import Future
 import torch
 from opacus.optimizers import DPOptimizer
 
-from consilium_shared.study import AdaptiveClipping
-from dpsgd.adaptive import GRADIENT, MARK, following, marks
+from dpsgd.adaptive import GRADIENT, MARK, AdaptiveClipping, following, marks
+from dpsgd.isolation import thread_beside
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
-from dpsgd.rows import thread_beside
 from dpsgd.tape import Tape
 
 
@@ -75,7 +74,7 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
             self.tape.close()
             return torch.zeros(0, dtype=torch.float64)
         ratios = self.tape.ratios(self.bound)
-        self.tape.add_up(ratios.clamp(max=1.0) * scale, totals)
+        self.tape.add_weighted_sum(ratios.clamp(max=1.0) * scale, totals)
         self.tape.close()
         return ratios
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpsgd.owners import Owners
-from dpsgd.rows import filled
+from dpsgd.isolation import filled
+from dpsgd.row_owners import RowOwners
 
 _ULP = 2.0**-52
 
@@ -23,14 +23,14 @@ _BLOCK = 2**19
 
 
 @dataclass
-class Rows:
+class PerSampleGrad:
     """Gradients of patients ``[P, n]``: of one parameter, or of several that are columns of ``[p, d]``."""
 
     weights: tuple[Tensor, ...]
     values: Tensor
     outputs: int = 1
 
-    def of(self, patient: int) -> list[Tensor]:
+    def tensors_of(self, patient: int) -> list[Tensor]:
         """Tensors of one patient here."""
         return [self.values[patient]]
 
@@ -47,36 +47,36 @@ class Rows:
         """Leave nothing of those that are True: bool ``[P]``."""
         self.values.masked_fill_(patients[:, None], 0.0)
 
-    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_up``."""
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_weighted_sum``."""
         if len(self.weights) == 1:
             return _add_rows(totals[self.weights[0]], self.values, factors)
         total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
         _add_rows(total, self.values, factors)
         _add_columns(totals, self.weights, total.view(self.outputs, -1))
 
-    def formed(self) -> list[Tensor]:
+    def per_sample(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
         return _cut(self.weights, self.values.view(len(self.values), self.outputs, -1))
 
 
 @dataclass
-class Product:
+class OuterProduct:
     """Inputs ``[n, T, d]`` and deltas ``[n, T, p]`` of n rows."""
 
     weights: tuple[Tensor, ...]
     inputs: Tensor
     deltas: Tensor
-    owners: Owners
+    owners: RowOwners
 
-    def of(self, patient: int) -> list[Tensor]:
+    def tensors_of(self, patient: int) -> list[Tensor]:
         """Tensors of one patient here."""
-        rows = torch.nonzero(self.owners.of == patient).flatten()
+        rows = torch.nonzero(self.owners.patient_of == patient).flatten()
         return [self.inputs[rows], self.deltas[rows]]
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of the patients' gradients, and squared reaches: float64 ``[P]``."""
-        inputs, deltas = self.owners.beside(self.inputs.double()), self.owners.beside(self.deltas.double())
+        inputs, deltas = self.owners.by_patient(self.inputs.double()), self.owners.by_patient(self.deltas.double())
         if inputs.shape[1] == 1:
             reach = (inputs.square().sum(2) * deltas.square().sum(2)).squeeze(1)[: self.owners.patients]
             return reach, reach
@@ -99,7 +99,7 @@ class Product:
 
     def drop(self, patients: Tensor) -> None:
         """Leave nothing of those that are True: bool ``[P]``."""
-        self._keep(self.owners.each(~patients, len(self.inputs)))
+        self._keep(self.owners.to_rows(~patients, len(self.inputs)))
 
     def _keep(self, rows: Tensor) -> None:
         shape = (-1, *[1] * (self.inputs.dim() - 1))
@@ -107,9 +107,9 @@ class Product:
         self.inputs = torch.where(rows.view(shape), self.inputs, nothing)
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
 
-    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_up``."""
-        deltas = (self.deltas.double() * self.owners.each(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_weighted_sum``."""
+        deltas = (self.deltas.double() * self.owners.to_rows(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
         inputs = self.inputs.double().flatten(0, 1)
         if len(self.weights) > 1:
             return _add_columns(totals, self.weights, deltas.t() @ inputs)
@@ -118,19 +118,19 @@ class Product:
         for start in range(0, len(total), size):  # each block's sum by itself, and then once to the total
             add(total[start : start + size], deltas[:, start : start + size].t() @ inputs)
 
-    def formed(self) -> list[Tensor]:
+    def per_sample(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``. Of as many rows as the physical batch has with its
         filling, so that nobody else has a part in how a row is rounded (``rows``)."""
         inputs, deltas = (filled(side.double(), self.owners.batch) for side in (self.inputs, self.deltas))
         rows = torch.bmm(deltas.transpose(1, 2), inputs)
         if self.owners.grouped:
             sums = rows.new_zeros((self.owners.patients, *rows.shape[1:]))
-            rows = sums.index_add_(0, self.owners.of, rows[: self.owners.rows])
+            rows = sums.index_add_(0, self.owners.patient_of, rows[: self.owners.rows])
         return _cut(self.weights, rows[: self.owners.patients])
 
 
 @dataclass
-class Scattered:
+class SparseGrad:
     """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several that one
     patient has at one row, all but one are zero."""
 
@@ -140,7 +140,7 @@ class Scattered:
     at: Tensor
     patients: int
 
-    def of(self, patient: int) -> list[Tensor]:
+    def tensors_of(self, patient: int) -> list[Tensor]:
         """Tensors of one patient here."""
         rows = self.owners == patient
         return [self.values[rows], self.at[rows]]
@@ -159,14 +159,14 @@ class Scattered:
         """Leave nothing of those that are True: bool ``[P]``."""
         self.values.masked_fill_(patients[self.owners, None], 0.0)
 
-    def add_up(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_up``."""
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
+        """See ``Tape.add_weighted_sum``."""
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])
         add(totals[weight], total.flatten())
 
-    def formed(self) -> list[Tensor]:
+    def per_sample(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``."""
         (weight,) = self.weights
         found = self.values.new_zeros((self.patients, *weight.shape))
@@ -174,7 +174,7 @@ class Scattered:
         return [found.flatten(1)]
 
 
-Entry = Rows | Product | Scattered
+LayerRecord = PerSampleGrad | OuterProduct | SparseGrad
 
 
 def row_squares(rows: Tensor) -> Tensor:

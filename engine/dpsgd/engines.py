@@ -21,10 +21,10 @@ from dpsgd.device import Precision, in_precision
 from dpsgd.per_sample import per_sample_sum
 from dpsgd.tape import Tape
 
-Way = Literal["book-keeping", "opacus"]
+Engine = Literal["book-keeping", "opacus"]
 
 
-class Gradients(Protocol):
+class PerSampleModel(Protocol):
     """A model whose backward passes leave per-sample gradients on ``tape``."""
 
     tape: Tape
@@ -39,19 +39,19 @@ class Gradients(Protocol):
         """Forget what passes that broke off have left, but what is on the tape."""
 
 
-def of(model: nn.Module, way: Way, precision: Precision = "float32") -> Gradients:
+def wrap(model: nn.Module, engine: Engine, precision: Precision = "float32") -> PerSampleModel:
     """The model, in training mode, whose own ``forward`` from here on may be another.
 
     Raises:
-        ConfigurationError: a layer whose per-sample gradients are not known, or a precision that the way has not.
+        ConfigurationError: a layer whose per-sample gradients are not known, or a precision that the engine has not.
     """
-    check_precision(way, precision)
-    return BookKeeping(model.train(), Tape(), precision) if way == "book-keeping" else OpacusHooks(model.train())
+    check_precision(engine, precision)
+    return BookKeeping(model.train(), Tape(), precision) if engine == "book-keeping" else OpacusHooks(model.train())
 
 
-def check_precision(way: Way, precision: Precision) -> None:
-    """Raises ConfigurationError for a precision that the way does not compute in."""
-    if way == "opacus" and precision != "float32":
+def check_precision(engine: Engine, precision: Precision) -> None:
+    """Raises ConfigurationError for a precision that the engine does not compute in."""
+    if engine == "opacus" and precision != "float32":
         raise ConfigurationError(
             f"gradients: opacus computes in float32, the study asks for {precision}: set book-keeping"
         )
@@ -66,16 +66,16 @@ class BookKeeping:
         self._model = model
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """See ``Gradients``."""
+        """See ``PerSampleModel``."""
         return in_precision(self._model, inputs, self._precision)
 
     def backward(self, losses: Tensor) -> None:
-        """See ``Gradients``."""
+        """See ``PerSampleModel``."""
         if len(losses):
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
 
     def renew(self) -> None:
-        """See ``Gradients``: nothing stays in the layers."""
+        """See ``PerSampleModel``: nothing stays in the layers."""
 
 
 class OpacusHooks:
@@ -91,21 +91,21 @@ class OpacusHooks:
         return GradSampleModule(_with_opacus_layers(self._model), loss_reduction="sum", strict=True)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """See ``Gradients``."""
+        """See ``PerSampleModel``."""
         logits: Tensor = self._hooked(*inputs)
         return logits
 
     def backward(self, losses: Tensor) -> None:
-        """See ``Gradients``."""
+        """See ``PerSampleModel``."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
         for parameter in self._parameters:
-            self.tape.rows(parameter, parameter.grad_sample)  # type: ignore[attr-defined]  # opacus sets it
+            self.tape.record_gradients(parameter, parameter.grad_sample)  # type: ignore[attr-defined]  # opacus sets it
             parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
 
     def renew(self) -> None:
-        """See ``Gradients``: hooks count passes on modules and parameters, and are lost where one has no end."""
+        """See ``PerSampleModel``: hooks count passes on modules and parameters, and are lost where one has no end."""
         for parameter in self._parameters:
             for left in ("grad_sample", "_current_grad_sample", "_forward_counter"):
                 parameter.__dict__.pop(left, None)
@@ -145,5 +145,5 @@ def _opacus_layer(module: nn.LSTM | nn.GRU) -> nn.Module:
 
 
 def zero_rows(parameters: list[nn.Parameter], rows: int) -> dict[Tensor, Tensor]:
-    """Gradients of zero: ``[rows, numel]`` by parameter, float32, where the parameter is."""
+    """PerSampleModel of zero: ``[rows, numel]`` by parameter, float32, where the parameter is."""
     return {p: torch.zeros((rows, p.numel()), dtype=p.dtype, device=p.device) for p in parameters}

@@ -14,13 +14,13 @@ from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, stu
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training import augmentation, pieces, trainer
-from consilium_client.training.pieces import Batch, Batches, Piece, Split
+from consilium_client.training import augmentation, microbatches, trainer
+from consilium_client.training.microbatches import Batch, Batches, Chunking, Microbatch
 from consilium_shared.study import Study
-from dpsgd.gradients import BookKeeping
+from dpsgd.engines import BookKeeping
 
 COUNTS = [1, 3, 2, 1, 6, 1, 1, 1]
-SPLIT = Split(4, fixed=True)
+CHUNKING = Chunking(4, fixed=True)
 
 
 def data() -> Records:
@@ -41,19 +41,19 @@ def draws() -> list[Draw]:
     return found
 
 
-def batches(ahead: bool, split: Split = SPLIT, **changes: Any) -> Batches:
+def batches(prefetch: bool, chunking: Chunking = CHUNKING, **changes: Any) -> Batches:
     about = {"study": given(), "records": data(), "draws": draws(), "generator": np.random.default_rng(0)}
-    return Batches(**{**about, **changes}, device=CPU, split=split, ahead=ahead)
+    return Batches(**{**about, **changes}, device=CPU, chunking=chunking, prefetch=prefetch)
 
 
-def content(found: Iterator[Piece]) -> list[bytes]:
+def content(found: Iterator[Microbatch]) -> list[bytes]:
     return [b"".join(np.asarray(each).tobytes() for each in (*p.inputs, *p[1:])) for p in found]
 
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer prepares ahead on the CPU too."""
-    monkeypatch.setattr(trainer, "Batches", partial(Batches, ahead=True))
+    monkeypatch.setattr(trainer, "Batches", partial(Batches, prefetch=True))
 
 
 @pytest.fixture(autouse=True)
@@ -71,18 +71,18 @@ def preparing() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_a_round_has_the_same_pieces_prepared_ahead_or_not(fixed: bool) -> None:
-    split = Split(4, fixed)
+    chunking = Chunking(4, fixed)
     found = []
-    for ahead in (False, True):
-        with batches(ahead, split) as whole:
-            found.append([content(b.fixed_pieces(4) if fixed else b.pieces(4)) for b in whole])
+    for prefetch in (False, True):
+        with batches(prefetch, chunking) as whole:
+            found.append([content(b.padded_microbatches(4) if fixed else b.microbatches(4)) for b in whole])
     assert found[0] == found[1]
     assert [len(step) for step in found[0]] == [7, 0, 3, 1]
 
 
 def test_images_are_moved_by_draws_in_the_order_of_the_pieces_filling_too() -> None:
-    with batches(ahead=False) as whole:
-        found = [piece for batch in whole for piece in batch.fixed_pieces(4)]
+    with batches(prefetch=False) as whole:
+        found = [piece for batch in whole for piece in batch.padded_microbatches(4)]
     generator, images = np.random.default_rng(0), data().inputs
     for piece in found:
         filled = np.zeros((len(piece.labels), 1, 12, 12), dtype=np.float32)
@@ -99,9 +99,9 @@ def test_asked_for_again_in_smaller_pieces_a_steps_images_are_moved_as_before(pr
         found = []
         with batches(prepared_ahead) as whole:
             for number, batch in enumerate(whole):
-                cut = list(batch.fixed_pieces(4)) if number < again else list(batch.fixed_pieces(1))
+                cut = list(batch.padded_microbatches(4)) if number < again else list(batch.padded_microbatches(1))
                 if number == again - 1:
-                    cut = list(batch.fixed_pieces(1))
+                    cut = list(batch.padded_microbatches(1))
                 found += [image for piece in cut for image in piece.inputs[0][: len(piece.records)]]
         return found
 
@@ -127,7 +127,7 @@ def test_a_round_is_the_same_bit_for_bit_prepared_ahead_or_not(
         return run(asked, whole, how, seed=bytes(32)).update.tobytes()
 
     plain = update()
-    monkeypatch.setattr(trainer, "Batches", partial(Batches, ahead=True))
+    monkeypatch.setattr(trainer, "Batches", partial(Batches, prefetch=True))
     assert update() == plain
 
 
@@ -149,7 +149,7 @@ def test_so_it_is_when_memory_ran_out_on_the_way(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(BookKeeping, "backward", short)
     plain, cut = update(), list(passes)
     assert cut[:5] == [32, 32, 32, 32, 1]
-    monkeypatch.setattr(trainer, "Batches", partial(Batches, ahead=True))
+    monkeypatch.setattr(trainer, "Batches", partial(Batches, prefetch=True))
     assert update() == plain
     assert passes == cut
 
@@ -177,34 +177,34 @@ def test_an_exception_in_preparation_comes_out_as_it_is_and_where_its_piece_is_d
     after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for prepared_ahead in (False, True):
-        monkeypatch.setattr(pieces.augmentation, "light", breaks(after))
+        monkeypatch.setattr(microbatches.augmentation, "light", breaks(after))
         seen = 0
         with pytest.raises(BrokenError, match="cannot be moved"), batches(prepared_ahead) as whole:
             for batch in whole:
-                for _ in batch.fixed_pieces(4):
+                for _ in batch.padded_microbatches(4):
                     seen += 1
         assert seen == after
 
 
-def test_an_exception_of_the_draws_comes_out_as_it_is(ahead: None) -> None:
+def test_an_exception_of_the_draws_comes_out_as_it_is(prefetch: None) -> None:
     def broken() -> Iterator[Draw]:
         yield draws()[0]
         raise BrokenError("no draw")
 
     seen = 0
-    with pytest.raises(BrokenError, match="no draw"), batches(ahead=True, draws=broken()) as whole:
+    with pytest.raises(BrokenError, match="no draw"), batches(prefetch=True, draws=broken()) as whole:
         for batch in whole:
-            seen += len(list(batch.fixed_pieces(4)))
+            seen += len(list(batch.padded_microbatches(4)))
     assert seen == 7
 
 
 def test_memory_that_runs_out_in_preparation_makes_the_step_begin_again(
-    ahead: None, monkeypatch: pytest.MonkeyPatch
+    prefetch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, whole, how = study(privacy=DP), records(), plan(steps_per_round=4, sampling_rate=0.5)
-    copy = Batch._piece
+    copy = Batch._microbatch
 
-    def short(self: Batch, place: Any) -> Piece:
+    def short(self: Batch, place: Any) -> Microbatch:
         if place.rows > 1:
             raise torch.OutOfMemoryError
         return copy(self, place)
@@ -212,11 +212,11 @@ def test_memory_that_runs_out_in_preparation_makes_the_step_begin_again(
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 1)
     alone = run(asked, whole, how, seed=bytes(32)).update
     monkeypatch.setattr(trainer, "private_rows", lambda *_: 32)
-    monkeypatch.setattr(Batch, "_piece", short)
+    monkeypatch.setattr(Batch, "_microbatch", short)
     assert np.array_equal(run(asked, whole, how, seed=bytes(32)).update, alone)
 
 
-def test_a_round_that_breaks_off_leaves_nothing_running(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_that_breaks_off_leaves_nothing_running(prefetch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: BookKeeping, losses: torch.Tensor) -> None:
         assert preparing()
         raise KeyboardInterrupt
@@ -229,7 +229,7 @@ def test_a_round_that_breaks_off_leaves_nothing_running(ahead: None, monkeypatch
 
 
 def test_on_the_cpu_no_thread_prepares_anything() -> None:
-    with Batches(given(), data(), draws(), CPU, np.random.default_rng(0), SPLIT) as whole:
+    with Batches(given(), data(), draws(), CPU, np.random.default_rng(0), CHUNKING) as whole:
         for batch in whole:
-            for _ in batch.fixed_pieces(4):
+            for _ in batch.padded_microbatches(4):
                 assert not preparing()

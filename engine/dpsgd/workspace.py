@@ -13,7 +13,7 @@ _PAGE = 2**21
 """Bytes of a large page (of a small one it is 4096)."""
 
 
-class Room:
+class Workspace:
     """Tensors that are given out again, in the same order, after each ``empty``.
 
     What the allocator of a CPU has from the system it gives back; to have it again takes longer than to fill it, for

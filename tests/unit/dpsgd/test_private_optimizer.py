@@ -25,8 +25,8 @@ from consilium_shared.errors import ConfigurationError
 from dpsgd.independence import check
 from dpsgd.noise import Noise, normal_pairs
 from dpsgd.opacus_mode import BookKeepingEngine, PhysicalBatches
-from dpsgd.owners import Owners
-from dpsgd.tape import Tape, forms_rows
+from dpsgd.row_owners import RowOwners
+from dpsgd.tape import Tape, materializing_is_cheaper
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Opacus's, of sampling that is off and the like
 
@@ -359,7 +359,7 @@ def test_who_is_drawn_does_not_follow_from_a_generator_that_a_program_can_seed()
 def test_a_norm_is_not_underestimated_where_its_terms_cancel_to_a_ten_thousandth() -> None:
     """By no more than a millionth, and in the form that never has the gradient itself."""
     torch.manual_seed(0)
-    assert not forms_rows(1, 20, 200, 300)
+    assert not materializing_is_cheaper(1, 20, 200, 300)
     layer, half, weights = nn.Linear(300, 200, bias=False), torch.randn(4, 10, 300), torch.randn(4, 10, 200)
     inputs = torch.cat([half, half * (1 + 1e-4)], dim=1)
     weights = torch.cat([weights, -weights], dim=1)
@@ -377,8 +377,8 @@ def test_a_clipped_gradient_ends_within_the_bound_and_near_it(steps: int, output
     torch.manual_seed(steps)
     weight, tape = nn.Parameter(torch.zeros(outputs, width)), Tape()
     inputs, deltas = torch.randn(3, steps, width), torch.randn(3, steps, outputs)
-    tape.open(Owners(torch.arange(3), torch.device("cpu")))
-    tape.product((weight,), inputs, deltas)
+    tape.open(RowOwners(torch.arange(3), torch.device("cpu")))
+    tape.record_outer_product((weight,), inputs, deltas)
     factors = tape.factors(BOUND)
     norms = torch.linalg.vector_norm(torch.einsum("btp,btd->bpd", deltas.double(), inputs.double()), dim=(1, 2))
     ends = factors * norms / BOUND
