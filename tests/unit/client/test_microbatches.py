@@ -186,7 +186,7 @@ def test_an_exception_in_preparation_comes_out_as_it_is_and_where_its_piece_is_d
         assert seen == after
 
 
-def test_an_exception_of_the_draws_comes_out_as_it_is(prefetch: None) -> None:
+def test_an_exception_of_the_draws_comes_out_as_it_is(ahead: None) -> None:
     def broken() -> Iterator[Draw]:
         yield draws()[0]
         raise BrokenError("no draw")
@@ -199,7 +199,7 @@ def test_an_exception_of_the_draws_comes_out_as_it_is(prefetch: None) -> None:
 
 
 def test_memory_that_runs_out_in_preparation_makes_the_step_begin_again(
-    prefetch: None, monkeypatch: pytest.MonkeyPatch
+    ahead: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, whole, how = study(privacy=DP), records(), plan(steps_per_round=4, sampling_rate=0.5)
     copy = Batch._microbatch
