@@ -17,7 +17,7 @@ from torch import nn
 
 from consilium_shared.models import build
 from consilium_shared.study import Study
-from dpsgd import engines
+from dpsgd import engines, private_optimizer
 from dpsgd.adaptive import AdaptiveClipping
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
@@ -149,7 +149,7 @@ def a_little_less_clipping(tape: Tape, bound: float) -> torch.Tensor:
 
 
 def by_the_largest_tensor(tape: Tape, bound: float) -> torch.Tensor:
-    norms = torch.stack([entry.squares()[0].sqrt() for entry in tape._entries])
+    norms = torch.stack([entry.squares()[0].sqrt() for entry in tape._records])
     return (bound / norms).amin(dim=0)
 
 

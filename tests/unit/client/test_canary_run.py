@@ -85,7 +85,7 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
     whole = Tape.ratios
 
     def each(self: Tape, bound: float) -> torch.Tensor:
-        for entry in [*self._entries, *self._chosen]:
+        for entry in [*self._records, *self._chosen]:
             norms = entry.squares()[0].sqrt().clamp(min=1e-30)
             entry.values.mul_((bound / norms).clamp(max=1.0)[:, None])
         return torch.ones_like(whole(self, bound))

@@ -63,7 +63,7 @@ def nothing_is_left_running() -> Iterator[None]:
 
 
 def preparing() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name.startswith("pieces")]
+    return [each for each in threading.enumerate() if each.name.startswith("microbatches")]
 
 
 # The same pieces
@@ -216,7 +216,7 @@ def test_memory_that_runs_out_in_preparation_makes_the_step_begin_again(
     assert np.array_equal(run(asked, whole, how, seed=bytes(32)).update, alone)
 
 
-def test_a_round_that_breaks_off_leaves_nothing_running(prefetch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_that_breaks_off_leaves_nothing_running(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: BookKeeping, losses: torch.Tensor) -> None:
         assert preparing()
         raise KeyboardInterrupt

@@ -191,14 +191,14 @@ def test_a_patients_row_of_a_tied_weight_is_formed_the_same_whoever_is_beside_it
     assert torch.equal(row(alone), row(beside_others))
 
 
-@pytest.mark.parametrize("leave", ["rows", "product", "factored", "scattered"])
+@pytest.mark.parametrize("leave", ["record_gradients", "record_outer_product", "record_factors", "record_sparse"])
 def test_what_has_not_one_row_for_each_sample_is_refused(leave: str) -> None:
     found, weight, five = opened(4), nn.Parameter(torch.zeros(3, 3)), torch.zeros(5, 2, 3)
     given: dict[str, tuple[Any, ...]] = {
-        "rows": (weight, torch.zeros(5, 3, 3)),
-        "product": ((weight,), five, five),
-        "factored": ((weight,), five, five),
-        "scattered": (weight, torch.zeros(5, 2, dtype=torch.int64), five, None),
+        "record_gradients": (weight, torch.zeros(5, 3, 3)),
+        "record_outer_product": ((weight,), five, five),
+        "record_factors": ((weight,), five, five),
+        "record_sparse": (weight, torch.zeros(5, 2, dtype=torch.int64), five, None),
     }
     with pytest.raises(RuntimeError, match="5 rows and the batch has 4"):
         getattr(found, leave)(*given[leave])
