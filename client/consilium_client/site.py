@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from consilium_client.data.asset import AssetSpec
+from consilium_client.intake.settings import Intake
 from consilium_client.policy import SitePolicy
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError
@@ -26,6 +27,8 @@ class SiteConfig(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
     """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
+    intake: Intake | None = None
+    """Where data of the hospital's systems comes from. The agent has no business with it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Home:
     def store(self) -> Path:
         """Proposals, decisions and answers: the agent's own durable files."""
         return self.root / "store"
+
+    @property
+    def intake(self) -> Path:
+        """Key and table of the pseudonyms, and the inbox: people's names are in there."""
+        return self.root / "intake"
+
+    def inbox(self, settings: Intake) -> Path:
+        """Folder of what was received and not yet de-identified."""
+        return self.intake / "inbox" if settings.inbox is None else self.root / settings.inbox
 
     @property
     def agent_socket(self) -> Path:

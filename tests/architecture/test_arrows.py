@@ -39,10 +39,12 @@ ONLY = {
         "consilium_client/transport/courier.py",
         "consilium_client/transport/supernode.py",
     },
-    "pydicom": {"consilium_client/data/", "consilium_deploy/dicom_files.py"},
+    "pydicom": {"consilium_client/data/", "consilium_client/intake/", "consilium_deploy/dicom_files.py"},
     "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py", "consilium_deploy/synthetic.py"},
     "opacus": {"dpsgd/"},
     "grpc": {"consilium_client/transport/agent_socket.py"},
+    "pynetdicom": {"consilium_client/intake/"},
+    "pint": {"consilium_client/intake/"},
     "torch": {"consilium_shared/models/", "consilium_client/training/", "dpsgd/"},
 }
 """A library, and the only places that may import it: who replaces it has one place to look."""
@@ -96,7 +98,9 @@ def test_nothing_runs_code_from_data(package: str, file: Path) -> None:
         ("consilium_shared.protocol.messages", {"torch", "flwr", "pandas", "opacus", "scipy"}),
         ("consilium_shared.ledger.verify", {"torch", "flwr", "pandas", "opacus"}),
         ("consilium_client.transport.courier", {"torch", "pandas", "opacus", "pydicom"}),
-        ("consilium_client.commands.cli", {"torch", "flwr", "pandas", "opacus"}),
+        ("consilium_client.commands.cli", {"torch", "flwr", "pandas", "opacus", "pynetdicom", "httpx"}),
+        ("consilium_client.agent.main", {"pynetdicom", "httpx"}),
+        ("consilium_client.intake.receiver", {"torch", "flwr", "pandas", "opacus", "httpx"}),
         ("consilium_server.commands.cli", {"torch", "pandas", "opacus", "pydicom"}),
     ],
 )

@@ -14,7 +14,7 @@ import typer
 from rich.progress import Progress
 
 from consilium_client.agent.administration import ask
-from consilium_client.commands import screen
+from consilium_client.commands import intake, screen
 from consilium_client.commands.doctor import examine
 from consilium_client.commands.enroll import enroll as enroll_site
 from consilium_client.commands.up import up_forever
@@ -30,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a site: 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
 app.add_typer(data_app, name="data")
 version.add_to(app)
+intake.add_to(app)
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

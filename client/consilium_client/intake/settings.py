@@ -1,0 +1,199 @@
+"""The ``intake:`` of site.yaml: where data of the hospital's systems comes from, and what is made of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from consilium_shared.config import Strict
+from consilium_shared.study import Name
+
+AeTitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]([A-Za-z0-9_.\- ]{0,14}[A-Za-z0-9_.\-])?$")]
+"""Application entity title (PS3.8): at most 16 characters, as both ends have been told."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:\-_]+$")]
+
+
+class Certificates(Strict):
+    """PEM files for TLS, relative to the home folder."""
+
+    certificate: Path | None = None
+    """This site's certificate, with its chain."""
+    key: Path | None = None
+    ca: Path
+    """Who may have signed the other end's certificate. Nobody else is believed: the system's own list is not used."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        return self
+
+    def at(self, base: Path) -> Certificates:
+        """The same files, taken from the folder ``base``."""
+        return Certificates(
+            certificate=None if self.certificate is None else base / self.certificate,
+            key=None if self.key is None else base / self.key,
+            ca=base / self.ca,
+        )
+
+
+class Peer(Strict):
+    """An archive or a modality that may send: its title together with where it sends from."""
+
+    ae_title: AeTitle
+    addresses: Annotated[list[str], Field(min_length=1, max_length=64)]
+    """IP addresses or networks (``10.1.2.0/24``)."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _networks(cls, addresses: list[str]) -> list[str]:
+        for address in addresses:
+            try:
+                ipaddress.ip_network(address)
+            except ValueError as error:
+                raise ValueError(f"not an IP address or network: {error}") from None
+        return addresses
+
+    def sends_from(self, address: str) -> bool:
+        """Whether this peer may send from an IP address.
+
+        >>> Peer(ae_title="PACS", addresses=["10.1.2.0/24"]).sends_from("10.1.2.7")
+        True
+        """
+        found = ipaddress.ip_address(address.split("%")[0])
+        mapped = getattr(found, "ipv4_mapped", None) or found
+        return any(mapped in ipaddress.ip_network(network) for network in self.addresses)
+
+
+class Receive(Strict):
+    """The storage SCP of this site, ``consilium-site receive``."""
+
+    ae_title: AeTitle = "CONSILIUM"
+    host: Host = "0.0.0.0"  # noqa: S104  (a receiver listens where the archives reach it; the allow-list decides)
+    port: Port = 11112
+    peers: Annotated[list[Peer], Field(min_length=1, max_length=256)]
+    """Who may send. Everybody else is turned away: by address before a byte is read, by title at the association."""
+    tls: Certificates | None = None
+    """With TLS each peer must show a certificate that ``ca`` signed."""
+    associations: Annotated[int, Field(ge=1, le=100)] = 10
+    """Connections at once, associated or not."""
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds without progress after which a connection is closed."""
+
+    def at(self, base: Path) -> Receive:
+        """The same settings with their paths taken from the folder ``base``."""
+        return self.model_copy(update={"tls": None if self.tls is None else self.tls.at(base)})
+
+    @model_validator(mode="after")
+    def _own_certificate(self) -> Self:
+        if self.tls is not None and self.tls.certificate is None:
+            raise ValueError("tls: a receiver needs certificate and key")
+        return self
+
+
+class Limits(Strict):
+    """Bounds of what comes in, whichever way it comes."""
+
+    object_mib: Annotated[int, Field(ge=1, le=65536)] = 4096
+    """Largest instance, MiB."""
+    inbox_gib: Annotated[float, Field(gt=0)] = 500.0
+    """Most that the inbox may hold, GiB."""
+    keep_free_gib: Annotated[float, Field(ge=0)] = 10.0
+    """Space that stays free on the inbox's disk, GiB."""
+
+
+class DimseArchive(Strict):
+    """An archive asked by C-FIND and C-GET or C-MOVE."""
+
+    kind: Literal["dimse"]
+    ae_title: AeTitle
+    host: Host
+    port: Port
+    retrieve: Literal["get", "move"] = "get"
+    """``move``: the archive sends to ``receive``'s title and port, which it must know."""
+    calling: AeTitle = "CONSILIUM"
+    """Title under which this site asks."""
+    tls: Certificates | None = None
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
+class WebArchive(Strict):
+    """An archive asked by DICOMweb: QIDO-RS and WADO-RS."""
+
+    kind: Literal["dicomweb"]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$", max_length=1000)]
+    """Address of the service, such as ``https://pacs.hospital/dicom-web``."""
+    tls: Certificates | None = None
+    token: Path | None = None
+    """File with a bearer token. Read at each start, so that another program may renew it."""
+    password: Path | None = None
+    """File with ``user:password``."""
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if self.token is not None and self.password is not None:
+            raise ValueError("give token or password, not both")
+        if self.url.startswith("http://"):
+            host = self.url.removeprefix("http://").split("/")[0].rsplit(":", 1)[0]
+            if host not in {"127.0.0.1", "localhost", "[::1]"}:
+                raise ValueError("url: https is needed; http is for an archive on this machine alone")
+        elif self.tls is None:
+            raise ValueError("tls: name the file of the CA that signed the archive's certificate, as tls: {ca: FILE}")
+        return self
+
+
+Archive = Annotated[DimseArchive | WebArchive, Field(discriminator="kind")]
+
+Option = Literal["patient-characteristics", "device", "times"]
+Suspect = Literal["secondary-capture", "derived-secondary", "ultrasound"]
+
+
+class LabelTable(Strict):
+    """A CSV table of the hospital's whose people, images and dates get the same new names as the images."""
+
+    source: Path
+    to: Path
+    patient: str
+    """Column with the PatientID."""
+    uids: list[str] = Field(default_factory=list)
+    """Columns with study, series or instance UIDs: they become the new ones."""
+    dates: list[str] = Field(default_factory=list)
+    """Columns with dates (YYYY-MM-DD or YYYYMMDD): shifted as the patient's images are."""
+    keep: list[str] = Field(default_factory=list)
+    """Columns that stay as they are. All other columns are left out."""
+
+    def at(self, base: Path) -> LabelTable:
+        """The same table with its paths taken from the folder ``base``."""
+        return self.model_copy(update={"source": base / self.source, "to": base / self.to})
+
+
+class Deidentify(Strict):
+    """What of an instance stays after de-identification, and where it goes."""
+
+    to: Path
+    """Folder for the de-identified files: an asset's ``path``."""
+    retain: list[Option] = Field(default_factory=list)
+    """Options of PS3.15 Annex E: sex, age, size and weight; the device's make; times of day."""
+    permit: list[Suspect] = Field(default_factory=list)
+    """Kinds of image that would be set aside for text that may stand in their pixels, and that somebody looked at."""
+    shift_days: Annotated[int, Field(ge=1, le=36500)] = 3650
+    """Dates of one patient all move back by one number of days, 1 … ``shift_days``; the site's key gives it."""
+    originals: Literal["delete", "keep"] = "delete"
+    """What becomes of a file in the inbox once its de-identified form is on the disk."""
+    tables: list[LabelTable] = Field(default_factory=list)
+
+
+class Intake(Strict):
+    """How this site takes in data from the hospital's systems. Absent: it does not."""
+
+    inbox: Path | None = None
+    """Folder of received files, with the patients' names in them; ``intake/inbox`` in the home folder by default."""
+    limits: Limits = Limits()
+    receive: Receive | None = None
+    archives: dict[Name, Archive] = Field(default_factory=dict)
+    deidentify: Deidentify | None = None
