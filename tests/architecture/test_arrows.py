@@ -17,6 +17,7 @@ PACKAGES = {
     "consilium_client": ROOT / "client",
     "consilium_server": ROOT / "server",
     "consilium_deploy": ROOT / "deploy",
+    "consilium_serve": ROOT / "serve",
     "dpsgd": ROOT / "engine",
 }
 FILES = [(package, file) for package, root in PACKAGES.items() for file in sorted((root / package).rglob("*.py"))]
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "consilium_server": {"consilium_shared"},
     "consilium_client": {"consilium_shared", "dpsgd"},
     "consilium_deploy": {"consilium_shared"},
+    "consilium_serve": {"consilium_shared"},
 }
 """A package, and what of this repository it may import: whole packages, or single modules."""
 
@@ -42,6 +44,8 @@ ONLY = {
     "pydicom": {"consilium_client/data/", "consilium_client/intake/", "consilium_deploy/dicom_files.py"},
     "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py", "consilium_deploy/synthetic.py"},
     "opacus": {"dpsgd/"},
+    "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
+    "fastapi": {"consilium_serve/"},
     "grpc": {"consilium_client/transport/agent_socket.py"},
     "pynetdicom": {"consilium_client/intake/"},
     "pint": {"consilium_client/intake/"},
@@ -101,6 +105,8 @@ def test_nothing_runs_code_from_data(package: str, file: Path) -> None:
         ("consilium_client.commands.cli", {"torch", "flwr", "pandas", "opacus", "pynetdicom", "httpx"}),
         ("consilium_client.agent.main", {"pynetdicom", "httpx"}),
         ("consilium_client.intake.receiver", {"torch", "flwr", "pandas", "opacus", "httpx"}),
+        ("consilium_serve.server", {"torch", "flwr", "pandas", "opacus", "scipy"}),
+        ("consilium_serve.cli", {"torch", "flwr", "pandas", "opacus", "onnxruntime", "fastapi"}),
         ("consilium_server.commands.cli", {"torch", "pandas", "opacus", "pydicom"}),
     ],
 )

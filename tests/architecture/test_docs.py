@@ -13,6 +13,7 @@ import typer
 
 import consilium_audit.cli
 import consilium_client.commands.cli
+import consilium_serve.cli
 import consilium_server.commands.cli
 from consilium_audit.evidence import STEPS
 from consilium_shared.protocol.messages import Reason
@@ -28,12 +29,18 @@ PROGRAMS: dict[str, click.Command] = {
     "consilium-server": typer.main.get_command(consilium_server.commands.cli.app),
     "consilium-site": typer.main.get_command(consilium_client.commands.cli.app),
     "consilium-audit": typer.main.get_command(consilium_audit.cli.app),
+    "consilium-predict": typer.main.get_command(consilium_serve.cli.app),
+}
+PERSON = {
+    "consilium-server": "coordinator.md",
+    "consilium-site": "hospital-it.md",
+    "consilium-audit": "auditor.md",
+    "consilium-predict": "predict.md",
 }
 EVIDENCE_TO_COME = "tests/vectors/evidence-VERSION/"
 """Path in RELEASE.md that the next release makes."""
-PERSON = {"consilium-server": "coordinator.md", "consilium-site": "hospital-it.md", "consilium-audit": "auditor.md"}
 ROOTS = ("engine/dpsgd", "server/consilium_server", "client/consilium_client", "shared/consilium_shared",
-         "shared/consilium_audit", "deploy/consilium_deploy")  # fmt: skip
+         "shared/consilium_audit", "serve/consilium_serve", "deploy/consilium_deploy")  # fmt: skip
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -76,7 +83,7 @@ def follow(words: list[str]) -> tuple[str, click.Command, list[str]]:
 def mentions(text: str) -> Iterator[list[str]]:
     """The words of each mention of one of the programs, from the program's name on."""
     for line in code(text):
-        found = re.search(r"(?:^|/bin/)(consilium-(?:server|site|audit)(?: .*)?)$", line)
+        found = re.search(r"(?:^|/bin/)(consilium-(?:server|site|audit|predict)(?: .*)?)$", line)
         if found:
             yield found.group(1).split()
 

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -75,14 +75,20 @@ class Bundle:
 
     Attributes:
         manifest: what the coordinator signed.
-        files: bytes of every file, by name.
+        files: bytes of every file but the manifest, by name.
+        signed: bytes of the manifest, as they were signed.
         card: body of the model card, verified under the same key.
     """
 
-    def __init__(self, manifest: Manifest, files: Mapping[str, bytes], card: Mapping[str, object]) -> None:
+    def __init__(self, manifest: Manifest, files: Mapping[str, bytes], signed: bytes, card: Mapping[str, Any]) -> None:
         self.manifest = manifest
+        self.signed = signed
         self.files = dict(files)
         self.card = card
+
+    def zipped(self) -> bytes:
+        """The whole bundle as a zip file's bytes."""
+        return zipped({**self.files, MANIFEST: self.signed})
 
 
 def seal(files: Mapping[str, bytes], coordinator: Identity, **facts: object) -> bytes:
@@ -123,7 +129,7 @@ def open_bundle(path: Path, fingerprint: str) -> Bundle:
     """
     from consilium_shared.protocol.records import CARD_DOMAIN
 
-    wanted = _plain(fingerprint)
+    wanted = plain(fingerprint)
     found = _read_zip(path) if path.is_file() else _read_folder(path)
     raw = found.pop(MANIFEST, None)
     if raw is None:
@@ -135,7 +141,7 @@ def open_bundle(path: Path, fingerprint: str) -> Bundle:
         first = error.errors()[0]
         raise PeerError(f"{path}: {MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     key = PublicIdentity.from_hex(manifest.coordinator)
-    if _plain(key.fingerprint) != wanted:
+    if plain(key.fingerprint) != wanted:
         raise SignatureError(
             f"{path}: signed by the coordinator with the fingerprint {key.fingerprint}, which is not the one given"
         )
@@ -153,7 +159,7 @@ def open_bundle(path: Path, fingerprint: str) -> Bundle:
     documents.verify(card, signed, CARD_DOMAIN, key)
     if card.get("study_digest") != manifest.study_digest or card.get("model", {}).get("sha256") != manifest.model:
         raise PeerError(f"{path}: {CARD} and {MANIFEST} are about different models")
-    return Bundle(manifest, found, card)
+    return Bundle(manifest, found, raw, card)
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
@@ -167,7 +173,8 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def _plain(fingerprint: str) -> str:
+def plain(fingerprint: str) -> str:
+    """The fingerprint without blanks, in lower case; raises ConfigurationError where it is none."""
     text = "".join(fingerprint.split()).lower()
     if len(text) != 32 or any(c not in "0123456789abcdef" for c in text):
         raise ConfigurationError("a fingerprint is eight groups of four hex digits, as consilium-server provision says")
