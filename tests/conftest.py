@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ settings.register_profile("without-deadline", deadline=None)  # a busy machine i
 settings.load_profile("without-deadline")
 
 ROOT = Path(__file__).parent
+
+PATHS = (*(str(ROOT.parent / name) for name in ("shared", "serve")), os.environ.get("PYTHONPATH", ""))
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in PATHS if path)
+"""For programs that tests start: as ``pythonpath`` in pyproject.toml, which holds for pytest's own process."""
 
 FIRST = (
     "unit/deploy/test_published_results.py",

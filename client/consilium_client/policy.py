@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from consilium_shared import limits
+from consilium_shared import limits, task
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
@@ -19,9 +19,10 @@ from consilium_shared.privacy.accountant import check_delta
 from consilium_shared.privacy.budget import Budget
 from consilium_shared.schema import SCHEMA
 from consilium_shared.secagg.terms import corrupt, holds_against, least_sites
-from consilium_shared.study import Name, Positive, Study, Task, ThreatModel
+from consilium_shared.study import Name, Positive, Study, ThreatModel
+from consilium_shared.task import TaskName
 
-TASKS: tuple[Task, ...] = ("image-classification", "sequence-classification", "tabular-classification")
+TASKS: tuple[TaskName, ...] = tuple(name for name in task.names() if task.get(name).since == 1)
 """Permitted where site.yaml names none. It never grows, nor does any default of a policy become wider: an upgrade
 permits nothing that nobody at the hospital has decided on."""
 
@@ -46,7 +47,7 @@ class SitePolicy(Strict):
 
     budgets: dict[Name, AssetBudget]
     """For each asset; an asset without a budget is used by no study."""
-    tasks: tuple[Task, ...] = TASKS
+    tasks: tuple[TaskName, ...] = TASKS
     """Tasks that a study may do; by default those that release 0.1 could."""
     studies: tuple[Name, ...] | None = None
     """Names of the studies that may be proposed; null for any (each still waits for an approval)."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from consilium_shared import task
 from consilium_shared.errors import IntegrityError
 from consilium_shared.preparation import forms
 from consilium_shared.preparation.record import Prepared
@@ -104,7 +105,7 @@ def answer(model: Model, prepared: Prepared, probabilities: Probabilities | None
         abstained.append("the model gives no probability for this record")
     told: dict[str, Any] = {
         "model": {"study": model.study.study, "version": model.version, "sha256": model.sha256},
-        "label": model.study.data.label.column,
+        "label": task.reads(model.study).targets[0].column,
         "prediction": None,
         "threshold": threshold if len(model.classes) == 2 else None,
         "abstained": abstained,

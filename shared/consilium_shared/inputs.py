@@ -1,13 +1,20 @@
-"""The part of the contract about data: the asset, the label, and how records become inputs of the model."""
+"""Kinds of input and target that tasks combine in the part of the contract about data. Readers of assets know them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from consilium_shared.config import Strict
 from consilium_shared.fields import Column, Name, Positive
+
+
+class AssetData(Strict):
+    """The asset, a name that each site maps to its own files; a task's own class adds how records become inputs."""
+
+    asset: Name
 
 
 class Label(Strict):
@@ -45,6 +52,16 @@ class Categorical(Strict):
 
 
 Feature = Numeric | Categorical
+Missing = Literal["refuse", "center"]
+
+
+def width(features: Iterable[Feature]) -> int:
+    """Numbers that the features of one record come to.
+
+    >>> width([Numeric(name="age"), Categorical(name="sex", categories=("f", "m"))])
+    3
+    """
+    return sum(len(feature.categories) if isinstance(feature, Categorical) else 1 for feature in features)
 
 
 class Image(Strict):
@@ -53,6 +70,11 @@ class Image(Strict):
     size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1] = 1
     modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ("CR", "DX")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image as the model sees it."""
+        return self.channels, self.size, self.size
 
 
 class Series(Strict):
@@ -64,14 +86,17 @@ class Series(Strict):
     step_minutes: Positive
     statics: Annotated[tuple[Feature, ...], Field(max_length=500)] = ()
 
+    @property
+    def inputs(self) -> int:
+        """Inputs at each step: three for every variable."""
+        return 3 * len(self.variables)
 
-class Data(Strict):
-    """The asset (a name that each site maps to its own files) and how its records become inputs."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of one series as the model sees it, without the statics."""
+        return self.bins, self.inputs
 
-    asset: Name
-    label: Label
-    image: Image | None = None
-    series: Series | None = None
-    features: Annotated[tuple[Feature, ...], Field(max_length=2000)] | None = None
-    missing: Literal["refuse", "center"] = "refuse"
-    """A tabular record with a missing value is set aside, or takes the study's ``center`` (no category)."""
+    @property
+    def statics_width(self) -> int:
+        """Width of what accompanies a series, once for each record; 0 where there is none."""
+        return width(self.statics)

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics, ratios
+from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics
 
 LEVEL = 0.95
 DEVIATIONS = 1.959963984540054
@@ -45,18 +45,18 @@ def intervals(
         (low, high), not cut off at 0 and 1; None where the noise leaves every value open.
     """
     numbers, found = counts.astype(np.float64), dict[str, list[Interval | None]]()
-    if "auroc" in layout.asked:
-        each = layout.parts(counts)["scores"].astype(np.float64).reshape(-1, 2, layout.bins)
-        one = float(variance[0])  # scores stand first, and all have the same noise
-        found["auroc"] = [_auroc(positive, negative, one, deviations) for negative, positive in each]
-    for name, part, whole in ratios(layout):
+    for name, positive, negative in layout.orders():
+        one = float(variance[positive[0]])  # both are of one block, whose numbers have the same noise
+        ends = _ordered(numbers[positive], numbers[negative], one, deviations)
+        found.setdefault(name, []).append(ends)
+    for name, part, whole in layout.ratios():
         moments = (
             float(part * part @ variance),
             float(part * whole @ variance),
             float(whole * whole @ variance),
         )
         found.setdefault(name, []).append(_fieller(float(part @ numbers), float(whole @ numbers), moments, deviations))
-    return {name: _mean(ends) for name, ends in found.items()}
+    return {name: _mean(each) for name, each in found.items()}
 
 
 def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Values, dict[str, Interval]]:
@@ -69,7 +69,7 @@ def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Va
     return {name: value if name in known or name == "n" else None for name, value in values.items()}, known
 
 
-def _auroc(positive: Vector, negative: Vector, variance: float, deviations: float) -> Interval | None:
+def _ordered(positive: Vector, negative: Vector, variance: float, deviations: float) -> Interval | None:
     """Interval of the share of (positive, negative) pairs in the right order: sums of products of two noised counts."""
     bins = len(positive)
     order = np.tri(bins, k=-1) + np.eye(bins) / 2  # [i, j]: what a positive in bin i and a negative in bin j count

@@ -9,13 +9,12 @@ metrics are what the sites say, not what is true.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
 
 from consilium_shared.intervals import intervals
-from consilium_shared.metrics import LOSS_SCALE, Counts, Layout, Vector, every_record
+from consilium_shared.metrics import Counts, Layout, Vector
 from consilium_shared.study import Study
 
 CHANCE = 1e-9
@@ -38,11 +37,11 @@ def contradiction(counts: Counts, layout: Layout, variance: Vector | None, most:
     """
     numbers = counts.astype(np.float64)
     noise = np.zeros(layout.width) if variance is None else variance
-    for form, what in _never_positive(layout):
+    for form, what in layout.never_positive():
         over, slack = float(form @ numbers), _DEVIATIONS * math.sqrt(float(form * form @ noise))
         if over > slack:
             return f"{what}: by {over:.4g}, and the noise explains {slack:.4g}"
-    records = every_record(layout)
+    records = layout.every_record()
     slack = _DEVIATIONS * math.sqrt(float(records @ noise))
     if most is not None and float(records @ numbers) > most + slack:
         return f"{float(records @ numbers):.0f} patients are counted, and the weights allow {most + slack:.0f}"
@@ -67,42 +66,10 @@ def _below(counts: Vector) -> str | None:
 def _beyond(counts: Counts, layout: Layout, variance: Vector) -> str | None:
     """A metric that is farther outside its range than noise takes it."""
     for name, ends in intervals(counts, layout, variance, _DEVIATIONS).items():
-        most = layout.loss_limit if name == "loss" else 1.0
+        most = layout.most(name)
         if ends is not None and (ends[0] > most or ends[1] < 0):
             return f"{name} would be between {ends[0]:.3f} and {ends[1]:.3f}, and is between 0 and {most:g}"
     return None
-
-
-def _never_positive(layout: Layout) -> Iterator[tuple[Vector, str]]:
-    """Linear forms ``[k]`` of the counts that are 0 or less without noise, and what it means where they are not."""
-    of = layout.parts(np.arange(layout.width, dtype=np.int64))
-
-    records = every_record(layout)
-    if "loss" in of:
-        loss = -LOSS_SCALE * layout.loss_limit * records
-        loss[of["loss"]] += 1.0
-        yield loss, "the losses are larger than those of so many records can be"
-    scores = list(of["scores"].reshape(-1, 2, layout.bins)) if "scores" in of else []
-    confusion = of["confusion"].reshape(layout.classes, layout.classes) if "confusion" in of else None
-    for c, each in zip(layout.scored, scores, strict=True):
-        whole = -records
-        whole[each] += 1.0
-        yield from _both(whole, f"the scores of class {c} are not of as many records as the others")
-        if confusion is None:
-            continue
-        of_class = np.zeros(layout.width)
-        of_class[each[1]], of_class[confusion[c]] = 1.0, -1.0
-        yield from _both(of_class, f"the scores and the confusion matrix differ in how many records are of class {c}")
-        if layout.classes == 2:  # what is called 1 has a score of a half or more
-            for truth in (0, 1):
-                called = np.zeros(layout.width)
-                called[confusion[truth, 1]], called[each[truth][layout.bins // 2 :]] = 1.0, -1.0
-                yield called, f"more records of class {truth} are called 1 than have such a score"
-
-
-def _both(form: Vector, what: str) -> Iterator[tuple[Vector, str]]:
-    yield form, what
-    yield -form, what
 
 
 def most_held_back(study: Study, sites: int, weight: int) -> float | None:

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from consilium_shared import limits
+from consilium_shared import limits, task
+from consilium_shared.architecture import SEED_LIMIT, Architecture
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
@@ -20,46 +31,13 @@ from consilium_shared.fields import Fraction as Fraction
 from consilium_shared.fields import Name as Name
 from consilium_shared.fields import Positive as Positive
 from consilium_shared.fields import seconds as seconds
-from consilium_shared.inputs import Data
+from consilium_shared.inputs import AssetData
 from consilium_shared.printable import printable
 from consilium_shared.schema import SCHEMA, Since, check_known, later_keys, written_out
+from consilium_shared.task import TaskName
 
-Task = Literal["image-classification", "sequence-classification", "tabular-classification"]
-Metric = Literal["auroc", "accuracy", "f1", "sensitivity", "specificity", "loss"]
+Metric = Annotated[str, Field(min_length=1, max_length=64)]
 ThreatModel = Literal["malicious-server", "honest-but-curious"]
-SEED_LIMIT = 2**53 - 1  # the largest integer that canonical JSON carries
-
-
-class Start(Strict):
-    """Weights that the study begins with in place of the seed's. They are public, as the seed is."""
-
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1
-    from no other model."""
-
-
-class ModelSpec(Strict):
-    """Architecture by name; its input and output sizes follow from ``data``."""
-
-    name: Literal["small-cnn", "resnet18-gn", "lstm", "gru", "logistic", "mlp"]
-    hidden: Annotated[int, Field(ge=1, le=4096)] = 64
-    layers: Annotated[int, Field(ge=1, le=4)] = 1
-    seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] = 0
-    """Seed of the initial global weights, which are public."""
-    start: Start | None = None
-    trainable: Literal["all", "head", "lora"] = "all"
-    """Parameters that training changes and sites send: every weight; the last linear layer; or that and an addition of
-    low rank to the weight of every other linear and convolutional layer (``models.adaptation``)."""
-    lora_rank: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Rank of those additions."""
-
-    @model_validator(mode="after")
-    def _adaptable(self) -> ModelSpec:
-        if (self.trainable == "lora") != (self.lora_rank is not None):
-            raise ValueError("lora_rank goes with trainable: lora, and trainable: lora with a lora_rank")
-        if self.trainable == "lora" and self.name not in _LOW_RANK:
-            raise ValueError(f"trainable: lora is for {', '.join(sorted(_LOW_RANK))}; for {self.name} take head")
-        return self
 
 
 class LocalOptimizer(Strict):
@@ -92,7 +70,8 @@ class Training(Strict):
     optimizer: LocalOptimizer
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx mu (Li et al. 2020, eq. 2): pulls local weights towards the round's global ones; 0 is FedAvg."""
-    augment: Literal["none", "light"] = "none"
+    augment: Name = "none"
+    """Augmentation of inputs, of those that the task has."""
     augment_multiplicity: Annotated[int, Field(ge=1, le=limits.AUGMENT_MULTIPLICITY)] = 1
     """Augmented copies of each drawn record in a step; the mean of their gradients is the record's, before clipping."""
     adaptive_clipping: AdaptiveClipping | None = None
@@ -239,15 +218,19 @@ class Evaluation(Strict):
         return self
 
 
-_LOW_RANK = {"small-cnn", "resnet18-gn", "mlp"}
-"""Models with linear or convolutional layers besides the head."""
-
-_PART = {"image-classification": "image", "sequence-classification": "series", "tabular-classification": "features"}
-_MODELS = {
-    "image-classification": {"small-cnn", "resnet18-gn"},
-    "sequence-classification": {"lstm", "gru"},
-    "tabular-classification": {"logistic", "mlp"},
-}
+def _of_its_task(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A part of the contract as its class of the study's task reads it."""
+    name = info.data.get("task")
+    if name is None:  # which is an error of its own
+        return (AssetData if info.field_name == "data" else Architecture).model_construct()
+    kind: type[BaseModel] = task.get(name).data
+    if info.field_name == "model":
+        models = task.get(name).models
+        model = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        if not isinstance(model, str) or model not in models:
+            raise ValueError(f"task {name} takes one of the models {', '.join(sorted(models))}")
+        kind = models[model].options
+    return handler(kind.model_validate(value, context=info.context))
 
 
 _AS_GIVEN = {"as given": True}
@@ -263,9 +246,9 @@ class Study(Strict):
 
     study: Name
     version: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    task: Task
-    model: ModelSpec
-    data: Data
+    task: TaskName
+    model: Annotated[SerializeAsAny[Architecture], WrapValidator(_of_its_task)]
+    data: Annotated[SerializeAsAny[AssetData], WrapValidator(_of_its_task)]
     training: Training
     privacy: Privacy
     aggregation: Aggregation = Aggregation()
@@ -280,6 +263,9 @@ class Study(Strict):
         if info.context is _AS_GIVEN:
             return study
         schema = study.schema_version if "schema_version" in study.model_fields_set else SCHEMA
+        since = task.of(study).since
+        if schema < since:
+            raise ValueError(f"schema_version: {schema} has no task {study.task}, which came with {since}")
         later = [f"{key} (schema {number})" for key, number in later_keys(study, schema) if key != "schema_version"]
         if later:
             raise ValueError(f"schema_version: {schema} has no {', '.join(later)}")
@@ -287,17 +273,19 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        part = _PART[self.task]
-        for other in _PART.values():
-            if (getattr(self.data, other) is not None) != (other == part):
-                raise ValueError(f"task {self.task} takes data.{part} and no other of image, series, features")
-        if self.task == "tabular-classification" and not self.data.features:
-            raise ValueError("data.features is empty")
-        if self.model.name not in _MODELS[self.task]:
-            raise ValueError(f"task {self.task} takes one of the models {', '.join(sorted(_MODELS[self.task]))}")
-        weights = self.training.class_weights
-        if weights is not None and len(weights) != len(self.data.label.classes):
-            raise ValueError("training.class_weights needs one number for each class")
+        own, metrics = task.of(self), self.evaluation.metrics
+        if self.model.trainable == "lora" and not own.models[self.model.name].low_rank:
+            able = (
+                ", ".join(sorted(name for name, kind in own.models.items() if kind.low_rank)) or "no model of its task"
+            )
+            raise ValueError(f"trainable: lora is for {able}; for {self.model.name} take head")
+        unknown = sorted(set(metrics) - set(own.metrics))
+        if unknown:
+            raise ValueError(f"evaluation.metrics: task {self.task} has {', '.join(own.metrics)}, not {unknown[0]}")
+        if self.training.augment not in ("none", *own.augmentations):
+            known = ", ".join(("none", *own.augmentations))
+            raise ValueError(f"training.augment: task {self.task} has {known}, not {self.training.augment}")
+        own.check(self)
         if self.training.seed is not None and self.privacy.mode == "dp":
             raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
         if self.training.adaptive_clipping is not None and self.privacy.mode == "none":
@@ -305,8 +293,6 @@ class Study(Strict):
         limit = self.privacy.epsilon
         if self.evaluation.epsilon is not None and (limit is None or self.evaluation.epsilon >= limit):
             raise ValueError("evaluation.epsilon is a part of privacy.epsilon, and without privacy there is none")
-        if self.training.augment != "none" and self.task != "image-classification":
-            raise ValueError("training.augment is for images")
         return self
 
     @property
@@ -363,6 +349,8 @@ class Study(Strict):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise PeerError(printable(f"study: {where}: {first['msg']}")) from error
+        if study.schema_version < task.of(study).since:
+            raise PeerError(f"study: task {study.task} came with schema {task.of(study).since}")
         for key, number in later_keys(study, study.schema_version):
             raise PeerError(f"study: {key} is a key of schema {number}, the contract is of {study.schema_version}")
         if canonical_bytes(study.contract) != canonical_bytes(contract):

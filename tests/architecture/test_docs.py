@@ -40,7 +40,8 @@ PERSON = {
 EVIDENCE_TO_COME = "tests/vectors/evidence-VERSION/"
 """Path in RELEASE.md that the next release makes."""
 ROOTS = ("engine/dpsgd", "server/consilium_server", "client/consilium_client", "shared/consilium_shared",
-         "shared/consilium_audit", "serve/consilium_serve", "deploy/consilium_deploy")  # fmt: skip
+         "shared/consilium_audit", "shared/consilium_tasks", "serve/consilium_serve",
+         "deploy/consilium_deploy")  # fmt: skip
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
 from consilium_client.policy import SitePolicy
+from consilium_shared import task
 from consilium_shared.identity import Identity
 from consilium_shared.protocol import messages
 from consilium_shared.schema import SCHEMA, since
@@ -23,8 +24,17 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = json.loads(
 )
 
 
+def contract_parts() -> Iterator[type[BaseModel]]:
+    """Every class that a contract is made of, those of each task too."""
+    yield from parts(Study)
+    for own in map(task.get, task.names()):
+        yield from parts(own.data)
+        for kind in own.models.values():
+            yield from parts(kind.options)
+
+
 def parts(kind: Any) -> Iterator[type[BaseModel]]:
-    """Every class that a contract is made of."""
+    """A class and those of its fields."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
         for field in kind.model_fields.values():
@@ -41,7 +51,7 @@ def without_later(now: Any, was: Any) -> Any:
 
 
 def test_a_key_that_schema_1_lacks_is_marked_with_the_schema_that_brought_it() -> None:
-    for part in parts(Study):
+    for part in contract_parts():
         for key in part.model_fields:
             known = key in RELEASED.get(part.__name__, {})
             mark = since(part, key).schema
@@ -51,7 +61,7 @@ def test_a_key_that_schema_1_lacks_is_marked_with_the_schema_that_brought_it() -
 
 
 def test_no_key_of_schema_1_is_lost_and_no_absence_means_something_new() -> None:
-    found = {part.__name__: part for part in parts(Study)}
+    found = {part.__name__: part for part in contract_parts()}
     for name, keys in RELEASED.items():
         for key, was in keys.items():
             field = found[name].model_fields[key]
@@ -65,7 +75,7 @@ def test_no_key_of_schema_1_is_lost_and_no_absence_means_something_new() -> None
 
 
 def test_a_later_key_may_be_absent() -> None:
-    for part in parts(Study):
+    for part in contract_parts():
         for key, field in part.model_fields.items():
             assert since(part, key).schema == 1 or not field.is_required(), f"{part.__name__}.{key} needs a default"
 

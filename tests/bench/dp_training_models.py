@@ -14,7 +14,7 @@ import torch
 from opacus.layers import DPGRU, DPLSTM
 from torch import nn
 
-from consilium_shared.models.images import ResNet18
+from consilium_tasks.image_classification.models import ResNet18
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.study import Study
 from dpsgd import device, engines
@@ -55,7 +55,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     study = a_study(name, edge, batch)
     private, plain = build(study).to(where), build(study).to(where)
     count = sum(p.numel() for p in private.parameters())
-    loss = per_record(study, where)
+    loss = task.of(study).loss(study, where)
     wrapped, ordinary = engines.wrap(private, "book-keeping"), torch.optim.SGD(plain.parameters(), 0.1)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(private.parameters(), 0.1),

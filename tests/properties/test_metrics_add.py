@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilium_shared.metrics import METRICS, Layout, count, metrics
+from consilium_shared.metrics import metrics
+from consilium_tasks.classification.counts import METRICS, ClassLayout, count
 
 
 @settings(max_examples=50, deadline=None)
@@ -22,7 +23,7 @@ def test_counts_add_up(classes: int, first: int, second: int, asked: set[str], n
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, classes, first + second)
     probabilities = draw.dirichlet(np.full(classes, 0.3), first + second).reshape(-1, classes)
-    layout = Layout(classes, frozenset(asked), noised)
+    layout = ClassLayout(classes, frozenset(asked), noised)
     whole = count(labels, probabilities, layout)
     parts = [count(labels[part], probabilities[part], layout) for part in (slice(0, first), slice(first, None))]
     assert np.array_equal(whole, sum(parts))
@@ -37,5 +38,5 @@ def test_the_order_of_records_does_not_matter(records: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     labels, probabilities = draw.integers(0, 3, records), draw.dirichlet(np.ones(3), records)
     order = draw.permutation(records)
-    layout = Layout.local(3)
+    layout = ClassLayout.local(3)
     assert np.array_equal(count(labels, probabilities, layout), count(labels[order], probabilities[order], layout))

@@ -18,8 +18,8 @@ from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, steps, trainer
 from consilium_client.training.evaluation import noised_counts
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch
+from consilium_shared import task
 from consilium_shared.metrics import Layout
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
@@ -178,7 +178,7 @@ class Step:
                 seen[i] = b"".join(part[number].contiguous().cpu().numpy().tobytes() for part in self.tape.parts)
 
         batch = Batch(self.study, data, chosen(data, patients), self.where, np.random.default_rng(0))
-        loss, pieces = per_record(self.study, self.where), batch.padded_microbatches(self.size)
+        loss, pieces = task.of(self.study).loss(self.study, self.where), batch.padded_microbatches(self.size)
         with exact_arithmetic():
             steps.accumulate(self.wrapped, self.optimizer, loss, pieces, see)
             self.optimizer.finish()
@@ -264,14 +264,14 @@ def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(
     draw, study = np.random.default_rng(3), a_study(name, width)
     data = records(study, [1] * 70, draw)
     model = pack(crafted(study, data.inputs[0], draw), study)
-    whole = evaluation._probabilities(model, study, data, CPU)
+    whole = evaluation.measured(model, study, data, CPU)
     for size in (1, 3, 15, 16, 33, 69, 70):
         some = draw.permutation(70)[:size]
         part = dataclasses.replace(
             data, inputs=data.inputs[some], statics=None if data.statics is None else data.statics[some]
         )
         part = dataclasses.replace(part, labels=data.labels[some], patients=data.patients[some])
-        assert np.array_equal(evaluation._probabilities(model, study, part, CPU), whole[some])
+        assert np.array_equal(evaluation.measured(model, study, part, CPU), whole[some])
 
 
 def test_a_kernel_that_goes_by_the_number_of_rows_is_seen_unless_pieces_are_of_one_size(

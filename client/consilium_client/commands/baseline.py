@@ -13,7 +13,7 @@ from consilium_client import data
 from consilium_client.agent.study_service import make_plan
 from consilium_client.data.records import Records
 from consilium_client.site import SiteConfig
-from consilium_shared import metrics
+from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.study import Study
 
@@ -122,5 +122,5 @@ def test(study: Study, model: bytes, records: Records, device_name: str) -> dict
     from consilium_client.training.evaluation import evaluate
     from dpsgd import device
 
-    layout = metrics.Layout.local(len(study.data.label.classes))
+    layout = task.of(study).layout(study, local=True)
     return metrics.metrics(evaluate(model, study, records, device.choose(device_name), layout), layout)

@@ -6,16 +6,11 @@ from collections.abc import Callable
 
 from consilium_client.data.asset import AssetSpec, DicomAsset, TimeseriesAsset
 from consilium_client.data.records import Records
+from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
 __all__ = ["AssetSpec", "Records", "load"]
-
-_KINDS = {
-    "image-classification": "dicom",
-    "sequence-classification": "timeseries",
-    "tabular-classification": "table",
-}
 
 
 def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None] | None = None) -> Records:
@@ -33,7 +28,7 @@ def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None]
             record is left, or the inputs would exceed ``limits.INPUT_BYTES``. Names files and columns, never a patient.
     """
     progress = on_progress or (lambda _done, _total: None)
-    kind = _KINDS[study.task]
+    kind = task.reads(study).kind
     if asset.kind != kind:
         raise DataError(f"task {study.task} needs an asset of kind {kind}; {study.data.asset} is of kind {asset.kind}")
     if isinstance(asset, DicomAsset):

@@ -18,6 +18,7 @@ from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
 from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
+from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
 from consilium_shared.study import Study
@@ -28,7 +29,7 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
 
     Headers are read first, without pixels, so that only files that count are decoded, one at a time.
     """
-    image = study.data.image
+    image = task.reads(study).image
     if image is None:
         raise DataError(f"study {study.study} has no images")
     aside, notes = SetAside(), SetAside()

@@ -15,6 +15,7 @@ from consilium_client.data.columns import place, plain, read_columns
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
 from consilium_client.data.records import NothingUsable, SetAside
+from consilium_shared import task
 from consilium_shared.study import Study
 
 
@@ -72,11 +73,12 @@ def read_labels(
     Raises:
         DataError: see ``read_columns``; or no usable row.
     """
-    label_column = asset.here(study.data.label.column)
+    (target,) = task.reads(study).targets
+    label_column = asset.here(target.column)
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     own = [asset.patient, label_column, *(key or ()), *([split_column] if split_column else ())]
     frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress)
-    index = {word: number for number, word in enumerate(plain(pd.Series(study.data.label.classes)))}
+    index = {word: number for number, word in enumerate(plain(pd.Series(target.classes)))}
     words = plain(frame[label_column])
     label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from consilium_client.data.records import NothingUsable, Records
+from consilium_shared import task
 from consilium_shared.printable import printable
 from consilium_shared.study import Study
 
@@ -98,8 +99,7 @@ def _reasons(
 def assess(records: Records, study: Study, asset: str | None = None) -> Quality:
     """The report on records that were loaded for a study, from its own asset where ``asset`` names none."""
     labels: dict[str, tuple[int, int]] = {}
-    for number, name in enumerate(study.data.label.classes):
-        of_class = records.labels == number
+    for name, of_class in task.of(study).groups(study, (records.labels,)).items():
         labels[name] = (int(of_class.sum()), len(np.unique(records.patients[of_class])))
     return Quality(
         study=study.study,

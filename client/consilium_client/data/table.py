@@ -11,23 +11,25 @@ from consilium_client.data.columns import place
 from consilium_client.data.features import columns_of, encode
 from consilium_client.data.labels import number_rows, read_labels
 from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
-from consilium_shared.models.shape import tabular_width
+from consilium_shared import task
+from consilium_shared.inputs import width
 from consilium_shared.study import Study
 
 
 def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
     """Records of a CSV or Parquet table; see ``data.load``."""
-    features = study.data.features or ()
+    reading = task.reads(study)
+    features = reading.features
     aside, values, notes = SetAside(), SetAside(), SetAside()
     text, numbers = columns_of(features, asset)
     key = None if asset.record is None else [asset.patient, asset.record]
     rows = read_labels(
         asset.path, asset, study, aside, notes, key=key, text=text, numbers=numbers, on_progress=on_progress
     )
-    check_size(len(rows), tabular_width(study))
+    check_size(len(rows), width(features))
     inputs, missing = encode(rows.frame, features, asset, values, asset.path)
     counts = {feature.name: int(count) for feature, count in zip(features, missing.sum(axis=0), strict=True)}
-    if study.data.missing == "refuse":
+    if reading.missing == "refuse":
         keep = np.asarray(~missing.any(axis=1))
         lacking = rows.frame.index[~keep]
         aside.add("a value is missing (the study refuses such records)", len(lacking), place(asset.path, lacking))

@@ -14,9 +14,9 @@ from consilium_client.data.features import columns_of, encode, number, scale
 from consilium_client.data.identity import alike, settle, strangers
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
 from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
+from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Numeric, Series
-from consilium_shared.models.shape import series_inputs, statics_width
 from consilium_shared.study import Study
 
 _MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
@@ -28,15 +28,16 @@ _ZONE = r"[0-9T ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?\s*([Zz]|[+-][0
 
 def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
     """Records of a table of samples and its label table; see ``data.load``."""
-    series = study.data.series
+    reading = task.reads(study)
+    series = reading.series
     if series is None:
         raise DataError(f"study {study.study} has no series")
     aside, values, notes = SetAside(), SetAside(), SetAside()
-    rows = _label_rows(asset, study, aside, notes)
-    check_size(len(rows), series.bins * series_inputs(study) + statics_width(study))
+    rows = _label_rows(asset, study, series, aside, notes)
+    check_size(len(rows), series.bins * series.inputs + series.statics_width)
     statics, absent = encode(rows.frame, series.statics, asset, values, asset.table)
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
-    refused = absent.any(axis=1) & (study.data.missing == "refuse")
+    refused = absent.any(axis=1) & (reading.missing == "refuse")
 
     samples = _read_samples(asset, series, notes, lambda done, total: on_progress(done, 2 * total))
     record = _link(samples, asset, rows, aside, notes)
@@ -44,7 +45,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     bin_, in_window = _bins(samples, asset, series, minutes, record, values)
     _note_absent(samples, asset, series, notes)
     usable = (record >= 0) & in_window
-    inputs = np.zeros((len(rows), series.bins, series_inputs(study)), dtype=np.float32)
+    inputs = np.zeros((len(rows), series.bins, series.inputs), dtype=np.float32)
     sampled = np.zeros(len(rows), dtype=bool)
     for slot, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
         column = asset.value if asset.layout == "long" else asset.here(variable.name)
@@ -122,8 +123,8 @@ def fill(
     return np.where(last == _NEVER, 0.0, held), mask, gap
 
 
-def _label_rows(asset: TimeseriesAsset, study: Study, aside: SetAside, notes: SetAside) -> LabelRows:
-    text, numbers = columns_of(study.data.series.statics if study.data.series else (), asset)
+def _label_rows(asset: TimeseriesAsset, study: Study, series: Series, aside: SetAside, notes: SetAside) -> LabelRows:
+    text, numbers = columns_of(series.statics, asset)
     # A record's name belongs to its patient: with the patient in the key nobody's row can push out another's.
     key = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     if asset.start is not None:

@@ -33,9 +33,9 @@ import torch
 
 from consilium_client.data.records import Records
 from consilium_client.training.trainer import DIVERGED, train
-from consilium_shared import limits
+from consilium_shared import limits, task
 from consilium_shared.errors import ConfigurationError, DataError
-from consilium_shared.models import build, shape
+from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
@@ -210,11 +210,11 @@ def _records(
     each = min(plan.records_per_patient, _RECORDS)
     patients = np.repeat(np.arange(background + len(inside)), each)
     canary = np.concatenate([np.full(background, -1), inside])[patients]
-    form, *beside = shape.inputs(study)
+    form, *beside = task.of(study).shapes(study)
     records = Records(
         inputs=_generated(len(patients), form, draw),
         statics=_generated(len(patients), beside[0], draw) if beside else None,
-        labels=draw.integers(0, shape.classes(study), len(patients)),
+        labels=draw.integers(0, len(task.of(study).outputs(study)), len(patients)),
         patients=patients,
         patient_count=background + len(inside),
         train=np.ones(background + len(inside), dtype=bool),

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.data.records import Part, Records
-from consilium_shared import metrics
+from consilium_shared import metrics, task
 from consilium_shared.errors import DataError
-from consilium_shared.models import build, shape
+from consilium_shared.models import build
 from consilium_shared.study import Study
 from dpsgd.keystream import KeyStream
 
@@ -35,13 +35,13 @@ def evaluate(
 
     Raises:
         PeerError: the model's bytes are not of this study.
-        DataError: the model gives no probabilities for some record (its weights are too large).
+        DataError: the model gives no finite numbers for some record (its weights are too large).
     """
     records = records.select(held_back=True) if records.train.any() else records
-    probabilities = _probabilities(model_bytes, study, records, device)
-    if not np.isfinite(probabilities).all():
-        raise DataError(f"study {study.study}: the model gives no probability for some of the records held back")
-    return metrics.count(records.labels, probabilities, layout)
+    found = measured(model_bytes, study, records, device)
+    if not np.isfinite(found).all():
+        raise DataError(f"study {study.study}: the model gives no number for some of the records held back")
+    return task.of(study).count(layout, found, (records.labels,))
 
 
 def noised_counts(
@@ -56,7 +56,7 @@ def noised_counts(
 ) -> metrics.Counts:
     """Counts with noise: the release that ``PrivacyPlan.evaluation_event`` describes.
 
-    Each patient held back counts with one record, drawn anew. A record for which the model gives no probabilities
+    Each patient held back counts with one record, drawn anew. A record of which the model gives no finite numbers
     counts as one that it knows nothing about: no refusal tells of it. The noise is rounded to whole counts, which is
     the same as rounding true counts plus continuous noise.
 
@@ -72,11 +72,11 @@ def noised_counts(
 
     from dpsgd.noise import Noise
 
-    layout = metrics.Layout.of(study)
-    chosen = _one_each(records.part(held_back=True), seed)
-    probabilities = _probabilities(model_bytes, study, records, device, chosen, rows, forgiving=True)
-    known = np.isfinite(probabilities).all(axis=1, keepdims=True)
-    counts = metrics.count(records.labels[chosen], np.where(known, probabilities, 1 / layout.classes), layout)
+    own = task.of(study)
+    layout, chosen = own.layout(study), _one_each(records.part(held_back=True), seed)
+    found = measured(model_bytes, study, records, device, chosen, rows, forgiving=True)
+    known = np.isfinite(found).all(axis=1, keepdims=True)
+    counts = own.count(layout, np.where(known, found, own.unknown(study)), (records.labels[chosen],))
     noise, start = Noise(seed), 0
     released = torch.from_numpy(counts.astype(np.float64))
     for part, deviation in layout.deviations(noise_multiplier).items():
@@ -92,7 +92,7 @@ def _one_each(part: Part, seed: bytes) -> NDArray[np.int64]:
     return part.records[order[np.unique(part.patients[order], return_index=True)[1]]]
 
 
-def _probabilities(
+def measured(
     model_bytes: bytes,
     study: Study,
     records: Records,
@@ -102,7 +102,7 @@ def _probabilities(
     *,
     forgiving: bool = False,
 ) -> NDArray[np.float64]:
-    """Predicted distributions ``[N, C]`` of the chosen records; not finite where the model overflows.
+    """Numbers that the task measures of the chosen records ``[N, m]``; not finite where the model overflows.
 
     A record's does not depend on the other records, to the last bit (``dpsgd/isolation.py``).
 
@@ -123,26 +123,32 @@ def _probabilities(
     model.to(device).eval()
     chosen, rows = np.arange(len(records)) if chosen is None else chosen, ROWS if rows is None else rows
 
+    own = task.of(study)
+    measure, width = own.measure(study), len(own.outputs(study))
+
     def passed(some: NDArray[np.int64]) -> torch.Tensor:
         inputs = [records.inputs[some], *([] if records.statics is None else [records.statics[some]])]
-        logits: torch.Tensor = model(*(onto(filled(torch.from_numpy(array), rows), device) for array in inputs))
-        return logits.double()[: len(some)]
+        outputs: torch.Tensor = model(*(onto(filled(torch.from_numpy(array), rows), device) for array in inputs))
+        return outputs.double()[: len(some)]
 
-    def of(some: NDArray[np.int64]) -> list[torch.Tensor]:
+    def of(some: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], torch.Tensor | None]]:
         try:
-            return [passed(some)]
+            return [(some, passed(some))]
         except Exception as error:
             if not forgiving:
                 raise
             log.error("an evaluation's pass broke off: %s", type(error).__name__)  # the text may quote data
         if len(some) == 1:
-            return [torch.full((1, shape.classes(study)), torch.nan, dtype=torch.float64)]
+            return [(some, None)]
         return [each for number in range(len(some)) for each in of(some[number : number + 1])]
 
-    parts, found = [], [np.zeros((0, shape.classes(study)))]
+    parts, found = [], [np.zeros((0, width))]
     with exact_arithmetic(), one_thread(), without_denormals(), torch.inference_mode():
         for start in range(0, len(chosen), rows):
             parts += of(chosen[start : start + rows])
-        for logits in parts:  # only now is a GPU waited for
-            found.append(torch.softmax(logits.cpu(), dim=1).numpy())
+        for some, outputs in parts:  # only now is a GPU waited for
+            if outputs is None:
+                found.append(np.full((len(some), width), np.nan))
+            else:
+                found.append(measure(outputs.cpu(), torch.from_numpy(records.labels[some])).numpy())
     return np.concatenate(found)

@@ -16,8 +16,8 @@ from consilium_client.training import invented
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.rehearsal import rehearse
 from consilium_client.training.trainer import physical_batch, private_rows
+from consilium_shared import task
 from consilium_shared.errors import MachineError
-from consilium_shared.models import shape
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dpsgd import device
@@ -93,7 +93,7 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, f
         if not failed:
             return Fit(where, rows)
         log.warning("study %s: pieces of %d records are too much for this machine: %s", study.study, rows, failed)
-    numbers = " and ".join("×".join(map(str, each)) for each in shape.inputs(study))
+    numbers = " and ".join("×".join(map(str, each)) for each in task.of(study).shapes(study))
     raise MachineError(
         f"study {study.study}: this machine ({where}) cannot compute the largest piece of a step, "
         f"{plan.records_per_patient * study.training.augment_multiplicity} records of {numbers} numbers ({failed}). It "
@@ -141,8 +141,9 @@ def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
     return {
         "machine": machine(where),
         "model": study.model.model_dump(mode="json", exclude={"seed", "start"}),
-        "inputs": [list(each) for each in shape.inputs(study)],
-        "classes": shape.classes(study),
+        "task": study.task,
+        "inputs": [list(each) for each in task.of(study).shapes(study)],
+        "outputs": len(task.of(study).outputs(study)),
         "class_weights": training.class_weights is not None,
         "precision": training.precision,
         "records_per_patient": training.records_per_patient,

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from consilium_client.data.records import Records
-from consilium_shared.models import shape
+from consilium_shared import task
 from consilium_shared.study import Study
 
 
 def records(study: Study, counts: Sequence[int], seed: int = 0) -> Records:
     """So many records of each patient, all of them for training; the same for the same seed, and nobody's."""
-    draw, total = np.random.default_rng(seed), sum(counts)
-    form, *beside = shape.inputs(study)
+    (inputs, *beside), (labels,) = task.of(study).invented(study, sum(counts), np.random.default_rng(seed))
     return Records(
-        inputs=draw.random((total, *form), dtype=np.float32),
-        statics=draw.random((total, *beside[0]), dtype=np.float32) if beside else None,
-        labels=np.arange(total, dtype=np.int64) % shape.classes(study),
+        inputs=inputs,
+        statics=beside[0] if beside else None,
+        labels=labels,
         patients=np.repeat(np.arange(len(counts), dtype=np.int64), counts),
         patient_count=len(counts),
         train=np.ones(len(counts), dtype=bool),

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, invented
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch, Chunking
 from consilium_client.training.steps import accumulate
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
 from consilium_shared.study import Study
@@ -115,9 +115,9 @@ def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.de
 
 def _of_counts(study: Study, weights: Vector, data: Records, device: torch.device, rows: int) -> str:
     model, whole = pack(weights.astype(np.float32), study), _orders(len(data))
-    found = evaluation._probabilities(model, study, data, device, whole[0], rows)
+    found = evaluation.measured(model, study, data, device, whole[0], rows)
     for order in whole[1:]:
-        if not np.array_equal(evaluation._probabilities(model, study, data, device, order, rows), found[order], True):
+        if not np.array_equal(evaluation.measured(model, study, data, device, order, rows), found[order], True):
             return "a record's prediction depends on the records beside it"
     return ""
 
@@ -130,7 +130,7 @@ class _Step:
         load_vector(model, weights)
         self._study, self._device, self._rows = study, device, rows
         self._model = engines.wrap(model.to(device).train(), engine, study.training.precision)
-        self._loss = per_record(study, device)
+        self._loss = task.of(study).loss(study, device)
         self._optimizer = PrivateOptimizer(
             torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0),
             self._model.tape,

@@ -11,9 +11,9 @@ import torch
 
 from consilium_client.data.patients import Draw
 from consilium_client.training import invented
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch, Chunking
 from consilium_client.training.steps import PrivateSteps
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
@@ -43,7 +43,7 @@ def largest(rows: int, records: int, copies: int) -> list[list[int]]:
 
 def rehearse(study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int) -> None:
     """One private step of the largest pieces, in so many rows. Raises whatever this machine raises."""
-    loss, nobody = per_record(study, device), np.random.default_rng(0)
+    loss, nobody = task.of(study).loss(study, device), np.random.default_rng(0)
     with exact_arithmetic():
         model = build(study).to(device).train()
         steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, engine)

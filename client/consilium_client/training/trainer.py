@@ -14,12 +14,12 @@ import torch
 
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.data.records import Part, Records
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batches, Chunking
 from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
+from consilium_shared import task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
-from consilium_shared.models import build, shape
+from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
@@ -126,7 +126,7 @@ def train(
     start = unpack(model_bytes, model, study)
     load_vector(model, start)
     model.to(device).train()
-    loss = per_record(study, device)
+    loss = task.of(study).loss(study, device)
     if private is not None:
         check_independence(study)
     secret = _seed(study, round, attempt, site, seed)
@@ -167,16 +167,11 @@ def check_independence(study: Study) -> None:
     Raises:
         ConfigurationError: clipping would not bound what one patient changes.
     """
-    width, image, series = shape.statics_width(study), study.data.image, study.data.series
-    if image is not None:
-        edge = min(image.size, 32)  # what couples samples does not depend on the size; float64 on 224 × 224 is slow
-        shapes: list[tuple[int, ...]] = [(image.channels, edge, edge)]
-    elif series is not None:
-        shapes = [(min(series.bins, 8), shape.series_inputs(study)), *([(width,)] if width else [])]
-    else:
-        shapes = [(shape.tabular_width(study),)]
-    loss = per_record(study, torch.device("cpu"))
-    check_once(study.digest, build(study), loss, shape.classes(study), shapes)
+    own = task.of(study)
+    # What couples samples does not depend on the size; float64 on 224 × 224 is slow.
+    examples = own.invented(study, 3, np.random.default_rng(0), small=True)
+    shapes = [each.shape[1:] for each in examples.inputs]
+    check_once(study.digest, build(study), own.loss(study, torch.device("cpu")), len(own.outputs(study)), shapes)
 
 
 def check_mechanism(study: Study, plan: PrivacyPlan, engine: Engine) -> None:
@@ -201,7 +196,7 @@ def private_rows(study: Study, records: Records) -> int:
     Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small
     piece on waiting from step to step, so of a large batch they take twice as many.
     """
-    if study.data.series is not None and study.training.expected_batch >= 4 * ROWS:
+    if task.of(study).models[study.model.name].stepwise and study.training.expected_batch >= 4 * ROWS:
         return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
     return ROWS if physical_batch(records) >= ROWS else 1
 

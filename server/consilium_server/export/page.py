@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from consilium_shared import task
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.inputs import Feature, Numeric
 from consilium_shared.printable import printable
@@ -80,9 +81,10 @@ def metrics(found: dict[str, Any] | None) -> list[tuple[str, str, str]]:
 
 
 def _features(study: Study) -> tuple[Feature, ...]:
-    if study.data.series is not None:
-        return (*study.data.series.variables, *study.data.series.statics)
-    return study.data.features or ()
+    reading = task.reads(study)
+    if reading.series is not None:
+        return (*reading.series.variables, *reading.series.statics)
+    return reading.features
 
 
 def _row(feature: Feature) -> tuple[str, str]:

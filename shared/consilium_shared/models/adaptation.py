@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from consilium_shared.study import ModelSpec
+from consilium_shared.architecture import Architecture
 
 HEAD = "head"
 """The last linear layer's name in every model."""
@@ -49,7 +49,7 @@ class LowRank(nn.Module):
         return found
 
 
-def adapt(model: nn.Module, spec: ModelSpec) -> None:
+def adapt(model: nn.Module, spec: Architecture) -> None:
     """Freeze what the study does not train, and add what it adds, in place."""
     if spec.trainable == "all":
         return

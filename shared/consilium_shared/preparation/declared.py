@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from consilium_shared import task
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.inputs import Feature, Numeric
 from consilium_shared.preparation import forms
@@ -33,7 +34,7 @@ _IMAGE = (
 
 def declared(study: Study) -> dict[str, Any]:
     """Inputs, their preparation and the outputs, as JSON carries them."""
-    data = study.data
+    data = task.reads(study)
     inputs: list[dict[str, Any]] = []
     if data.image is not None:
         inputs.append({"name": "image", "how": _IMAGE, **data.image.model_dump(mode="json")})
@@ -43,7 +44,7 @@ def declared(study: Study) -> dict[str, Any]:
         if data.series.statics:
             inputs.append({"name": "statics", "how": _TABLE, "columns": _columns(data.series.statics)})
     else:
-        inputs.append({"name": "record", "how": _TABLE, "columns": _columns(data.features or ())})
+        inputs.append({"name": "record", "how": _TABLE, "columns": _columns(data.features)})
     for entry, form in zip(inputs, forms.inputs(study).values(), strict=True):
         entry |= {"shape": ["records", *form], "dtype": "float32"}
     return {
@@ -55,7 +56,7 @@ def declared(study: Study) -> dict[str, Any]:
             {"name": "logits", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
             {"name": "probabilities", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
         ],
-        "label": data.label.column,
+        "label": data.targets[0].column,
         "classes": list(forms.classes(study)),
     }
 
@@ -63,7 +64,7 @@ def declared(study: Study) -> dict[str, Any]:
 def invented(study: Study) -> tuple[dict[str, Any], prepare.Prepared]:
     """A record that is nobody's, as a request has it, and prepared; the same for the same study."""
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(canonical_bytes(study.contract)).digest()[:8], "big"))
-    data = study.data
+    data = task.reads(study)
     if data.image is not None:
         size = data.image.size
         across, down = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
@@ -81,7 +82,7 @@ def invented(study: Study) -> tuple[dict[str, Any], prepare.Prepared]:
         if data.series.statics:
             record["statics"] = {feature.name: _value(feature, draw) for feature in data.series.statics}
         return record, prepare.prepare(study, record)
-    record = {feature.name: _value(feature, draw) for feature in data.features or ()}
+    record = {feature.name: _value(feature, draw) for feature in data.features}
     return record, prepare.prepare(study, record)
 
 

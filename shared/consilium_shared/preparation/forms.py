@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consilium_shared.models import shape
+from consilium_shared import task
 from consilium_shared.study import Study
 
 OUTPUTS = ("logits", "probabilities")
@@ -10,13 +10,9 @@ OUTPUTS = ("logits", "probabilities")
 
 def inputs(study: Study) -> dict[str, tuple[int, ...]]:
     """Shape of one record in each input, by name, in the order in which the model takes them."""
-    if study.data.image is not None:
-        names: tuple[str, ...] = ("image",)
-    else:
-        names = ("series", "statics") if study.data.series is not None else ("record",)
-    return dict(zip(names, shape.inputs(study), strict=False))
+    return dict(zip(task.reads(study).names, task.of(study).shapes(study), strict=True))
 
 
 def classes(study: Study) -> tuple[str, ...]:
     """Names of the classes, in the order of the outputs."""
-    return study.data.label.classes
+    return task.of(study).outputs(study)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Feature, Numeric
 from consilium_shared.study import Study
@@ -50,9 +51,9 @@ def prepare(study: Study, record: Any) -> Prepared:
     """A record of whatever the study takes; raises DataError as ``image``, ``series`` and ``table``."""
     if not isinstance(record, Mapping):
         raise DataError("a record is an object of names and values")
-    if study.data.image is not None:
+    if task.reads(study).image is not None:
         return image(study, record)
-    return series(study, record) if study.data.series is not None else table(study, record)
+    return series(study, record) if task.reads(study).series is not None else table(study, record)
 
 
 def table(study: Study, record: Mapping[str, Any]) -> Prepared:
@@ -64,9 +65,9 @@ def table(study: Study, record: Mapping[str, Any]) -> Prepared:
     >>> table(study, {"age": 61, "sex": "1"}).inputs["record"].shape  # doctest: +SKIP
     (3,)
     """
-    features, findings = study.data.features or (), Findings()
+    features, findings = task.reads(study).features, Findings()
     _known(record, [feature.name for feature in features])
-    values = encode(features, record, study.data.missing, findings)
+    values = encode(features, record, task.reads(study).missing, findings)
     return Prepared({"record": values}, tuple(findings.abstain), tuple(findings.notes))
 
 
@@ -79,7 +80,7 @@ def series(study: Study, record: Mapping[str, Any]) -> Prepared:
     Raises:
         DataError: a variable that the study does not have, or values that are not numbers.
     """
-    declared = study.data.series
+    declared = task.reads(study).series
     if declared is None:
         raise DataError(f"study {study.study} has no series")
     _known(record, ["samples", "statics"])
@@ -129,7 +130,7 @@ def series(study: Study, record: Mapping[str, Any]) -> Prepared:
     inputs = {"series": array}
     if declared.statics:
         _known(statics, [feature.name for feature in declared.statics])
-        inputs["statics"] = encode(declared.statics, statics, study.data.missing, findings)
+        inputs["statics"] = encode(declared.statics, statics, task.reads(study).missing, findings)
     elif statics:
         raise DataError("the study has no statics")
     return Prepared(inputs, tuple(findings.abstain), tuple(findings.notes))
@@ -141,7 +142,7 @@ def image(study: Study, record: Mapping[str, Any]) -> Prepared:
     Raises:
         DataError: not that, or not a number.
     """
-    declared = study.data.image
+    declared = task.reads(study).image
     if declared is None:
         raise DataError(f"study {study.study} has no images")
     _known(record, ["pixels"])
@@ -154,7 +155,8 @@ def image(study: Study, record: Mapping[str, Any]) -> Prepared:
 
 def picture(study: Study, pixels: npt.NDArray[np.float32]) -> Prepared:
     """A prepared image, float32 ``[S, S]``; raises DataError where it has another shape."""
-    size = study.data.image.size if study.data.image is not None else 0
+    declared = task.reads(study).image
+    size = 0 if declared is None else declared.size
     if pixels.shape != (size, size):
         raise DataError(f"pixels: the study has {size} rows of {size} numbers")
     abstain = []

@@ -15,11 +15,11 @@ from torch import nn
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, fit, steps, trainer
 from consilium_client.training.fit import fitting
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch, Batches
 from consilium_client.training.rehearsal import largest
 from consilium_client.training.steps import PrivateSteps
 from consilium_client.training.trainer import TrainResult, check_mechanism, train
+from consilium_shared import task
 from consilium_shared.errors import ConfigurationError, MachineError
 from consilium_shared.limits import LEAST_CLIPPING_NORM, MOST_CLIPPING_NORM, MOST_NOISE, PARAMETERS
 from consilium_shared.models import build
@@ -107,7 +107,7 @@ def test_a_step_is_made_for_more_patients_than_the_noised_number_can_hide() -> N
         plan = a_plan(study, rate=1024 / 1100, patients=1100, count_noise=noise)
         most = Lattice.of(1.0, 1.0, 1, plan.expected(1024)).patients
         assert most >= 2 * plan.sampling_rate * (1100 + 10 * noise) + 1000
-        made = PrivateSteps(build(study), study, plan, per_record(study, CPU), Noise(bytes(32)), 32)
+        made = PrivateSteps(build(study), study, plan, task.of(study).loss(study, CPU), Noise(bytes(32)), 32)
         assert made.optimizer.lattice.patients == most
     assert a_plan(study).expected(1024) == 1024  # a plan of which no number is released
 
@@ -380,7 +380,7 @@ def test_a_record_with_which_an_evaluation_breaks_off_counts_as_one_that_the_mod
     study = a_study()
     data = dataclasses.replace(records([1] * 70), train=np.zeros(70, dtype=bool))
     model = pack(to_vector(build(study)), study)
-    whole = evaluation._probabilities(model, study, data, CPU)
+    whole = evaluation.measured(model, study, data, CPU)
     data.inputs[40] = np.nan
     with pytest.MonkeyPatch.context() as patch:
         forward = torch.nn.Linear.forward
@@ -392,8 +392,8 @@ def test_a_record_with_which_an_evaluation_breaks_off_counts_as_one_that_the_mod
 
         patch.setattr(torch.nn.Linear, "forward", broken)
         with pytest.raises(RuntimeError, match="P40"):
-            evaluation._probabilities(model, study, data, CPU)
-        found = evaluation._probabilities(model, study, data, CPU, forgiving=True)
+            evaluation.measured(model, study, data, CPU)
+        found = evaluation.measured(model, study, data, CPU, forgiving=True)
         assert evaluation.noised_counts(model, study, data, CPU, noise_multiplier=1.0, seed=bytes(32)).size > 0
     others = np.arange(70) != 40
     assert np.array_equal(found[others], whole[others])

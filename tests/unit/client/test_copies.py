@@ -13,9 +13,9 @@ from tests.support.training import CPU, DP, OPEN, plan, records, run, study, wit
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import augmentation, canaries
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_client.training.steps import accumulate
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of
@@ -55,7 +55,7 @@ def test_a_record_is_so_many_rows_of_its_patient_each_moved_otherwise_in_one_pie
 def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> None:
     given, whole, bound = with_copies(3), data(), 0.05
     found = microbatches(given, whole, 32)
-    loss, expected = per_record(given, CPU), 0.0
+    loss, expected = task.of(given).loss(given, CPU), 0.0
     for piece in found:
         for owner in range(int(piece.owners[-1]) + 1):
             own, plain = torch.nonzero(piece.owners == owner).flatten(), build(given)
@@ -121,7 +121,7 @@ def test_a_canary_is_clipped_to_the_same_sum_in_copies_as_alone() -> None:
         accumulate(
             wrapped,
             optimizer,
-            per_record(given, CPU),
+            task.of(given).loss(given, CPU),
             microbatches(given, data(), 32),
             partial(run_of_one.plant, optimizer),
         )

@@ -15,6 +15,7 @@ from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import Study
+from consilium_tasks.classification.counts import ClassLayout
 from dpsgd.isolation import ROWS
 
 STUDY = Study.model_validate(
@@ -32,7 +33,7 @@ STUDY = Study.model_validate(
     }
 )
 CPU = torch.device("cpu")
-ALL = Layout.local(2)
+ALL = ClassLayout.local(2)
 COUNT = 16 * ROWS + 6
 
 
@@ -88,7 +89,7 @@ def test_nobody_held_back_is_zero_counts() -> None:
 
 
 def test_a_model_that_overflows_is_said_and_not_counted() -> None:
-    with pytest.raises(DataError, match="no probability"):
+    with pytest.raises(DataError, match="no number"):
         evaluate(model(3e38, 3e38, 3e38, 3e38, 0, 0), STUDY, records(), CPU, ALL)
 
 

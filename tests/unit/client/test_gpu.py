@@ -19,10 +19,10 @@ from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, study, w
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import evaluation, trainer
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch, Batches
 from consilium_client.training.steps import accumulate
 from consilium_client.training.trainer import train
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan
@@ -97,7 +97,7 @@ def test_noise_is_that_of_the_cpu_but_for_the_last_bits() -> None:
 def test_probabilities_are_those_of_the_cpu(name: str) -> None:
     given, data = named(name), records(NAMES[name], 70)
     model = pack(to_vector(build(given)), given)
-    found, expected = (evaluation._probabilities(model, given, data, where) for where in (GPU, CPU))
+    found, expected = (evaluation.measured(model, given, data, where) for where in (GPU, CPU))
     assert np.abs(found - expected).max() < 1e-5
 
 
@@ -158,7 +158,7 @@ def test_a_private_step_never_waits_for_the_device(name: str) -> None:
         expected_batch=70,
         noise=Noise(bytes(32)),
     )
-    draw, loss = Draw(np.arange(70), np.arange(70)), per_record(given, GPU)
+    draw, loss = Draw(np.arange(70), np.arange(70)), task.of(given).loss(given, GPU)
 
     def step() -> None:
         optimizer.begin()
@@ -202,7 +202,7 @@ def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(
     draw, given = np.random.default_rng(3), rows.a_study(name, width)
     data = rows.records(given, [1] * 70, draw)
     model = pack(rows.crafted(given, data.inputs[0], draw), given)
-    whole = evaluation._probabilities(model, given, data, GPU)
+    whole = evaluation.measured(model, given, data, GPU)
     for size in (1, 15, 33, 70):
         some = draw.permutation(70)[:size]
         part = Records(
@@ -213,4 +213,4 @@ def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(
             patient_count=data.patient_count,
             train=data.train,
         )
-        assert np.array_equal(evaluation._probabilities(model, given, part, GPU), whole[some])
+        assert np.array_equal(evaluation.measured(model, given, part, GPU), whole[some])

@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
+from consilium_shared import task
 from consilium_shared.models import build
 from consilium_shared.study import Study
 from dpsgd import engines
@@ -107,7 +107,7 @@ def a_step(
         expected_batch=SIZE,
         noise=Noise(bytes(32)),
     )
-    draw, loss = Draw(np.arange(len(data)), data.patients), per_record(given, DEVICE)
+    draw, loss = Draw(np.arange(len(data)), data.patients), task.of(given).loss(given, DEVICE)
     with mode:
         for _ in range(2):
             private.begin()

@@ -15,10 +15,10 @@ from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, stu
 from consilium_client.data.patients import Draw
 from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
-from consilium_client.training.loss import per_record
 from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
 from consilium_client.training.trainer import train
+from consilium_shared import task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, pack, to_vector
@@ -50,7 +50,7 @@ def private_sum(given: Study, data: Records, chosen: list[int], bound: float, no
     indices = np.array(chosen, dtype=np.int64)
     owners = np.cumsum(np.diff(data.patients[indices], prepend=-1) != 0) - 1
     batch = Batch(given, data, Draw(indices, owners), CPU, np.random.default_rng(0))
-    accumulate(wrapped, optimizer, per_record(given, CPU), batch.padded_microbatches(size))
+    accumulate(wrapped, optimizer, task.of(given).loss(given, CPU), batch.padded_microbatches(size))
     optimizer.finish()
     return before.astype(np.float64) - to_vector(model)
 
@@ -74,7 +74,7 @@ def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     given, data = study(model), records(model)
     found = private_sum(given, data, list(range(6)), bound=100.0)
     plain = build(given)
-    per_record(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
+    task.of(given).loss(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
     expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -113,7 +113,7 @@ def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None
 def test_a_patient_gives_the_mean_gradient_of_its_records_clipped_once(model: str) -> None:
     given, bound = study(model), 0.05
     data = with_owners(records(model, patients=sum(COUNTS)), COUNTS)
-    loss, expected = per_record(given, CPU), 0.0
+    loss, expected = task.of(given).loss(given, CPU), 0.0
     for patient in range(len(COUNTS)):
         plain, own = build(given), torch.from_numpy(data.patients == patient)
         inputs = [tensor[own] for tensor in tensors(data, len(data))]
@@ -342,7 +342,7 @@ def test_training_learns(model: str, private: bool) -> None:
     result = run(given, data, quiet if private else None)
     model_before, model_after = build(given), build(given)
     load_vector(model_after, to_vector(model_before) + result.update)
-    inputs, labels, loss = tensors(data, len(data)), torch.from_numpy(data.labels), per_record(given, CPU)
+    inputs, labels, loss = tensors(data, len(data)), torch.from_numpy(data.labels), task.of(given).loss(given, CPU)
     before, after = (loss(m(*inputs), labels).mean().item() for m in (model_before, model_after))
     assert after < 0.8 * before
 
@@ -402,7 +402,7 @@ def test_the_other_models_pass_it_too(model: str) -> None:
 @pytest.mark.parametrize(("model", "match"), [(_BatchMean, "depends"), (_Unknown, "known"), (_batch_norm, "GroupNorm")])
 def test_a_model_that_couples_patients_is_refused(model: Any, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
-        check(model(), per_record(study(), CPU), 2, [(4,)])
+        check(model(), task.of(study()).loss(study(), CPU), 2, [(4,)])
 
 
 def test_a_loss_that_couples_patients_is_refused() -> None:

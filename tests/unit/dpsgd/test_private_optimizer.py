@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from consilium_client.data.patients import PatientSampler
-from consilium_client.training.loss import dice, masked_cross_entropy
 from consilium_shared.errors import ConfigurationError
+from consilium_tasks.losses import dice, masked_cross_entropy
 from dpsgd.independence import check
 from dpsgd.noise import Noise, normal_pairs
 from dpsgd.opacus_mode import BookKeepingEngine, PhysicalBatches

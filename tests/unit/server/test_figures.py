@@ -10,9 +10,10 @@ from tests.support.site import CONTRACT
 
 from consilium_server.state.progress import Progress, format_metrics
 from consilium_server.study.figures import Figures, noised_weight
-from consilium_shared.metrics import Counts, count, metrics
+from consilium_shared.metrics import Counts, metrics
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.study import Study
+from consilium_tasks.classification.counts import count
 
 SITES = 4
 NONE: dict[str, Any] = {"privacy": {"mode": "none"}, "evaluation": {}}

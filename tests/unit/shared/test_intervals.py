@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from consilium_shared.intervals import LEVEL, intervals, noised_metrics, variances
-from consilium_shared.metrics import METRICS, Counts, Layout, count, metrics
+from consilium_shared.metrics import Counts, metrics
+from consilium_tasks.classification.counts import METRICS, ClassLayout, count
 
 SITES = 3
 
 
-def layout(classes: int) -> Layout:
-    return Layout(classes, frozenset(METRICS), noised=True)
+def layout(classes: int) -> ClassLayout:
+    return ClassLayout(classes, frozenset(METRICS), noised=True)
 
 
 def true_counts(classes: int, records: int, skill: float) -> Counts:

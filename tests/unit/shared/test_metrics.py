@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from sklearn import metrics as exact
 
-from consilium_shared.metrics import METRICS, Counts, Layout, Values, count, metrics
+from consilium_shared.metrics import Counts, Values, metrics
+from consilium_tasks.classification.counts import METRICS, ClassLayout, count
 
 
 def counted(labels: np.ndarray, probabilities: np.ndarray) -> Counts:
-    return count(labels, probabilities, Layout.local(probabilities.shape[1]))
+    return count(labels, probabilities, ClassLayout.local(probabilities.shape[1]))
 
 
 def measured(labels: np.ndarray, probabilities: np.ndarray) -> Values:
-    return metrics(counted(labels, probabilities), Layout.local(probabilities.shape[1]))
+    return metrics(counted(labels, probabilities), ClassLayout.local(probabilities.shape[1]))
 
 
-def each_number(layout: Layout, noise_multiplier: float) -> np.ndarray:
+def each_number(layout: ClassLayout, noise_multiplier: float) -> np.ndarray:
     deviations = layout.deviations(noise_multiplier)
     return np.concatenate([np.full(size, deviations[part]) for part, size in layout.sizes.items()])
 
@@ -53,7 +54,7 @@ def test_one_record_set_apart_shows_its_score_as_one_of_few_bins_and_its_loss_to
     seen = {
         bytes(counted(np.array([1]), np.array([[1 - p, p]]))) for p in 1 / (1 + np.exp(-draw.uniform(-16, 16, 5000)))
     }
-    assert Layout.local(2).width == 2 * 128 + 4 + 1
+    assert ClassLayout.local(2).width == 2 * 128 + 4 + 1
     assert len(seen) <= 128 + 16 * 16
 
 
@@ -92,7 +93,7 @@ def test_what_is_not_defined_is_none() -> None:
     assert only_negative["auroc"] is None
     assert only_negative["sensitivity"] is None
     assert only_negative["accuracy"] == 1.0
-    nothing = metrics(np.zeros(Layout.local(3).width, np.int64), Layout.local(3))
+    nothing = metrics(np.zeros(ClassLayout.local(3).width, np.int64), ClassLayout.local(3))
     assert nothing["n"] == 0
     assert all(value is None for name, value in nothing.items() if name != "n")
 
@@ -118,14 +119,14 @@ def test_what_is_no_prediction_is_refused(labels: np.ndarray, probabilities: np.
 
 def test_a_counts_vector_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="numbers"):
-        metrics(np.zeros(Layout.local(2).width, np.int64), Layout.local(3))
+        metrics(np.zeros(ClassLayout.local(2).width, np.int64), ClassLayout.local(3))
 
 
 @pytest.mark.parametrize("asked", [{name} for name in METRICS] + [{"auroc", "loss"}, {"f1", "accuracy"}, set(METRICS)])
 def test_only_what_the_metrics_asked_for_need_is_counted(asked: set[str]) -> None:
     labels, probabilities = two_classes(0.0, 1.0)
-    layout = Layout(2, frozenset(asked), noised=False)
-    assert layout.width <= Layout.local(2).width
+    layout = ClassLayout(2, frozenset(asked), noised=False)
+    assert layout.width <= ClassLayout.local(2).width
     found = metrics(count(labels, probabilities, layout), layout)
     everything = measured(labels, probabilities)
     assert found == {name: everything[name] for name in (*asked, "n")}
@@ -135,7 +136,7 @@ def test_only_what_the_metrics_asked_for_need_is_counted(asked: set[str]) -> Non
 @pytest.mark.parametrize("asked", [{"auroc"}, {"accuracy"}, {"loss"}, {"auroc", "accuracy"}, set(METRICS)])
 def test_one_patient_moves_the_counts_by_no_more_than_the_noise_is_made_for(classes: int, asked: set[str]) -> None:
     """In units of its noise at σ = 1 the vector moves by at most 1; for a certain, wrong prediction by just that."""
-    layout = Layout(classes, frozenset(asked), noised=True)
+    layout = ClassLayout(classes, frozenset(asked), noised=True)
     units, draw = each_number(layout, 1.0), np.random.default_rng(2)
     moved = []
     for _ in range(200):
@@ -148,7 +149,7 @@ def test_one_patient_moves_the_counts_by_no_more_than_the_noise_is_made_for(clas
 
 
 def test_counts_that_noise_made_negative_give_metrics_all_the_same() -> None:
-    layout = Layout(2, frozenset(METRICS), noised=True)
+    layout = ClassLayout(2, frozenset(METRICS), noised=True)
     found = metrics(np.full(layout.width, -5, np.int64), layout)
     assert found["n"] == 0
     assert all(value is None for name, value in found.items() if name != "n")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from consilium_shared import limits
+from consilium_shared import limits, task
 from consilium_shared.errors import PeerError
-from consilium_shared.models import build, sequences, shape
+from consilium_shared.models import build
 from consilium_shared.models.vector import check, pack, to_vector
 from consilium_shared.study import Study
+from consilium_tasks.sequence_classification.models import open_forget_gates
 
 IMAGE = {"image": {"size": 28}}
 SERIES = {
@@ -51,13 +52,7 @@ def study(model: str, data: dict[str, Any], **changes: Any) -> Study:
 
 def example(given: Study, count: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    size, series = shape.image_size(given), given.data.series
-    if size:
-        return (torch.rand((count, 1, size, size), generator=generator),)
-    if series is not None:
-        inputs = torch.randn((count, series.bins, shape.series_inputs(given)), generator=generator)
-        return inputs, torch.randn((count, shape.statics_width(given)), generator=generator)
-    return (torch.randn((count, shape.tabular_width(given)), generator=generator),)
+    return tuple(torch.rand((count, *form), generator=generator) for form in task.of(given).shapes(given))
 
 
 @pytest.mark.parametrize(("name", "data"), MODELS)
@@ -114,7 +109,7 @@ def test_a_recurrent_models_weights_load_into_the_plain_layer_that_gives_the_sam
     model, (series, _) = build(given), example(given, 3)
     prefix = "recurrent."
     weights = {key.removeprefix(prefix): value for key, value in model.state_dict().items() if key.startswith(prefix)}
-    twin = plain(shape.series_inputs(given), 7, 2, batch_first=True)
+    twin = plain(task.of(given).shapes(given)[0][1], 7, 2, batch_first=True)
     twin.load_state_dict(weights, strict=True)
     assert type(model.recurrent) is plain
     assert torch.equal(twin(series)[0], model.recurrent(series)[0])
@@ -136,16 +131,19 @@ def test_an_lstm_with_its_forget_gates_open_keeps_in_its_cell_what_it_saw_first(
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
-    sequences.open_forget_gates(layer)
+    open_forget_gates(layer)
     _, (_, cell) = layer(torch.zeros(4, 1, 2), (torch.zeros(1, 1, 3), torch.ones(1, 1, 3)))
     assert torch.allclose(cell, torch.sigmoid(torch.tensor(1.0)).pow(4).expand(1, 1, 3))
 
 
-def test_importing_the_package_and_its_shapes_does_not_import_torch() -> None:
+def test_importing_every_task_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, consilium_shared.models.shape, consilium_shared.metrics; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from consilium_shared import models, task; "
+        "[task.get(name) for name in task.names()]; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

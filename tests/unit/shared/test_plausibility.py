@@ -9,14 +9,15 @@ import pytest
 from tests.support.site import CONTRACT
 
 from consilium_shared.intervals import intervals, variances
-from consilium_shared.metrics import METRICS, Counts, Layout, Vector, count
+from consilium_shared.metrics import Counts, Vector
 from consilium_shared.plausibility import contradiction, most_held_back
 from consilium_shared.study import Study
+from consilium_tasks.classification.counts import METRICS, ClassLayout, count
 
 SITES, MULTIPLIER = 5, 4.0
 
 
-def true_counts(rules: Layout, records: int = 400, seed: int = 0, even: bool = False) -> Counts:
+def true_counts(rules: ClassLayout, records: int = 400, seed: int = 0, even: bool = False) -> Counts:
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, rules.classes, records)
     probabilities = draw.dirichlet(np.full(rules.classes, 0.5), records)
@@ -25,7 +26,7 @@ def true_counts(rules: Layout, records: int = 400, seed: int = 0, even: bool = F
     return count(labels, probabilities, rules)
 
 
-def noised(rules: Layout, counts: Counts, seed: int) -> tuple[Counts, Vector | None]:
+def noised(rules: ClassLayout, counts: Counts, seed: int) -> tuple[Counts, Vector | None]:
     if not rules.noised:
         return counts, None
     variance = variances(rules, MULTIPLIER, SITES)
@@ -36,14 +37,14 @@ def noised(rules: Layout, counts: Counts, seed: int) -> tuple[Counts, Vector | N
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("asked", [set(METRICS), {"auroc"}, {"accuracy", "loss"}, {"loss"}])
 def test_what_honest_sites_give_is_never_refused(private: bool, classes: int, asked: set[str]) -> None:
-    rules = Layout(classes, frozenset(asked), private)
+    rules = ClassLayout(classes, frozenset(asked), private)
     for seed in range(100):
         exact = true_counts(rules, 20 * seed, seed, even=seed % 2 == 0)
         counts, variance = noised(rules, exact, seed)
         assert contradiction(counts, rules, variance) is None
 
 
-def lie(rules: Layout, part: str, changes: dict[int, int]) -> Counts:
+def lie(rules: ClassLayout, part: str, changes: dict[int, int]) -> Counts:
     found = np.zeros(rules.width, np.int64)
     for place, change in changes.items():
         rules.parts(found)[part][place] += change
@@ -65,7 +66,7 @@ LIES: dict[str, tuple[str, dict[int, int], str]] = {
 @pytest.mark.parametrize("name", LIES)
 def test_parts_that_contradict_each_other_beyond_the_noise_are_refused(private: bool, name: str) -> None:
     part, changes, why = LIES[name]
-    rules = Layout(2, frozenset(METRICS), private)
+    rules = ClassLayout(2, frozenset(METRICS), private)
     counts, variance = noised(rules, true_counts(rules), 1)
     said = contradiction(counts + lie(rules, part, changes), rules, variance)
     assert said is not None
@@ -74,7 +75,7 @@ def test_parts_that_contradict_each_other_beyond_the_noise_are_refused(private: 
 
 def test_many_small_lies_are_seen_together() -> None:
     """Each count is only three and a half deviations below 0, as one of many may be."""
-    rules = Layout(2, frozenset({"auroc"}), noised=True)
+    rules = ClassLayout(2, frozenset({"auroc"}), noised=True)
     variance = variances(rules, MULTIPLIER, SITES)
     counts = np.rint(-3.5 * np.sqrt(variance)).astype(np.int64)
     assert "together" in (contradiction(counts, rules, variance) or "")
@@ -85,7 +86,7 @@ def test_a_figure_better_than_any_model_reaches_is_shown_as_far_as_the_noise_exp
     multiplier: float,
 ) -> None:
     """One liar takes records with wrong scores out of the sum and puts as many with right scores in."""
-    rules = Layout(2, frozenset({"auroc"}), noised=True)
+    rules = ClassLayout(2, frozenset({"auroc"}), noised=True)
     variance, exact, half = variances(rules, multiplier, 10), true_counts(rules, 600), rules.bins // 2
     shown, refused = [], []
     for strength in range(0, 40, 2):
@@ -111,7 +112,7 @@ def study(**changes: Any) -> Study:
 
 def test_more_patients_than_the_weights_allow_are_refused() -> None:
     asked = study(evaluation={"epsilon": 0.5, "split": 0.2})
-    rules, draw = Layout.of(asked), np.random.default_rng(3)
+    rules, draw = ClassLayout.of(asked), np.random.default_rng(3)
     for run in range(200):
         everybody, sites = 300 + 10 * run, 4
         held_back = int(draw.binomial(everybody, 0.2))
@@ -128,7 +129,7 @@ def test_more_patients_than_the_weights_allow_are_refused() -> None:
 
 def test_hospitals_that_have_more_patients_than_when_they_approved_are_believed() -> None:
     asked = study(evaluation={"epsilon": 0.5, "split": 0.2}, aggregation={"min_sites": 2, "max_weight": 10**6})
-    rules = Layout.of(asked)
+    rules = ClassLayout.of(asked)
     for approved, now in ((400, 560), (80_000, 115_000)):
         most = most_held_back(asked, 4, round(0.8 * approved))
         assert most is not None

@@ -8,6 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from consilium_shared.study import Study
+from consilium_tasks.classification.task import classes_of, options_of
+from consilium_tasks.sequence_classification import series_of
+
 
 class SequenceClassifier(nn.Module):
     """Recurrent layers one above the other; the head sees the last state, the mean of all states, and the statics."""
@@ -42,3 +46,20 @@ def open_forget_gates(layer: nn.LSTM) -> None:
         for name, bias in layer.named_parameters():
             if name.startswith("bias"):
                 bias[forget] = 1.0 if name.startswith("bias_ih") else 0.0
+
+
+def lstm(study: Study) -> SequenceClassifier:
+    """An LSTM as the contract has it."""
+    return _classifier(nn.LSTM, study)
+
+
+def gru(study: Study) -> SequenceClassifier:
+    """A GRU as the contract has it."""
+    return _classifier(nn.GRU, study)
+
+
+def _classifier(layer: type[nn.LSTM | nn.GRU], study: Study) -> SequenceClassifier:
+    series, options = series_of(study), options_of(study)
+    return SequenceClassifier(
+        layer, series.inputs, series.statics_width, classes_of(study), options.hidden, options.layers
+    )

@@ -1,4 +1,4 @@
-"""The loss of each record on its own. Nothing here ever averages over a batch.
+"""Losses of each record on its own, for several tasks. Nothing here ever averages over a batch.
 
 A loss that couples the records of a batch (a weighted mean, a batch Dice) lets one patient move another's gradient, and
 then clipping bounds nothing. Of Cox's partial likelihood there is no form that does not: each patient's term has the
@@ -9,21 +9,6 @@ of each patient's own intervals (Gensheimer & Narasimhan 2019), ``masked_cross_e
 from __future__ import annotations
 
 import torch
-
-from consilium_shared.study import Study
-from dpsgd.per_sample import Loss
-
-
-def per_record(study: Study, device: torch.device) -> Loss:
-    """Cross entropy of each record, times the study's constant weight of the record's class."""
-    weights = study.training.class_weights
-    constants = None if weights is None else torch.tensor(weights, dtype=torch.float64, device=device)
-
-    def loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
-        return losses if constants is None else losses * constants[classes].to(losses.dtype)
-
-    return loss
 
 
 def masked_cross_entropy(logits: torch.Tensor, classes: torch.Tensor, masked: int = -100) -> torch.Tensor:

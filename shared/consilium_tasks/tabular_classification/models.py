@@ -7,6 +7,11 @@ import itertools
 import torch
 from torch import nn
 
+from consilium_shared.inputs import width
+from consilium_shared.study import Study
+from consilium_tasks.classification.task import classes_of, options_of
+from consilium_tasks.tabular_classification import features_of
+
 
 class Logistic(nn.Module):
     """Multinomial logistic regression. Starts at zero: the problem is convex, so a random start only adds noise."""
@@ -38,3 +43,14 @@ class MLP(nn.Module):
             inputs = torch.relu(layer(inputs))
         logits: torch.Tensor = self.head(inputs)
         return logits
+
+
+def logistic(study: Study) -> Logistic:
+    """``Logistic`` over the contract's features."""
+    return Logistic(width(features_of(study)), classes_of(study))
+
+
+def mlp(study: Study) -> MLP:
+    """``MLP`` over the contract's features."""
+    options = options_of(study)
+    return MLP(width(features_of(study)), classes_of(study), options.hidden, options.layers)

@@ -13,6 +13,10 @@ import math
 import torch
 from torch import nn
 
+from consilium_shared.study import Study
+from consilium_tasks.classification.task import classes_of, options_of
+from consilium_tasks.image_classification import image_of
+
 LARGE_IMAGE = 64
 """From this edge on ResNet-18 begins with the 7 × 7 stride-2 stem and pooling of He et al. 2016."""
 
@@ -99,3 +103,14 @@ class ResNet18(nn.Module):
             inputs = block(inputs)
         logits: torch.Tensor = self.head(inputs.mean((2, 3)))
         return logits
+
+
+def small_cnn(study: Study) -> SmallCNN:
+    """``SmallCNN`` as the contract has it."""
+    options = options_of(study)
+    return SmallCNN(classes_of(study), width=options.hidden, layers=options.layers)
+
+
+def resnet18(study: Study) -> ResNet18:
+    """``ResNet18`` for the contract's size of images."""
+    return ResNet18(classes_of(study), small_images=image_of(study).size < LARGE_IMAGE)

@@ -1,0 +1,14 @@
+"""Tasks: one folder each, and one line here.
+
+A task's folder imports ``consilium_shared`` and what tasks share (``classification``), and no other task. Importing it
+imports no torch: contracts, counts and metrics are read by the server and the auditor.
+"""
+
+from __future__ import annotations
+
+TASKS = {
+    "image-classification": "consilium_tasks.image_classification",
+    "sequence-classification": "consilium_tasks.sequence_classification",
+    "tabular-classification": "consilium_tasks.tabular_classification",
+}
+"""Task, as a contract names it, to the module that has it as ``TASK``."""

@@ -1,0 +1,221 @@
+"""Evaluation counts of a classifier: which there are, how records are counted, and what is read off their sum.
+
+Which blocks there are follows from the metrics that the study asks for, since whatever leaves has its price: histograms
+of the scores for the AUROC, ``[A, 2, bins]`` (class; whether the record is of that class; score bin), where A is 1
+(class index 1) for two classes and else all of them; the confusion matrix ``[C, C]`` (true, predicted) for what is read
+off it; the sum of the losses in sixteenths; and, where no other block tells it, the number of records. Score bins are
+the same for everybody, no data chose them: they are even in the inverse hyperbolic sine of the logit.
+
+``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy`` and
+``loss`` (mean cross entropy, nats) are over all records. ``f1``, ``sensitivity`` and ``specificity``: of class index 1
+for two classes, else the mean over classes.
+
+What is lost without noise: the AUROC of a model whose logits spread by less than about two steps (0.05 each near logit
+0, 0.33 near 6) falls towards 0.5, because pairs within one bin count half; otherwise it is within 0.005. The mean loss
+is within 1/32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium_shared.metrics import Block, Counts, Layout, Order, Ratio, Vector, histograms, table, total
+
+LOSS_SCALE = 16
+"""Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
+
+_OF_CONFUSION = {"accuracy", "f1", "sensitivity", "specificity"}
+METRICS = ("auroc", *sorted(_OF_CONFUSION), "loss")
+
+
+@dataclass(frozen=True)
+class ClassLayout(Layout):
+    """Counts of a classifier.
+
+    Attributes:
+        classes: C.
+        asked: names of metrics, of ``METRICS``.
+        noised: whether the counts carry noise and every patient counts with one record.
+    """
+
+    classes: int
+    asked: frozenset[str]
+    noised: bool
+
+    @classmethod
+    def local(cls, classes: int) -> ClassLayout:
+        """Everything, exactly: for the site's own eyes."""
+        return cls(classes, frozenset(METRICS), noised=False)
+
+    @property
+    def bins(self) -> int:
+        """Score bins of a histogram."""
+        return 16 if self.noised else 128
+
+    @property
+    def logit_range(self) -> float:
+        """Scores are told apart between minus and plus this logit."""
+        return 8.0 if self.noised else 16.0
+
+    @property
+    def loss_limit(self) -> float:
+        """Largest loss of one record that is added up, in nats: it scales the noise of the sum."""
+        return 4.0 if self.noised else 16.0
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Classes whose scores have histograms."""
+        if "auroc" not in self.asked:
+            return ()
+        return (1,) if self.classes == 2 else tuple(range(self.classes))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Scores, confusion matrix, loss, records: those that the metrics need."""
+        found = []
+        if self.scored:
+            found.append(histograms("scores", len(self.scored), self.bins))
+        if self.asked & _OF_CONFUSION:
+            found.append(table("confusion", self.classes, self.classes))
+        told = bool(found)
+        if "loss" in self.asked:
+            found.append(total("loss", LOSS_SCALE * self.loss_limit))
+        if not told:
+            found.append(total("records", 1.0))
+        return tuple(found)
+
+    def every_record(self) -> Vector:
+        """Form of the confusion matrix where there is one, else of the number of records or of one class's scores."""
+        form, of = np.zeros(self.width), self.places()
+        if "confusion" in of:
+            form[of["confusion"]] = 1.0
+        elif "records" in of:
+            form[of["records"]] = 1.0
+        else:
+            form[of["scores"][: 2 * self.bins]] = 1.0
+        return form
+
+    def orders(self) -> Iterator[Order]:
+        """AUROC of each class that has scores."""
+        of = self.places()
+        if "scores" in of:
+            for negative, positive in of["scores"].reshape(-1, 2, self.bins):
+                yield Order("auroc", positive, negative)
+
+    def ratios(self) -> Iterator[Ratio]:
+        """Loss, accuracy, and of each class F1, sensitivity, specificity: those that are asked for."""
+        of, everybody = self.places(), self.every_record()
+        if "loss" in self.asked:
+            losses = np.zeros(self.width)
+            losses[of["loss"]] = 1 / LOSS_SCALE
+            yield Ratio("loss", losses, everybody)
+        if "confusion" not in of:
+            return
+        place = of["confusion"].reshape(self.classes, self.classes)
+
+        def form(*chosen: npt.NDArray[np.int64]) -> Vector:
+            made = np.zeros(self.width)
+            for places in chosen:
+                made[places] += 1.0
+            return made
+
+        if "accuracy" in self.asked:
+            yield Ratio("accuracy", form(place.diagonal()), everybody)
+        for c in [1] if self.classes == 2 else range(self.classes):
+            right, of_class, called = form(place[c, c]), form(place[c]), form(place[:, c])
+            named = {
+                "f1": (2 * right, of_class + called),
+                "sensitivity": (right, of_class),
+                "specificity": (everybody - of_class - called + right, everybody - of_class),
+            }
+            yield from (Ratio(name, *named[name]) for name in named if name in self.asked)
+
+    def most(self, metric: str) -> float:
+        """The largest loss that is added up; 1 of every other metric."""
+        return self.loss_limit if metric == "loss" else 1.0
+
+    def never_positive(self) -> Iterator[tuple[Vector, str]]:
+        """Losses beyond the largest; blocks that differ in how many records there are, in all and of each class."""
+        of, records = self.places(), self.every_record()
+        if "loss" in of:
+            loss = -LOSS_SCALE * self.loss_limit * records
+            loss[of["loss"]] += 1.0
+            yield loss, "the losses are larger than those of so many records can be"
+        scores = list(of["scores"].reshape(-1, 2, self.bins)) if "scores" in of else []
+        confusion = of["confusion"].reshape(self.classes, self.classes) if "confusion" in of else None
+        for c, each in zip(self.scored, scores, strict=True):
+            whole = -records
+            whole[each] += 1.0
+            yield from _both(whole, f"the scores of class {c} are not of as many records as the others")
+            if confusion is None:
+                continue
+            of_class = np.zeros(self.width)
+            of_class[each[1]], of_class[confusion[c]] = 1.0, -1.0
+            yield from _both(
+                of_class, f"the scores and the confusion matrix differ in how many records are of class {c}"
+            )
+            if self.classes == 2:  # what is called 1 has a score of a half or more
+                for truth in (0, 1):
+                    called = np.zeros(self.width)
+                    called[confusion[truth, 1]], called[each[truth][self.bins // 2 :]] = 1.0, -1.0
+                    yield called, f"more records of class {truth} are called 1 than have such a score"
+
+
+def _both(form: Vector, what: str) -> Iterator[tuple[Vector, str]]:
+    yield form, what
+    yield -form, what
+
+
+def count(
+    labels: npt.NDArray[np.integer[Any]], probabilities: npt.NDArray[np.floating[Any]], layout: ClassLayout
+) -> Counts:
+    """Exact counts of records with true classes ``labels`` ``[N]`` and predicted distributions ``[N, C]``.
+
+    The predicted class is the most probable one, the first among equals.
+
+    >>> layout = ClassLayout(classes=2, asked=frozenset({"accuracy"}), noised=False)
+    >>> here = count(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), layout)
+    >>> there = count(np.array([1]), np.array([[0.3, 0.7]]), layout)
+    >>> here.tolist()  # rows: true class; columns: predicted class
+    [1, 0, 1, 1]
+    >>> metrics(here + there, layout)["accuracy"]
+    0.75
+
+    Raises:
+        ValueError: shapes that do not fit, a label that is no class, or a probability that is not in [0, 1].
+    """
+    classes = layout.classes
+    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or probabilities.shape[1] != classes:
+        raise ValueError("labels [N] and probabilities [N, C] do not fit")
+    records = len(labels)
+    scores = probabilities.astype(np.float64)
+    if records and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError("a label is no class")
+    if not ((scores >= 0) & (scores <= 1 + 1e-6)).all():  # also refuses NaN
+        raise ValueError("a probability is not in [0, 1]")
+    scored = np.array(layout.scored, dtype=np.int64)
+    of_class = labels[:, None] == scored
+    cell = (np.arange(len(scored)) * 2 + of_class) * layout.bins + _bins(scores[:, scored], layout)
+    of_truth = scores[np.arange(records), labels]
+    losses = np.minimum(-np.log(np.maximum(of_truth, np.exp(-layout.loss_limit))), layout.loss_limit)
+    found = {
+        "scores": np.bincount(cell.ravel(), minlength=len(scored) * 2 * layout.bins),
+        "confusion": np.bincount(labels * classes + scores.argmax(1), minlength=classes * classes),
+        "loss": np.rint(losses * LOSS_SCALE).sum(keepdims=True),
+        "records": np.array([records]),
+    }
+    return np.concatenate([found[part] for part in layout.sizes]).astype(np.int64)
+
+
+def _bins(scores: npt.NDArray[np.float64], layout: ClassLayout) -> npt.NDArray[np.int64]:
+    lowest = 1.0 / (1.0 + np.exp(layout.logit_range))
+    bounded = np.clip(scores, lowest, 1.0 - lowest)
+    logits = np.log(bounded) - np.log1p(-bounded)
+    along = np.arcsinh(logits) / np.arcsinh(layout.logit_range)
+    bins: Counts = np.floor((along + 1.0) * (layout.bins / 2)).astype(np.int64)
+    return np.clip(bins, 0, layout.bins - 1)

@@ -1,0 +1,49 @@
+"""Image classification: one class for each image, of radiographs and the like."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilium_shared.inputs import Image
+from consilium_shared.study import Study
+from consilium_shared.task import ModelKind, Reading
+from consilium_tasks.classification.schema import ModelSpec
+from consilium_tasks.classification.task import Classification, data_of
+
+_HERE = "consilium_tasks.image_classification.models"
+_SMALL_EDGE = 32
+
+
+class ImageClassification(Classification):
+    """Classes of square images."""
+
+    name = "image-classification"
+    part = "image"
+    models = {  # noqa: RUF012
+        "small-cnn": ModelKind(ModelSpec, f"{_HERE}:small_cnn"),
+        "resnet18-gn": ModelKind(ModelSpec, f"{_HERE}:resnet18"),
+    }
+    augmentations = ("light",)
+
+    def reads(self, study: Study) -> Reading:
+        """A folder of images and the label table."""
+        return Reading("dicom", (data_of(study).label,), image=image_of(study))
+
+    def inputs(
+        self, study: Study, count: int, draw: np.random.Generator, *, small: bool = False
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Images float32 ``[count, 1, S, S]``."""
+        channels, edge, _ = image_of(study).shape
+        edge = min(edge, _SMALL_EDGE) if small else edge
+        return (draw.random((count, channels, edge, edge), dtype=np.float32),)
+
+
+def image_of(study: Study) -> Image:
+    """The study's image."""
+    image = data_of(study).image
+    assert image is not None  # noqa: S101  (``check`` refuses a contract without)
+    return image
+
+
+TASK = ImageClassification()

@@ -1,0 +1,210 @@
+"""What must hold of every task: a test class of a task inherits this, names its task, and has nothing to write."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from consilium_client.agent.study_service import make_plan
+from consilium_client.data.records import Records
+from consilium_client.training import invented
+from consilium_client.training.canaries import audit
+from consilium_client.training.evaluation import evaluate, noised_counts
+from consilium_client.training.neighbours import dependence
+from consilium_client.training.trainer import check_independence, train
+from consilium_shared import study_file, task
+from consilium_shared.intervals import noised_metrics, variances
+from consilium_shared.metrics import Layout, metrics
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector, trained, with_trained
+from consilium_shared.plausibility import contradiction
+from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.study import Study
+from consilium_shared.task import Task
+
+CPU, SEED = torch.device("cpu"), bytes(range(32))
+PATIENTS = 120
+
+
+class TaskSuite:
+    """Tests of one task, all on its sample study and on invented records."""
+
+    name: ClassVar[str]
+
+    @pytest.fixture
+    def own(self) -> Task:
+        return task.get(self.name)
+
+    @pytest.fixture
+    def study(self, own: Task) -> Study:
+        return study_file.read(own.sample)
+
+    @pytest.fixture(params=[True, False], ids=["with privacy", "without"])
+    def layout(self, request: pytest.FixtureRequest, own: Task, study: Study) -> Layout:
+        every = study.evaluation.model_copy(update={"metrics": own.metrics})
+        asked = study.model_copy(update={"evaluation": every})
+        return own.layout(asked, local=not request.param)
+
+    def models(self, own: Task, study: Study) -> list[Study]:
+        """The sample with each of the task's models."""
+        contract = study.contract
+        return [Study.model_validate({**contract, "model": {**contract["model"], "name": name}}) for name in own.models]
+
+    def data(self, study: Study, seed: int = 0) -> Records:
+        """Patients with one to three records, some held back."""
+        counts = [1 + number % 3 for number in range(PATIENTS)]
+        found = invented.records(study, counts, seed)
+        found.train[np.random.default_rng(1).random(PATIENTS) < 1 / 3] = False
+        return found
+
+    def measured(self, own: Task, study: Study, count: int, seed: int) -> tuple[NDArray[Any], Sequence[NDArray[Any]]]:
+        """What a model of random weights makes of invented records."""
+        draw = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        examples = own.invented(study, count, draw)
+        model = build(study).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, float(draw.uniform(0.1, 5)))
+            outputs = model(*(torch.from_numpy(each).double() for each in examples.inputs))
+            found = own.measure(study)(outputs, *map(torch.from_numpy, examples.targets))
+        return found.numpy(), examples.targets
+
+    # -- the contract
+
+    def test_the_sample_is_a_contract_that_stays_what_it_is(self, study: Study) -> None:
+        assert study.task == self.name
+        again = Study.from_contract(study.contract)
+        assert again == study
+        assert again.digest == study.digest
+
+    def test_importing_the_task_imports_no_torch_and_no_pandas(self) -> None:
+        code = f"import sys; from consilium_shared import task; task.get({self.name!r}); print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert not {"torch", "pandas", "flwr"} & set(done.stdout.split())
+
+    def test_a_contract_of_an_older_schema_than_the_task_is_refused(self, own: Task, study: Study) -> None:
+        if own.since > 1:
+            with pytest.raises(ValueError, match="came with"):
+                Study.model_validate({**study.contract, "schema_version": own.since - 1})
+
+    # -- records
+
+    def test_invented_records_are_the_same_for_the_same_draw(self, own: Task, study: Study) -> None:
+        first, again, other = (own.invented(study, 20, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        for a, b in zip((*first.inputs, *first.targets), (*again.inputs, *again.targets), strict=True):
+            assert len(a) == 20
+            assert np.array_equal(a, b)
+        assert not all(np.array_equal(a, b) for a, b in zip(first.inputs, other.inputs, strict=True))
+        assert own.shapes(study) == tuple(each.shape[1:] for each in first.inputs)
+
+    def test_every_record_is_in_a_group(self, own: Task, study: Study) -> None:
+        targets = own.invented(study, 50, np.random.default_rng(0)).targets
+        groups = own.groups(study, targets)
+        assert all(members.any() for members in groups.values())
+        assert np.any(list(groups.values()), axis=0).all()
+
+    # -- counts
+
+    def test_one_patient_moves_no_block_by_more_than_it_declares(self, own: Task, study: Study, layout: Layout) -> None:
+        most = dict.fromkeys(layout.sizes, 0.0)
+        for seed in range(60):
+            found, targets = self.measured(own, study, 8, seed)
+            for row in range(len(found)):
+                one = own.count(layout, found[row : row + 1], [each[row : row + 1] for each in targets])
+                for block, numbers in layout.parts(one).items():
+                    most[block] = max(most[block], float(np.linalg.norm(numbers)))
+        for block in layout.blocks:
+            assert 0 < most[block.name] <= block.moved + 1e-9, block.name
+
+    def test_a_record_without_finite_numbers_moves_no_block_by_more_either(
+        self, own: Task, study: Study, layout: Layout
+    ) -> None:
+        targets = own.invented(study, 1, np.random.default_rng(0)).targets
+        one = own.count(layout, own.unknown(study)[None], targets)
+        for block in layout.blocks:
+            assert np.linalg.norm(layout.parts(one)[block.name]) <= block.moved + 1e-9
+
+    def test_counts_of_two_sites_are_those_of_both(self, own: Task, study: Study, layout: Layout) -> None:
+        found, targets = self.measured(own, study, 90, 3)
+        whole = own.count(layout, found, targets)
+        parts = [
+            own.count(layout, found[some], [each[some] for each in targets]) for some in (slice(0, 31), slice(31, 90))
+        ]
+        assert whole.shape == (layout.width,)
+        assert np.array_equal(parts[0] + parts[1], whole)
+        assert metrics(whole, layout)["n"] == 90
+
+    def test_what_honest_sites_count_is_never_refused_and_its_metrics_lie_in_their_range(
+        self, own: Task, study: Study, layout: Layout
+    ) -> None:
+        for seed in range(20):
+            counts = own.count(layout, *self.measured(own, study, 40 + seed, seed))
+            assert contradiction(counts, layout, None) is None
+            for name, value in metrics(counts, layout).items():
+                if name != "n" and value is not None:
+                    assert 0 <= value <= layout.most(name), name
+
+    def test_noise_leaves_the_true_metric_within_its_interval(self, own: Task, study: Study) -> None:
+        every = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"metrics": own.metrics})})
+        layout, draw = own.layout(every), np.random.default_rng(9)
+        exact = own.count(layout, *self.measured(own, study, 1500, 5))
+        variance, inside, asked = variances(layout, 2.0, 1), 0, 0
+        truth = metrics(exact, layout)
+        for _ in range(100):
+            noised = exact + np.rint(draw.normal(0, np.sqrt(variance))).astype(np.int64)
+            for name, (low, high) in noised_metrics(noised, layout, variance)[1].items():
+                true = truth[name]
+                assert true is not None
+                inside, asked = inside + (low <= true <= high), asked + 1
+        assert asked > 50
+        assert inside / asked > 0.9
+
+    # -- training
+
+    def test_no_records_gradient_depends_on_others(self, own: Task, study: Study) -> None:
+        for each in self.models(own, study):
+            check_independence(each)
+
+    def test_no_record_depends_on_its_neighbours_bit_by_bit(self, own: Task, study: Study) -> None:
+        for each in self.models(own, study):
+            if "resnet" not in each.model.name:  # the same layers, and too large for a quick test
+                assert dependence(each, CPU, "book-keeping", 32) == ""
+
+    def test_two_rounds_in_one_process_and_their_counts(self, study: Study) -> None:
+        data, plan = self.data(study), make_plan(study, 80)
+        assert isinstance(plan, PrivacyPlan)
+        assert plan.evaluation_noise is not None
+        vector = to_vector(build(study))
+        for number in (1, 2):
+            result = train(
+                pack(vector, study), study, data, plan, round=number, site="a", device=CPU, seed=SEED, attempt=number
+            )
+            assert result.steps == plan.steps_per_round
+            assert np.abs(result.update).max() > 0
+            vector = with_trained(vector, trained(vector, study) + result.update, study)
+        layout, sigma = Layout.of(study), plan.evaluation_noise
+        counts = noised_counts(pack(vector, study), study, data, CPU, noise_multiplier=sigma, seed=SEED)
+        assert contradiction(counts, layout, variances(layout, sigma, 1)) is None
+        local = task.of(study).layout(study, local=True)
+        exact = metrics(evaluate(pack(vector, study), study, data, CPU, local), local)
+        assert all(value is not None for value in exact.values())
+
+    def test_the_same_seed_gives_the_same_round(self, study: Study) -> None:
+        data, plan = self.data(study), make_plan(study, 80)
+        start = pack(to_vector(build(study)), study)
+        one, again = (train(start, study, data, plan, round=1, site="a", device=CPU, seed=SEED) for _ in range(2))
+        assert np.array_equal(one.update, again.update)
+
+    def test_canaries_do_not_contradict_the_plan(self, study: Study) -> None:
+        plan = make_plan(study, 80)
+        assert isinstance(plan, PrivacyPlan)
+        outcome = audit(study, plan, CPU, canaries=60, seed=SEED)
+        assert 0 <= outcome.correct <= outcome.guesses <= 60
