@@ -55,7 +55,7 @@ def test_two_updates_with_the_same_sum_give_the_same_view(seven: Federation, gon
     """
     survivors = tuple(site for site in seven.names if site not in gone)
     first = seven.sum()
-    moved = {segment.name: words(segment, "moved") for segment in SEGMENTS}
+    moved: dict[str, Any] = {segment.name: words(segment, "moved") for segment in SEGMENTS}
     second = seven.sum(vectors=dict(first.vectors))
     second.vectors[ONE] = {name: first.vectors[ONE][name] + moved[name] for name in moved}
     second.vectors[OTHER] = {name: first.vectors[OTHER][name] - moved[name] for name in moved}

@@ -21,7 +21,9 @@ from consilium_client.state.sum_store import Peer, Session, SumStore
 from consilium_server.state.pending_sum import PendingSum, PendingSumFile
 from consilium_shared.errors import IntegrityError
 from consilium_shared.metrics import Layout
+from consilium_shared.protocol.messages import Train
 from consilium_shared.protocol.summand import read
+from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.study import Study
 
@@ -47,11 +49,24 @@ def test_a_state(value: Any) -> None:
     assert SiteState.from_bytes(state.to_bytes()) == state
 
 
+def a_secret() -> Encapsulated:
+    """What site-00 sends another site in the handshake."""
+    train = requests()["train"][0]
+    assert isinstance(train, Train)
+    return train.encapsulated["site-00"]
+
+
 @cache
 def open_sums() -> list[Any]:
     attempt = started()
-    sent = {"site-01": {"site-00": requests()["train"][0].encapsulated["site-00"]}}
-    about = {"purpose": "training", "round": 1, "attempt": 1, "adverts": attempt.adverts, "encapsulated": sent}
+    sent = {"site-01": {"site-00": a_secret()}}
+    about: dict[str, Any] = {
+        "purpose": "training",
+        "round": 1,
+        "attempt": 1,
+        "adverts": attempt.adverts,
+        "encapsulated": sent,
+    }
     both = PendingSum(**about), PendingSum(**about, survivors=attempt.total.survivors)
     return [each.model_dump(mode="json") for each in both]
 
@@ -69,8 +84,16 @@ def test_the_coordinators_file_of_a_sum(tmp_path: Path, value: Any, rest: bytes)
     assert found is None or (found.purpose, found.round) == ("training", 1)
 
 
+@cache
+def a_session() -> list[Any]:
+    bundle = started().federation.session["site-01"].bundle
+    sent = a_secret()
+    peers = {"site-01": Peer(bundle=bundle, secret="ab" * 32, sent=sent), "site-02": Peer(bundle=bundle)}
+    return [Session(seed="cd" * 32, peers=peers).model_dump(mode="json")]
+
+
 @FUZZ
-@given(value=mutated(lambda: sessions()), rest=st.binary(max_size=3))
+@given(value=mutated(a_session), rest=st.binary(max_size=3))
 def test_a_sites_file_of_secrets(tmp_path: Path, value: Any, rest: bytes) -> None:
     if (data := canonical(value)) is None:
         return
@@ -83,14 +106,6 @@ def test_a_sites_file_of_secrets(tmp_path: Path, value: Any, rest: bytes) -> Non
         return
     assert all(len(secret) == 32 for secret in session.secrets.values())
     assert session.seed not in repr(session) + str(session)
-
-
-@cache
-def sessions() -> list[Any]:
-    bundle = started().federation.session["site-01"].bundle
-    sent = requests()["train"][0].encapsulated["site-00"]
-    peers = {"site-01": Peer(bundle=bundle, secret="ab" * 32, sent=sent), "site-02": Peer(bundle=bundle)}
-    return [Session(seed="cd" * 32, peers=peers).model_dump(mode="json")]
 
 
 STUDY = "a" * 64
@@ -118,7 +133,7 @@ def test_a_file_of_a_result(tmp_path: Path, value: Any, sealed: bool, cut: int) 
 
 
 def about() -> About:
-    slot = {"purpose": "training", "round": 1, "attempt": 1, "model": "b" * 64}
+    slot: dict[str, Any] = {"purpose": "training", "round": 1, "attempt": 1, "model": "b" * 64}
     return About(**slot, weight=3, counted=True, epsilon=1.5, parameters=3, counts=2)
 
 

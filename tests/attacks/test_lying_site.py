@@ -116,7 +116,10 @@ def test_words_from_nowhere_are_reported() -> None:
 @pytest.mark.parametrize("weight", [0, -1, 3, 4 * 1000 + 1, 2**63 - 1, -(2**63)])
 def test_a_summed_weight_that_no_honest_sites_have_is_not_used(weight: int) -> None:
     rules = study(max_weight=1000, weighting="patients")
-    totals = {"update": np.zeros(PARAMETERS, np.uint32), "weight": np.array([weight], np.int64).view(np.uint64)}
+    totals: dict[str, Any] = {
+        "update": np.zeros(PARAMETERS, np.uint32),
+        "weight": np.array([weight], np.int64).view(np.uint64),
+    }
     found = read(rules, "training", 4, 4, totals)
     assert "spoilt" in str(found.implausible) and (found.mean.size, found.counts) == (0, None)
 
@@ -126,7 +129,7 @@ def test_a_summed_weight_that_no_honest_sites_have_is_not_used(weight: int) -> N
 def test_more_sites_that_counted_than_there_are_is_not_used(purpose: Any, counted: int) -> None:
     rules = study(weighting="equal")
     counts = np.array([counted, *([0] * Layout.of(rules).width)], np.int64).view(np.uint64)
-    rest = {"update": np.zeros(PARAMETERS, np.uint32), "weight": np.array([4], np.uint64)}
+    rest: dict[str, Any] = {"update": np.zeros(PARAMETERS, np.uint32), "weight": np.array([4], np.uint64)}
     found = read(rules, purpose, 4, 4, {"counts": counts, **(rest if purpose == "training" else {})})
     assert "spoilt" in str(found.implausible) and (found.mean.size, found.counts) == (0, None)
 

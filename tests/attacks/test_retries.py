@@ -60,8 +60,9 @@ def test_the_masks_of_two_attempts_have_nothing_in_common(four: Federation) -> N
     keys = []
     for attempt in (first, second):
         kept = attempt.states["site-01"]
-        secret, told = bytes.fromhex(kept.seed), {"signed": kept.signed, "counts": kept.counts}
-        attempt.states["site-01"] = four.parts["site-01"].advertise(attempt.slot, "site-01", secret, **told)[0]
+        part, secret = four.parts["site-01"], bytes.fromhex(kept.seed)
+        again, _ = part.advertise(attempt.slot, "site-01", secret, signed=kept.signed, counts=kept.counts)
+        attempt.states["site-01"] = again
         contribution = four.parts["site-01"].mask(attempt.states["site-01"], attempt.terms)[1]
         keys.append({key for each in attempt.terms.segments for side in contribution.mask_keys(each) for key in side})
     assert len(keys[0]) == len(keys[1]) == 8 and not keys[0] & keys[1]

@@ -168,7 +168,8 @@ def test_of_each_site_either_the_self_masks_shares_are_released_or_the_pairs_and
     part, sealed = signed.federation.parts["site-01"], signed.total.sealed_for("site-01")
     _, released = part.release(signed.states["site-01"], signed.total.signatures, sealed)
     given = [released[at : at + KEY_BYTES] for at in range(0, len(released), KEY_BYTES)]
-    expected, kept = [], []
+    expected: list[bytes] = []
+    kept: list[bytes] = []
     for owner in signed.federation.names:
         for peer, share in own_shares(signed, owner, "site-01").items():
             alive = owner in signed.total.survivors
@@ -220,7 +221,7 @@ def views(names: tuple[str, ...], least: int) -> list[tuple[str, ...]]:
 
 def opened_sets(federation: Federation, attempt: Sum, shown: dict[str, tuple[str, ...]], liars: set[str]) -> set[Any]:
     """The sets of survivors for which the coordinator gets any honest site's shares, liars signing everything."""
-    sealed = {site: {} for site in federation.names}
+    sealed: dict[str, dict[tuple[str, ...], bytes]] = {site: {} for site in federation.names}
     for survivors in set(shown.values()):
         total = ServerSum(attempt.terms, federation.public, survivors)
         for site in survivors:

@@ -258,8 +258,9 @@ def a_federation(
 def another_study(hospital: Hospital) -> None:
     """A small one that touched the same patients before."""
     plan, study = PrivacyPlan(0.05, 1.0, 2.0, 2, 1, 1e-4, 3.0), "b" * 64
-    about = {"study": study, "name": "falls", "asset": "icu", "plan": plan, "budget": hospital.budget}
-    hospital.spending.approve(**about, epsilon=3.0, by="Dr Ono")
+    hospital.spending.approve(
+        study=study, name="falls", asset="icu", plan=plan, budget=hospital.budget, epsilon=3.0, by="Dr Ono"
+    )
     hospital.spending.reserve(study, "falls", "icu", 1, plan, hospital.budget).settle(2)
     hospital.ledger.append("refuse", {"study": study, "round": 2, "reason": "policy", "detail": "no such round"})
 

@@ -17,7 +17,7 @@ from consilium_shared.errors import LedgerError
 from consilium_shared.privacy import composition
 from consilium_shared.privacy.accountant import _SOME, Pair, as_steps, epsilon, epsilon_of_steps, within
 from consilium_shared.privacy.composition import composed_epsilon
-from consilium_shared.privacy.event import DpSgdEvent, GaussianEvent, NonPrivateEvent
+from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
 DELTA = 1e-4
 PAIRS: list[Pair] = [(0.01, 1.0), (0.1, 2.0), (1.0, 20.0), (1.0, 0.0)]
@@ -122,7 +122,7 @@ def test_many_different_studies_far_from_their_limits_are_judged_by_few_composit
 
 
 def test_events_that_are_added_up_before_cost_what_they_cost() -> None:
-    events = [DpSgdEvent(0.01, 1.0, 30), GaussianEvent(8.0), DpSgdEvent(0.01, 1.0, 12)]
+    events: list[Event] = [DpSgdEvent(0.01, 1.0, 30), GaussianEvent(8.0), DpSgdEvent(0.01, 1.0, 12)]
     steps: Counter[Pair] = Counter()
     for event in events:
         pair, count = as_steps(event)

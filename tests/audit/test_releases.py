@@ -33,7 +33,7 @@ def planned(evidence: Evidence, **changes: Any) -> Callable[[list[Line]], list[L
                     fields["event"][which] = changes[name]
                     gone |= {number} if changes[name] is None else set()
         kept = [line for line in lines if line[0] not in gone and line[3].get("charge_seq") not in gone]
-        return evidence.moved(kept)  # type: ignore[no-any-return]
+        return evidence.moved(kept)
 
     return other
 
@@ -154,7 +154,7 @@ def test_what_is_the_same_once_more_was_there_before(repeated: Evidence) -> None
     def forgotten(lines: list[Line]) -> list[Line]:
         first = next(line for line in lines if line[3].get("message") == "update")
         assert "again" not in first[3]
-        return repeated.moved([line for line in lines if line is not first])  # type: ignore[no-any-return]
+        return repeated.moved([line for line in lines if line is not first])
 
     repeated.verified()
     repeated.rewrite("west", forgotten)
@@ -174,7 +174,7 @@ def test_counts_that_leave_only_with_the_second_attempt_are_charged(repeated: Ev
     def later(lines: list[Line]) -> list[Line]:
         del next(line for line in lines if line[3].get("counts"))[3]["counts"]
         kept = [line for line in lines if gone is None or gone not in (line[0], line[3].get("charge_seq"))]
-        return repeated.moved(kept)  # type: ignore[no-any-return]
+        return repeated.moved(kept)
 
     repeated.rewrite("west", later)
     if charged:
@@ -213,7 +213,7 @@ def test_another_number_of_patients_is_charged_again(evidence: Evidence) -> None
         more = {**approved, "plan": {**approved["plan"], "patients": 1250, "sampling_rate": 0.04}}
         at = evidence.charge_of("west", 3) - 1
         lines[at][3]["event"]["sampling_rate"] = 0.04
-        return evidence.moved([*lines[:at], [lines[at - 1][0], lines[at][1], "approve", more], *lines[at:]])  # type: ignore[no-any-return]
+        return evidence.moved([*lines[:at], [lines[at - 1][0], lines[at][1], "approve", more], *lines[at:]])
 
     evidence.rewrite("west", again)
     why = evidence.fails(5, evidence.ledger("west"), evidence.seq_of("west", "approve", 1) + 1)
@@ -233,7 +233,7 @@ def test_what_is_noised_by_the_plan_and_not_charged_is_found(
     def free_of_charge(lines: list[Line]) -> list[Line]:
         gone = next(line[0] for line in lines if line[2] == "charge" and line[3].get("purpose") == purpose)
         kept = [line for line in lines if line[0] != gone and line[3].get("charge_seq") != gone]
-        return evidence.moved(kept)  # type: ignore[no-any-return]
+        return evidence.moved(kept)
 
     evidence.rewrite("west", free_of_charge)
     assert why in evidence.fails(step, evidence.ledger("west"))
@@ -245,7 +245,7 @@ def test_a_charge_for_a_noised_release_that_is_given_back_is_found(evidence: Evi
         charged = next(line[0] for line in lines if line[2] == "charge" and line[3].get("purpose") == purpose)
         kept = [line for line in lines if line[3].get("charge_seq") != charged]
         settled = [*kept[-1][:2], "settle", {"charge_seq": charged, "steps": 0}]
-        return evidence.moved([*kept[:-1], settled, kept[-1]])  # type: ignore[no-any-return]
+        return evidence.moved([*kept[:-1], settled, kept[-1]])
 
     evidence.rewrite("west", given_back)
     assert "0 of 1 steps" in evidence.fails(8, evidence.ledger("west"))

@@ -38,7 +38,7 @@ def in_north(evidence: Evidence, steps: int, *, after: str) -> int:
     def edit(lines: list[Line]) -> list[Line]:
         place = next(i for i, line in enumerate(lines) if line[0] == at[0])
         next(line for line in lines[place:] if line[2] == "settle")[3]["steps"] = steps
-        return evidence.moved([*lines[: place + 1], [at[0], at[1], "release", release], *lines[place + 1 :]])  # type: ignore[no-any-return]
+        return evidence.moved([*lines[: place + 1], [at[0], at[1], "release", release], *lines[place + 1 :]])
 
     evidence.rewrite("north", edit)
     return int(next(line[0] for line in evidence.lines("north") if line[2] == "settle"))

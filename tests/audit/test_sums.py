@@ -87,7 +87,7 @@ def test_a_participant_without_a_key_in_the_sum_is_found(evidence: Evidence) -> 
 def without_west(evidence: Evidence) -> str:
     """West's update was summed in round 3, and its neighbours signed that; the record says nothing of it."""
     body = evidence.body(evidence.record(3))
-    words = {
+    words: dict[str, Any] = {
         part: {site: value for site, value in body[part].items() if site != "west"}
         for part in ("epsilon", "heads", "answers", "countersigned")
     }
@@ -160,7 +160,7 @@ def test_keys_are_the_sites_own_and_for_this_sum(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"attempt": 2}, {"parameters": 3}])
-def test_other_terms_than_the_sites_signed_are_found(evidence: Evidence, changes: dict[str, int]) -> None:
+def test_other_terms_than_the_sites_signed_are_found(evidence: Evidence, changes: dict[str, Any]) -> None:
     told(evidence, opened=opened(evidence, **changes))
 
 

@@ -148,9 +148,7 @@ def test_a_closing_that_its_site_signed_anew_is_found_by_its_own_ledger(evidence
         (4, {"study": STUDY_LATER}),
         (4, {"countersignature": "0" * 128}),
     ):
-        evidence.closing("north").write_bytes(
-            encode(closing.model_copy(update=changes), evidence.sites["north"])  # type: ignore[arg-type]
-        )
+        evidence.closing("north").write_bytes(encode(closing.model_copy(update=changes), evidence.sites["north"]))
         evidence.fails(step)
     evidence.closing("north").write_bytes(faithful)
     evidence.verified()

@@ -129,8 +129,18 @@ def rounds(
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()
-            about = {"round": number, "site": site, "device": CPU, "seed": drawn, "engine": engine}
-            result = train(model, study, data, plans[site], clipping_norm=norms[site], **about)
+            result = train(
+                model,
+                study,
+                data,
+                plans[site],
+                round=number,
+                site=site,
+                device=CPU,
+                seed=drawn,
+                engine=engine,
+                clipping_norm=norms[site],
+            )
             norms[site] = result.clipping_norm
             bound(result.update, study)
             weight = min(result.patients, largest_weight(study))
@@ -141,8 +151,10 @@ def rounds(
         vector = with_trained(vector, server.step(trained(vector, study), mean), study)
         if decay:
             average = averaged(average, trained(vector, study), decay, number)
-        last = average is not None and number == study.training.rounds
-        yield pack(with_trained(vector, average.astype(np.float32), study) if last else vector, study)
+        published = vector
+        if average is not None and number == study.training.rounds:
+            published = with_trained(vector, average.astype(np.float32), study)
+        yield pack(published, study)
 
 
 def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:

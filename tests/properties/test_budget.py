@@ -126,7 +126,7 @@ class Asked(RuleBasedStateMachine):
         self.signed: dict[str, tuple[Sum, str]] = {}
         self.opened: set[str] = set()
         """Digests of the terms of sums that were opened."""
-        self.patches = [
+        self.patches: list[Any] = [
             patch.object(secure_sums, "masked", self.mask),
             patch.object(trainer, "train", self.train),
             patch.object(trainer, "check_independence", lambda _: None),
@@ -142,7 +142,7 @@ class Asked(RuleBasedStateMachine):
         event = plan.event()
         assert self.ran.setdefault(seed, event) == event, "one draw, and two kinds of noise"
         draw = np.random.default_rng(list(seed))
-        return trainer.TrainResult(draw.standard_normal(6).astype(np.float32), plan.steps_per_round, 64)
+        return trainer.TrainResult(draw.standard_normal(6).astype(np.float32), plan.steps_per_round, 64, None)
 
     def count(self, _: bytes, study: Study, *__: Any, noise_multiplier: float, seed: bytes, **___: Any) -> Any:
         """What the evaluation would release."""

@@ -61,7 +61,7 @@ def clipped(
     wrapped.tape.open(RowOwners(owners, CPU, len(inputs[0])))
     with patch.object(Tape, "materializes", FORMS[form] or Tape.materializes):
         wrapped.backward(losses(wrapped(*inputs)))
-        sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in parameters}
+        sums: dict[Tensor, Tensor] = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in parameters}
         if not wrapped.tape.empty:
             wrapped.tape.add_weighted_sum(wrapped.tape.factors(bound), sums)
     assert all(p.grad is None for p in parameters)
@@ -96,10 +96,10 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     dimensions = draw(st.sampled_from([1, 2, 2, 2]))
     groups = draw(st.sampled_from([1, 1, 2]))
     channels, outputs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
-    kernel = tuple(draw(st.integers(1, 3)) for _ in range(dimensions))
+    kernel: Any = tuple(draw(st.integers(1, 3)) for _ in range(dimensions))
     stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     padding: Any = draw(st.sampled_from([0, 1, 2, "valid", "same"]))
-    mode = draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"]))
+    mode: Any = draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"]))
     kind = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
     layer = kind(
         channels,
@@ -302,7 +302,7 @@ def test_in_bfloat16_norms_are_still_of_what_is_summed(kind: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = wrapped(*(each[patient : patient + 1] for each in tensors(data, 6)))
         wrapped.backward(nn.functional.cross_entropy(logits.float(), torch.tensor([patient % 2]), reduction="none"))
-        sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in model.parameters()}
+        sums: dict[Tensor, Tensor] = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in model.parameters()}
         wrapped.tape.add_weighted_sum(wrapped.tape.factors(1e-3), sums)
         total = torch.cat(list(sums.values()))
         assert 1e-3 * (1 - 1e-5) <= float(total.norm()) <= 1e-3

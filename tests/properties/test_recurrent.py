@@ -39,7 +39,7 @@ class Case:
     initial: list[Tensor]
     weights: Tensor
 
-    def losses(self, tape: Summed | None, chosen: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def losses(self, tape: Any, chosen: list[int]) -> tuple[Tensor, list[Tensor]]:
         """The chosen samples' losses, one each, and the leaves that they were computed from."""
         dim = 0 if self.layer.batch_first else 1
         index = torch.tensor(chosen, dtype=torch.int64)
@@ -69,7 +69,8 @@ def cases(draw: st.DrawFn) -> Case:
     torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
     batch, steps = draw(st.integers(0, 5)), draw(st.integers(1, 6))
     inputs, hidden, layers = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    kind, double = draw(st.sampled_from([nn.LSTM, nn.GRU])), {"dtype": torch.float64}
+    kind: type[nn.LSTM] | type[nn.GRU] = draw(st.sampled_from([nn.LSTM, nn.GRU]))
+    double: dict[str, Any] = {"dtype": torch.float64}
     layer = kind(inputs, hidden, layers, draw(st.booleans()), draw(st.booleans()), 0.0, draw(st.booleans()), **double)
     packed = batch > 0 and draw(st.booleans())
     lengths = [draw(st.integers(1, steps)) for _ in range(batch)] if packed else None

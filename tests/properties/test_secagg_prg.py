@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ def stream(kind: Callable[[bytes], prg.Stream], key: bytes, tile: int, count: in
     return bytes(buffer[:count])
 
 
-def masked(vector: np.ndarray, *args: object, **options: object) -> np.ndarray:
+def masked(vector: Any, plus: Sequence[bytes], minus: Sequence[bytes], first: int = 0) -> Any:
     found = vector.copy()
-    prg.apply(found, *args, **options)
+    prg.apply(found, plus, minus, first)
     return found
 
 
@@ -76,7 +77,8 @@ def test_masks_cancel(dtype: type, size: int, plus: list[bytes], minus: list[byt
 
 @given(KEYS, DTYPES)
 def test_the_masks_of_a_pair_leave_the_sum_and_hide_each_vector(key: bytes, dtype: type) -> None:
-    one, other = np.full(64, 5, dtype), np.full(64, 2**15, dtype)
+    one: Any = np.full(64, 5, dtype)
+    other: Any = np.full(64, 2**15, dtype)
     a, b = masked(one, [key], []), masked(other, [], [key])
     assert (a + b == one + other).all()
     assert (a != one).any() and (b != other).any()
@@ -87,7 +89,7 @@ def test_the_masks_of_a_pair_leave_the_sum_and_hide_each_vector(key: bytes, dtyp
 def test_pieces_of_whole_tiles_are_masked_as_the_whole_is(
     dtype: type, size: int, tiles: int, keys: list[bytes], first: int
 ) -> None:
-    vector = np.zeros(size, dtype)
+    vector: Any = np.zeros(size, dtype)
     whole = masked(vector, keys[:1], keys[1:], first)
     step = tiles * prg.TILE // vector.itemsize
     for i, start in enumerate(range(0, size, step)):
@@ -105,7 +107,8 @@ def test_what_a_mask_cannot_be_added_to_is_refused() -> None:
     key = bytes(32)
     fixed = np.zeros(4, np.uint32)
     fixed.flags.writeable = False
-    for vector in (
+    wrong: Any
+    for wrong in (
         np.zeros(4, np.int32),
         np.zeros(4, np.float32),
         np.zeros(4, ">u4"),
@@ -114,7 +117,7 @@ def test_what_a_mask_cannot_be_added_to_is_refused() -> None:
         fixed,
     ):
         with pytest.raises(ValueError):
-            prg.apply(vector, [key], [])
+            prg.apply(wrong, [key], [])
     vector = np.zeros(4, np.uint32)
     arguments: tuple[list[bytes], list[bytes], int]
     for arguments in (([b"short"], [], 0), ([], [bytes(33)], 0), ([], [], -1)):

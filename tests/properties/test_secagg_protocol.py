@@ -131,8 +131,8 @@ def test_an_attempt_that_is_dead_is_never_opened_and_one_that_was_opened_is_neve
     given_up = set()
     for site in federation.names:
         if site in corrupt:
-            signed = federation.identities[site].sign(SURVIVORS_DOMAIN, first.terms.survivors_signed(survivors))
-            first.total.sign(site, signed)
+            signature = federation.identities[site].sign(SURVIVORS_DOMAIN, first.terms.survivors_signed(survivors))
+            first.total.sign(site, signature)
             given_up.add(site)
         elif does[site] == "sign":
             first.sign(site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_a_value_on_the_bound_is_not_clipped() -> None:
 @pytest.mark.parametrize("place", [0, 32 * 1024 + 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_value_that_is_not_finite_is_refused_before_its_tile_is_written(bad: float, place: int, dtype: type) -> None:
-    values = np.ones(place + 10, dtype)
+    values: Any = np.ones(place + 10, dtype)
     values[place] = bad
     out = np.full(place + 10, 7, np.uint32)
     with pytest.raises(DataError, match="finite"):
@@ -132,7 +133,7 @@ def test_vectors_that_do_not_fit_each_other_are_refused() -> None:
     ring = FixedPoint(32, 3, 1.0)
     values, out = np.ones(8, np.float32), np.empty(8, np.uint32)
     memory = np.ones(9, np.float32)
-    for bad_values, bad_out in [
+    wrong: list[tuple[Any, Any]] = [
         (values, out[:7]),
         (values, np.empty(8, np.uint64)),
         (values, np.empty(8, np.int32)),
@@ -140,7 +141,8 @@ def test_vectors_that_do_not_fit_each_other_are_refused() -> None:
         (values.reshape(2, 4), out.reshape(2, 4)),
         (values.astype(np.float16), out),
         (memory[1:], memory.view(np.uint32)[:8]),
-    ]:
+    ]
+    for bad_values, bad_out in wrong:
         with pytest.raises(ValueError):
             ring.encode(bad_values, bad_out)
         with pytest.raises(ValueError):

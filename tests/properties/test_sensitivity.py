@@ -51,7 +51,12 @@ def patients(draw: st.DrawFn) -> Patients:
 def an_optimizer(
     parameters: list[nn.Parameter], bound: float, sigma: float, tape: Tape, adaptive: AdaptiveClipping | None = None
 ) -> PrivateOptimizer:
-    about = {"clipping_norm": bound, "noise_multiplier": sigma, "expected_batch": 1, "noise": Noise(bytes(32))}
+    about: dict[str, Any] = {
+        "clipping_norm": bound,
+        "noise_multiplier": sigma,
+        "expected_batch": 1,
+        "noise": Noise(bytes(32)),
+    }
     return PrivateOptimizer(torch.optim.SGD(parameters, 1.0), tape, adaptive=adaptive, **about)
 
 

@@ -86,9 +86,9 @@ def test_vectors_of_another_length_have_no_trained_part(study: Study) -> None:
     whole, part = np.zeros(size, np.float32), np.zeros(width(study), np.float32)
     with pytest.raises(ValueError, match="parameters"):
         trained(whole[1:], study)
-    for wrong in ((whole[1:], part), (whole, part[1:]), (whole, np.append(part, part[:1]))):
+    for before, after in ((whole[1:], part), (whole, part[1:]), (whole, np.append(part, part[:1]))):
         with pytest.raises(ValueError, match="parameters"):
-            with_trained(*wrong, study)
+            with_trained(before, after, study)
 
 
 @settings(max_examples=200)

@@ -68,9 +68,9 @@ class Hospital:
         return {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
 
     def approve(self, study: Study, plan: Plan, roster: str, by: str = "Dr Ono") -> None:
-        about = {"study": study.digest, "name": study.study, "asset": "icu", "plan": plan, "budget": self.budget}
+        about: dict[str, Any] = {"study": study.digest, "name": study.study, "asset": "icu", "plan": plan}
         limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
-        self.spending.approve(**about, epsilon=limit, by=by, roster=roster)
+        self.spending.approve(**about, budget=self.budget, epsilon=limit, by=by, roster=roster)
 
     def release(
         self, study: Study, number: int | None, message: str, size: int = 900, header: bytes = b"", **said: bool
@@ -107,12 +107,13 @@ class Hospital:
         training.settle(plan.steps_per_round)
         if counting is not None:
             counting.settle(1)
-        head, said = self.head, {"counts": True} if counts else {}
+        head = self.head
+        said: dict[str, Any] = {"counts": True} if counts else {}
         return Answer(self.told(study), head, self.release(study, number, "update", 48_213, **said), signature)
 
     def again(self, study: Study, number: int, answer: Answer) -> Answer:
         """The same update for another attempt."""
-        said = {"counts": True} if counts_with(study, number) else {}
+        said: dict[str, Any] = {"counts": True} if counts_with(study, number) else {}
         head = self.head
         sha256 = self.release(study, number, "update", 48_213, **said, again=True)
         return Answer(answer.epsilon, head, sha256, answer.countersignature)
@@ -212,7 +213,7 @@ class Federation:
         counted = self._metrics(metrics or {"auroc": 0.8}, here) if counts_with(study, number) else None
         if implausible is not None:
             self._stood.add(number)
-        record = {
+        record: dict[str, Any] = {
             "study": study.digest,
             "federation": self.roster.federation,
             "roster": self.roster.digest,

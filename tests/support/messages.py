@@ -54,13 +54,14 @@ def started() -> Sum:
 @cache
 def requests() -> dict[str, Message]:
     """Kind to request."""
-    attempt, of = started(), {"of": "training", "round": 1, "attempt": 1}
-    federation, about = attempt.federation, {each: digest(each.encode()) for each in ("federation", "study", "roster")}
+    attempt, federation = started(), started().federation
+    of: dict[str, Any] = {"of": "training", "round": 1, "attempt": 1}
+    about: dict[str, Any] = {each: digest(each.encode()) for each in ("federation", "study", "roster")}
     bundles = encode_bundles({site: keys.bundle for site, keys in federation.session.items()})
     low, high = federation.names[:2]
     sent, _ = federation.session[low].encapsulate(high, federation.session[high].bundle, federation.public[high])
     recorded = Recorded(round=1, record=digest(b"record"), heads={low: Head(seq=4, sha256=digest(b"entry"))})
-    given = {"adverts": attempt.adverts, "encapsulated": {low: sent}, "payload": Payload.of(b"model")}
+    given: dict[str, Any] = {"adverts": attempt.adverts, "encapsulated": {low: sent}, "payload": Payload.of(b"model")}
     signatures = {site: signature.hex() for site, signature in attempt.total.signatures.items()}
     found: list[Message] = [
         (Propose(**about, contract={"study": "one"}, roster_document={"body": {}, "signature": ""}), b""),
@@ -78,8 +79,8 @@ def requests() -> dict[str, Message]:
 @cache
 def answers() -> dict[str, Message]:
     """Kind to answer."""
-    attempt, of = started(), {"of": "training", "round": 1, "attempt": 1}
-    federation = attempt.federation
+    attempt, federation = started(), started().federation
+    of: dict[str, Any] = {"of": "training", "round": 1, "attempt": 1}
     low, high = federation.names[:2]
     about: dict[str, Any] = {
         "federation": digest(b"federation"),
@@ -91,7 +92,7 @@ def answers() -> dict[str, Message]:
     sent, _ = federation.session[low].encapsulate(high, federation.session[high].bundle, federation.public[high])
     secrets, update = encode_encapsulated({high: sent}), attempt.sent[low]
     signature = attempt.total.signatures[low].hex()
-    given = {"round": 2, "attempt": 1, "epsilon": 1.5, "payload": Payload.of(update)}
+    given: dict[str, Any] = {"round": 2, "attempt": 1, "epsilon": 1.5, "payload": Payload.of(update)}
     advert, bundle = attempt.adverts[low], federation.session[low].bundle
     audit = CanaryAudit(canaries=10, guesses=5, correct=3)
     found: list[Message] = [

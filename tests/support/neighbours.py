@@ -120,8 +120,8 @@ class Neighbour:
                 else:
                     self.states[earlier] = part.abandon(state)
             seed = secrets.token_bytes(32)
-            about = {"signed": tuple(sorted(signed)), "counts": self.counts}
-            self.states[slot], _ = part.advertise(slot, self.site, seed, **about)  # type: ignore[arg-type]
+            told = tuple(sorted(signed))
+            self.states[slot], _ = part.advertise(slot, self.site, seed, signed=told, counts=self.counts)
         return part.advert(self.states[slot])
 
     def mask(self, coordinator: Any, terms: Terms) -> Contribution:
@@ -146,7 +146,7 @@ class Neighbours:
     ) -> tuple[dict[str, Advert], dict[str, Encapsulated], bool]:
         """The advertisements for a slot, secrets for hospital-a, and whether it gave its key; if not, it gets a false
         one for its own."""
-        about = {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt}
+        about: dict[str, Any] = {"of": slot.purpose, "round": slot.round, "attempt": slot.attempt}
         answer, _ = self._ask(coordinator, Advertise(**coordinator.common(study), **about))
         given = isinstance(answer, Advertised)
         if isinstance(answer, Advertised):

@@ -18,6 +18,8 @@ from consilium_server.commands.admission import admit
 from consilium_server.commands.provision import provision
 from consilium_server.federation import Home as ServerHome
 from consilium_shared.canonical import digest
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.entry import Purpose as ChargedFor
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.protocol import messages
@@ -101,7 +103,7 @@ class Coordinator:
         """The untrained model of a study."""
         return pack(to_vector(build(study)), study)
 
-    def common(self, study: Study | None = None) -> dict[str, str]:
+    def common(self, study: Study | None = None) -> dict[str, Any]:
         roster = self.home.roster()
         return {"federation": roster.federation, "study": (study or self.study).digest, "roster": roster.digest}
 
@@ -138,7 +140,7 @@ class Coordinator:
         if key not in self.asked:
             slot = Slot(**self.common(study), purpose=purpose, round=number, attempt=attempt)
             adverts, sent, given = self.neighbours.meet(self, slot, study, self.others, self.abandoning)
-            about = {"round": number, "attempt": attempt, "adverts": adverts, "encapsulated": sent}
+            about: dict[str, Any] = {"round": number, "attempt": attempt, "adverts": adverts, "encapsulated": sent}
             request = kind(**self.common(study), **about, **more, payload=Payload.of(model))
             header = messages.encode(request, self.key)
             if not given:
@@ -179,16 +181,19 @@ class Coordinator:
     def read(self, answer: tuple[bytes, bytes]) -> messages.Answer:
         member = self.home.roster().member("hospital-a")
         assert member is not None
-        read = messages.decode_answer(answer[0], messages.PublicIdentity.from_hex(member.identity))
+        read = messages.decode_answer(answer[0], PublicIdentity.from_hex(member.identity))
         read.payload.check(answer[1])
         return read
 
 
-class Whole(RequestHandler):
-    """The coordinator's requests, answered with the payload in one piece, to be compared."""
+class Whole:
+    """The agent's request handler, whose answers have their payload in one piece, to be compared."""
+
+    def __init__(self, service: StudyService) -> None:
+        self.handler = RequestHandler(service)
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, bytes]:
-        answer, pieces = super().handle(header, payload)
+        answer, pieces = self.handler.handle(header, payload)
         return answer, b"".join(pieces)
 
 
@@ -216,6 +221,6 @@ class Site:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.service.ledger.entries]
 
-    def charges(self, purpose: str = "training") -> int:
+    def charges(self, purpose: ChargedFor = "training") -> int:
         with self.service.ledger.exclusive():
             return [charged.body.purpose for charged in self.service.ledger.books.charges.values()].count(purpose)

@@ -131,11 +131,14 @@ class Sum:
         self.states: dict[str, SiteState] = {}
         self.adverts: dict[str, Advert] = {}
         for site in self.cohort:
-            about = {"signed": (signed or {}).get(site, ()), "counts": site in self.counting}
             secret = seed("slot", repr(self.slot), site)
-            self.states[site], self.adverts[site] = federation.parts[site].advertise(self.slot, site, secret, **about)
+            self.states[site], self.adverts[site] = federation.parts[site].advertise(
+                self.slot, site, secret, signed=(signed or {}).get(site, ()), counts=site in self.counting
+            )
         self.terms = self.terms_with(model=model, segments=segments)
-        self.vectors = vectors or {site: self._vector(site, segments) for site in self.cohort}
+        self.vectors: dict[str, dict[str, Any]] = dict(vectors or {}) or {
+            site: self._vector(site, segments) for site in self.cohort
+        }
         self.sent: dict[str, bytes] = {}
         self.total = ServerSum(self.terms, federation.public)
 

@@ -125,10 +125,10 @@ def a_busy_federation(root: Path, rounds: int) -> Busy:
     made.begin(sepsis, plans)
     for number in range(1, rounds + 1):
         clock.pass_(hours=7)
-        for site in (site for each, site in REFUSED if each == number):
-            refusal = {"study": sepsis.digest, "round": number, "reason": "data"}
-            sites[site].ledger.append("refuse", {**refusal, "detail": f"column {HOSTILE} is missing in 3 files"})
-            sites[site].release(sepsis, number, "refusal")
+        for name in (site for each, site in REFUSED if each == number):
+            refused = {"study": sepsis.digest, "round": number, "reason": "data"}
+            sites[name].ledger.append("refuse", {**refused, "detail": f"column {HOSTILE} is missing in 3 files"})
+            sites[name].release(sepsis, number, "refusal")
         if number == 5:
             sites["bergen"].charge(sepsis, plans["bergen"], 5)  # a crash
         made.round(

@@ -237,7 +237,7 @@ def test_what_left_without_a_charge_is_marked_and_the_evidence_fails(evidence: E
     def free_of_charge(lines: list[Line]) -> list[Line]:
         gone = {line[0] for line in lines if line[2] == "charge" and line[3]["purpose"] == "evaluation"}
         kept = [line for line in lines if line[0] not in gone and line[3].get("charge_seq") not in gone]
-        return evidence.moved(kept)  # type: ignore[no-any-return]
+        return evidence.moved(kept)
 
     evidence.rewrite("west", free_of_charge)
     made = make_report(evidence.root)

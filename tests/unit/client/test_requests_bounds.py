@@ -224,7 +224,7 @@ def test_short_answers_are_not_kept_without_end(site: Any, monkeypatch: pytest.M
     site.approve()
     for number in range(4, 12):
         assert reason(site.ask(c.train(number), c.model)) == "policy"
-    assert len(site.requests._said) == 3
+    assert len(site.requests.handler._said) == 3
 
 
 # -- proposals and data
