@@ -110,7 +110,8 @@ def test_no_fifo_passes_for_a_folder(evidence: Evidence, name: str) -> None:
 
 def test_a_report_is_made_beside_hostile_files_and_says_which_it_leaves_out(evidence: Evidence) -> None:
     hostile = ("rounds/0002.json", "closing/north.json", "north.jsonl", "card.json", "model.safetensors")
-    for name, thing in zip(hostile, (os.mkfifo, a_socket, a_giant, THINGS["a link"], a_giant), strict=True):
+    things: list[Callable[[Path], None]] = [os.mkfifo, a_socket, a_giant, THINGS["a link"], a_giant]
+    for name, thing in zip(hostile, things, strict=True):
         (evidence.root / name).unlink(missing_ok=True)
         thing(evidence.root / name)
     made = make_report(evidence.root)
