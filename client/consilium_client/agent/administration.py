@@ -61,6 +61,7 @@ class Administration:
             "estimate": self.estimate,
             "approve": self.approve,
             "reject": self.reject,
+            "retry": self.retry,
             "budget": self.budget,
             "plan": self.plan,
             "audit": self.audit,
@@ -161,6 +162,13 @@ class Administration:
         proposal = self.service.proposals.find(study)
         self.service.reject(proposal, by, reason)
         return self._describe(proposal)
+
+    def retry(self, study: str) -> dict[str, Any]:
+        """Take this machine for one that has not been tried with a study: its pace, and what ended the agent."""
+        proposal = self.service.proposals.find(study)
+        self.service.paces.forget(proposal.study.digest)
+        ended = self.service.machine.forget(proposal.study.digest)
+        return {**self._describe(proposal), "ended": ended}
 
     def plan(self, study: str) -> dict[str, Any]:
         """A study's contract, and the plan that runs here: the approved one, else the one that would be approved."""

@@ -15,6 +15,7 @@ from consilium_client.agent.absence import BY_POLICY, quiet_since
 from consilium_client.state.clipping_norms import ClippingNorms
 from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
+from consilium_client.state.paces import Paces
 from consilium_client.state.responses import Responses
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
@@ -38,10 +39,12 @@ class Leftovers:
         responses: Responses,
         draw_seeds: DrawSeeds,
         clipping_norms: ClippingNorms,
+        paces: Paces,
     ) -> None:
         self._ledger, self._sums, self._results, self._responses = ledger, sums, results, responses
         self._draw_seeds, self._clipping_norms = draw_seeds, clipping_norms
         self.working = threading.Lock()
+        self._paces = paces
         self._gone: dict[str, Reject] = {}
 
     def end_quiet(self, days: int | None, now: datetime | None = None) -> None:
@@ -84,6 +87,7 @@ class Leftovers:
                 self._draw_seeds.end(study, "training")
                 self._draw_seeds.end(study, "evaluation")
                 self._clipping_norms.forget(study)
+                self._paces.forget(study)
             self._gone = rejected
         finally:
             self.working.release()

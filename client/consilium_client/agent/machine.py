@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consilium_client.state.trials import Trials
 from consilium_shared.canonical import canonical_bytes, canonical_digest, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import remove_leftovers, write_atomically
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
     from dpsgd.engines import Engine
 
 
+Key = tuple[str, str, str, PrivacyPlan]
+"""A study's digest, device and engine as site.yaml has them, and the plan."""
+
+
 class Machine:
     """The machine that the agent runs on."""
 
     def __init__(self, folder: Path) -> None:
-        self._findings = FindingFiles(folder)
-        self._fits: dict[tuple[str, str, str, PrivacyPlan], Fit] = {}
+        self._findings, self.trials = FindingFiles(folder), Trials(folder / "trying")
+        self._fits: dict[Key, Fit] = {}
+        self._failed: set[Key] = set()
+        self._seconds: dict[Key, float] = {}
 
     def fit(self, study: Study, plan: PrivacyPlan, device_name: str, engine: Engine) -> Fit:
         """Device and pieces of the study's computation; found out once while the agent runs.
@@ -41,8 +48,46 @@ class Machine:
 
         key = (study.digest, device_name, engine, plan)
         if key not in self._fits:
-            self._fits[key] = fitting(study, plan, device_name, engine, self._findings)
+            self._failed.add(key)
+            self._fits[key] = fitting(study, plan, device_name, engine, self._findings, self.trials)
+            self._failed.discard(key)
         return self._fits[key]
+
+    def check_again(self, study: Study, plan: PrivacyPlan, device_name: str, engine: Engine) -> None:
+        """Whether this machine can compute a study that it could not the last time; others are not looked at.
+
+        Quick where it can be known without a test: so it is asked before a key is given.
+
+        Raises:
+            MachineError: still not.
+        """
+        from consilium_client.training.fit import fails
+
+        if (study.digest, device_name, engine, plan) in self._failed or fails(
+            study, device_name, engine, self._findings
+        ):
+            self.fit(study, plan, device_name, engine)
+
+    def least_seconds(self, study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, *, known: bool) -> float:
+        """Seconds of a round at the least (``training/forecast.py``); measured once while the agent runs.
+
+        Args:
+            known: nothing is measured; 0 where nothing was.
+        """
+        key = (study.digest, device_name, engine, plan)
+        if key not in self._seconds and not known:
+            from consilium_client.training.forecast import least_seconds
+
+            fit = self.fit(study, plan, device_name, engine)
+            self._seconds[key] = least_seconds(study, plan, fit.device, engine, fit.rows or 1)
+        return self._seconds.get(key, 0.0)
+
+    def forget(self, study: str) -> int:
+        """Try everything of a study's digest again, also what ended the agent; returns how many trials had."""
+        for known in (self._fits, self._seconds):
+            for key in [each for each in known if each[0] == study]:
+                del known[key]
+        return self.trials.forget(study)
 
 
 class FindingFiles:

@@ -1,8 +1,9 @@
-"""Pace of this site's rounds: after an update that came too late, the next is refused before it is charged.
+"""Pace of this site's rounds: one that cannot be in time is refused before it is charged.
 
-The site knows how long it trained, and that nobody opened what it gave: its result is dropped when its shares are
-released. Where the others wait for a slow site its updates are opened, and it goes on. Forgotten when the agent starts
-again, as after any change that makes it faster; then one round is tried.
+Before the first charge the site forecasts how long a round takes at the least, on invented records. After that it knows
+how long it trained, also after a restart, and that nobody opened what it gave: its result is dropped when its shares
+are released. Where the others wait for a slow site its updates are opened, and it goes on. Forgotten with another
+device, processor, library or setting, and by ``consilium-site retry``.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from consilium_client.state.results import Results
+from consilium_client.agent.study_service import StudyService
+from consilium_client.state.paces import PaceOfRound
+from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import PolicyRefusal
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study, seconds
 
 log = logging.getLogger("consilium.agent")
 
+MARGIN = 1.25
+"""A forecast is believed that is so many times longer than ``round_timeout``: the machine may have been busy."""
+
 
 class Pace:
-    """Pace of each study: how long its last training took."""
+    """Pace of each study."""
 
-    def __init__(self, results: Results) -> None:
-        self._results = results
-        self._took: dict[str, tuple[int, float]] = {}
-        """Study to round and seconds."""
+    def __init__(self, service: StudyService) -> None:
+        self._service, self._computing = service, ""
 
     @contextmanager
     def measured(self, study: Study, number: int) -> Iterator[None]:
@@ -34,7 +39,7 @@ class Pace:
         began = time.monotonic()
         yield
         took = time.monotonic() - began
-        self._took[study.digest] = number, took
+        self._service.paces.put(study.digest, PaceOfRound(number, took, self._with()))
         if took > seconds(study.aggregation.round_timeout):
             log.warning(
                 "study %s: round %d took %.0f s here, and its round_timeout is %s: its update, which was charged, is "
@@ -46,20 +51,67 @@ class Pace:
             )
 
     def check(self, study: Study, number: int) -> None:
-        """Whether round ``number`` may be begun.
+        """Whether round ``number`` may be begun, by how long the last one took.
 
         Raises:
             PolicyRefusal: an earlier round took longer than ``round_timeout``, and what it gave was never opened.
         """
-        kept, (last, took) = self._results.about(study.digest, "training"), self._took.get(study.digest, (0, 0.0))
+        kept, pace = self._service.results.about(study.digest, "training"), self._service.paces.get(study.digest)
         timeout = seconds(study.aggregation.round_timeout)
-        if kept is None or kept.round != last or last >= number or took <= timeout:
+        if kept is None or pace is None or kept.round != pace.round or pace.round >= number or pace.seconds <= timeout:
+            return
+        if pace.computing != self._with():
             return
         raise PolicyRefusal(
             "too-slow",
-            f"a round takes this site up to {enough(took, timeout):g} s, and round_timeout is {timeout:g} s: "
-            f"its update of round {last} was charged and came too late",
+            f"a round takes this site up to {enough(pace.seconds, timeout):g} s, and round_timeout is {timeout:g} s: "
+            f"its update of round {pace.round} was charged and came too late",
         )
+
+    def check_forecast(self, study: Study, plan: Plan, *, known: bool) -> None:
+        """Whether a first round can be in time on this machine, before anything of the study's rounds is charged.
+
+        It depends on nobody's data: records are invented, and the numbers are the plan's. Once a round was charged what
+        it took is known, and ``check`` decides.
+
+        Args:
+            known: nothing is measured; what was not measured before counts as in time.
+
+        Raises:
+            PolicyRefusal: it takes longer than ``round_timeout``, by more than ``MARGIN``.
+            MachineError: as ``Machine.fit``.
+        """
+        timeout, service = seconds(study.aggregation.round_timeout), self._service
+        if not isinstance(plan, PrivacyPlan) or service.spending.begun(study.digest):
+            return
+        config = service.config
+        least = service.machine.least_seconds(study, plan, config.device, config.gradients, known=known)
+        if least <= MARGIN * timeout:
+            return
+        log.warning(
+            "study %s: a round of %d steps takes this machine at least %.0f s, measured on invented records, and its "
+            "round_timeout is %s: refused, and nothing was charged",
+            study.study,
+            plan.steps_per_round,
+            least,
+            study.aggregation.round_timeout,
+        )
+        raise PolicyRefusal(
+            "too-slow",
+            f"a round would take this site up to {enough(least, timeout):g} s or more, by invented records, and "
+            f"round_timeout is {timeout:g} s: nothing was charged",
+        )
+
+    def _with(self) -> str:
+        """Digest of what this site computes with."""
+        if not self._computing:
+            from consilium_client.training.fit import machine
+            from dpsgd import device
+
+            config = self._service.config
+            about = {"machine": machine(device.choose(config.device)), "way": config.gradients}
+            self._computing = canonical_digest(about)
+        return self._computing
 
 
 def enough(took: float, timeout: float) -> float:

@@ -54,8 +54,9 @@ CURES = {
     "malformed": "the message is none that this program knows; the coordinator asks again",
     "version": "this program is older than the coordinator's: upgrade it here; the coordinator asks again",
     "witness": "this ledger and the coordinator's records disagree: see the runbook suspected-site.md",
-    "too-slow": "its last update was charged and came too late; free the machine or choose a faster device in "
-    "site.yaml, then restart the site's programs: the coordinator asks again. Or ask for a longer round_timeout",
+    "too-slow": "a round takes this machine longer than round_timeout (log/agent.log has the figures); free the "
+    "machine and run consilium-site retry STUDY, or choose a faster device in site.yaml and restart the site's "
+    "programs: the coordinator asks again. Or ask for a longer round_timeout",
     "rejected": "after an approval here the coordinator asks again when its people resume the study",
 }
 """Reason to what brings a site back, for its own people."""

@@ -31,16 +31,23 @@ if TYPE_CHECKING:
     from consilium_client.training.fit import Fit
 
 
-def ready(service: StudyService, study: Study) -> None:
-    """Whether this site's data and today's policy allow a round, as far as that is seen without the model.
+def ready(service: StudyService, study: Study, plan: Plan) -> None:
+    """Whether this site's data, today's policy and this machine allow a round, as far as one sees without the model.
 
     Asked before a key for a sum is given, so that a site that cannot take part costs the others nothing. The data is
-    read where it was not, or could not be.
+    read where it was not, or could not be; a machine that failed before is tried again.
 
     Raises:
         PolicyRefusal: the policy of today, which may be stricter than at the approval.
         DataError: the data cannot be used.
+        MachineError: this machine could not compute the study with privacy before, and cannot now.
     """
+    _allowed(service, study)
+    if isinstance(plan, PrivacyPlan):
+        service.machine.check_again(study, plan, service.config.device, service.config.gradients)
+
+
+def _allowed(service: StudyService, study: Study) -> None:
     patients = service.patients(study)
     check_contract(service.config.policy, study)
     check_patients(service.config.policy, study, patients.train, patients.held_back)
@@ -63,7 +70,7 @@ def check(service: StudyService, study: Study, plan: Plan, request: Train | Eval
     from consilium_shared.models.vector import check
 
     service.records(study)
-    ready(service, study)
+    _allowed(service, study)
     try:
         frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
     except PeerError as error:

@@ -62,17 +62,20 @@ class SecureSums:
 
     def __init__(self, service: StudyService) -> None:
         self.service = service
-        self.store, self.replay_guard, self.pace = service.sums, ReplayGuard(service), Pace(service.results)
+        self.store, self.replay_guard, self.pace = service.sums, ReplayGuard(service), Pace(service)
 
     def advertise(self, proposal: Proposal, request: Advertise, common: Common) -> Advertised:
         """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed.
 
         Raises:
             PolicyRefusal, DataError: this site could not train now (``round_work.ready``), or not in time (``Pace``).
+            MachineError: this machine cannot compute the study, as it could not before.
         """
         if request.of == "training" and self.store.get(request.slot) is None:
+            plan = self.service.approval(proposal).plan
             self.pace.check(proposal.study, request.round)
-            round_work.ready(self.service, proposal.study)
+            self.pace.check_forecast(proposal.study, plan, known=True)
+            round_work.ready(self.service, proposal.study, plan)
         advert = self._advert(proposal, request.slot)
         if advert is None:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")
@@ -144,6 +147,8 @@ class SecureSums:
         if kept is None:
             self.replay_guard.check_work(study, plan, request, state)
         frozen = round_work.check(self.service, study, plan, request, model)
+        if kept is None and isinstance(request, Train):
+            self.pace.check_forecast(study, plan, known=False)
         self.replay_guard.check_frozen(study, frozen)
         more = prepare()
         self.store.put(state)

@@ -300,6 +300,12 @@ class Spending:
         with self._ledger.exclusive():
             return self._ledger.books.attempts(study, round_number, purpose)
 
+    def begun(self, study: str) -> bool:
+        """Whether any round's training was charged for a study's digest."""
+        with self._ledger.exclusive():
+            charges = self._ledger.books.charges.values()
+            return any((each.body.study, each.body.purpose) == (study, "training") for each in charges)
+
     def unsettled(
         self, study: str, round_number: int, attempt: int, plan: Plan, purpose: Purpose = "training"
     ) -> Reservation | None:

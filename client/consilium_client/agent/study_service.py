@@ -25,6 +25,7 @@ from consilium_client.site import Home, SiteConfig
 from consilium_client.state.clipping_norms import ClippingNorms
 from consilium_client.state.draw_seeds import Attempt, DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile
+from consilium_client.state.paces import Paces
 from consilium_client.state.patient_count import PatientCounts
 from consilium_client.state.proposals import Proposal, Proposals
 from consilium_client.state.responses import Responses
@@ -134,7 +135,8 @@ class StudyService:
         self.clipping_norms = ClippingNorms(home.store / "clipping-norms")
         self.proposals = Proposals(home.store / "studies", home.store / "refused")
         self.machine = Machine(home.store / "machine")
-        stores = self.sums, self.results, self.responses, self.draw_seeds, self.clipping_norms
+        self.paces = Paces(home.store / "pace")
+        stores = self.sums, self.results, self.responses, self.draw_seeds, self.clipping_norms, self.paces
         self.leftovers = Leftovers(self.ledger, *stores)
         self.leftovers.end_quiet(self.config.policy.quiet_days)
         self.leftovers.forget_rejected()
@@ -151,6 +153,7 @@ class StudyService:
 
     def close(self) -> None:
         """Free the ledger."""
+        self.machine.trials.stopped()
         self.ledger.close()
 
     def records(self, study: Study) -> Records:

@@ -218,6 +218,13 @@ def reject(
 
 
 @app.command()
+def retry(study: StudyName, home: HomeOption = DEFAULT_HOME) -> None:
+    """Try this machine with a study again that it was too slow for, or that took more memory than there was."""
+    found = ask(Home(home.resolve()).admin_socket, "retry", study=study)
+    _say(f"{found['study']}: this machine is tried again before the next round is charged; the coordinator asks again")
+
+
+@app.command()
 def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what every asset's patients have been charged, and what is left."""
     found = ask(Home(home.resolve()).admin_socket, "budget")

@@ -248,11 +248,17 @@ def _disk(root: Path) -> Finding:
 def _rows(home: Home) -> str:
     """Findings of the agent about this machine (``machine.py``)."""
     from consilium_client.agent.machine import FindingFiles
+    from consilium_client.state.trials import Trials
     from consilium_client.training import fit
     from dpsgd import device
 
     found = [*FindingFiles(home.store / "machine").all(fit.machine(device.choose(home.config().device)))]
     failed = [f"{model}: {finding.failed}" for model, finding in found if not finding.rows]
+    for trial in Trials(home.store / "machine" / "trying").all():
+        failed.append(
+            f"study {trial['name']}: the agent was ended again and again while it tried pieces of {trial['rows']} "
+            f"records ({trial['device']}), as for memory; with more of it, consilium-site retry {trial['name']}"
+        )
     if failed:
         raise ConsiliumError(f"no private round of these models runs on this device: {'; '.join(failed)}")
     if not found:

@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -57,6 +59,16 @@ class Findings(Protocol):
         """Keep it."""
 
 
+class Marks(Protocol):
+    """Marks of trials under way, which outlive the program (``state/trials.py``)."""
+
+    def trying(self, about: dict[str, Any]) -> AbstractContextManager[None]:
+        """Around a trial of exactly this."""
+
+    def gone_wrong(self, about: dict[str, Any]) -> str:
+        """Why exactly this is not tried again, or nothing."""
+
+
 def sizes(study: Study, where: torch.device) -> list[int]:
     """Rows of a piece, the best first; at 1 each patient has a piece alone."""
     one = invented.records(study, [1])
@@ -67,20 +79,27 @@ def sizes(study: Study, where: torch.device) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def fitting(study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, findings: Findings | None = None) -> Fit:
+def fitting(
+    study: Study,
+    plan: PrivacyPlan,
+    device_name: str,
+    engine: Engine,
+    findings: Findings | None = None,
+    marks: Marks | None = None,
+) -> Fit:
     """The first size of pieces in which no record depends on another (``neighbours``), and which this machine takes.
 
-    Where a GPU passes at no size, ``auto`` falls back on the CPU.
+    Where a GPU passes at no size, ``auto`` falls back on the CPU. What ended the program before is not tried again.
 
     Raises:
         MachineError: none is both.
         ConfigurationError: there is no such device.
     """
     where = device.choose(device_name)
-    finding = _tested(study, where, engine, findings)
+    finding = _tested(study, where, engine, findings, marks)
     if not finding.rows and device_name == "auto" and where.type != "cpu":
         log.warning("study %s: computed on the CPU, not on %s: %s", study.study, where, finding.failed)
-        return fitting(study, plan, "cpu", engine, findings)
+        return fitting(study, plan, "cpu", engine, findings, marks)
     if not finding.rows:
         raise MachineError(
             f"study {study.study}: on this machine ({where}, torch {torch.__version__}) {finding.failed}, so clipping "
@@ -89,7 +108,8 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, f
         )
     failed = ""
     for rows in sorted({finding.rows, 1}, reverse=True):
-        failed = _rehearsed(study, plan, where, engine, rows)
+        with _tried(study, where, engine, rows, "largest pieces", marks) as gone:
+            failed = gone or _rehearsed(study, plan, where, engine, rows)
         if not failed:
             return Fit(where, rows)
         log.warning("study %s: pieces of %d records are too much for this machine: %s", study.study, rows, failed)
@@ -99,6 +119,16 @@ def fitting(study: Study, plan: PrivacyPlan, device_name: str, engine: Engine, f
         f"{plan.records_per_patient * study.training.augment_multiplicity} records of {numbers} numbers ({failed}). It "
         "needs more memory, or the study smaller inputs or fewer records_per_patient"
     )
+
+
+def fails(study: Study, device_name: str, engine: Engine, findings: Findings) -> bool:
+    """Whether a finding is kept by which no size of pieces passes, on the device and on the one that stands in."""
+    where = device.choose(device_name)
+    found = findings.get(_about(study, where, engine))
+    if found is None or found.rows:
+        return False
+    instead = device_name == "auto" and where.type != "cpu"
+    return not instead or fails(study, "cpu", engine, findings)
 
 
 def machine(where: torch.device) -> dict[str, Any]:
@@ -153,12 +183,36 @@ def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _tested(study: Study, where: torch.device, engine: Engine, findings: Findings | None) -> Finding:
+@contextmanager
+def _tried(
+    study: Study, where: torch.device, engine: Engine, rows: int, what: str, marks: Marks | None
+) -> Iterator[str]:
+    """Around one trial; gives why it is not to be made, or nothing."""
+    about = {
+        "study": study.digest,
+        "name": study.study,
+        "device": where.type,
+        "way": engine,
+        "rows": rows,
+        "what": what,
+    }
+    if marks is None:
+        yield ""
+    elif gone := marks.gone_wrong(about):
+        yield gone
+    else:
+        with marks.trying(about):
+            yield ""
+
+
+def _tested(
+    study: Study, where: torch.device, engine: Engine, findings: Findings | None, marks: Marks | None = None
+) -> Finding:
     about = _about(study, where, engine)
     found = None if findings is None else findings.get(about)
     if found is None:
         log.info("study %s: testing on %s that no record's result depends on another's", study.study, where)
-        found, whole = _test(study, where, engine, about["sizes"])
+        found, whole = _test(study, where, engine, about["sizes"], marks)
         if findings is not None and whole:
             findings.put(about, found)
     if found.failed:
@@ -166,16 +220,20 @@ def _tested(study: Study, where: torch.device, engine: Engine, findings: Finding
     return found
 
 
-def _test(study: Study, where: torch.device, engine: Engine, tried: list[int]) -> tuple[Finding, bool]:
+def _test(
+    study: Study, where: torch.device, engine: Engine, tried: list[int], marks: Marks | None
+) -> tuple[Finding, bool]:
     """Finding, and whether it is to be kept: not where a test broke off, as for memory that is short today."""
     failed: list[str] = []
     whole = True
     for rows in tried:
-        try:
-            said = dependence(study, where, engine, rows)
-        except Exception as error:  # such as memory: of invented records, so it may be quoted
-            whole = False
-            said = f"the test broke off ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        with _tried(study, where, engine, rows, "neighbours", marks) as gone:
+            whole = whole and not gone
+            try:
+                said = gone or dependence(study, where, engine, rows)
+            except Exception as error:  # such as memory: of invented records, so it may be quoted
+                whole = False
+                said = f"the test broke off ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         if not said:
             return Finding(rows, "; ".join(failed)), whole
         failed.append(f"in pieces of {rows} {said}" if rows > 1 else f"even with each patient alone {said}")
