@@ -59,10 +59,11 @@ def publish(
         records: the signed records of all rounds, in order.
         closings: by site, what each said at the end.
     """
-    published = find(home, study, model)
+    sha256 = digest(model)
+    published = find(home, study, sha256)
     if published is not None:
         return published
-    sha256, folder = digest(model), _folder(home, study, model)
+    folder = _folder(home, study, sha256)
     evaluated = [record for record in records if record["metrics"] is not None]
     epsilon: dict[str, float | None] = {}
     for record in records:
@@ -101,14 +102,14 @@ def publish(
     return Model(folder, card)
 
 
-def find(home: Home, study: Study, model: bytes) -> Model | None:
-    """The entry of these safetensors bytes, or None while they are not published; raises as ``read``."""
-    folder = _folder(home, study, model)
+def find(home: Home, study: Study, sha256: str) -> Model | None:
+    """The entry of the model with this digest, or None while it is not published; raises as ``read``."""
+    folder = _folder(home, study, sha256)
     return read(folder, home.coordinator().public) if (folder / "card.json").exists() else None
 
 
-def _folder(home: Home, study: Study, model: bytes) -> Path:
-    return home.models / study.study / digest(model)[:12]
+def _folder(home: Home, study: Study, sha256: str) -> Path:
+    return home.models / study.study / sha256[:12]
 
 
 def read(folder: Path, coordinator: PublicIdentity) -> Model:

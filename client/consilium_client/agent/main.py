@@ -51,9 +51,8 @@ def run(home: Home) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     admin = serve_admin(home.admin_socket, ending_when_broken(service, Administration(service).handle))
-    exchange = serve(home.agent_socket, ending_when_broken(service, RequestHandler(service).handle))
+    exchange = serve(home.agent_socket, ending_when_broken(service, warming(RequestHandler(service).handle, _warm)))
     log.info("site %s serves; ledger has %d entries", service.site, service.ledger.head.seq)
-    threading.Thread(target=_warm, daemon=True).start()
     end_quiet = ending_when_broken(service, service.leftovers.end_quiet)
     while not stop.wait(HOUR):
         end_quiet(service.config.policy.quiet_days)
@@ -84,8 +83,20 @@ def ending_when_broken(
     return guarded
 
 
+def warming(handle: Callable[Arguments, Answer], warm: Callable[[], object]) -> Callable[Arguments, Answer]:
+    """The handler, whose first call begins ``warm`` beside it: an idle site is small until a study comes."""
+    begun = threading.Lock()
+
+    def handled(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        if begun.acquire(blocking=False):  # never released: once
+            threading.Thread(target=warm, daemon=True).start()
+        return handle(*arguments, **named)
+
+    return handled
+
+
 def _warm() -> None:
-    """Import what training needs before the first round asks for it: some seconds for torch and opacus."""
+    """Import what training needs before the first round asks for it: some seconds and 400 MiB, torch's for the most."""
     importlib.import_module("consilium_client.training.trainer")
     importlib.import_module("consilium_client.data.table")
     importlib.import_module("consilium_shared.privacy.composition")

@@ -59,12 +59,13 @@ from consilium_client.transport.supernode import runtime_files, set_flower_envir
 from consilium_shared import limits
 from consilium_shared.errors import PeerError, TransportError
 from consilium_shared.process import logs
+from consilium_shared.process.long_polling import Waits
 
 logger = logging.getLogger("courier")
 
 POLL_S = 0.1
-IDLE_POLL_S = 0.5
-IDLE_AFTER_S = 120.0
+"""Between two looks for a task, where the SuperNode holds no answer back."""
+AWAY_POLL_S = 0.5
 AGENT_WAIT_S = 120.0
 """Seconds that a message waits here for an agent that is away, before the coordinator hears of it."""
 DELIVERIES = 3
@@ -98,7 +99,7 @@ class Courier:
                 if not away:
                     logger.warning("the SuperNode is away (%s)", type(error).__name__)
                 away = True
-                time.sleep(IDLE_POLL_S)
+                time.sleep(AWAY_POLL_S)
             else:
                 away = False
 
@@ -107,15 +108,14 @@ class Courier:
         access = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
-        with contextlib.closing(self._connect(access)) as supernode:
-            last_work = time.monotonic()
+        waits = Waits("/v1/runtime/acquire-task")
+        with contextlib.closing(self._connect(waits, access)) as supernode:
             while True:
                 acquired = supernode.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
                 if acquired.token:
                     self._carry(acquired.token)
-                    last_work = time.monotonic()
-                else:
-                    time.sleep(IDLE_POLL_S if time.monotonic() - last_work > IDLE_AFTER_S else POLL_S)
+                elif not waits.held:
+                    time.sleep(POLL_S)
 
     def _carry(self, token: str) -> None:
         """One task: message in, answer out. The SuperNode takes no further message until a reply is there."""
@@ -166,13 +166,13 @@ class Courier:
                 logger.info("carried %d+%d bytes in, %d+%d out; %.2f s", *sizes, time.monotonic() - started)
                 return Message(_content(*answer), reply_to=question)
 
-    def _connect(self, access: Any) -> RuntimeHttpClient:
+    def _connect(self, *access: Any) -> RuntimeHttpClient:
         # Without a retry invoker: Flower's own sends SIGINT to this process when the SuperNode forgot a token.
         return RuntimeHttpClient.from_server_address(
             server_address=self._address,
             insecure=False,
             root_certificates=runtime_files(self._home)[0].read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), access],
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *access],
         )
 
 

@@ -11,7 +11,9 @@ certificate made at each start, and a secret that only this account can read. Su
 
 Leans on these internals of flwr 1.41 (pinned): ``flwr.supernode.cli.flower_supernode`` and its options;
 ``start_client_internal.time`` and ``.pull_objects``, looked up in that module at each use; ``HeartbeatSender._run``;
-``FleetHttpClient.ActivateNode``; ``signal_handler.SIGNAL_TO_EXIT_CODE``.
+``FleetHttpClient.ActivateNode``; ``signal_handler.SIGNAL_TO_EXIT_CODE``; ``NodeAuthHttpInterceptor.intercept``;
+``flwr.supernode.main.create_app``, looked up when the Runtime interface starts; ``InMemoryNodeState.store_message`` and
+``.store_object``, and that a task is there before its message is stored.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -34,6 +37,7 @@ from typing import Any
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
+from consilium_shared.process.long_polling import Holding, Waits
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ POLL_S = 0.2
 IDLE_POLL_S = 1.0
 """Pause when no message came for ``IDLE_AFTER_S``: a hundred idle sites must not keep the SuperLink busy."""
 IDLE_AFTER_S = 120.0
+HELD_PAUSE_S = 0.01
+"""Pause after an answer that was held back: there is something now, or it was held long enough."""
 EXIT_LEFT_LOOP = 75
 EXIT_HEARTBEAT = 76
 
@@ -89,16 +95,26 @@ def make_runtime_files(home: Path) -> None:
 
 
 class Polling:
-    """Stands in for ``time`` in the SuperNode's loop: short pauses while there is work, longer ones when idle."""
+    """Pauses of the SuperNode's loop, in place of ``time``: none where the SuperLink has held its answer back.
 
-    def __init__(self) -> None:
+    Where it does not, a SuperLink of an earlier release: short ones while there is work, longer ones when idle.
+    """
+
+    def __init__(self, waits: Waits) -> None:
+        """``waits``: of its looks for a message."""
+        self._waits = waits
         self._last_work = time.monotonic()
+        self.stored = threading.Event()
+        """Set when the courier has stored something."""
 
     def sleep(self, seconds: float) -> None:
         """Pause. Stock Flower pauses 3 s without a message, and 0.5 s while it waits for the courier's reply."""
         if seconds < 3:
             self._last_work = time.monotonic()
-            time.sleep(min(seconds, POLL_S / 2))
+            self.stored.wait(seconds)
+            self.stored.clear()  # whoever waits looks again after this
+        elif self._waits.held:
+            time.sleep(HELD_PAUSE_S)
         else:
             idle = time.monotonic() - self._last_work > IDLE_AFTER_S
             time.sleep(IDLE_POLL_S if idle else POLL_S)
@@ -114,7 +130,11 @@ def install_shims(home: Path) -> None:
     from flwr.supernode import fleet_http_client, start_client_internal
 
     loop: Any = start_client_internal
-    loop.time = types.SimpleNamespace(sleep=Polling().sleep)
+    waits = Waits("/v1/fleet/pull-messages")
+    polling = Polling(waits)
+    loop.time = types.SimpleNamespace(sleep=polling.sleep)
+    ask_for_held_answers(waits)
+    wake_the_courier(polling)
     # A message is announced before all of it is uploaded; stock Flower then waits 1, 2, 4 … 10 s.
     patient = functools.partial(loop.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000)
 
@@ -154,6 +174,51 @@ def install_shims(home: Path) -> None:
         return response
 
     fleet_http_client.FleetHttpClient.ActivateNode = activate_again  # type: ignore[method-assign]
+
+
+def ask_for_held_answers(waits: Waits) -> None:
+    """Say in each look for a message for how long the SuperLink may hold its answer back."""
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    sign = NodeAuthHttpInterceptor.intercept
+
+    def intercept(self: Any, context: Any, call_next: Any) -> Any:
+        return waits.intercept(context, lambda signed: sign(self, signed, call_next))
+
+    NodeAuthHttpInterceptor.intercept = intercept  # type: ignore[method-assign]
+
+
+def wake_the_courier(polling: Polling) -> None:
+    """Hold the courier's looks for a task until there is one; wake the loop when the courier has stored something."""
+    from flwr.supernode import main as runtime
+    from flwr.supernode.nodestate import InMemoryNodeState
+
+    make, store_message, store_object = (
+        runtime.create_app,
+        InMemoryNodeState.store_message,
+        InMemoryNodeState.store_object,
+    )
+    made: list[Holding] = []
+
+    def create_app(*arguments: Any, **named: Any) -> Any:
+        made.append(Holding(make(*arguments, **named), {"/v1/runtime/acquire-task": lambda _: "tasks"}))
+        return made[-1]
+
+    def stored_message(self: Any, message: Any) -> Any:
+        found = store_message(self, message)
+        polling.stored.set()
+        for holding in made:
+            holding.ring()
+        return found
+
+    def stored_object(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = store_object(self, *arguments, **named)
+        polling.stored.set()
+        return found
+
+    runtime.create_app = create_app
+    InMemoryNodeState.store_message = stored_message  # type: ignore[method-assign]
+    InMemoryNodeState.store_object = stored_object  # type: ignore[method-assign]
 
 
 def run(superlink: str, home: Path, runtime_port: int) -> int:

@@ -1,4 +1,4 @@
-"""A study's durable state after each round: the model, the server optimizer's state, who took part.
+"""Checkpoint of a study after each round: the model, the server optimizer's state, who took part.
 
 The arrays are written first, then the small JSON file that names them by digest: a crash leaves the old checkpoint or
 the new one, never a mixture.
@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
+from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import IntegrityError, PeerError
-from consilium_shared.files import write_atomically
+from consilium_shared.files import write_atomically, write_pieces_atomically
+from consilium_shared.models import tensors
 
 MODEL = "model"
 OPTIMIZER = "optimizer."
@@ -36,7 +35,7 @@ class Checkpoint:
     optimizer: dict[str, npt.NDArray[Any]]
     """State of the server optimizer."""
     record: dict[str, Any]
-    """The round's record as far as it is known: participants, problems, metrics (``study/exchange_state.py``)."""
+    """The round's record as far as it is known: participants, problems, metrics (``study/rounds.py``)."""
     average: npt.NDArray[np.float64] | None = None
     """Average of the models so far, [d] (``averaging.py``); None before round 1, or where the study has none."""
 
@@ -54,15 +53,15 @@ class CheckpointFile:
         arrays.update({OPTIMIZER + name: value for name, value in checkpoint.optimizer.items()})
         if checkpoint.average is not None:
             arrays[AVERAGE] = checkpoint.average
-        data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-        file = f"checkpoint-{checkpoint.round:05d}-{digest(data)[:16]}.safetensors"
+        sha256 = tensors.digest(arrays)
+        file = f"checkpoint-{checkpoint.round:05d}-{sha256[:16]}.safetensors"
         if not (self.folder / file).exists():
-            write_atomically(self.folder / file, data)
+            write_pieces_atomically(self.folder / file, tensors.encode(arrays))
         index = {
             "study": checkpoint.study,
             "round": checkpoint.round,
             "file": file,
-            "sha256": digest(data),
+            "sha256": sha256,
             "record": checkpoint.record,
         }
         write_atomically(self.index, canonical_bytes(index))
@@ -86,11 +85,10 @@ class CheckpointFile:
             raise IntegrityError(f"{self.index} belongs to another study ({index['study'][:12]})")
         path = self.folder / index["file"]
         try:
-            data = path.read_bytes()
-            arrays = load(data)
-        except (OSError, SafetensorError) as error:
+            arrays, sha256 = tensors.read(path)
+        except (OSError, IntegrityError) as error:
             raise IntegrityError(f"{path}: {error}; restore the folder from a backup") from error
-        if digest(data) != index["sha256"]:
+        if sha256 != index["sha256"]:
             raise IntegrityError(f"{path} is not what was written; restore the folder from a backup")
         model, average = arrays.pop(MODEL), arrays.pop(AVERAGE, None)
         optimizer = {name.removeprefix(OPTIMIZER): value for name, value in arrays.items()}

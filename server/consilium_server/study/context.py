@@ -21,6 +21,9 @@ from consilium_shared.protocol.messages import Closing, Counts, Payload, Propose
 WEEK_SECONDS = 7 * 24 * 3600.0
 """Effectively no timeout, in seconds: the caller decides when to stop waiting."""
 
+LOOK_SECONDS = 1.0
+"""Between two looks whether somebody stopped the study, while it pauses."""
+
 
 class Halted(Exception):
     """The study cannot or must not go on; the text says why."""
@@ -167,6 +170,9 @@ class StudyContext:
         return resumed
 
     def pause(self, duration: float) -> None:
-        """Sleep for so many seconds; raises Halted as ``check_wanted``."""
+        """Sleep for so many seconds; raises Halted as ``check_wanted``, soon after the study was stopped."""
+        until = time.monotonic() + duration
         self.check_wanted()
-        time.sleep(duration)
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
+            self.check_wanted()

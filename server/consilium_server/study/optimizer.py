@@ -1,4 +1,4 @@
-"""The coordinator's step: the averaged update is a pseudo-gradient (Reddi et al. 2021, algorithm 2).
+"""Server optimizers: the averaged update is a pseudo-gradient (Reddi et al. 2021, algorithm 2).
 
 Plain numpy in float64 with one rounding to float32 at the end, so that the same updates give the same model bit for bit
 wherever the study is resumed.
@@ -14,6 +14,7 @@ they do, it can turn the step within its length.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,9 @@ class ServerOptimizer:
         return cls(spec)
 
     def step(self, model: Model, mean_update: npt.NDArray[np.floating[Any]]) -> Model:
-        """The next global model, computed piece by piece: besides it and the state nothing of its size is made.
+        """The next global model, computed piece by piece: besides it nothing of its size is made.
+
+        What the state becomes is computed once for each thing that needs it, and written last, in place.
 
         Args:
             model: float32 ``[t]``; not changed.
@@ -59,36 +62,41 @@ class ServerOptimizer:
         if any(part.shape != model.shape for part in self._state.values()):
             raise ValueError("the optimizer's state belongs to a model of another size")
         after = np.empty_like(model)
-        state = {name: np.empty(model.size) for name in _STATE[self._spec.name]}
         pieces = [slice(start, start + PIECE) for start in range(0, model.size, PIECE)]
+
+        def moved(part: slice) -> dict[str, Vector]:
+            before = {name: values[part] for name, values in self._state.items()}
+            return self._next_state(mean_update[part].astype(np.float64), before)
+
         with np.errstate(over="ignore", invalid="ignore"):
+            rate = self._spec.lr * self._shortening(moved, pieces)
             for part in pieces:
-                before = {name: values[part] for name, values in self._state.items()}
-                for name, values in self._next_state(mean_update[part].astype(np.float64), before).items():
-                    state[name][part] = values
-            rate = self._spec.lr * self._shortening(state, pieces)
-            for part in pieces:
-                moved = {name: values[part] for name, values in state.items()}
-                direction = self._direction(moved, mean_update[part].astype(np.float64))
+                direction = self._direction(moved(part), mean_update[part].astype(np.float64))
                 after[part] = (model[part].astype(np.float64) + rate * direction).astype(np.float32)
-        if not np.isfinite(after).all():
-            raise ConfigurationError("the next model is not finite: the study needs a lower aggregation.optimizer.lr")
+            if not all(np.isfinite(after[part]).all() for part in pieces):
+                raise ConfigurationError(
+                    "the next model is not finite: the study needs a lower aggregation.optimizer.lr"
+                )
+            state = self._state or {name: np.empty(model.size) for name in _STATE[self._spec.name]}
+            for part in pieces:
+                for name, values in moved(part).items():
+                    state[name][part] = values
         self._state = state
         return after
 
-    def _shortening(self, state: dict[str, Vector], pieces: list[slice]) -> float:
+    def _shortening(self, moved: Callable[[slice], dict[str, Vector]], pieces: list[slice]) -> float:
         """Factor that holds a step to ``step_limit``; 1 where it is shorter, or is not held.
 
         It is rounded down to 20 bits, so that what another processor's sums differ by does not reach the model.
         """
         limit = self._spec.step_limit
-        if limit is None or "first" not in state:
+        if limit is None or "first" not in _STATE[self._spec.name]:
             return 1.0
         step, mean = 0.0, 0.0
         for part in pieces:
-            moved = {name: values[part] for name, values in state.items()}
-            step += float(np.square(self._spec.lr * self._direction(moved, moved["first"])).sum())
-            mean += float(np.square(moved["first"]).sum())
+            state = moved(part)
+            step += float(np.square(self._spec.lr * self._direction(state, state["first"])).sum())
+            mean += float(np.square(state["first"]).sum())
         if not step > limit * limit * mean:
             return 1.0
         factor = limit * math.sqrt(mean / step)
@@ -119,11 +127,11 @@ class ServerOptimizer:
         return state["first"] / (np.sqrt(state["second"]) + self._spec.tau)
 
     def state(self) -> dict[str, Vector]:
-        """A copy of the state, for a checkpoint."""
-        return {name: part.copy() for name, part in self._state.items()}
+        """The state itself, for a checkpoint; the next step changes it in place, whoever keeps it longer copies it."""
+        return dict(self._state)
 
     def restore(self, state: dict[str, Vector]) -> None:
-        """Go on from a checkpoint's state.
+        """Go on from a checkpoint's state, which belongs to this optimizer from here on.
 
         Raises:
             ValueError: not a state of this optimizer.
@@ -134,4 +142,4 @@ class ServerOptimizer:
             raise ValueError("the optimizer's state is not float64 vectors")
         if len({part.shape for part in state.values()}) > 1:
             raise ValueError("the parts of the optimizer's state differ in length")
-        self._state = {name: part.copy() for name, part in state.items()}
+        self._state = dict(state)

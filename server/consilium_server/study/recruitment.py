@@ -19,7 +19,11 @@ from consilium_shared.study import seconds
 log = logging.getLogger("consilium.study")
 
 PENDING_SECONDS = 2.0
-"""Between two questions to hospitals that have not decided."""
+"""Between the first two questions to hospitals that have not decided."""
+PENDING_GROWTH = 1.25
+"""From one pause to the next while none of them decides: a question costs the server and each site work."""
+PENDING_LONGEST = 60.0
+"""Seconds; a decision is seen within them."""
 
 
 class Recruitment:
@@ -39,6 +43,7 @@ class Recruitment:
         patience = seconds(self.context.study.aggregation.round_timeout)
         minimum = least_sites(self.context.study.aggregation, len(self.context.roster.members))
         said: dict[str, str] = {}
+        pause = PENDING_SECONDS
         while undecided := self.sites("pending"):
             enough = len(self.sites("approved")) >= minimum
             left = patience - (time.monotonic() - opened)
@@ -52,8 +57,9 @@ class Recruitment:
             waiting = dict.fromkeys(undecided, "not decided")
             if waiting and waiting != said:
                 self.context.folder.event("waiting", sites=waiting, have=len(approved), minimum=minimum)
-                said = waiting
-            self.context.pause(PENDING_SECONDS)
+                said, pause = waiting, PENDING_SECONDS
+            self.context.pause(pause)
+            pause = min(pause * PENDING_GROWTH, PENDING_LONGEST)
         if len(self.sites("approved")) < minimum:
             raise Halted(self.too_few())
 

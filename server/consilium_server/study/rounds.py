@@ -20,10 +20,9 @@ from consilium_server.study.recruitment import Recruitment
 from consilium_server.study.secure_sum import Contribution, Summation, SumResult, SumSpec, counted
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_shared.averaging import averaged
-from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError
 from consilium_shared.models import start
-from consilium_shared.models.vector import pack, trained, width, with_trained
+from consilium_shared.models.vector import pack, packed_digest, trained, width, with_trained
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Close, Closing, Evaluate, Payload, Recorded, Train, Update
 from consilium_shared.protocol.summand import Opened
@@ -54,8 +53,6 @@ class StudyRun:
             self.optimizer.restore(found.optimizer)
         self.point = found
         self.sums = Summation(self.exchanges, width(self.study))
-        self.packed = pack(found.model, self.study)
-        """The model of ``point`` as it is sent: packed once, asked for in evaluation and in the next round."""
 
     def run(self) -> None:
         """From the checkpoint to the registry; raises Halted or ConsiliumError."""
@@ -72,7 +69,8 @@ class StudyRun:
             self._check_moved()
             self._train(self.point.round + 1)
             self._close(self.point)
-        model = registry.find(self.home, self.study, self.packed) or self._end()
+        sha256 = packed_digest(self.point.model, self.study)
+        model = registry.find(self.home, self.study, sha256) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
 
@@ -96,21 +94,19 @@ class StudyRun:
         if opened.implausible is not None:
             self.folder.event("implausible", round=number, why=opened.implausible)
         stepped, average, moved = self._step(number, opened)
-        after = pack(stepped, self.study)
         record = self._record(number, recorded, summed) | {
-            "model_before": digest(self.packed),
-            "model_after": digest(after),
+            "model_before": summed.model,
+            "model_after": packed_digest(stepped, self.study),
             "step_norm": moved,
             "seconds": round(time.monotonic() - began, 3),
         }
         record |= self._metrics(opened, number - 1, "metrics_before", record)
         self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
-        self.packed = after
         self.checkpoints.write(self.point)
 
     def _sum(self, number: int, recorded: Recorded | None) -> SumResult:
         """The opened sum of the round's updates. Raises Halted where too few sites are left for one."""
-        model = self.packed
+        model = pack(self.point.model, self.study)
         described = Payload.of(model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
@@ -130,7 +126,7 @@ class StudyRun:
 
         before = self.point.record.get("participants")
         together = frozenset(before or ()) if self.study.aggregation.same_sites else frozenset()
-        spec = SumSpec("training", number, model, request, check, together=together or None)
+        spec = SumSpec("training", number, model, described.sha256, request, check, together=together or None)
         try:
             return self.sums.run(spec, frozenset(before or self.recruitment.attendance.standing))
         except NotOpened as error:
@@ -219,11 +215,12 @@ class StudyRun:
 
         self.exchanges.run(Exchange("closing", number, dict.fromkeys(missing, (header, b"")), accept, minimum=0))
         closings = {site: closing for site, (_, closing) in self.folder.closings(self.context.roster).items()}
-        return registry.publish(self.home, self.study, self.context.roster, self.packed, records, closings)
+        model = pack(self.point.model, self.study)
+        return registry.publish(self.home, self.study, self.context.roster, model, records, closings)
 
     def _evaluate(self, point: Checkpoint) -> dict[str, Any]:
         """Fields of the last round's record about the model that it gave."""
-        model, number = self.packed, point.round
+        model, number = pack(point.model, self.study), point.round
         described = Payload.of(model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
@@ -242,7 +239,9 @@ class StudyRun:
             records = [*self.folder.records(self.context.coordinator), point.record]
             together = counted(self.study, records, least) or None
         try:
-            spec = SumSpec("evaluation", number, model, request, lambda _: None, EVALUATION_ATTEMPTS, together)
+            spec = SumSpec(
+                "evaluation", number, model, described.sha256, request, lambda _: None, EVALUATION_ATTEMPTS, together
+            )
             summed = self.sums.run(spec, frozenset(point.record["participants"]))
         except NotOpened as error:
             log.warning("the last model is not evaluated: %s", error)

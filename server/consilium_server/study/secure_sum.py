@@ -58,6 +58,7 @@ class SumSpec:
     Attributes:
         purpose, number: which sum.
         model: safetensors bytes that every site is sent.
+        sha256: of the model.
         request: what one site is asked, given attempt, adverts of the cohort and secrets from others for it.
         check: of an answer, besides what every sum needs; raises PeerError.
         attempts: after so many it is given up.
@@ -67,6 +68,7 @@ class SumSpec:
     purpose: Purpose
     number: int
     model: bytes
+    sha256: str
     request: Callable[[int, dict[str, Advert], dict[str, Encapsulated]], Train | Evaluate]
     check: Callable[[Contribution], None]
     attempts: int = limits.ATTEMPTS
@@ -82,12 +84,14 @@ class SumResult:
         answers: survivor to its answer, and the SHA-256 of that answer's header.
         state: who answered, who refused, who was away.
         record: how it was opened, as ``records.OpenedSum`` has it.
+        model: SHA-256 of the model that the sites were sent.
     """
 
     opened: Opened
     answers: dict[str, tuple[Contribution, str]]
     state: ExchangeState
     record: dict[str, Any]
+    model: str
 
 
 class Summation:
@@ -139,7 +143,7 @@ class Summation:
     def _terms(self, asked: SumSpec, under_way: PendingSum) -> Terms:
         return Terms(
             slot=self.keys.slot(asked.purpose, asked.number, under_way.attempt),
-            model=digest(asked.model),
+            model=asked.sha256,
             segments=segments(self._study, asked.purpose, asked.number, self._parameters),
             threat_model=self._study.aggregation.threat_model,
             adverts=under_way.adverts,
@@ -180,7 +184,7 @@ class Summation:
             "parameters": self._parameters,
             "signatures": {site: signature.hex() for site, signature in total.signatures.items()},
         }
-        return SumResult(opened, answers, collected, record)
+        return SumResult(opened, answers, collected, record, asked.sha256)
 
     def _collect(
         self, asked: SumSpec, under_way: PendingSum, total: ServerSum

@@ -61,15 +61,15 @@ class OnlyPaths:
 class SignedOnly:
     """ASGI wrapper: a body is read for a registered SuperNode alone, of bounded size, in bounded time."""
 
-    def __init__(self, app: Any, is_registered: Callable[[bytes], bool]) -> None:
+    def __init__(self, app: Any, node_of: Callable[[bytes], int | None]) -> None:
         """Wraps an application.
 
         Args:
-            app: what answers requests that pass.
-            is_registered: whether a public key (PEM) is that of a SuperNode; may block, and is called in a thread.
+            app: what answers requests that pass; finds the SuperNode's id as ``node`` in the state of the scope.
+            node_of: the id of the SuperNode with a public key (PEM), or None; may block, and is called in a thread.
         """
         self._app = app
-        self._is_registered = is_registered
+        self._node_of = node_of
         self._under_way: Counter[bytes] = Counter()
         self._strangers: dict[Any, asyncio.TimerHandle] = {}
 
@@ -92,10 +92,12 @@ class SignedOnly:
                 await self._app(scope, receive, send)
         else:
             key = signer(headers, datetime.datetime.now(datetime.UTC))
-            if key is None or not await _in_thread(self._is_registered, key):
+            node = None if key is None else await _in_thread(self._node_of, key)
+            if key is None or node is None:
                 await _answer(scope, send, 401)
                 return
             self.leave(connection)
+            scope["state"]["node"] = node
             await self._pass(key, scope, receive, send)
 
     async def _pass(self, key: bytes, scope: Any, receive: Any, send: Any) -> None:
@@ -175,7 +177,7 @@ def signer(headers: dict[bytes, bytes], now: datetime.datetime) -> bytes | None:
         return None
 
 
-async def _in_thread(work: Callable[[bytes], bool], argument: bytes) -> bool:
+async def _in_thread(work: Callable[[bytes], int | None], argument: bytes) -> int | None:
     from anyio.to_thread import run_sync
 
     return await run_sync(work, argument)

@@ -34,8 +34,10 @@ from typing import Any
 
 from consilium_server.superlink.database import make_whole, watch_for_damage
 from consilium_server.superlink.gate import OnlyPaths, SignedOnly
+from consilium_server.superlink.layers import without_idle_layers
 from consilium_server.superlink.settings import LAST_WORD, SuperLinkSettings, prepare, set_flower_environment
 from consilium_server.superlink.store import keep_small, prepare_store
+from consilium_server.superlink.wake import hold_back_empty_answers
 from consilium_shared.errors import ConfigurationError, ConsiliumError
 from consilium_shared.process import logs
 from consilium_shared.process.process_lock import ProcessLock
@@ -63,7 +65,10 @@ def run(settings: SuperLinkSettings) -> None:
         set_flower_environment(settings)
         logger.info("the ports are free; Flower is being loaded")
         make_whole(settings.database)
-        asyncio.run(_serve(settings, private, public))
+        import uvloop  # one request costs a tenth less with it
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, private, public))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -122,16 +127,19 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
         )
         return Server(configuration)
 
-    def is_registered(key: bytes) -> bool:
-        return application.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+    def node_of(key: bytes) -> int | None:
+        found: int | None = application.state.linkstate_factory.state().get_node_id_by_public_key(key)
+        return found
 
-    gate = SignedOnly(OnlyPaths(application, PUBLIC_PATHS), is_registered)
-    private_paths = OnlyPaths(application, PRIVATE_PATHS)
+    holding = hold_back_empty_answers(without_idle_layers(application))
+    gate = SignedOnly(OnlyPaths(holding, PUBLIC_PATHS), node_of)
+    private_paths = OnlyPaths(holding, PRIVATE_PATHS)
     inside = server(private_paths, "auto", "on")
     outside = server(gate, gate.connections(), "off")
 
     def stop() -> None:
         inside.should_exit = outside.should_exit = True
+        holding.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)

@@ -115,7 +115,8 @@ def ask(
                 if time.monotonic() >= next_census:
                     _push_due(grid, waiting, asked, grid.activations(), deadline)
                     next_census = time.monotonic() + CENSUS_S
-                for reply in grid.receive(set(asked), payload_bytes, spool):
+                seconds = min(next_census, deadline) - time.monotonic()
+                for reply in grid.receive(set(asked), payload_bytes, spool, max(seconds, 0.0)):
                     with reply.payload:
                         site = asked.pop(reply.question, "")
                         if site not in waiting:
@@ -130,7 +131,7 @@ def ask(
             if waiting:
                 if on_wait is not None:
                     on_wait({each.site: "asked" if each.activation else "offline" for each in waiting.values()})
-                time.sleep(min(poll_s, max(0.0, deadline - time.monotonic())))
+                grid.pause(min(poll_s, max(0.0, deadline - time.monotonic())))
     finally:
         with contextlib.suppress(httpx.HTTPError):
             grid.forget()

@@ -17,6 +17,7 @@ import gc
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,8 +56,12 @@ from consilium_server.transport.reply import BYTES, ReplyUnusable, decode
 from consilium_server.transport.upload import Upload
 from consilium_shared.errors import TransportError
 from consilium_shared.files import write_atomically
+from consilium_shared.process.long_polling import Waits
 
 logger = logging.getLogger(__name__)
+
+UPLOADING_S = 0.05
+"""Between the first two looks for the rest of a reply that its site is uploading; then twice as long each time."""
 
 _BUNDLE = {
     "pyproject.toml": b"""
@@ -99,12 +104,14 @@ class StudyGrid(HttpGrid):
     The stock grid fetches every reply before it returns the first, and its retries end the process on a 401.
     """
 
-    def __init__(self, client: RuntimeHttpClient, run: Run, lost: threading.Event) -> None:
+    def __init__(self, client: RuntimeHttpClient, run: Run, lost: threading.Event, waits: Waits) -> None:
+        """``waits``: the client's, of its looks for replies."""
         super().__init__(token="-")  # noqa: S106 - the client has it; the stock constructor wants one
         self._client = client
         self.set_run(run)
-        self._lost = lost
+        self._lost, self._waits = lost, waits
         self._announced: deque[_Incoming] = deque()
+        self._in_vain = 0
 
     def check(self) -> None:
         """Raise TransportError when the SuperLink has ended this run."""
@@ -115,7 +122,7 @@ class StudyGrid(HttpGrid):
         """Node id -> when it connected, for every SuperNode that is connected now."""
         return {node.node_id: node.last_activated_at for node in self.get_nodes() if node.status == "online"}
 
-    def receive(self, questions: set[str], payload_bytes: int, spool: Path) -> Iterator[Reply]:
+    def receive(self, questions: set[str], payload_bytes: int, spool: Path, seconds: float = 0.0) -> Iterator[Reply]:
         """Yield the replies that are complete now, each fetched, and removed from the SuperLink, only in its turn.
 
         A reply that its site is still uploading is taken up again, by a later call, where it stood.
@@ -124,7 +131,9 @@ class StudyGrid(HttpGrid):
             questions: message ids that are still open.
             payload_bytes: largest payload.
             spool: folder for large payloads.
+            seconds: for which to wait for a reply where there is none.
         """
+        self._waits.held, self._waits.seconds = False, 0.0 if self._announced else seconds
         # The SuperLink forgets a message as soon as it has announced the reply: asked again, it calls it lost.
         silent = questions - {incoming.question for incoming in self._announced}
         if silent:
@@ -142,6 +151,14 @@ class StudyGrid(HttpGrid):
             self._discard(incoming.tree)
             self._announced.popleft()
             yield reply
+
+    def pause(self, seconds: float) -> None:
+        """Pause before the next look; none where the last one waited, a short one while a reply is on its way."""
+        if self._announced:
+            time.sleep(min(seconds, UPLOADING_S * 2**self._in_vain))
+            self._in_vain += 1
+        elif not self._waits.held:
+            time.sleep(seconds)
 
     def forget(self) -> None:
         """Drop what was announced and never fetched, so that it stays neither here nor in the SuperLink's store."""
@@ -161,6 +178,7 @@ class StudyGrid(HttpGrid):
                     raise ReplyUnusable("lost")
                 if not response.object_available:
                     raise _Uploading
+                self._in_vain = 0
                 incoming.wanted = incoming.objects.send(response.object_content)
         except StopIteration as complete:
             return Reply(incoming.question, complete.value, incoming.payload)
@@ -216,7 +234,8 @@ def open_grid(settings: SuperLinkSettings, noted: Path | None = None) -> Iterato
     """
     set_flower_environment(settings)
     token = _start_and_acquire(settings, noted)
-    client = _runtime_client(settings, RuntimeTokenHttpInterceptor(token=token))
+    waits = Waits("/v1/runtime/pull-messages", 0.0)
+    client = _runtime_client(settings, waits, RuntimeTokenHttpInterceptor(token=token))
     lost = threading.Event()
     heartbeats = HeartbeatSender(lambda: _send_heartbeat(client, lost))
     status, details = SubStatus.FAILED, "the study ended early"
@@ -229,7 +248,7 @@ def open_grid(settings: SuperLinkSettings, noted: Path | None = None) -> Iterato
         # Where Flower's Message takes its run and its sender from: one run per process.
         TaskIdentity.task_id, TaskIdentity.run_id = started.task_id, started.run.run_id
         TaskIdentity.node_id = started.context.node_id
-        yield StudyGrid(client, run_from_proto(started.run), lost)
+        yield StudyGrid(client, run_from_proto(started.run), lost, waits)
         status, details = SubStatus.COMPLETED, ""
     finally:
         with contextlib.suppress(httpx.HTTPError):
@@ -272,13 +291,13 @@ def _start_and_acquire(settings: SuperLinkSettings, noted: Path | None) -> str:
             runtime._client.close()
 
 
-def _runtime_client(settings: SuperLinkSettings, access: Any) -> RuntimeHttpClient:
+def _runtime_client(settings: SuperLinkSettings, *access: Any) -> RuntimeHttpClient:
     # Without a retry invoker: Flower's own sends SIGINT to this process on a 401 and never gives up otherwise.
     return RuntimeHttpClient.from_server_address(
         server_address=settings.private_address,
         insecure=False,
         root_certificates=settings.ca_certificate.read_bytes(),
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), access],
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), *access],
     )
 
 

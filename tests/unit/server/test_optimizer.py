@@ -81,7 +81,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
     for one in updates[:3]:
         model = whole.step(model, one)
     resumed = optimizer(name, lr=0.1)
-    resumed.restore(whole.state())
+    resumed.restore({key: part.copy() for key, part in whole.state().items()})
     straight, again = model, model
     for one in updates[3:]:
         straight, again = whole.step(straight, one), resumed.step(again, one)
@@ -90,21 +90,20 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_changes_neither_its_arguments_nor_an_earlier_state(name: str) -> None:
+def test_a_step_changes_its_state_in_place_and_none_of_its_arguments(name: str) -> None:
     server, model, change = optimizer(name), vector(1, 2), update(0.5, 0.25)
     server.step(model, change)
     state = server.state()
-    kept = {key: part.copy() for key, part in state.items()}
     server.step(model, change)
     assert model.tolist() == [1, 2]
     assert change.tolist() == [0.5, 0.25]
-    assert all(np.array_equal(state[key], kept[key]) for key in kept)
+    assert all(part is server.state()[key] for key, part in state.items())
 
 
 def test_what_does_not_fit_is_refused_and_leaves_the_state() -> None:
     server = optimizer("fedadam")
     model = server.step(vector(0, 0), update(1, 1))
-    before = server.state()
+    before = {key: part.copy() for key, part in server.state().items()}
     with pytest.raises(ValueError, match="update"):
         server.step(model, update(1))
     with pytest.raises(ConfigurationError, match="finite"):

@@ -17,6 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.run import Run
 
 from consilium_server.transport.study_run import Reply, StudyGrid, content_of
+from consilium_shared.process.long_polling import Waits
 
 QUESTION, OTHER = "1" * 64, "2" * 64
 
@@ -65,7 +66,7 @@ def reply(content: RecordDict, question: str = QUESTION) -> Message:
 
 
 def grid(store: Store) -> StudyGrid:
-    return StudyGrid(store, Run.create_empty(1), threading.Event())  # type: ignore[arg-type]
+    return StudyGrid(store, Run.create_empty(1), threading.Event(), Waits("/"))  # type: ignore[arg-type]
 
 
 def receive(opened: StudyGrid, folder: Path) -> list[Reply]:

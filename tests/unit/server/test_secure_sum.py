@@ -21,6 +21,7 @@ from consilium_server.study.convening import NotOpened
 from consilium_server.study.exchange_state import ExchangeState
 from consilium_server.study.exchanges import Exchange
 from consilium_server.study.secure_sum import Summation, SumResult, SumSpec, counted
+from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.models.vector import width
 from consilium_shared.protocol import messages
@@ -161,7 +162,7 @@ class Federation:
             common = self.exchanges.context.common
             return Train(**common, **keys, round=number, payload=Payload.of(self.model), recorded=recorded)
 
-        asked = SumSpec("training", number, self.model, request, lambda _: None, attempts, together)
+        asked = SumSpec("training", number, self.model, digest(self.model), request, lambda _: None, attempts, together)
         return self.sums.run(asked, frozenset(SITES))
 
     def evaluate(self, number: int, together: frozenset[str] | None = None) -> SumResult:
@@ -169,7 +170,7 @@ class Federation:
             keys = {"attempt": attempt, "adverts": adverts, "encapsulated": encapsulated}
             return Evaluate(**self.exchanges.context.common, **keys, round=number, payload=Payload.of(self.model))
 
-        asked = SumSpec("evaluation", number, self.model, request, lambda _: None, 2, together)
+        asked = SumSpec("evaluation", number, self.model, digest(self.model), request, lambda _: None, 2, together)
         return self.sums.run(asked, frozenset(SITES))
 
     def lets_counts_leave(self, site: str, allowed: bool) -> None:

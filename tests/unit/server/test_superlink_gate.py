@@ -75,7 +75,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 def gate() -> SignedOnly:
-    return SignedOnly(application, lambda key: key == pem(KEY))
+    return SignedOnly(application, {pem(KEY): 7}.get)
 
 
 def ask(request: Request, at: SignedOnly | None = None) -> Request:
@@ -86,6 +86,7 @@ def ask(request: Request, at: SignedOnly | None = None) -> Request:
 def test_a_registered_sites_request_is_read_and_handed_on() -> None:
     request = ask(Request(signed(KEY, now()), 1000))
     assert (request.status, request.answer[0]["read"], request.read) == (200, 1000, 1)
+    assert request.scope["state"]["node"] == 7
 
 
 STRANGERS: dict[str, Callable[[], dict[bytes, bytes]]] = {
@@ -130,7 +131,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_site_has_a_bounded_number_of_requests_under_way_and_takes_none_from_another() -> None:
-    at = SignedOnly(application, lambda key: True)
+    at = SignedOnly(application, {pem(KEY): 7, pem(OTHER): 8}.get)
 
     async def all_at_once() -> tuple[list[Request], Request]:
         slow = [Request(signed(KEY, now()), whole=False) for _ in range(superlink_gate.REQUESTS_OF_A_SITE)]
