@@ -37,7 +37,7 @@ MAY_IMPORT = {
 
 ONLY = {
     "flwr": {
-        "consilium_server/study/main.py",
+        "consilium_shared/transport/objects.py",
         "consilium_server/superlink/",
         "consilium_server/transport/",
         "consilium_client/transport/courier.py",

@@ -75,7 +75,7 @@ def test_a_cut_parts_one_site_from_the_coordinator_and_mending_joins_it_again(wi
 def test_a_site_has_no_way_to_the_coordinator_but_its_cable(wired: Hospitals) -> None:
     for site in SITES:
         for program in ("supernode", "courier"):
-            devices = Path(f"/proc/{wired.pid(site, f'consilium_client.{program}')}/net/dev").read_text()
+            devices = Path(f"/proc/{wired.pid(site, f'consilium_client.transport.{program}')}/net/dev").read_text()
             assert {line.split(":")[0].strip() for line in devices.splitlines()[2:]} == {"lo", "wan"}
 
 

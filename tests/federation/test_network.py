@@ -65,7 +65,7 @@ def test_only_the_fleet_interface_listens_beyond_this_machine(hospitals: Hospita
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_listens_on_loopback_alone_and_its_agent_on_no_port(hospitals: Hospitals, site: str) -> None:
-    agent, supernode = (hospitals.pid(site, f"consilium_client.{name}") for name in ("agent", "supernode"))
+    agent, supernode = (hospitals.pid(site, f"consilium_client.{name}") for name in ("agent", "transport.supernode"))
     hospitals.until(lambda: list(listeners(supernode)), "the SuperNode serves its courier", site)
     found = [each for pid in hospitals.processes(site) for each in listeners(pid)]
     assert {(each.pid, each.loopback) for each in found} == {(supernode, True)}

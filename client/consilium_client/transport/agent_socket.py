@@ -72,11 +72,26 @@ class AgentChannel:
     def exchange(
         self, header: bytes, payload: bytes, *, timeout: float | None = None, connect_timeout: float = 2.0
     ) -> tuple[bytes, bytes]:
-        """Hand one message to the agent and wait for its answer.
+        """Hand one message to the agent and wait for its answer, both in memory; the rest as ``stream`` has it."""
+        pieces: list[bytes] = []
+        answer = self.stream(header, cut(payload), pieces.append, timeout=timeout, connect_timeout=connect_timeout)
+        return answer, b"".join(pieces)
+
+    def stream(
+        self,
+        header: bytes,
+        pieces: Iterable[bytes],
+        take: Callable[[bytes], object],
+        *,
+        timeout: float | None = None,
+        connect_timeout: float = 2.0,
+    ) -> bytes:
+        """Hand one message to the agent piece by piece, and take its answer's payload likewise; returns its header.
 
         Args:
             header: at most ``limits.HEADER_BYTES``.
-            payload: at most ``limits.PAYLOAD_BYTES``; may be empty.
+            pieces: of the payload, each at most ``limits.CHUNK_BYTES``, together ``limits.PAYLOAD_BYTES``.
+            take: given the pieces of the answer's payload in order.
             timeout: seconds for the whole exchange; None waits as long as the agent works.
             connect_timeout: seconds to wait for the socket.
 
@@ -85,9 +100,9 @@ class AgentChannel:
             PeerError: the agent refused the message's form, failed, or its answer is malformed.
         """
         with _channel(self._path, _OPTIONS, connect_timeout) as channel:
-            call = channel.stream_stream(EXCHANGE)(itertools.chain([header], cut(payload)), timeout=timeout)
+            call = channel.stream_stream(EXCHANGE)(itertools.chain([header], pieces), timeout=timeout)
             try:
-                return _join(call)
+                return _receive(call, take)
             except grpc.RpcError as error:
                 raise _peer_failure(error, "agent") from None
 
@@ -159,18 +174,23 @@ def cut(payload: bytes) -> Iterator[bytes]:
 
 def _join(pieces: Iterable[bytes]) -> tuple[bytes, bytes]:
     """Put the chunks of one message together again, or raise PeerError when it is empty or too large."""
+    body: list[bytes] = []
+    return _receive(pieces, body.append), b"".join(body)
+
+
+def _receive(pieces: Iterable[bytes], take: Callable[[bytes], object]) -> bytes:
+    """The header of a message, whose payload is taken piece by piece; PeerError when it is empty or too large."""
     received = iter(pieces)
     header = next(received, b"")
     if not header or len(header) > limits.HEADER_BYTES:
         raise PeerError("A message on the agent's socket has no header, or one that is too large.")
-    body: list[bytes] = []
     size = 0
     for piece in received:
         size += len(piece)
         if size > limits.PAYLOAD_BYTES:
             raise PeerError(f"A message on the agent's socket is larger than {limits.PAYLOAD_BYTES} bytes.")
-        body.append(piece)
-    return header, b"".join(body)
+        take(piece)
+    return header
 
 
 def _guarded(handle: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:

@@ -8,7 +8,7 @@ fails is one of three fixed sentences; what happened stays in this site's log, w
 
 Leans on these internals of flwr 1.41 (pinned): ``RuntimeHttpClient`` with the task-token and SuperExec
 interceptors; ``AcquireTask``/``PullTaskInput``/``PullMessages``/``PullObject`` and their order;
-``run_clientapp.push_message``; ``HeartbeatSender``; ``TaskIdentity``; the object-tree functions of
+``PushMessages``/``PushObject``; ``HeartbeatSender``; ``TaskIdentity``; the object-tree functions of
 ``flwr.supercore.inflatable``.
 """
 
@@ -16,34 +16,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import context_from_proto, message_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.common.serde import context_from_proto, message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_head_values_from_object_content,
+    get_all_nested_objects,
+    get_object_tree,
     iterate_object_tree,
+    no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -51,15 +51,15 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.runtime.run_clientapp import push_message
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from consilium_client.transport.agent_socket import AgentAway, AgentChannel
 from consilium_client.transport.supernode import runtime_files, set_flower_environment
 from consilium_shared import limits
 from consilium_shared.errors import PeerError, TransportError
 from consilium_shared.process import logs
-from consilium_shared.process.long_polling import Waits
+from consilium_shared.transport.long_polling import Waits
+from consilium_shared.transport.objects import ReplyUnusable, content, decode, push
+from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger("courier")
 
@@ -71,13 +71,10 @@ AGENT_WAIT_S = 120.0
 DELIVERIES = 3
 """Times that one message is given to an agent that dies over it."""
 MESSAGE_TYPE = "train"
-BYTES = "bytes"  # array data as it is; see the server's exchange
 
 NOT_OURS = Error(ErrorCode.MOD_FAILED_PRECONDITION, "not a Consilium message")
 AGENT_ABSENT = Error(ErrorCode.NODE_UNAVAILABLE, "the site's agent is not running")
 AGENT_FAILED = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the site's agent failed")
-
-_OVERHEAD_BYTES = 256 * 1024
 
 
 class Courier:
@@ -87,6 +84,7 @@ class Courier:
         self._home = home
         self._address = f"127.0.0.1:{runtime_port}"
         self._agent = AgentChannel(home / "run" / "agent.sock")
+        self._spool = home / "run"
         self._agent_wait_s = agent_wait_s
 
     def run(self) -> None:
@@ -129,27 +127,33 @@ class Courier:
                 TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, context.run_id
                 TaskIdentity.node_id = context.node_id
                 question, tree = _announced(supernode)
-                try:
-                    header, payload = _read(_fetch(supernode, tree, context))
-                except PeerError:
-                    logger.warning("refused: not a message of ours")
-                    reply = Message(NOT_OURS, reply_to=question)
-                else:
-                    reply = self._ask_agent(question, header, payload)
-                push_message(supernode, reply, context)
+                with Upload(self._spool) as payload, contextlib.ExitStack() as opened:
+                    try:
+                        header = _fetch(supernode, question, tree, context, payload)
+                    except PeerError:
+                        logger.warning("refused: not a message of ours")
+                        reply = Message(NOT_OURS, reply_to=question)
+                    else:
+                        reply = self._ask_agent(question, header, payload, opened)
+                    _push(supernode, reply, context)
                 supernode.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
             finally:
                 if heartbeats.is_running:
                     heartbeats.stop()
 
-    def _ask_agent(self, question: Message, header: bytes, payload: bytes) -> Message:
-        """The agent's answer as a reply; the same message is given again to an agent that was restarted."""
+    def _ask_agent(self, question: Message, header: bytes, payload: Upload, opened: contextlib.ExitStack) -> Message:
+        """The agent's answer as a reply; the same message is given again to an agent that was restarted.
+
+        The reply's payload is read from a file that ``opened`` closes.
+        """
         started = time.monotonic()
         deliveries = 0
         while True:
+            answer = opened.enter_context(Upload(self._spool))
             try:
-                answer = self._agent.exchange(header, payload)
+                said = self._agent.stream(header, payload.pieces(limits.CHUNK_BYTES), answer.write)
             except AgentAway as away:
+                answer.close()
                 deliveries += away.delivered
                 if deliveries >= DELIVERIES:
                     logger.error("the agent stopped %d times over one message", deliveries)
@@ -162,9 +166,9 @@ class Courier:
                 logger.error("the agent failed on a message")
                 return Message(AGENT_FAILED, reply_to=question)
             else:
-                sizes = len(header), len(payload), len(answer[0]), len(answer[1])
+                sizes = len(header), payload.size, len(said), answer.size
                 logger.info("carried %d+%d bytes in, %d+%d out; %.2f s", *sizes, time.monotonic() - started)
-                return Message(_content(*answer), reply_to=question)
+                return Message(content(said, answer), reply_to=question)
 
     def _connect(self, *access: Any) -> RuntimeHttpClient:
         # Without a retry invoker: Flower's own sends SIGINT to this process when the SuperNode forgot a token.
@@ -195,80 +199,71 @@ def _announced(supernode: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
         time.sleep(0.02)
 
 
-def _fetch(supernode: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
-    """Read the message's objects, waiting for those that the SuperNode is still downloading.
+def _fetch(
+    supernode: RuntimeHttpClient, question: Message, tree: ObjectTree, context: Context, payload: Upload
+) -> bytes:
+    """The header of the message, whose payload is written as its pieces come from the SuperNode.
 
     Raises:
-        PeerError: larger than our limits, or not an object of Flower's.
-        TransportError: the SuperNode has given the message up, since its run has ended; no reply is wanted.
+        PeerError: larger than our limits, or not of exactly our form.
+        TransportError: the SuperNode has given the message up, since its run has ended; no reply is wanted. Or the
+            disk is full.
     """
     node = Node(node_id=context.node_id)
-    size = limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES
-    contents: dict[str, bytes] = {}
-    for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
-        while True:
-            pulled = supernode.PullObject(PullObjectRequest(node=node, run_id=context.run_id, object_id=each))
-            if pulled.object_available or not pulled.object_found:
-                break
+
+    def pull(object_id: str) -> bytes:
+        while True:  # the SuperNode may still be downloading it
+            pulled = supernode.PullObject(PullObjectRequest(node=node, run_id=context.run_id, object_id=object_id))
+            if not pulled.object_found:
+                raise TransportError("The SuperNode gave up a message in the middle.")
+            if pulled.object_available:
+                return bytes(pulled.object_content)
             time.sleep(0.02)
-        if not pulled.object_found:
-            raise TransportError("The SuperNode gave up a message in the middle.")
-        contents[each] = pulled.object_content
-        size -= len(pulled.object_content)
-        if size < 0:
-            raise PeerError("a message is too large")
-    supernode.ConfirmMessageReceived(
-        ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
-    )
+
     try:
-        if _assembled_bytes(contents) > limits.PAYLOAD_BYTES + limits.HEADER_BYTES + _OVERHEAD_BYTES:
-            raise PeerError("a message is too large")
-        message = inflate_object_from_contents(tree.object_id, contents)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
-        raise PeerError("a message does not decode") from None
-    if not isinstance(message, Message):
-        raise PeerError("an object is not a message")
-    return message
+        if question.metadata.message_type != MESSAGE_TYPE:
+            raise ReplyUnusable("malformed")
+        objects = decode(tree, limits.PAYLOAD_BYTES, payload)
+        wanted = next(objects)
+        while True:
+            wanted = objects.send(pull(wanted))
+    except StopIteration as complete:
+        header: bytes = complete.value
+    except ReplyUnusable:
+        for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+            pull(each)  # the SuperNode takes no confirmation of a message that it has not downloaded
+        raise PeerError("not a message of ours") from None
+    finally:
+        with contextlib.suppress(httpx.HTTPError):
+            supernode.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
+            )
+    return header
 
 
-def _assembled_bytes(contents: Mapping[str, bytes]) -> int:
-    """Bytes that Flower would put together from these objects; an array may name one chunk a million times."""
-    total = 0
-    for content in contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__qualname__:
-            indices = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            total += sum(len(contents[children[index]]) for index in indices)
-    return total
+def _push(supernode: RuntimeHttpClient, reply: Message, context: Context) -> None:
+    """Hand a reply to the SuperNode, object by object."""
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        pushed = supernode.PushMessages(
+            PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+            )
+        )
 
+        def send(object_id: str, content: bytes) -> None:
+            supernode.PushObject(
+                PushObjectRequest(
+                    node=Node(node_id=context.node_id),
+                    run_id=context.run_id,
+                    session_id=pushed.session_id,
+                    object_id=object_id,
+                    object_content=content,
+                )
+            )
 
-def _read(message: Message) -> tuple[bytes, bytes]:
-    """(header, payload) of a message of exactly our form; PeerError otherwise."""
-    if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
-        raise PeerError("not our type of message")
-    records = dict(message.content)
-    header_record, payload_record = records.pop("header", None), records.pop("payload", None)
-    if records or not isinstance(header_record, ConfigRecord) or list(header_record) != ["header"]:
-        raise PeerError("not our records")
-    header = header_record["header"]
-    if not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
-        raise PeerError("not our header")
-    if payload_record is None:
-        return header, b""
-    if not isinstance(payload_record, ArrayRecord) or list(payload_record) != ["payload"]:
-        raise PeerError("not our payload")
-    array = payload_record["payload"]
-    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", BYTES, (len(array.data),)):
-        raise PeerError("not our array")
-    return header, array.data
-
-
-def _content(header: bytes, payload: bytes) -> RecordDict:
-    content = RecordDict({"header": ConfigRecord({"header": header})})
-    if payload:
-        array = Array(dtype="uint8", shape=(len(payload),), stype=BYTES, data=payload)
-        content["payload"] = ArrayRecord({"payload": array})
-    return content
+        push(get_all_nested_objects(reply), frozenset(pushed.objects_to_push), send)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from typing import Any
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
-from consilium_shared.process.long_polling import Holding, Waits
+from consilium_shared.transport.long_polling import Holding, Waits
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Wakes whoever waits at the SuperLink: a SuperNode when it is asked something, a study when a reply is whole.
 
 Flower's SuperNode and our study process both look for messages again and again. Their empty answers are held back
-(``process/long_polling.py``); this module rings when there is something to look for.
+(``consilium_shared/transport/long_polling.py``); this module rings when there is something to look for.
 
     /v1/fleet/pull-messages      rung by its node's id      when a question to that SuperNode is stored
     /v1/runtime/pull-messages    rung for every study       when the last object of a reply is stored
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from consilium_shared.process.long_polling import Holding
+from consilium_shared.transport.long_polling import Holding
 
 REPLIES = "replies"
 """Name of the bell of every study."""

@@ -18,9 +18,9 @@ import httpx
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from consilium_server.transport.study_run import StudyGrid, content_of, open_grid
-from consilium_server.transport.upload import Upload
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
+from consilium_shared.transport.upload import Upload
 
 __all__ = ["Answer", "StudyGrid", "ask", "open_grid"]
 

@@ -6,7 +6,7 @@ bundle that Flower demands names packages that both ends have installed.
 
 Leans on these internals of flwr 1.41 (pinned): ``HttpGrid`` (its ``push_messages``, ``get_nodes`` and the
 ``_client`` behind them), ``RuntimeHttpClient`` with the task-token and SuperExec interceptors, ``HeartbeatSender``,
-``TaskIdentity``, ``PullMessages``/``PullObject``. ``reply`` reads Flower's objects.
+``TaskIdentity``, ``PullMessages``/``PullObject``. ``HttpGrid._try_push_messages`` is replaced.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
-from flwr.common.serde import run_from_proto
+from flwr.common.serde import message_to_proto, run_from_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab as FabProto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -52,11 +55,11 @@ from flwr.superlink.grid import HttpGrid
 
 from consilium_server.superlink.control import open_control
 from consilium_server.superlink.settings import SuperLinkSettings, set_flower_environment
-from consilium_server.transport.reply import BYTES, ReplyUnusable, decode
-from consilium_server.transport.upload import Upload
 from consilium_shared.errors import TransportError
 from consilium_shared.files import write_atomically
-from consilium_shared.process.long_polling import Waits
+from consilium_shared.transport.long_polling import Waits
+from consilium_shared.transport.objects import BYTES, ReplyUnusable, decode, push
+from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +154,30 @@ class StudyGrid(HttpGrid):
             self._discard(incoming.tree)
             self._announced.popleft()
             yield reply
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """As Flower's, but no content is made before its turn."""
+        messages = list(messages)
+        objects = {each: found for message in messages for each, found in get_all_nested_objects(message).items()}
+        request = PushAppMessagesRequest(
+            messages_list=[message_to_proto(remove_content_from_message(message)) for message in messages],
+            message_object_trees=[get_object_tree(message) for message in messages],
+        )
+        pushed = self._runtime_client.PushMessages(request)
+
+        def send(object_id: str, content: bytes) -> None:
+            self._runtime_client.PushObject(
+                PushObjectRequest(
+                    node=self.node,
+                    run_id=run_id,
+                    session_id=pushed.session_id,
+                    object_id=object_id,
+                    object_content=content,
+                )
+            )
+
+        push(objects, frozenset(pushed.objects_to_push), send)
+        return list(pushed.message_ids)
 
     def pause(self, seconds: float) -> None:
         """Pause before the next look; none where the last one waited, a short one while a reply is on its way."""

@@ -17,7 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.run import Run
 
 from consilium_server.transport.study_run import Reply, StudyGrid, content_of
-from consilium_shared.process.long_polling import Waits
+from consilium_shared.transport.long_polling import Waits
 
 QUESTION, OTHER = "1" * 64, "2" * 64
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tests.support.sums import Federation
 from tests.support.site import CONTRACT
-from consilium_server.transport.upload import Upload
+from consilium_shared.transport.upload import Upload
 from consilium_shared.secagg import prg
 from consilium_shared.secagg.terms import Segment
 from consilium_shared.study import Study

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from consilium_shared.process import long_polling
-from consilium_shared.process.long_polling import LONGEST_SECONDS, WAITS, Holding, Waits
+from consilium_shared.transport import long_polling
+from consilium_shared.transport.long_polling import LONGEST_SECONDS, WAITS, Holding, Waits
 
 PATH = "/look"
 

@@ -1,4 +1,4 @@
-"""A site's reply, read object by object: which object is wanted next, and whether what came is what must come.
+"""Flower's objects of a message, one by one: read as they come, made as they go, and no payload held as a whole.
 
 Flower cuts a message into a tree of objects, each named by the SHA-256 of its content; an array becomes chunks of
 5 MiB. Ours is a message with one header and at most one payload:
@@ -6,17 +6,18 @@ Flower cuts a message into a tree of objects, each named by the SHA-256 of its c
     Message ── RecordDict ─┬─ "header":  ConfigRecord {"header": bytes}
                            └─ "payload": ArrayRecord ── "payload": Array (uint8 [n]) ── chunks
 
-No network here, and no chunk is kept: they go on to the ``Upload``, in the array's order.
+``decode`` says which object is wanted next, and whether what came is what must come; the chunks go on to an ``Upload``,
+in the array's order. ``content`` makes a message's content whose chunks are read from an ``Upload`` when they are sent.
 
-Leans on these internals of flwr 1.41 (pinned): the object forms of ``flwr.app`` (head, children, body; an Array's body
-in JSON), read with the functions of ``flwr.supercore.inflatable``; ``FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE``;
-``flwr.proto`` messages; ``ErrorCode``.
+Leans on these internals of flwr 1.41 (pinned): ``Array._chunks``, which it makes once; the object forms of ``flwr.app``
+(head, children, body; an Array's body in JSON), read with the functions of ``flwr.supercore.inflatable``;
+``FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE``; ``flwr.proto`` messages; ``ErrorCode``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -26,14 +27,15 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
     get_object_body,
     get_object_head_values_from_object_content,
     get_object_id,
 )
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from consilium_server.transport.upload import Upload
 from consilium_shared import limits
+from consilium_shared.transport.upload import Upload
 
 BYTES = "bytes"
 """``stype`` of our arrays: Flower carries the data as it is, and no array format is parsed at either end."""
@@ -53,7 +55,7 @@ Objects = Generator[str, bytes, Any]
 
 
 class ReplyUnusable(Exception):
-    """A reply that cannot be used.
+    """A message that cannot be used.
 
     Attributes:
         problem: ``lost`` or ``unavailable`` (may be asked for again), ``crashed`` or ``malformed``.
@@ -65,9 +67,9 @@ class ReplyUnusable(Exception):
 
 
 def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[str, bytes, bytes]:
-    """Yield the ids of the objects of a reply, one by one, to be sent their contents; return the header.
+    """Yield the ids of the objects of a message, one by one, to be sent their contents; return the header.
 
-    The first wanted is the message itself, which sites upload last: a reply that is still uploading costs one look.
+    The first wanted is the message itself, which is uploaded last: one that is still on its way costs one look.
 
     Args:
         tree: as the SuperLink announced it; objects outside it are never asked for.
@@ -75,7 +77,7 @@ def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[s
         payload: takes the payload's bytes.
 
     Raises:
-        ReplyUnusable: the site's error, or not a reply of exactly our form.
+        ReplyUnusable: the sender's error, or not a message of exactly our form.
         TransportError: the disk does not take the payload.
     """
     try:
@@ -83,6 +85,52 @@ def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[s
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
         raise ReplyUnusable("malformed") from None
     return header
+
+
+def content(header: bytes, payload: Upload) -> RecordDict:
+    """A message's content, to be sent with ``push`` while the payload is open."""
+    found = RecordDict({"header": ConfigRecord({"header": header})})
+    if payload.size:
+        parts = [_Part(payload, start) for start in range(0, payload.size, CHUNK_BYTES)]
+        array = Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")
+        array.__dict__["_chunks"] = [(part.object_id, part) for part in parts]
+        found["payload"] = ArrayRecord({"payload": array})
+    return found
+
+
+class _Part(ArrayChunk):
+    """A chunk that is read when it is sent, and not kept."""
+
+    def __init__(self, payload: Upload, start: int) -> None:
+        self._payload, self._start = payload, start
+        self._id = get_object_id(self.deflate())
+
+    @property
+    def object_id(self) -> str:
+        """The SHA-256 of its content."""
+        return self._id
+
+    def deflate(self) -> bytes:
+        """Its content: read from the payload each time."""
+        return add_header_to_object_body(memoryview(self._payload.piece(self._start, CHUNK_BYTES)), self)
+
+
+_Part.__qualname__ = ArrayChunk.__qualname__  # which is how Flower's content names the kind
+
+
+def push(objects: Mapping[str, Any], wanted: Container[str], send: Callable[[str, bytes], object]) -> None:
+    """Send the objects that the other end wants one after the other, each made for it and dropped.
+
+    Flower's own function makes the contents of all before it sends the first.
+
+    Args:
+        objects: id to object, children before their parents (``get_all_nested_objects``).
+        wanted: ids that the other end has not.
+        send: given an id and its content.
+    """
+    for each, found in objects.items():
+        if each in wanted:
+            send(each, found.deflate())
 
 
 def _message(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Objects:

@@ -22,11 +22,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilium_server.transport.reply import CHUNK_BYTES, ReplyUnusable, decode
 from consilium_server.transport.study_run import content_of
-from consilium_server.transport.upload import IN_MEMORY_BYTES, Upload
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
+from consilium_shared.transport.objects import CHUNK_BYTES, ReplyUnusable, decode
+from consilium_shared.transport.upload import IN_MEMORY_BYTES, Upload
 
 LARGE = 3 * CHUNK_BYTES
 

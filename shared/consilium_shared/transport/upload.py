@@ -1,4 +1,4 @@
-"""A received payload: kept in memory while it is small, else in a file without a name that ends with the process."""
+"""Received payload: kept in memory while it is small, else in a file without a name that ends with the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IN_MEMORY_BYTES = 1024 * 1024
 
 
 class Upload:
-    """One payload of a site: written as it arrives, then read as often as needed. Unverified bytes.
+    """One payload: written as it arrives, then read as often as needed. Unverified bytes.
 
     The file has mode 0600 and no name (``tempfile.TemporaryFile``): nothing is left of it after ``close``, nor after
     a crash.
@@ -25,7 +25,7 @@ class Upload:
     """
 
     def __init__(self, folder: Path) -> None:
-        """``folder``: of the study, on the disk that is meant for updates; a large payload is kept there."""
+        """``folder``: of a study or a site's home, on the disk that is meant for updates; a large one is kept there."""
         self.size = 0
         self._folder = folder
         self._hash = hashlib.sha256()
@@ -48,7 +48,7 @@ class Upload:
             self._file.write(piece)
         except OSError as error:
             raise TransportError(
-                f"A reply cannot be kept in {self._folder}: {error.strerror}. Make room; the study then goes on."
+                f"A message cannot be kept in {self._folder}: {error.strerror}. Make room; the study then goes on."
             ) from error
         self._hash.update(piece)
         self.size += len(piece)
@@ -56,8 +56,12 @@ class Upload:
     def pieces(self, size: int) -> Iterator[bytes]:
         """The payload from its beginning, in pieces of exactly ``size`` bytes but the last. May be called again."""
         for start in range(0, self.size, size):
-            self._file.seek(start)
-            yield self._file.read(size)
+            yield self.piece(start, size)
+
+    def piece(self, start: int, size: int) -> bytes:
+        """The bytes from ``start`` on, at most ``size`` of them."""
+        self._file.seek(start)
+        return self._file.read(size)
 
     def read(self) -> bytes:
         """The whole payload; for small ones."""
