@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -28,12 +29,19 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def trusted(tls: Path) -> ssl.SSLContext:
+    """TLS of somebody whom the archive lets in."""
+    context = ssl.create_default_context(cafile=tls / "ca.crt")
+    context.load_cert_chain(tls / "site.crt", tls / "site.key")
+    return context
+
+
 class Archive:
     """An archive in a process of its own, on this machine."""
 
     title = "ARCHIVE"
 
-    def __init__(self, kind: str, folder: Path, site_port: int, **more: Any) -> None:
+    def __init__(self, kind: str, folder: Path, site_port: int, tls: Path | None = None) -> None:
         self.kind, self.folder = kind, folder
         self.port, self.web_port = free_port(), free_port()
         folder.mkdir()
@@ -54,7 +62,6 @@ class Archive:
                 "DicomModalities": {"site": ["CONSILIUM", "127.0.0.1", site_port]},
                 "Plugins": [str(PLUGIN)],
                 "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-                **more,
             }
             file = folder / "orthanc.json"
             file.write_text(json.dumps(settings))
@@ -64,21 +71,21 @@ class Archive:
                 sys.executable,
                 str(Path(__file__).with_name("stand_in.py")),
                 *(str(each) for each in (self.title, self.port, self.web_port, site_port)),
+                *([str(tls)] if tls else []),
             ]
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        scheme = "https" if more.get("SslEnabled") else "http"
+        scheme = "https" if tls else "http"
         self.url = f"{scheme}://127.0.0.1:{self.web_port}"
-        if not more:
-            self._wait()
+        self._wait(trusted(tls) if tls else True)
 
-    def _wait(self) -> None:
+    def _wait(self, verify: Any) -> None:
         until = time.monotonic() + 60
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                httpx.get(f"{self.url}/system", timeout=5)
+                httpx.get(f"{self.url}/system", timeout=5, verify=verify)
                 return
             except httpx.TransportError:
                 time.sleep(0.1)

@@ -1,14 +1,17 @@
 """A small archive: C-ECHO, C-FIND, C-GET, C-MOVE, C-STORE to the site, and DICOMweb. Keeps everything in memory.
 
-Started as ``python stand_in.py TITLE PORT WEB_PORT SITE_PORT``.
+Started as ``python stand_in.py TITLE PORT WEB_PORT SITE_PORT [TLS]``; with the folder TLS its web service wants a
+certificate of ``ca.crt`` and the token ``secret-7``.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from pydicom import dcmread
@@ -23,6 +26,7 @@ from pynetdicom.sop_class import (
 )
 
 TITLE, PORT, WEB_PORT, SITE_PORT = sys.argv[1], *map(int, sys.argv[2:5])
+TLS = sys.argv[5:]
 held: dict[str, Dataset] = {}
 KEYS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 ENTITY = AE(ae_title=TITLE)
@@ -99,6 +103,8 @@ class Web(BaseHTTPRequestHandler):
         return self.answer(200)
 
     def do_GET(self) -> None:
+        if TLS and self.headers["Authorization"] != "Bearer secret-7":
+            return self.answer(401)
         parts = urlsplit(self.path)
         asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
         path = parts.path.strip("/").split("/")
@@ -151,4 +157,11 @@ ENTITY.start_server(
     block=False,
     evt_handlers=[(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, on_get), (evt.EVT_C_MOVE, on_move)],
 )
-ThreadingHTTPServer(("127.0.0.1", WEB_PORT), Web).serve_forever()
+web = ThreadingHTTPServer(("127.0.0.1", WEB_PORT), Web)
+if TLS:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(Path(TLS[0], "ca.crt"))
+    context.load_cert_chain(Path(TLS[0], "archive.crt"), Path(TLS[0], "archive.key"))
+    web.socket = context.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)
+web.serve_forever()

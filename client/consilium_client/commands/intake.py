@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consilium_client.intake.settings import Intake
+from consilium_client.intake.settings import Intake, Receive
 from consilium_client.site import Home
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from consilium_client.intake.inbox import Inbox
+    from consilium_client.intake.pull import Pulled, Source
+
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DEFAULT_HOME = Path("consilium-site")
 
 
 def add_to(app: typer.Typer) -> None:
     """Give consilium-site these commands."""
     app.command()(receive)
+    app.command()(pull)
+
+
+def _say(text: str) -> None:
+    console.console.print(text, markup=False, soft_wrap=True)
 
 
 def _settings(home: Path) -> tuple[Home, Intake]:
@@ -29,6 +42,12 @@ def _settings(home: Path) -> tuple[Home, Intake]:
     return place, settings
 
 
+def _receive(place: Home, settings: Intake) -> Receive:
+    if settings.receive is None:
+        raise ConfigurationError(f"{place.config_file}: intake.receive says who may send, and is missing")
+    return settings.receive.at(place.root)
+
+
 def receive(home: HomeOption = DEFAULT_HOME) -> None:
     """Receive what archives and modalities send by DICOM (C-STORE), until Ctrl-C. A process of its own."""
     from consilium_client.intake.inbox import Inbox
@@ -36,10 +55,80 @@ def receive(home: HomeOption = DEFAULT_HOME) -> None:
     from consilium_shared.process import logs
 
     place, settings = _settings(home)
-    if settings.receive is None:
-        raise ConfigurationError(f"{place.config_file}: intake.receive says who may send, and is missing")
+    wanted = _receive(place, settings)
     logs.configure()
+    receive_forever(wanted, Inbox(place.inbox(settings), settings.limits), _say)
+
+
+def pull(
+    studies: Annotated[Path, typer.Argument(help="CSV with a column study (UIDs) or accession (accession numbers)")],
+    archive: Annotated[str | None, typer.Option(help="An archive of site.yaml, where it has several.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the studies of a list from an archive, by DICOM (C-GET, C-MOVE) or DICOMweb.
+
+    What is here already is not fetched again, so that a pull that broke off is simply run again. The exit status is 4
+    when a study is not complete.
+    """
+    from consilium_client.intake import worklist
+    from consilium_client.intake.inbox import Inbox
+    from consilium_client.intake.pull import pull as pull_all
+
+    place, settings = _settings(home)
+    name = _archive(place, settings, archive)
+    wanted = worklist.read(studies)
     inbox = Inbox(place.inbox(settings), settings.limits)
-    receive_forever(
-        settings.receive.at(place.root), inbox, lambda text: console.console.print(text, markup=False, soft_wrap=True)
-    )
+
+    def on_study(done: Pulled) -> None:
+        if not as_json:
+            _say(f"{done.wanted}: {done.outcome}, {done.here} of {done.expected} instances here {done.detail}".strip())
+
+    with inbox.writing(), _source(place, settings, name, inbox) as source:
+        found = pull_all(source, name, wanted, inbox, on_study)
+    counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in {each.outcome for each in found}}
+    if as_json:
+        print(json.dumps([vars(each) for each in found], indent=2))
+    else:
+        _say(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
+    if set(counts) - {"complete"}:
+        raise typer.Exit(4)
+
+
+def _archive(place: Home, settings: Intake, name: str | None) -> str:
+    known = ", ".join(settings.archives) or "none"
+    if name is None and len(settings.archives) == 1:
+        return next(iter(settings.archives))
+    if name not in settings.archives:
+        raise ConfigurationError(f"{place.config_file}: name one of intake.archives with --archive ({known})")
+    return name
+
+
+@contextlib.contextmanager
+def _source(place: Home, settings: Intake, name: str, inbox: Inbox) -> Iterator[Source]:
+    """The archive; where it sends to this site's receiver, that runs meanwhile."""
+    archive = settings.archives[name].at(place.root)
+    if archive.kind == "dicomweb":
+        from consilium_client.intake.dicomweb import WebSource
+
+        yield WebSource(archive, inbox)
+        return
+    from consilium_client.intake.dimse import DimseSource
+
+    if archive.retrieve == "get":
+        yield DimseSource(archive, inbox, "")
+        return
+    from consilium_client.intake.receiver import PortTaken, Receiver
+
+    wanted = _receive(place, settings)
+    try:
+        receiver = Receiver(wanted, inbox)
+    except PortTaken:
+        _say(f"port {wanted.port} is taken: the archive sends to the receiver that runs there")
+        yield DimseSource(archive, inbox, wanted.ae_title)
+        return
+    receiver.start()
+    try:
+        yield DimseSource(archive, inbox, wanted.ae_title)
+    finally:
+        receiver.stop()

@@ -93,8 +93,7 @@ class _BoundedReader:
             raise OSError("a PDU longer than was agreed")
         if self._message > self._inbox.limits.object_mib * 2**20 + _ANY_PDU_BYTES:
             raise OSError(f"an instance larger than {self._inbox.limits.object_mib} MiB")
-        if dimse.msg_queue.qsize() > _WAITING:
-            raise OSError("more messages than are answered")
+        self._wait(dimse.msg_queue)
         if self._message - self._looked > _LOOK_AGAIN:
             self._looked = self._message
             try:
@@ -103,6 +102,14 @@ class _BoundedReader:
                 log.error("%s", error)
                 raise OSError(str(error)) from error
         return self._read(count)
+
+    def _wait(self, messages: Any) -> None:
+        """Wait until messages that came were worked on: whoever sends faster waits for the network."""
+        deadline = time.monotonic() + self._timeout
+        while messages.qsize() > _WAITING:
+            if time.monotonic() > deadline:
+                raise TimeoutError("messages that nobody works on")
+            time.sleep(0.001)
 
     def _read(self, count: int) -> bytearray:
         socket, read = self._association.dul.socket.socket, bytearray(count)

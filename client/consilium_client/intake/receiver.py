@@ -7,6 +7,7 @@ program that has no network.
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 import ssl
@@ -27,6 +28,10 @@ from consilium_shared.errors import ConfigurationError
 _MEMORY = 4 * 2**30
 """Address space of the process. It holds PDUs, never whole instances; whoever finds a way to fill it ends it alone."""
 _REJECTED, _BY_USER, _CALLING_TITLE = 0x01, 0x01, 0x03
+
+
+class PortTaken(ConfigurationError):
+    """Another program listens on the receiver's port."""
 
 
 class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is not type-checked here
@@ -99,6 +104,7 @@ class Receiver:
             inbox: takes what arrives.
 
         Raises:
+            PortTaken: another program has the port.
             ConfigurationError: the address or the port cannot be had, or the TLS files cannot be used.
         """
         association.prepare(inbox)
@@ -123,7 +129,8 @@ class Receiver:
                 tls=None if settings.tls is None else association.server_context(settings.tls),
             )
         except OSError as error:
-            raise ConfigurationError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+            kind = PortTaken if error.errno == errno.EADDRINUSE else ConfigurationError
+            raise kind(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
         entity._servers.append(self._server)  # as its start_server does
 
     def serve(self) -> None:

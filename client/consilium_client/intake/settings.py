@@ -120,6 +120,10 @@ class DimseArchive(Strict):
     tls: Certificates | None = None
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
+    def at(self, base: Path) -> DimseArchive:
+        """The same archive with its paths taken from the folder ``base``."""
+        return self.model_copy(update={"tls": None if self.tls is None else self.tls.at(base)})
+
 
 class WebArchive(Strict):
     """An archive asked by DICOMweb: QIDO-RS and WADO-RS."""
@@ -133,6 +137,16 @@ class WebArchive(Strict):
     password: Path | None = None
     """File with ``user:password``."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+    def at(self, base: Path) -> WebArchive:
+        """The same archive with its paths taken from the folder ``base``."""
+        return self.model_copy(
+            update={
+                "tls": None if self.tls is None else self.tls.at(base),
+                "token": None if self.token is None else base / self.token,
+                "password": None if self.password is None else base / self.password,
+            }
+        )
 
     @model_validator(mode="after")
     def _protected(self) -> Self:

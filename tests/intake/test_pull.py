@@ -1,0 +1,247 @@
+"""Studies of a list come from an archive whole, once, by every way that archives know; a killed pull goes on."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import signal
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydicom import dcmread
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
+from tests.intake import studies
+from tests.intake.archives import Archive, trusted
+
+from consilium_client.intake.multipart import boundary_of, parts
+from consilium_client.intake.worklist import Wanted, read
+from consilium_shared.errors import ConfigurationError, TransportError
+
+WAYS = ("get", "move", "dicomweb")
+
+
+def archive_settings(archive: Archive, way: str) -> dict[str, Any]:
+    if way == "dicomweb":
+        return {"kind": "dicomweb", "url": archive.dicomweb}
+    return {"kind": "dimse", "ae_title": archive.title, "host": "127.0.0.1", "port": archive.port, "retrieve": way}
+
+
+def worklist(folder: Path, *lines: str) -> str:
+    path = folder / "list.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def kept(site) -> dict[str, Path]:
+    return {file.stem: file for file in (site.root / "intake" / "inbox").glob("??/*.dcm")}
+
+
+def digests(files: list[Path]) -> set[str]:
+    return {hashlib.sha256(dcmread(file).SOPInstanceUID.encode()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_list_is_pulled_and_a_killed_pull_goes_on(archive: Archive, site, tmp_path: Path, way: str) -> None:
+    files = studies.write(tmp_path / "held", studies=4, images=5)
+    archive.hold(files)
+    site.settings["archives"] = {"main": archive_settings(archive, way)}
+    wanted = worklist(tmp_path, "accession,why", "A00000,a", "A00001,b", "A00003,c", "A00001,again")
+    running = site.start("pull", wanted)
+    until = time.monotonic() + 60
+    while len(kept(site)) < 4 and running.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    acknowledged = {each.digest for each in site.inbox().instances()}
+    assert acknowledged <= set(kept(site))
+    done = site.run("pull", wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = digests([file for file in files if not file.name.startswith("2-")])
+    assert set(kept(site)) == expected == {each.digest for each in site.inbox().instances()}
+    for file in files[:5]:
+        sent = dcmread(file)
+        got = dcmread(kept(site)[hashlib.sha256(sent.SOPInstanceUID.encode()).hexdigest()])
+        assert (got.pixel_array == sent.pixel_array).all()
+    repeats = site.inbox().counts()["repeats"]
+    assert site.run("pull", wanted).returncode == 0
+    assert site.inbox().counts()["repeats"] == repeats, "what is here was fetched again"
+
+
+def test_what_an_archive_does_not_have_is_said_and_the_rest_comes(archive: Archive, site, tmp_path: Path) -> None:
+    archive.hold(studies.write(tmp_path / "held", studies=2, images=1))
+    site.settings["archives"] = {"main": archive_settings(archive, "get")}
+    done = site.run("pull", worklist(tmp_path, "study", "1.2.3.4", "1.2.826.0.1.3680043.10.1.1"))
+    assert done.returncode == 4
+    assert "1.2.3.4: not found" in done.stdout
+    assert "1.2.826.0.1.3680043.10.1.1: complete, 1 of 1" in done.stdout
+
+
+def test_a_receiver_that_runs_takes_what_a_pull_has_moved(archive: Archive, site, tmp_path: Path) -> None:
+    archive.hold(studies.write(tmp_path / "held", studies=1, images=2))
+    site.settings["archives"] = {"main": archive_settings(archive, "move")}
+    site.receive()
+    done = site.run("pull", worklist(tmp_path, "accession", "A00000"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sends to the receiver that runs there" in done.stdout
+    assert len(kept(site)) == 2
+
+
+@pytest.mark.parametrize("way", ["get", "dicomweb"])
+def test_an_archive_that_is_not_there_is_said_at_once(site, archive_of, tmp_path: Path, way: str) -> None:
+    archive = archive_of("stand-in")
+    archive.stop()
+    site.settings["archives"] = {"main": archive_settings(archive, way)}
+    done = site.run("pull", worklist(tmp_path, "accession", *(f"A{number}" for number in range(50))))
+    assert done.returncode == 4
+    assert "does not answer" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.count("failed") == 3
+
+
+def test_a_list_is_read_as_a_person_writes_it(tmp_path: Path) -> None:
+    wanted = worklist(tmp_path, "\ufeffAccessionNumber,StudyInstanceUID", "A1,", " A2 ,", "", "A1,", "A3,1.2.3")
+    assert read(Path(wanted)) == [Wanted(accession="A1"), Wanted(accession="A2"), Wanted(study="1.2.3")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["mrn", "1"], ":1: the header"),
+        (["accession", "A*"], ":2: no accession number"),
+        (["accession", "A1", "A?2"], ":3: no accession number"),
+        (["accession", "A\\B"], ":2: no accession number"),
+        (["study", "1.2.x"], ":2: the study is no UID"),
+        (["study", "../1"], ":2: the study is no UID"),
+        (["study,why", ",x"], ":2: neither"),
+        (["study"], "names no study"),
+    ],
+)
+def test_a_list_that_would_ask_for_something_else_is_refused(tmp_path: Path, lines: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        read(Path(worklist(tmp_path, *lines)))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 5000])
+def test_parts_are_read_the_same_however_the_answer_is_cut(piece: int) -> None:
+    contents = [b"DICM" * 2000, b"", b"\r\n--fronti", b"x\r\n--frontie\r\n--" * 300]
+    body = b"preamble\r\n" + b"".join(
+        b"--frontier\r\nContent-Type: application/dicom\r\n\r\n" + each + b"\r\n" for each in contents
+    )
+    body += b"--frontier--\r\n"
+
+    def cut(text: bytes):
+        return (text[start : start + piece] for start in range(0, len(text), piece))
+
+    assert [b"".join(each) for each in parts(cut(body), b"--frontier")] == contents
+    for short in (body[:30], body[:-20], body[: len(body) // 2]):
+        with pytest.raises(TransportError):
+            [b"".join(each) for each in parts(cut(short), b"--frontier")]
+
+
+def test_an_answer_that_is_not_in_parts_is_refused() -> None:
+    for kind in ("application/dicom", "multipart/related", "multipart/related; boundary=" + "x" * 100, ""):
+        with pytest.raises(TransportError):
+            boundary_of(kind)
+
+
+def certificates(folder: Path) -> dict[str, Path]:
+    """A hospital's CA; certificates of the archive (for 127.0.0.1) and of the site."""
+    folder.mkdir()
+    made: dict[str, Path] = {}
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hospital CA")])
+    for name in ("ca", "archive", "site"):
+        key = ca_key if name == "ca" else ec.generate_private_key(ec.SECP256R1())
+        subject = ca_name if name == "ca" else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(ca_key, hashes.SHA256())
+        )
+        made[name] = folder / f"{name}.crt"
+        made[name].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        made[f"{name}.key"] = folder / f"{name}.key"
+        made[f"{name}.key"].write_bytes(private)
+    return made
+
+
+def test_an_archive_behind_https_wants_a_certificate_and_a_token(archive_of, site, tmp_path: Path) -> None:
+    files = certificates(tmp_path / "tls")
+    archive = archive_of("stand-in", tls=tmp_path / "tls")
+    tls = {"ca": str(files["ca"]), "certificate": str(files["site"]), "key": str(files["site.key"])}
+    archive.hold(studies.write(tmp_path / "held", studies=1, images=2), verify=trusted(tmp_path / "tls"))
+    (tmp_path / "token").write_text("secret-7\n")
+    (tmp_path / "wrong").write_text("secret-8\n")
+    wanted = worklist(tmp_path, "accession", "A00000")
+    right = {"kind": "dicomweb", "url": archive.dicomweb, "tls": tls, "token": str(tmp_path / "token")}
+    refused = (
+        {**right, "token": str(tmp_path / "wrong")},
+        {**right, "tls": {"ca": tls["ca"]}},
+        {**right, "tls": {**tls, "ca": str(files["site"])}},
+        {**right, "url": archive.dicomweb.replace("127.0.0.1", "localhost")},
+    )
+    for wrong in refused:
+        site.settings["archives"] = {"main": wrong}
+        done = site.run("pull", wanted)
+        assert done.returncode == 4 and kept(site) == {}, done.stdout
+        assert "secret" not in done.stdout + done.stderr
+    site.settings["archives"] = {"main": right}
+    done = site.run("pull", wanted)
+    assert done.returncode == 0 and len(kept(site)) == 2, done.stdout + done.stderr
+
+
+def test_a_receiver_with_tls_speaks_to_nobody_without_a_certificate(site, tmp_path: Path) -> None:
+    files = certificates(tmp_path / "tls")
+    site.settings["receive"]["tls"] = {
+        "ca": str(files["ca"]),
+        "certificate": str(files["site"]),
+        "key": str(files["site.key"]),
+    }
+    site.receive()
+    entity = AE(ae_title=Archive.title)
+    entity.add_requested_context(Verification)
+    bare = ssl.create_default_context(cafile=files["ca"])
+    known = ssl.create_default_context(cafile=files["ca"])
+    known.load_cert_chain(files["archive"], files["archive.key"])
+    for tls in (None, (bare, "127.0.0.1")):
+        assert not entity.associate("127.0.0.1", site.port, ae_title="CONSILIUM", tls_args=tls).is_established
+    right = entity.associate("127.0.0.1", site.port, ae_title="CONSILIUM", tls_args=(known, "127.0.0.1"))
+    assert right.is_established and right.send_c_echo().Status == 0
+    right.release()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"url": "http://pacs.hospital/dicom-web"}, "https is needed"),
+        ({"url": "https://pacs.hospital/dicom-web"}, "name the file of the CA"),
+        ({"url": "https://user:word@pacs.hospital/"}, "url"),
+        ({"url": "http://localhost/", "token": "a", "password": "b"}, "not both"),
+    ],
+)
+def test_nothing_is_asked_over_an_open_line(site, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    site.settings["archives"] = {"main": {"kind": "dicomweb", **settings}}
+    done = site.run("pull", worklist(tmp_path, "accession", "A1"))
+    assert done.returncode == 2 and said in done.stderr
