@@ -183,6 +183,7 @@ def count(
     >>> there = count(np.array([1]), np.array([[0.3, 0.7]]), layout)
     >>> here.tolist()  # rows: true class; columns: predicted class
     [1, 0, 1, 1]
+    >>> from consilium_shared.metrics import metrics
     >>> metrics(here + there, layout)["accuracy"]
     0.75
 
