@@ -7,6 +7,7 @@ per-sample gradient, and no sample's gradient depends on who else is in its batc
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,28 +17,29 @@ from dpsgd import engines
 from dpsgd.per_sample import Loss
 from dpsgd.row_owners import RowOwners
 
-_SAMPLES = 3
 _TOLERANCE = 1e-8
 """Relative, in float64; a real dependence is of the order of 1."""
 
 _CHECKED: set[str] = set()
 
 
-def check_once(digest: str, model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ...]]) -> None:
+def check_once(
+    digest: str, model: nn.Module, loss: Loss, inputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
+) -> None:
     """``check``, once for each study digest in this process."""
     if digest not in _CHECKED:
-        check(model, loss, classes, shapes)
+        check(model, loss, inputs, targets)
         _CHECKED.add(digest)
 
 
-def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ...]]) -> None:
+def check(model: nn.Module, loss: Loss, inputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
     """Refuse a model or loss for which clipping would not bound a patient's influence.
 
     Args:
         model: float32 model; a copy is tested.
-        loss: losses ``[B]`` of logits ``[B, C]`` and classes ``[B]``.
-        classes: C.
-        shapes: the shape of one sample of each of the model's inputs, without B.
+        loss: losses ``[B]`` of outputs and targets, each ``[B, …]``.
+        inputs: some samples, three or so, unlike each other: the model's inputs, each ``[B, …]``.
+        targets: theirs, each ``[B, …]``.
 
     Raises:
         ConfigurationError: a layer without a known per-sample gradient, a buffer, or a dependence between samples.
@@ -47,36 +49,41 @@ def check(model: nn.Module, loss: Loss, classes: int, shapes: list[tuple[int, ..
     with torch.no_grad():  # weights of zero, as some models begin with, would hide what lies below them
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    samples = [torch.rand((_SAMPLES, *shape), generator=generator, dtype=torch.float64) for shape in shapes]
-    labels = torch.arange(_SAMPLES) % classes
-    together = _gradients(model, loss, samples, labels)
-    for i in range(_SAMPLES):
-        alone = _gradient(model, loss, [s[i : i + 1] for s in samples], labels[i : i + 1])
+    samples, truth = (
+        [each.double() if each.is_floating_point() else each for each in side] for side in (inputs, targets)
+    )
+    together = _gradients(model, loss, samples, truth)
+    for i in range(len(samples[0])):
+        alone = _gradient(model, loss, [s[i : i + 1] for s in samples], [t[i : i + 1] for t in truth])
         if torch.linalg.vector_norm(together[i] - alone) > _TOLERANCE * (1.0 + torch.linalg.vector_norm(alone)):
             raise ConfigurationError("a sample's gradient depends on others in its batch; clipping would bound nothing")
 
 
-def _gradients(model: nn.Module, loss: Loss, samples: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def _gradients(
+    model: nn.Module, loss: Loss, samples: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
-    tested = copy.deepcopy(model)
+    tested, count = copy.deepcopy(model), len(samples[0])
     private = engines.wrap(tested, "book-keeping")
-    private.tape.open(RowOwners(torch.arange(_SAMPLES), torch.device("cpu")))
+    private.tape.open(RowOwners(torch.arange(count), torch.device("cpu")))
     try:
-        private.backward(loss(private(*samples), labels))
+        private.backward(loss(private(*samples), *truth))
     except RuntimeError as error:
         raise ConfigurationError(f"the model cannot be differentiated sample by sample: {error}") from error
     if any(parameter.grad is not None for parameter in tested.parameters()):
         raise ConfigurationError("a parameter is used outside of its layer; no clipping would bound its gradient")
     found = private.tape.gradients()
     trained = [p for p in tested.parameters() if p.requires_grad]
-    return torch.cat([found[p] if p in found else p.new_zeros((_SAMPLES, p.numel())) for p in trained], dim=1)
+    return torch.cat([found[p] if p in found else p.new_zeros((count, p.numel())) for p in trained], dim=1)
 
 
-def _gradient(model: nn.Module, loss: Loss, sample: list[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+def _gradient(
+    model: nn.Module, loss: Loss, sample: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """Gradient ``[t]`` of one sample alone, by plain differentiation."""
     plain = copy.deepcopy(model)
     trained = [p for p in plain.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss(plain(*sample), label).sum(), trained, allow_unused=True)
+    found = torch.autograd.grad(loss(plain(*sample), *truth).sum(), trained, allow_unused=True)
     return torch.cat(
         [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(trained, found, strict=True)]
     )

@@ -8,8 +8,8 @@ import torch
 
 from consilium_shared.errors import ConfigurationError
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Outputs ``[B, …]`` and targets ``[B, …]`` to losses ``[B]``."""
+Loss = Callable[..., torch.Tensor]
+"""Outputs ``[B, …]`` and targets, each ``[B, …]``, to losses ``[B]``."""
 
 
 def per_sample_sum(losses: torch.Tensor, batch: int) -> torch.Tensor:

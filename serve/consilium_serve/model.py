@@ -105,7 +105,7 @@ def answer(model: Model, prepared: Prepared, probabilities: Probabilities | None
         abstained.append("the model gives no probability for this record")
     told: dict[str, Any] = {
         "model": {"study": model.study.study, "version": model.version, "sha256": model.sha256},
-        "label": task.reads(model.study).targets[0].column,
+        "label": task.reads(model.study).columns[0],
         "prediction": None,
         "threshold": threshold if len(model.classes) == 2 else None,
         "abstained": abstained,

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from consilium_shared.architecture import Architecture
-from consilium_shared.inputs import AssetData, Feature, Image, Label, Missing, Series
+from consilium_shared.inputs import AssetData, Feature, Image, Label, Missing, Numeric, Series
 from consilium_shared.metrics import Counts, Layout
 
 if TYPE_CHECKING:
@@ -52,13 +52,28 @@ class Examples(NamedTuple):
     targets: tuple[NDArray[Any], ...]
 
 
+class Augmentation(Protocol):
+    """Random moves of records, each by its own draw; targets move with the inputs."""
+
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[NDArray[np.float64], ...]:
+        """Moves of so many records, each array ``[count, …]``; zeros are no move at all."""
+
+    def apply(
+        self,
+        inputs: tuple[torch.Tensor, ...],
+        targets: tuple[torch.Tensor, ...],
+        moves: tuple[NDArray[np.float64], ...],
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Inputs and targets, each ``[B, …]``, after the moves, each ``[B, …]``; no record sees another's."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Declaration of what a study reads of a site's asset. Readers (``consilium_client.data``) follow it.
 
     Attributes:
         kind: of the asset, as in site.yaml.
-        targets: columns of the label table; one of classes gives int64 ``[N]``.
+        targets: columns of the label table: one of classes gives int64 ``[N]``, one of numbers float32 ``[N]``.
         image: of an asset of images; one input ``[N, C, S, S]``.
         series: of an asset of series; one input ``[N, bins, 3 V]``, and statics ``[N, K]`` where there are any.
         features: of a table; one input ``[N, F]``.
@@ -66,11 +81,16 @@ class Reading:
     """
 
     kind: str
-    targets: tuple[Label, ...]
+    targets: tuple[Label | Numeric, ...]
     image: Image | None = None
     series: Series | None = None
     features: tuple[Feature, ...] = ()
     missing: Missing = "refuse"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Study's name of each target's column."""
+        return tuple(each.column if isinstance(each, Label) else each.name for each in self.targets)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,6 +184,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, study: Study, device: torch.device) -> Loss:
         """Loss of each record on its own: outputs and targets to ``[B]``. It never averages over a batch."""
+
+    def augmentation(self, study: Study) -> Augmentation | None:
+        """Augmentation that ``training.augment`` asks for; None where it asks for none."""
+        return None
 
     # -- evaluation
 

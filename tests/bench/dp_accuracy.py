@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium_client.data import Records
+from consilium_client.data import Dataset
 from consilium_deploy.real_data import POOLED
 from consilium_shared.averaging import averaged
 from consilium_shared.models import build
@@ -133,7 +133,7 @@ class Bench:
 
     def __init__(self, name: str, source: Path, folder: Path) -> None:
         self.name, self.setting = name, SETS[name]
-        self.data: dict[str, Records] = records(name, self.study(1.0, 0, {}), source, folder)
+        self.data: dict[str, Dataset] = records(name, self.study(1.0, 0, {}), source, folder)
         self.sites = hospitals(self.data)
 
     def study(self, epsilon: float, seed: int, changes: Changes) -> Study:

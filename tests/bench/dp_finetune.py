@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tests.support.records import dataset
 
 from consilium_client.commands.baseline import train_alone
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_shared.models import start
 from consilium_shared.models.vector import Vector, pack, width
 from consilium_shared.study import Study
@@ -68,8 +69,8 @@ class Case:
     name: str
     public: Study
     private: Study
-    pretraining: Records
-    hospitals: Callable[[int], Mapping[str, Records]]
+    pretraining: ArrayDataset
+    hospitals: Callable[[int], Mapping[str, ArrayDataset]]
     new_head: bool
 
 
@@ -119,10 +120,10 @@ def images(name: str, classes: list[str], **training: Any) -> Study:
     )
 
 
-def table(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], train: npt.NDArray[np.bool_]) -> Records:
+def table(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], train: npt.NDArray[np.bool_]) -> ArrayDataset:
     """Records with one patient each."""
     count = len(labels)
-    return Records(
+    return dataset(
         inputs=np.ascontiguousarray(inputs, dtype=np.float32),
         statics=None,
         labels=np.asarray(labels, dtype=np.int64),
@@ -132,9 +133,9 @@ def table(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], train: npt.NDArray
     )
 
 
-def joined(parts: list[Records]) -> Records:
+def joined(parts: list[ArrayDataset]) -> ArrayDataset:
     """The records of several sites together."""
-    inputs, labels = np.concatenate([p.inputs for p in parts]), np.concatenate([p.labels for p in parts])
+    inputs, labels = np.concatenate([p.inputs[0] for p in parts]), np.concatenate([p.labels[0] for p in parts])
     return table(inputs, labels, np.concatenate([p.train for p in parts]))
 
 
@@ -151,7 +152,7 @@ def physionet(source: Path, folder: Path) -> Case:
     public = tables("icu-public", **shared, **{**plain, "seed": 0})
     private = tables("icu-private", **shared, rounds=6, steps_per_round=5, expected_batch=256)
 
-    def hospitals(seed: int) -> Mapping[str, Records]:
+    def hospitals(seed: int) -> Mapping[str, ArrayDataset]:
         draw = np.random.default_rng(seed)
         units = ("micu", "sicu")
         parts = {u: replace(found[u], train=draw.random(found[u].patient_count) >= HELD_BACK) for u in units}
@@ -160,19 +161,18 @@ def physionet(source: Path, folder: Path) -> Case:
     return Case("physionet2012", public, private, joined([found["ccu"], found["csru"]]), hospitals, new_head=False)
 
 
-def _summaries(part: Records) -> Records:
+def _summaries(part: ArrayDataset) -> ArrayDataset:
     """A stay's series as one row: of every variable the mean, extremes and last value, and how often it was seen."""
-    assert part.statics is not None
-    width_ = part.inputs.shape[2] // 3
-    value, mask = part.inputs[:, :, :width_], part.inputs[:, :, width_ : 2 * width_]
+    width_ = part.inputs[0].shape[2] // 3
+    value, mask = part.inputs[0][:, :, :width_], part.inputs[0][:, :, width_ : 2 * width_]
     seen = mask.sum(axis=1)
     none = seen == 0
     rows = [(value * mask).sum(axis=1) / np.maximum(seen, 1)]
     rows += [np.where(mask > 0, value, np.inf).min(axis=1), np.where(mask > 0, value, -np.inf).max(axis=1)]
     rows.append(value[:, -1])
     rows = [np.clip(np.where(none, 0.0, row), -5.0, 5.0) for row in rows]
-    everyone = np.ones(len(part.labels), dtype=bool)
-    return table(np.hstack([*rows, seen / mask.shape[1], part.statics]), part.labels, everyone)
+    everyone = np.ones(len(part.labels[0]), dtype=bool)
+    return table(np.hstack([*rows, seen / mask.shape[1], part.inputs[1]]), part.labels[0], everyone)
 
 
 def pneumonia(source: Path, _: Path) -> Case:
@@ -187,7 +187,7 @@ def pneumonia(source: Path, _: Path) -> Case:
     public = images("textures", kinds, **{**plain, "seed": 0})
     private = images("radiographs", ["normal", "pneumonia"], rounds=5, steps_per_round=6, expected_batch=128)
 
-    def hospitals(seed: int) -> Mapping[str, Records]:
+    def hospitals(seed: int) -> Mapping[str, ArrayDataset]:
         order = np.random.default_rng(seed).permutation(len(labels))
         parts = [table(pixels[each], labels[each], train[each]) for each in np.array_split(order, 4)]
         return {**{f"site-{'abcd'[i]}": part for i, part in enumerate(parts)}, POOLED: whole}
@@ -195,7 +195,7 @@ def pneumonia(source: Path, _: Path) -> Case:
     return Case("pneumoniamnist", public, private, textures(8000), hospitals, new_head=True)
 
 
-def textures(count: int) -> Records:
+def textures(count: int) -> ArrayDataset:
     """Noise through a band-pass filter of one of 16 orientations and scales, with random brightness and contrast."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, ORIENTATIONS * len(SCALES), count)

@@ -17,9 +17,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tests.support.records import dataset
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
 from consilium_client.training.microbatches import Batch
 from consilium_shared import task
@@ -69,7 +70,7 @@ def compare(name: str, edge: int, batch: int, where: torch.device, repeat: int) 
     everyone = Draw(np.arange(batch), np.arange(batch))
     drawn = Batch(study, data, everyone, where, np.random.default_rng(0))
     pieces = list(drawn.padded_microbatches(trainer.private_rows(study, data)))
-    whole = torch.from_numpy(data.inputs).to(where), torch.from_numpy(data.labels).to(where)
+    whole = torch.from_numpy(data.inputs[0]).to(where), torch.from_numpy(data.labels[0]).to(where)
 
     def private_step() -> None:
         optimizer.begin()
@@ -146,9 +147,9 @@ def a_study(name: str, edge: int, batch: int) -> Study:
     )
 
 
-def some_records(edge: int, count: int) -> Records:
+def some_records(edge: int, count: int) -> ArrayDataset:
     draw = np.random.default_rng(0)
-    return Records(
+    return dataset(
         inputs=draw.random((count, 1, edge, edge), dtype=np.float32),
         statics=None,
         labels=np.arange(count) % 2,

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from consilium_client.agent.study_service import make_plan
 from consilium_client.commands.baseline import test as metrics_of
-from consilium_client.data import AssetSpec, Records, load
+from consilium_client.data import AssetSpec, Dataset, load
 from consilium_client.training.trainer import train
 from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
@@ -61,7 +61,7 @@ def site_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Records]:
+def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Dataset]:
     """Each site's records, and ``pooled``: those of all. ``folder`` keeps the prepared files."""
     if not any(folder.iterdir()):
         if is_demonstration(name):
@@ -73,12 +73,12 @@ def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Re
     return {path.name: load(asset.at(path), study) for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
-def hospitals(data: Mapping[str, Records]) -> dict[str, Records]:
+def hospitals(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The sites alone, without ``pooled``."""
     return {site: part for site, part in data.items() if site != POOLED}
 
 
-def plans(name: str, study: Study, sites: Mapping[str, Records], seed: int = 0) -> dict[str, Plan]:
+def plans(name: str, study: Study, sites: Mapping[str, Dataset], seed: int = 0) -> dict[str, Plan]:
     """Each site's frozen plan: with privacy for its noised number of patients, as ``patient_count`` draws it.
 
     Raises as ``study_service.make_plan``.
@@ -95,7 +95,7 @@ def plans(name: str, study: Study, sites: Mapping[str, Records], seed: int = 0) 
 
 def federated(
     study: Study,
-    sites: Mapping[str, Records],
+    sites: Mapping[str, Dataset],
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
@@ -112,7 +112,7 @@ def federated(
 
 def rounds(
     study: Study,
-    sites: Mapping[str, Records],
+    sites: Mapping[str, Dataset],
     plans: Mapping[str, Plan],
     seed: int = 0,
     start: Vector | None = None,
@@ -157,6 +157,6 @@ def rounds(
         yield pack(published, study)
 
 
-def values(study: Study, model: bytes, data: Mapping[str, Records], metric: str) -> dict[str, float]:
+def values(study: Study, model: bytes, data: Mapping[str, Dataset], metric: str) -> dict[str, float]:
     """The metric on each site's held-back patients."""
     return {site: metrics_of(study, model, part, "cpu")[metric] for site, part in data.items()}

@@ -94,9 +94,9 @@ def secrets_of(hospitals: Hospitals, site: str, tables: Study, images: Study) ->
     for study in (tables, images):
         records = data.load(assets[study.data.asset].at(home.root), study)
         for kept in (records, records.select(held_back=False)):  # those held back are too few to be unmistakable
-            found.add(kept.labels, "<i8", "<i4", "u1", "<f4")
-            found.numbers.add(",".join(map(str, kept.labels)).encode())
-        for record in records.inputs[:SAMPLE].reshape(SAMPLE, -1):
+            found.add(kept.labels[0], "<i8", "<i4", "u1", "<f4")
+            found.numbers.add(",".join(map(str, kept.labels[0])).encode())
+        for record in records.inputs[0][:SAMPLE].reshape(SAMPLE, -1):
             found.add(record[-64:], "<f4", "<f8")
     for path in sorted(Path(assets["images"].path).glob("*.dcm"))[:SAMPLE]:
         found.add(pydicom.dcmread(path).pixel_array[12], "u1", "<f4")

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.support.records import dataset
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training import evaluation, steps, trainer
 from consilium_client.training.evaluation import noised_counts
 from consilium_client.training.microbatches import Batch
@@ -96,11 +97,11 @@ def crafted(study: Study, near: Vector, draw: np.random.Generator) -> Vector:
     return to_vector(model)
 
 
-def records(study: Study, counts: list[int], draw: np.random.Generator, alike: bool = False) -> Records:
+def records(study: Study, counts: list[int], draw: np.random.Generator, alike: bool = False) -> ArrayDataset:
     """So many records of each patient; ``alike``: all the same but for the class."""
     shape, total = SHAPES[MODELS[study.model.name]], sum(counts)
     inputs = draw.random((1 if alike else total, *shape), dtype=np.float32)
-    return Records(
+    return dataset(
         inputs=np.repeat(inputs, total, axis=0) if alike else inputs,
         statics=np.zeros((total, 1), dtype=np.float32) if MODELS[study.model.name] == "sequence" else None,
         labels=np.arange(total) % 2 if alike else draw.integers(0, 2, total),
@@ -110,7 +111,7 @@ def records(study: Study, counts: list[int], draw: np.random.Generator, alike: b
     )
 
 
-def chosen(data: Records, patients: list[int]) -> Draw:
+def chosen(data: ArrayDataset, patients: list[int]) -> Draw:
     parts = [np.flatnonzero(data.patients == patient) for patient in patients]
     owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return Draw(np.concatenate([np.zeros(0, dtype=np.int64), *parts]), owners)
@@ -169,7 +170,7 @@ class Step:
             noise=Noise(bytes(32)),
         )
 
-    def __call__(self, data: Records, patients: list[int]) -> tuple[dict[int, bytes], Vector]:
+    def __call__(self, data: ArrayDataset, patients: list[int]) -> tuple[dict[int, bytes], Vector]:
         """By record, the gradient that was clipped; and the sum before noise."""
         seen: dict[int, bytes] = {}
 
@@ -209,9 +210,9 @@ def check_gradients(name: str, width: int, where: torch.device) -> None:
     draw = np.random.default_rng(0)
     study = a_study(name, width)
     data = records(study, [1, 2, 40, 3, 1] + [1] * 35, draw)
-    data.inputs[7] = np.nan
-    data.inputs[50] *= np.float32(1e30)
-    for weights in (to_vector(build(study)), crafted(study, data.inputs[0], draw)):
+    data.inputs[0][7] = np.nan
+    data.inputs[0][50] *= np.float32(1e30)
+    for weights in (to_vector(build(study)), crafted(study, data.inputs[0][0], draw)):
         step, everyone = Step(study, weights, where=where), list(range(data.patient_count))
         seen, total = step(data, everyone)
         assert len(seen) == len(data)
@@ -231,7 +232,7 @@ def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_
     draw, study = np.random.default_rng(1), a_study(name)
     data, sizes = records(study, [1] * 34, draw, alike=True), (1, 7, 15, 31, 32, 33)
     for _ in range(2):
-        step = Step(study, crafted(study, data.inputs[0], draw), size)
+        step = Step(study, crafted(study, data.inputs[0][0], draw), size)
         loud = False
         for count in sizes:
             without, one_more = (step(data, list(range(n)))[1] for n in (count, count + 1))
@@ -247,7 +248,7 @@ def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_counts_
     layout, data = Layout.of(study), records(study, [1] * 65, draw, alike=True)
     units = np.concatenate([np.full(layout.sizes[part], unit) for part, unit in layout.deviations(1.0).items()])
     for _ in range(3):
-        model = pack(crafted(study, data.inputs[0], draw), study)
+        model = pack(crafted(study, data.inputs[0][0], draw), study)
         counts = {}
         for count in (1, 7, 15, 31, 32, 64):
             for number in (count, count + 1):
@@ -263,14 +264,12 @@ def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(
 ) -> None:
     draw, study = np.random.default_rng(3), a_study(name, width)
     data = records(study, [1] * 70, draw)
-    model = pack(crafted(study, data.inputs[0], draw), study)
+    model = pack(crafted(study, data.inputs[0][0], draw), study)
     whole = evaluation.measured(model, study, data, CPU)
     for size in (1, 3, 15, 16, 33, 69, 70):
         some = draw.permutation(70)[:size]
-        part = dataclasses.replace(
-            data, inputs=data.inputs[some], statics=None if data.statics is None else data.statics[some]
-        )
-        part = dataclasses.replace(part, labels=data.labels[some], patients=data.patients[some])
+        inputs, labels = data.take(some)
+        part = dataclasses.replace(data, inputs=inputs, labels=labels, patients=data.patients[some])
         assert np.array_equal(evaluation.measured(model, study, part, CPU), whole[some])
 
 
@@ -280,7 +279,7 @@ def test_a_kernel_that_goes_by_the_number_of_rows_is_seen_unless_pieces_are_of_o
     study = a_study("logistic")
     draw = np.random.default_rng(4)
     data = records(study, [1] * 16, draw, alike=True)
-    step = Step(study, crafted(study, data.inputs[0], draw))
+    step = Step(study, crafted(study, data.inputs[0][0], draw))
 
     def another_path(_: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (given[0] * (1 + 2**-20 if len(given[0]) >= 16 else 1 - 2**-20),)
@@ -306,7 +305,7 @@ class Always:
 def test_an_image_is_turned_the_same_whoever_is_beside_it(edge: int) -> None:
     study, draw = a_study("small-cnn", augment="light"), np.random.default_rng(5)
     images = draw.random((40, 1, edge, edge), dtype=np.float32)
-    data = dataclasses.replace(records(study, [1] * 40, draw), inputs=images)
+    data = dataclasses.replace(records(study, [1] * 40, draw), inputs=(images,))
 
     def turned(patients: list[int]) -> npt.NDArray[np.float32]:
         batch = Batch(study, data, chosen(data, patients), CPU, Always())  # type: ignore[arg-type]
@@ -326,7 +325,7 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
     for size, expected in ((ROWS, [32, 64, 32, 32, 64, 128, 32]), (1, [1, 64, 8, 32, 64, 128, 1, 1])):
         batch = Batch(study, data, chosen(data, list(range(8))), CPU, draw)
         pieces = list(batch.padded_microbatches(size))
-        assert [len(p.labels) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
+        assert [len(p.targets[0]) for p in pieces] == [len(p.inputs[0]) for p in pieces] == expected
         assert sum(len(p.owners) for p in pieces) == sum(counts)
         assert all(not p.inputs[0][len(p.owners) :].any() for p in pieces)
 
@@ -334,7 +333,7 @@ def test_the_shape_of_a_piece_comes_from_no_more_than_one_patient() -> None:
 def test_a_model_too_large_for_a_piece_of_several_patients_takes_each_alone() -> None:
     study, data = a_study("mlp"), records(a_study("mlp"), [1], np.random.default_rng(7))
     assert trainer.private_rows(study, data) == ROWS
-    wide = dataclasses.replace(data, inputs=np.broadcast_to(data.inputs[:, :1], (1, 2**17)))
+    wide = dataclasses.replace(data, inputs=(np.broadcast_to(data.inputs[0][:, :1], (1, 2**17)),))
     assert trainer.private_rows(study, wide) == 1
 
 

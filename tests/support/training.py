@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.records import dataset
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.trainer import TrainResult, train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -42,11 +43,11 @@ def study(model: str = "mlp", privacy: dict[str, Any] | None = None, **training:
     )
 
 
-def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> Records:
+def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> ArrayDataset:
     draw = np.random.default_rng(seed)
     shape = {"mlp": (4,), "small-cnn": (1, 12, 12), "gru": (4, 3), "lstm": (4, 3)}[model]
     inputs = draw.random((patients, *shape), dtype=np.float32)
-    return Records(
+    return dataset(
         inputs=inputs,
         statics=draw.random((patients, 1), dtype=np.float32) if model in ("gru", "lstm") else None,
         labels=(inputs.reshape(patients, -1)[:, 0] > 0.5).astype(np.int64),
@@ -56,9 +57,8 @@ def records(model: str = "mlp", patients: int = 40, seed: int = 0) -> Records:
     )
 
 
-def tensors(data: Records, count: int) -> list[torch.Tensor]:
-    arrays = [data.inputs] if data.statics is None else [data.inputs, data.statics]
-    return [torch.from_numpy(array[:count]) for array in arrays]
+def tensors(data: ArrayDataset, count: int) -> list[torch.Tensor]:
+    return [torch.from_numpy(array[:count]) for array in data.inputs]
 
 
 def plan(**changes: Any) -> PrivacyPlan:
@@ -76,7 +76,7 @@ def plan(**changes: Any) -> PrivacyPlan:
 
 def run(
     given: Study,
-    data: Records,
+    data: ArrayDataset,
     how: PrivacyPlan | None = None,
     round: int = 1,
     site: str = "north",
@@ -87,7 +87,7 @@ def run(
     return train(start, given, data, plan, round=round, site=site, device=CPU, seed=seed)
 
 
-def with_owners(data: Records, counts: list[int]) -> Records:
+def with_owners(data: ArrayDataset, counts: list[int]) -> ArrayDataset:
     """The same records, so many of them to each patient."""
     owners = np.repeat(np.arange(len(counts)), counts)
     return dataclasses.replace(data, patients=owners, patient_count=len(counts), train=np.ones(len(counts), dtype=bool))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from consilium_client.agent.spending import told
 from consilium_client.agent.study_service import ChargedAttempt, StudyService
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import Dataset
 from consilium_client.policy import check_contract, check_patients
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.results import About, Result
@@ -191,7 +191,7 @@ def _count(
     study: Study,
     model: bytes,
     counting: ChargedAttempt,
-    records: Records,
+    records: Dataset,
     where: Fit,
 ) -> npt.NDArray[np.int64]:
     from consilium_client.training import evaluation

@@ -19,7 +19,7 @@ from consilium_client.agent.leftovers import Leftovers
 from consilium_client.agent.machine import Machine
 from consilium_client.agent.spending import Approval, Reservation, Spending
 from consilium_client.data.asset import AssetSpec
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import Dataset
 from consilium_client.policy import check_contract, check_decider, check_patients, objections
 from consilium_client.site import Home, SiteConfig
 from consilium_client.state.clipping_norms import ClippingNorms
@@ -65,7 +65,7 @@ class Patients:
     held_back: int
 
     @classmethod
-    def of(cls, records: Records) -> Patients:
+    def of(cls, records: Dataset) -> Patients:
         """Counted."""
         train = int(records.train.sum())
         return cls(train, records.patient_count - train)
@@ -141,7 +141,7 @@ class StudyService:
         self.leftovers.end_quiet(self.config.policy.quiet_days)
         self.leftovers.forget_rejected()
         self.activity: dict[str, Any] = {"doing": "waiting"}
-        self._records: tuple[str, Records] | None = None
+        self._records: tuple[str, Dataset] | None = None
         self._patients: dict[str, Patients] = {}
         self._plans: dict[tuple[str, int], Plan] = {}
         self._loading = threading.Lock()
@@ -156,7 +156,7 @@ class StudyService:
         self.machine.trials.stopped()
         self.ledger.close()
 
-    def records(self, study: Study) -> Records:
+    def records(self, study: Study) -> Dataset:
         """The study's data, read once and kept while it is the last one asked for.
 
         Raises:

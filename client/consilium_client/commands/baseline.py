@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilium_client import data
 from consilium_client.agent.study_service import make_plan
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import Dataset
 from consilium_client.site import SiteConfig
 from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
@@ -28,7 +28,7 @@ def load_asset(
     asset: str,
     study: Study,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Records:
+) -> Dataset:
     """The records of one of the site's assets, prepared for the study; ``on_progress`` as in ``data.load``.
 
     Raises:
@@ -63,7 +63,7 @@ def start_from(study: Study, weights: Path | None) -> Vector | None:
 
 def train_alone(
     study: Study,
-    records: Records,
+    records: Dataset,
     device_name: str,
     on_progress: Callable[[int, int], None] | None = None,
     start: Vector | None = None,
@@ -113,7 +113,7 @@ def train_alone(
     return pack(vector if average is None else with_trained(vector, average.astype("float32"), study), study)
 
 
-def test(study: Study, model: bytes, records: Records, device_name: str) -> dict[str, Any]:
+def test(study: Study, model: bytes, records: Dataset, device_name: str) -> dict[str, Any]:
     """Metrics of a model on the held-back patients of these records.
 
     Raises:

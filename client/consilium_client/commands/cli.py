@@ -93,7 +93,7 @@ def check(
     """Read an asset as a study would, and show what is usable, set aside or missing. Stays on this screen."""
     from consilium_client.commands.baseline import load_asset
     from consilium_client.data.quality import assess, reasons
-    from consilium_client.data.records import NothingUsable
+    from consilium_client.data.report import NothingUsable
 
     place, contract = Home(home.resolve()), load_yaml(study, Study)
     name = asset or contract.data.asset

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from consilium_client.data.asset import AssetSpec, DicomAsset, TimeseriesAsset
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import Dataset
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
-__all__ = ["AssetSpec", "Records", "load"]
+__all__ = ["AssetSpec", "Dataset", "load"]
 
 
-def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None] | None = None) -> Records:
+def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None] | None = None) -> Dataset:
     """Read an asset and prepare its records for a study's model.
 
     What cannot be used is set aside, by record and with a reason, and counted; nothing is dropped in silence.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data import bounds
 from consilium_client.data.lines import Lines, read_lines, read_names
-from consilium_client.data.records import PLACES, SetAside
+from consilium_client.data.report import PLACES, SetAside
 from consilium_shared.errors import DataError
 
 MOST_NAMES = 20

@@ -13,19 +13,20 @@ import pydicom
 
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.columns import place as place_of
+from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.folder import files
 from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
-from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
+from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
 from consilium_shared.study import Study
 
 
-def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
-    """Records of a folder of DICOM files and its label table; see ``data.load``.
+def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int], None]) -> Dataset:
+    """Data set of a folder of DICOM files and its label table; see ``data.load``.
 
     Headers are read first, without pixels, so that only files that count are decoded, one at a time.
     """
@@ -52,25 +53,15 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
             aside.add(str(error), where=_place(found[number], asset))
         on_progress(total - len(chosen) + place + 1, total)
     if not keep.any():
-        raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", aside, notes=notes)
+        raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", Report(aside, notes=notes))
     positions = np.asarray(row_of, dtype=np.int64)[keep]
     unused = rows.frame.index[~np.isin(np.arange(len(rows)), positions)]
     where = place_of(asset.table, unused) if len(unused) else ""
     aside.add("label table: row without a usable image", len(unused), where)
     taken = rows.take(positions)
-    patients, patient_count, train = number_rows(taken)
-    return Records(
-        inputs if keep.all() else inputs[keep],
-        None,
-        taken.label,
-        patients,
-        patient_count,
-        train,
-        aside.counts,
-        aside.first,
-        notes=notes.counts,
-        first_notes=notes.first,
-    )
+    patients, train = number_rows(taken)
+    inputs = inputs if keep.all() else inputs[keep]
+    return ArrayDataset.of((inputs,), taken.targets, patients, train, Report(aside, notes=notes))
 
 
 def _files(asset: DicomAsset, aside: SetAside) -> list[Path]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, to_numbers
-from consilium_client.data.records import SetAside
+from consilium_client.data.report import SetAside
 from consilium_shared.inputs import Categorical, Feature, Numeric
 
 

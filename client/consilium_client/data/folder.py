@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from consilium_client.data import bounds
-from consilium_client.data.records import SetAside
+from consilium_client.data.report import SetAside
 from consilium_shared.errors import DataError
 
 _SYSTEMS_OWN = frozenset({"lost+found", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"})

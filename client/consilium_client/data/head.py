@@ -9,7 +9,7 @@ from consilium_client.data.asset import AssetSpec, DicomAsset, TableAsset
 from consilium_client.data.columns import header, read_columns, require
 from consilium_client.data.folder import walk
 from consilium_client.data.identity import settle
-from consilium_client.data.records import SetAside, explain
+from consilium_client.data.report import SetAside, explain
 from consilium_shared.errors import DataError
 
 

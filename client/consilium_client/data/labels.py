@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
-from consilium_client.data.columns import place, plain, read_columns
+from consilium_client.data.columns import place, plain, read_columns, to_numbers
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
-from consilium_client.data.records import NothingUsable, SetAside
+from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
+from consilium_shared.inputs import Label, Numeric
 from consilium_shared.study import Study
 
 
@@ -26,23 +28,24 @@ class LabelRows:
     Attributes:
         frame: the columns read, under the site's names; the index is the line (of Parquet the row) in the file.
         patient: identifiers, text, each in its one spelling.
-        label: int64 class index.
+        targets: of each of the study's targets int64 class indices, or float32 scaled numbers.
         held_back: bool.
     """
 
     frame: pd.DataFrame
     patient: NDArray[np.object_]
-    label: NDArray[np.int64]
+    targets: tuple[NDArray[Any], ...]
     held_back: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.frame)
 
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> LabelRows:
         """The rows where ``keep`` is True, or at the positions ``keep``."""
         positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
         frame = self.frame.iloc[positions]
-        return LabelRows(frame, self.patient[positions], self.label[positions], self.held_back[positions])
+        targets = tuple(each[positions] for each in self.targets)
+        return LabelRows(frame, self.patient[positions], targets, self.held_back[positions])
 
 
 def read_labels(
@@ -73,21 +76,22 @@ def read_labels(
     Raises:
         DataError: see ``read_columns``; or no usable row.
     """
-    (target,) = task.reads(study).targets
-    label_column = asset.here(target.column)
+    reading = task.reads(study)
+    columns = {asset.here(name): target for name, target in zip(reading.columns, reading.targets, strict=True)}
+    numbers = [*numbers, *(column for column, target in columns.items() if isinstance(target, Numeric))]
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
-    own = [asset.patient, label_column, *(key or ()), *([split_column] if split_column else ())]
+    classes = [column for column, target in columns.items() if isinstance(target, Label)]
+    own = [asset.patient, *classes, *(key or ()), *([split_column] if split_column else ())]
     frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress)
-    index = {word: number for number, word in enumerate(plain(pd.Series(target.classes)))}
-    words = plain(frame[label_column])
-    label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
+    found = {column: _target(target, frame[column]) for column, target in columns.items()}
 
     def drop(reason: str, bad: pd.Series | NDArray[np.bool_]) -> None:
-        nonlocal frame, label, words
+        nonlocal frame, found
         hit = np.asarray(bad, dtype=bool)
         if hit.any():
             aside.add(f"label table: {reason}", int(hit.sum()), place(path, frame.index[hit]))
-            frame, label, words = frame[~hit], label[~hit], words[~hit]
+            frame = frame[~hit]
+            found = {column: _Target(*(part[~hit] for part in each)) for column, each in found.items()}
 
     drop(f"no {asset.patient}", frame[asset.patient].isna())
     for column in identifiers(asset, own):
@@ -101,19 +105,22 @@ def read_labels(
             nobody = nobody[~hit]
     for column in key or ():
         drop(f"no {column}", frame[column].isna())
-    drop(f"no {label_column}", words.isna())
-    drop(f"{label_column} is none of the study's classes", label < 0)
+    for column, target in columns.items():
+        drop(f"no {column}", found[column].missing)
+        wrong_value = "is none of the study's classes" if isinstance(target, Label) else "is no number of the study's"
+        drop(f"{column} {wrong_value}", found[column].wrong)
     if split_column:
         drop(f"{split_column} is neither train nor test", ~frame[split_column].isin(["train", "test"]))
         parts = frame.groupby(asset.patient)[split_column].transform("nunique")
         drop("the patient is both in train and in test", parts > 1)
     doubles = list(key) if key is not None else None
     if doubles is not None:
-        classes = pd.Series(label, index=frame.index).groupby([frame[c] for c in doubles]).transform("nunique")
-        drop("rows for the same record with different labels", classes > 1)
+        for column in columns:
+            same = pd.Series(found[column].values, index=frame.index).groupby([frame[c] for c in doubles])
+            drop("rows for the same record with different labels", same.transform("nunique") > 1)
     drop("the same row again", frame.duplicated(subset=doubles))
     if frame.empty:
-        raise NothingUsable(f"{path}: no usable row", aside, notes=notes)
+        raise NothingUsable(f"{path}: no usable row", Report(aside, notes=notes))
 
     patient = frame[asset.patient].to_numpy(dtype=object)
     _note_near(path, frame[asset.patient], notes)
@@ -123,7 +130,29 @@ def read_labels(
         fraction = study.evaluation.split or 0.0
         numbers_of, names = number_patients(patient.tolist())
         back = np.array([held_back(study.study, name, fraction) for name in names], dtype=bool)[numbers_of]
-    return LabelRows(frame, patient, label, back)
+    return LabelRows(frame, patient, tuple(each.values for each in found.values()), back)
+
+
+class _Target(NamedTuple):
+    """One target of each row: its values, where there is none, and where it is none of the study's."""
+
+    values: NDArray[Any]
+    missing: NDArray[np.bool_]
+    wrong: NDArray[np.bool_]
+
+
+def _target(target: Label | Numeric, column: pd.Series) -> _Target:
+    if isinstance(target, Label):
+        index = {word: number for number, word in enumerate(plain(pd.Series(target.classes)))}
+        words = plain(column)
+        label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
+        return _Target(label, words.isna().to_numpy(dtype=bool), label < 0)
+    numbers, wrong = to_numbers(column)
+    low = -np.inf if target.low is None else target.low
+    high = np.inf if target.high is None else target.high
+    outside = (numbers < low) | (numbers > high)
+    scaled = ((numbers - target.center) / target.scale).astype(np.float32)
+    return _Target(scaled, np.isnan(numbers) & ~wrong, wrong | outside | np.isinf(scaled))
 
 
 def identifiers(asset: AssetSpec, columns: Sequence[str]) -> list[str]:
@@ -139,9 +168,9 @@ def _note_near(path: Path, patient: pd.Series, notes: SetAside) -> None:
     notes.add(what, len(alike), place(path, rows) if len(rows) else "")
 
 
-def number_rows(rows: LabelRows) -> tuple[NDArray[np.int64], int, NDArray[np.bool_]]:
-    """Patient number of each row, number of patients, and whether each patient is for training."""
+def number_rows(rows: LabelRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Patient number of each row, and whether each patient is for training."""
     patients, names = number_patients(rows.patient.tolist())
     train = np.ones(len(names), dtype=bool)
     train[patients] = ~rows.held_back
-    return patients, len(names), train
+    return patients, train

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from consilium_client.data.records import NothingUsable, Records
+from consilium_client.data.dataset import Dataset
+from consilium_client.data.report import NothingUsable, SetAside
 from consilium_shared import task
 from consilium_shared.printable import printable
 from consilium_shared.study import Study
@@ -79,7 +80,8 @@ class Quality:
 
 def reasons(error: NothingUsable) -> Sequence[Table]:
     """Why an asset has no usable record, as tables with the places; those with nothing to say are left out."""
-    parts = (_placed(part.counts, part.first) for part in (error.aside, error.values, error.notes))
+    found = error.report
+    parts = (_placed(part) for part in (found.set_aside, found.values, found.notes))
     return [table for table in _reasons(*parts) if table.rows]
 
 
@@ -96,10 +98,10 @@ def _reasons(
     ]
 
 
-def assess(records: Records, study: Study, asset: str | None = None) -> Quality:
+def assess(records: Dataset, study: Study, asset: str | None = None) -> Quality:
     """The report on records that were loaded for a study, from its own asset where ``asset`` names none."""
     labels: dict[str, tuple[int, int]] = {}
-    for name, of_class in task.of(study).groups(study, (records.labels,)).items():
+    for name, of_class in task.of(study).groups(study, records.targets(np.arange(len(records)))).items():
         labels[name] = (int(of_class.sum()), len(np.unique(records.patients[of_class])))
     return Quality(
         study=study.study,
@@ -108,16 +110,17 @@ def assess(records: Records, study: Study, asset: str | None = None) -> Quality:
         patients=records.patient_count,
         patients_held_back=int((~records.train).sum()),
         labels=labels,
-        set_aside=_placed(records.set_aside, records.first_set_aside),
-        values_set_aside=_placed(records.values_set_aside, records.first_values),
-        notes=_placed(records.notes, records.first_notes),
-        missing=dict(records.missing),
+        set_aside=_placed(records.report.set_aside),
+        values_set_aside=_placed(records.report.values),
+        notes=_placed(records.report.notes),
+        missing=dict(records.report.missing),
     )
 
 
-def _placed(counts: Mapping[str, int], places: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+def _placed(aside: SetAside) -> dict[str, tuple[int, str]]:
     """Counts with the places where each was first met, made safe for a screen: a file's name may hold anything."""
-    return {reason: (count, printable(places.get(reason, ""))) for reason, count in counts.items()}
+    places = aside.first
+    return {reason: (count, printable(places.get(reason, ""))) for reason, count in aside.counts.items()}
 
 
 def _most(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -8,16 +8,17 @@ import numpy as np
 
 from consilium_client.data.asset import TableAsset
 from consilium_client.data.columns import place
+from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.features import columns_of, encode
 from consilium_client.data.labels import number_rows, read_labels
-from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
+from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
 from consilium_shared.inputs import width
 from consilium_shared.study import Study
 
 
-def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
-    """Records of a CSV or Parquet table; see ``data.load``."""
+def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int], None]) -> Dataset:
+    """Data set of a CSV or Parquet table; see ``data.load``."""
     reading = task.reads(study)
     features = reading.features
     aside, values, notes = SetAside(), SetAside(), SetAside()
@@ -35,21 +36,7 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
         aside.add("a value is missing (the study refuses such records)", len(lacking), place(asset.path, lacking))
         rows, inputs = rows.take(keep), inputs[keep]
     if not len(rows):
-        raise NothingUsable(f"{asset.path}: no usable record", aside, values, notes)
-    patients, patient_count, train = number_rows(rows)
+        raise NothingUsable(f"{asset.path}: no usable record", Report(aside, values, notes))
+    patients, train = number_rows(rows)
     on_progress(len(rows), len(rows))
-    return Records(
-        inputs,
-        None,
-        rows.label,
-        patients,
-        patient_count,
-        train,
-        aside.counts,
-        aside.first,
-        values.counts,
-        counts,
-        values.first,
-        notes.counts,
-        notes.first,
-    )
+    return ArrayDataset.of((inputs,), rows.targets, patients, train, Report(aside, values, notes, counts))

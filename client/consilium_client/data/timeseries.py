@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import TimeseriesAsset
 from consilium_client.data.columns import place, plain, read_columns, to_numbers
+from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.features import columns_of, encode, number, scale
 from consilium_client.data.identity import alike, settle, strangers
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
-from consilium_client.data.records import NothingUsable, Records, SetAside, check_size
+from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Numeric, Series
@@ -26,8 +27,8 @@ _NONE, _UTC, _OTHER = 0, 1, 2  # the zone of a moment
 _ZONE = r"[0-9T ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?\s*([Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)$"
 
 
-def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[[int, int], None]) -> Records:
-    """Records of a table of samples and its label table; see ``data.load``."""
+def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[[int, int], None]) -> Dataset:
+    """Data set of a table of samples and its label table; see ``data.load``."""
     reading = task.reads(study)
     series = reading.series
     if series is None:
@@ -70,23 +71,15 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     _set_aside(aside, "a static value is missing (the study refuses such records)", sampled & refused, asset, rows)
     keep = sampled & ~refused
     if not keep.any():
-        raise NothingUsable(f"{asset.series}: no usable record", aside, values, notes)
+        raise NothingUsable(f"{asset.series}: no usable record", Report(aside, values, notes))
     rows = rows.take(keep)
-    patients, patient_count, train = number_rows(rows)
-    return Records(
-        inputs if keep.all() else inputs[keep],
-        statics[keep] if series.statics else None,
-        rows.label,
+    patients, train = number_rows(rows)
+    return ArrayDataset.of(
+        (inputs if keep.all() else inputs[keep], *([statics[keep]] if series.statics else [])),
+        rows.targets,
         patients,
-        patient_count,
         train,
-        aside.counts,
-        aside.first,
-        values.counts,
-        missing,
-        values.first,
-        notes.counts,
-        notes.first,
+        Report(aside, values, notes, missing),
     )
 
 

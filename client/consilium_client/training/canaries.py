@@ -26,12 +26,13 @@ import hashlib
 import math
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import Dataset
 from consilium_client.training.trainer import DIVERGED, train
 from consilium_shared import limits, task
 from consilium_shared.errors import ConfigurationError, DataError
@@ -40,6 +41,7 @@ from consilium_shared.models.vector import pack, to_vector, width
 from consilium_shared.privacy.canaries import Outcome, guess, strongest
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
+from consilium_shared.task import Examples
 from dpsgd import engines
 from dpsgd.engines import Engine
 from dpsgd.private_optimizer import PrivateOptimizer
@@ -58,6 +60,8 @@ _BACKGROUND = 8
 """Most generated patients that a step is expected to draw …"""
 _ROOM = 64
 """… and one for so many coordinates: in fewer, what they add would hide the canaries."""
+_DIFFERENT = 256
+"""Different records; a multiple of it apart, two are the same."""
 _RECORDS = 4
 """Most records of a generated patient: enough to tell the mean of its gradients from their sum."""
 
@@ -198,32 +202,34 @@ class _Run:
 
 def _records(
     study: Study, plan: PrivacyPlan, size: int, inside: npt.NDArray[np.int64], draw: np.random.Generator
-) -> tuple[Records, npt.NDArray[np.int64]]:
+) -> tuple[Dataset, npt.NDArray[np.int64]]:
     """Generated patients, then the canaries that are in; and whose each record is.
 
     The patients are fewer than the site has: they are there so that the run is one on patients, and what they add to a
     canary's coordinates (``size`` in all) can only hide it. An observer who knew their draws would subtract it.
 
-    Records overlap in memory: each begins one number after the one before, so any number of them takes little.
+    Records repeat after ``_DIFFERENT``: so any number of them takes little memory.
     """
     background = max(1, round(max(1, min(_BACKGROUND, size // _ROOM)) / plan.sampling_rate))
     each = min(plan.records_per_patient, _RECORDS)
     patients = np.repeat(np.arange(background + len(inside)), each)
     canary = np.concatenate([np.full(background, -1), inside])[patients]
-    form, *beside = task.of(study).shapes(study)
-    records = Records(
-        inputs=_generated(len(patients), form, draw),
-        statics=_generated(len(patients), beside[0], draw) if beside else None,
-        labels=draw.integers(0, len(task.of(study).outputs(study)), len(patients)),
-        patients=patients,
-        patient_count=background + len(inside),
-        train=np.ones(background + len(inside), dtype=bool),
-    )
+    examples = task.of(study).invented(study, min(len(patients), _DIFFERENT), draw)
+    records = _Repeated(patients, background + len(inside), np.ones(background + len(inside), dtype=bool), examples)
     return records, canary
 
 
-def _generated(count: int, form: tuple[int, ...], draw: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Numbers uniform in [0, 1): float32 ``[count, *form]``, read-only."""
-    size = math.prod(form)
-    numbers = draw.random(count + size - 1, dtype=np.float32)
-    return np.lib.stride_tricks.sliding_window_view(numbers, size).reshape(count, *form)
+@dataclass(frozen=True)
+class _Repeated(Dataset):
+    """Records of which each is one of a few invented ones, in turn."""
+
+    examples: Examples
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(each.shape[1:] for each in self.examples.inputs)
+
+    def take(self, records: npt.NDArray[np.int64]) -> Examples:
+        some = records % len(self.examples.inputs[0])
+        inputs, targets = (tuple(each[some] for each in part) for part in self.examples)
+        return Examples(inputs, targets)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium_client.data.records import Part, Records
+from consilium_client.data.dataset import Dataset, Part
 from consilium_shared import metrics, task
 from consilium_shared.errors import DataError
 from consilium_shared.models import build
@@ -22,7 +22,7 @@ log = logging.getLogger("consilium.agent")
 
 
 def evaluate(
-    model_bytes: bytes, study: Study, records: Records, device: torch.device, layout: metrics.Layout
+    model_bytes: bytes, study: Study, records: Dataset, device: torch.device, layout: metrics.Layout
 ) -> metrics.Counts:
     """Exact counts of the model on all records of the patients held back. Not to leave a site that has privacy.
 
@@ -37,17 +37,17 @@ def evaluate(
         PeerError: the model's bytes are not of this study.
         DataError: the model gives no finite numbers for some record (its weights are too large).
     """
-    records = records.select(held_back=True) if records.train.any() else records
-    found = measured(model_bytes, study, records, device)
+    chosen = records.part(held_back=True).records
+    found = measured(model_bytes, study, records, device, chosen)
     if not np.isfinite(found).all():
         raise DataError(f"study {study.study}: the model gives no number for some of the records held back")
-    return task.of(study).count(layout, found, (records.labels,))
+    return task.of(study).count(layout, found, records.targets(chosen))
 
 
 def noised_counts(
     model_bytes: bytes,
     study: Study,
-    records: Records,
+    records: Dataset,
     device: torch.device,
     *,
     noise_multiplier: float,
@@ -76,7 +76,7 @@ def noised_counts(
     layout, chosen = own.layout(study), _one_each(records.part(held_back=True), seed)
     found = measured(model_bytes, study, records, device, chosen, rows, forgiving=True)
     known = np.isfinite(found).all(axis=1, keepdims=True)
-    counts = own.count(layout, np.where(known, found, own.unknown(study)), (records.labels[chosen],))
+    counts = own.count(layout, np.where(known, found, own.unknown(study)), records.targets(chosen))
     noise, start = Noise(seed), 0
     released = torch.from_numpy(counts.astype(np.float64))
     for part, deviation in layout.deviations(noise_multiplier).items():
@@ -95,7 +95,7 @@ def _one_each(part: Part, seed: bytes) -> NDArray[np.int64]:
 def measured(
     model_bytes: bytes,
     study: Study,
-    records: Records,
+    records: Dataset,
     device: torch.device,
     chosen: NDArray[np.int64] | None = None,
     rows: int | None = None,
@@ -127,8 +127,8 @@ def measured(
     measure, width = own.measure(study), len(own.outputs(study))
 
     def passed(some: NDArray[np.int64]) -> torch.Tensor:
-        inputs = [records.inputs[some], *([] if records.statics is None else [records.statics[some]])]
-        outputs: torch.Tensor = model(*(onto(filled(torch.from_numpy(array), rows), device) for array in inputs))
+        inputs = (onto(filled(torch.from_numpy(array), rows), device) for array in records.take(some).inputs)
+        outputs: torch.Tensor = model(*inputs)
         return outputs.double()[: len(some)]
 
     def of(some: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], torch.Tensor | None]]:
@@ -150,5 +150,5 @@ def measured(
             if outputs is None:
                 found.append(np.full((len(some), width), np.nan))
             else:
-                found.append(measure(outputs.cpu(), torch.from_numpy(records.labels[some])).numpy())
+                found.append(measure(outputs.cpu(), *map(torch.from_numpy, records.targets(some))).numpy())
     return np.concatenate(found)

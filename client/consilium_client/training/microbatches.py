@@ -17,21 +17,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from consilium_client.data.dataset import Dataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
-from consilium_client.training import augmentation
-from consilium_client.training.augmentation import Moves
+from consilium_shared import task
 from consilium_shared.study import Study
+from consilium_shared.task import Augmentation
 from dpsgd.device import onto
 from dpsgd.isolation import ROWS, filled, one_thread, thread_beside
 
 
 class Microbatch(NamedTuple):
-    """Physical batch: the model's inputs, the classes, the patient of each row (as of ``RowOwners``), and the number of
-    the record that each row shows. Inputs and classes may have padding below the records' rows."""
+    """Physical batch: the model's inputs, the targets, the patient of each row (as of ``RowOwners``), and the number of
+    the record that each row shows. Inputs and targets may have padding below the records' rows."""
 
     inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor
+    targets: tuple[torch.Tensor, ...]
     owners: torch.Tensor
     records: npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ class _Transfer:
         if self._event is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(self._event)
-            for tensor in (*self._microbatch.inputs, self._microbatch.labels):
+            for tensor in (*self._microbatch.inputs, *self._microbatch.targets):
                 tensor.record_stream(stream)  # else its memory were free for the next copy once it is dropped
         return self._microbatch
 
@@ -91,7 +91,7 @@ class Batch:
     def __init__(
         self,
         study: Study,
-        records: Records,
+        records: Dataset,
         draw: Draw,
         device: torch.device,
         generator: np.random.Generator,
@@ -102,7 +102,8 @@ class Batch:
         copies = study.training.augment_multiplicity
         self._records, self._owners = draw.records.repeat(copies), draw.owners.repeat(copies)
         self._source, self._device, self._prefetch = records, device, prefetch
-        self._moves = self._drawn(chunking, generator) if study.training.augment == "light" else None
+        self._augmentation = task.of(study).augmentation(study)
+        self._moves = () if self._augmentation is None else self._drawn(chunking, generator, self._augmentation)
         self._begun: tuple[_Chunk, Future[_Transfer]] | None = None
 
     def microbatches(self, size: int) -> Iterator[Microbatch]:
@@ -118,12 +119,15 @@ class Batch:
         the others are still there."""
         return [partial(self._now, chunk) for chunk in self._chunks(Chunking(size, fixed=True, alone=True))]
 
-    def _drawn(self, chunking: Chunking, generator: np.random.Generator) -> Moves:
+    def _drawn(
+        self, chunking: Chunking, generator: np.random.Generator, augmentation: Augmentation
+    ) -> tuple[npt.NDArray[np.float64], ...]:
         """The moves of all records, drawn microbatch by microbatch; filling takes its draws too."""
-        parts = [Moves(np.zeros(0), np.zeros((0, 2)))]
-        for start, end, rows in self._chunks(chunking):
-            parts.append(augmentation.draw(rows, generator).part(0, end - start, end - start))
-        return Moves(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+        parts = [
+            tuple(each[: end - start] for each in augmentation.draw(rows, generator))
+            for start, end, rows in self._chunks(chunking)
+        ]
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
     def _chunks(self, chunking: Chunking) -> list[_Chunk]:
         found: list[_Chunk] = []
@@ -178,17 +182,23 @@ class Batch:
     def _microbatch(self, chunk: _Chunk) -> Microbatch:
         start, end, rows = chunk
         drawn = self._records[start:end]
-        inputs = [filled(torch.from_numpy(self._source.inputs[drawn]), rows)]
-        if self._moves is not None:  # of rows that are filled up too: it rounds as a model's kernels do
-            inputs = [augmentation.light(inputs[0], self._moves.part(start, end, rows))]
-        if self._source.statics is not None:
-            inputs.append(filled(torch.from_numpy(self._source.statics[drawn]), rows))
+        inputs, targets = (
+            tuple(filled(torch.from_numpy(each), rows) for each in part) for part in self._source.take(drawn)
+        )
+        if self._augmentation is not None:  # of rows that are filled up too: it rounds as a model's kernels do
+            moves = tuple(_padded(each[start:end], rows) for each in self._moves)
+            inputs, targets = self._augmentation.apply(inputs, targets, moves)
         return Microbatch(
             tuple(onto(each, self._device) for each in inputs),
-            onto(filled(torch.from_numpy(self._source.labels[drawn]), rows), self._device),
+            tuple(onto(each, self._device) for each in targets),
             torch.from_numpy(self._owners[start:end] - self._owners[start]),
             drawn,
         )
+
+
+def _padded(moves: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
+    """Moves ``[n, …]``, and none at all for the others of ``rows``."""
+    return np.pad(moves, [(0, rows - len(moves)), *[(0, 0)] * (moves.ndim - 1)])
 
 
 class Batches:
@@ -198,7 +208,7 @@ class Batches:
     def __init__(
         self,
         study: Study,
-        records: Records,
+        records: Dataset,
         draws: Iterable[Draw],
         device: torch.device,
         generator: np.random.Generator,

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from consilium_client.data.dataset import ArrayDataset, Dataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training import evaluation, invented
 from consilium_client.training.microbatches import Batch, Chunking
 from consilium_client.training.steps import accumulate
@@ -58,19 +58,21 @@ def dependence(study: Study, device: torch.device, engine: Engine, rows: int) ->
     return ""
 
 
-def _records(study: Study, rows: int) -> Records:
+def _records(study: Study, rows: int) -> ArrayDataset:
     """A piece of patients with one record each, of which one has none that is a number and one too large numbers; and
     where patients may have several, some who do."""
     copies = study.training.augment_multiplicity
     single = max(2, rows // copies) if rows > 1 else _ALONE
     several = [2, min(3, study.training.records_per_patient)] if study.training.records_per_patient > 1 else []
     data = invented.records(study, [1] * single + several)
-    data.inputs[single // 2] = np.nan
-    data.inputs[single - 1] *= np.float32(1e30)
+    for numbers in data.inputs:
+        if np.issubdtype(numbers.dtype, np.floating):
+            numbers[single // 2] = np.nan
+            numbers[single - 1] *= np.float32(1e30)
     return data
 
 
-def _weights(study: Study, data: Records) -> Iterator[Vector]:
+def _weights(study: Study, data: Dataset) -> Iterator[Vector]:
     model = build(study)
     yield to_vector(model)
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -86,9 +88,8 @@ def _weights(study: Study, data: Records) -> Iterator[Vector]:
     yield to_vector(model)
 
 
-def _inputs(data: Records, count: int) -> list[Tensor]:
-    parts = [data.inputs] if data.statics is None else [data.inputs, data.statics]
-    return [torch.from_numpy(part[:count]) for part in parts]
+def _inputs(data: Dataset, count: int) -> list[Tensor]:
+    return [torch.from_numpy(part) for part in data.take(np.arange(count)).inputs]
 
 
 def _orders(count: int) -> list[npt.NDArray[np.int64]]:
@@ -98,7 +99,7 @@ def _orders(count: int) -> list[npt.NDArray[np.int64]]:
     return [np.arange(count), first, second, second[:1]]
 
 
-def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.device, engine: Engine, rows: int) -> str:
+def _of_gradients(study: Study, weights: Vector, data: Dataset, device: torch.device, engine: Engine, rows: int) -> str:
     step, whole = _Step(study, weights, device, engine, rows), _orders(data.patient_count)
     seen, total = step(data, whole[0])
     sums = []
@@ -113,7 +114,7 @@ def _of_gradients(study: Study, weights: Vector, data: Records, device: torch.de
     return ""
 
 
-def _of_counts(study: Study, weights: Vector, data: Records, device: torch.device, rows: int) -> str:
+def _of_counts(study: Study, weights: Vector, data: Dataset, device: torch.device, rows: int) -> str:
     model, whole = pack(weights.astype(np.float32), study), _orders(len(data))
     found = evaluation.measured(model, study, data, device, whole[0], rows)
     for order in whole[1:]:
@@ -142,7 +143,7 @@ class _Step:
         self._limit = study.training.records_per_patient * study.training.augment_multiplicity
         self.unit = self._optimizer.lattice.step
 
-    def __call__(self, data: Records, patients: npt.NDArray[np.int64]) -> tuple[dict[int, bytes], Tensor]:
+    def __call__(self, data: Dataset, patients: npt.NDArray[np.int64]) -> tuple[dict[int, bytes], Tensor]:
         """By patient, what its gradient is made of; and the clipped sum, in steps of the lattice."""
         seen: dict[int, bytes] = {}
 

@@ -194,9 +194,9 @@ def accumulate(
         limit: as of ``RowOwners``.
     """
     for microbatch in microbatches:
-        model.tape.open(RowOwners(microbatch.owners, microbatch.labels.device, len(microbatch.labels), limit))
+        model.tape.open(RowOwners(microbatch.owners, microbatch.inputs[0].device, len(microbatch.inputs[0]), limit))
         with one_thread(), without_denormals():
-            model.backward(loss(model(*microbatch.inputs), microbatch.labels))
+            model.backward(loss(model(*microbatch.inputs), *microbatch.targets))
         if plant is not None:
             plant(microbatch.records)
         optimizer.accumulate()
@@ -212,12 +212,13 @@ def _plain_step(
 ) -> None:
     """One step on the sum of the patients' mean losses over the expected (not the drawn) number of patients."""
     optimizer.zero_grad(set_to_none=True)
-    for inputs, labels, owners, _ in microbatches:
-        weights = onto(1.0 / torch.bincount(owners)[owners], labels.device)
-        losses = loss(model(inputs), labels)
+    for inputs, targets, owners, _ in microbatches:
+        weights = onto(1.0 / torch.bincount(owners)[owners], inputs[0].device)
+        losses = loss(model(inputs), *targets)
         finite = torch.isfinite(losses.detach())
         if not finite.all():  # once more without them: 0 × NaN would be NaN
-            losses, weights = loss(model(tuple(t[finite] for t in inputs)), labels[finite]), weights[finite]
+            losses = loss(model(tuple(each[finite] for each in inputs)), *(each[finite] for each in targets))
+            weights = weights[finite]
         ((losses * weights).sum() / expected_batch).backward()  # type: ignore[no-untyped-call]
     for parameter in (each for group in optimizer.param_groups for each in group["params"]):
         if parameter.grad is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from consilium_client.data.dataset import Dataset, Part
 from consilium_client.data.patients import Draw, PatientSampler
-from consilium_client.data.records import Part, Records
 from consilium_client.training.microbatches import Batches, Chunking
 from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
 from consilium_shared import task
@@ -67,7 +68,7 @@ class TrainResult:
 def train(
     model_bytes: bytes,
     study: Study,
-    records: Records,
+    records: Dataset,
     plan: Plan,
     *,
     round: int,
@@ -170,8 +171,8 @@ def check_independence(study: Study) -> None:
     own = task.of(study)
     # What couples samples does not depend on the size; float64 on 224 × 224 is slow.
     examples = own.invented(study, 3, np.random.default_rng(0), small=True)
-    shapes = [each.shape[1:] for each in examples.inputs]
-    check_once(study.digest, build(study), own.loss(study, torch.device("cpu")), len(own.outputs(study)), shapes)
+    inputs, targets = (tuple(map(torch.from_numpy, part)) for part in examples)
+    check_once(study.digest, build(study), own.loss(study, torch.device("cpu")), inputs, targets)
 
 
 def check_mechanism(study: Study, plan: PrivacyPlan, engine: Engine) -> None:
@@ -182,15 +183,15 @@ def check_mechanism(study: Study, plan: PrivacyPlan, engine: Engine) -> None:
     Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, plan.expected(study.training.expected_batch))
 
 
-def physical_batch(records: Records) -> int:
+def physical_batch(records: Dataset) -> int:
     """Records that are computed at a time; a step of more is made of several, with the same result.
 
     A patient with more records than that is computed at once all the same, and takes so much more memory.
     """
-    return max(1, min(PHYSICAL_BATCH, INPUT_NUMBERS // int(np.prod(records.inputs.shape[1:]))))
+    return max(1, min(PHYSICAL_BATCH, INPUT_NUMBERS // max(map(math.prod, records.shapes))))
 
 
-def private_rows(study: Study, records: Records) -> int:
+def private_rows(study: Study, records: Dataset) -> int:
     """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
     Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small

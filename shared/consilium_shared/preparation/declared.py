@@ -56,7 +56,7 @@ def declared(study: Study) -> dict[str, Any]:
             {"name": "logits", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
             {"name": "probabilities", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
         ],
-        "label": data.targets[0].column,
+        "label": data.columns[0],
         "classes": list(forms.classes(study)),
     }
 

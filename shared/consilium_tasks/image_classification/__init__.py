@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from consilium_shared.inputs import Image
 from consilium_shared.study import Study
-from consilium_shared.task import ModelKind, Reading
+from consilium_shared.task import Augmentation, ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
 
@@ -25,6 +25,14 @@ class ImageClassification(Classification):
         "resnet18-gn": ModelKind(ModelSpec, f"{_HERE}:resnet18"),
     }
     augmentations = ("light",)
+
+    def augmentation(self, study: Study) -> Augmentation | None:
+        """Small turns and shifts, for ``light``."""
+        if study.training.augment == "none":
+            return None
+        from consilium_tasks.augmentation import Light
+
+        return Light()
 
     def reads(self, study: Study) -> Reading:
         """A folder of images and the label table."""

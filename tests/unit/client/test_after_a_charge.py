@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.records import dataset
 from torch import nn
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training import evaluation, fit, steps, trainer
 from consilium_client.training.fit import fitting
 from consilium_client.training.microbatches import Batch, Batches
@@ -74,10 +75,10 @@ def a_plan(study: Study, rate: float = 1.0, sigma: float = 1.0, **more: Any) -> 
     )
 
 
-def records(counts: list[int]) -> Records:
+def records(counts: list[int]) -> ArrayDataset:
     """So many records of each patient."""
     total, draw = sum(counts), np.random.default_rng(0)
-    return Records(
+    return dataset(
         inputs=draw.standard_normal((total, 3)).astype(np.float32),
         statics=None,
         labels=draw.integers(0, 2, total),
@@ -87,7 +88,7 @@ def records(counts: list[int]) -> Records:
     )
 
 
-def a_round(study: Study, plan: PrivacyPlan, data: Records, **more: Any) -> TrainResult:
+def a_round(study: Study, plan: PrivacyPlan, data: ArrayDataset, **more: Any) -> TrainResult:
     model = pack(to_vector(build(study)), study)
     return train(model, study, data, plan, round=1, site="north", device=CPU, seed=bytes(32), **more)
 
@@ -197,18 +198,18 @@ class BadPatient:
         return bool(logits.detach().isnan().any())
 
 
-def with_bad(counts: list[int], patient: int) -> Records:
+def with_bad(counts: list[int], patient: int) -> ArrayDataset:
     found = records(counts)
-    found.inputs[found.patients == patient] = np.nan
+    found.inputs[0][found.patients == patient] = np.nan
     return found
 
 
-def without(data: Records, patient: int) -> Records:
+def without(data: ArrayDataset, patient: int) -> ArrayDataset:
     kept = data.patients != patient
     return dataclasses.replace(
         data,
-        inputs=data.inputs[kept],
-        labels=data.labels[kept],
+        inputs=(data.inputs[0][kept],),
+        labels=(data.labels[0][kept],),
         patients=data.patients[kept] - (data.patients[kept] > patient),
         patient_count=data.patient_count - 1,
         train=data.train[1:],
@@ -243,7 +244,7 @@ def test_a_patient_whose_records_cannot_be_prepared_takes_nobody_along(
 
     def broken(self: Batch, place: Any) -> Any:
         found = whole(self, place)
-        if found.inputs[0].isnan().any():
+        if found.inputs[0][0].isnan().any():
             raise MemoryError("P17")
         return found
 
@@ -277,9 +278,9 @@ def test_a_weight_that_overflows_leaves_an_update_of_zero() -> None:
 
 HEAVY = [1] * 8 + [64]
 OVERFLOWING = records(HEAVY)
-OVERFLOWING.inputs[-30:] = 3e38
+OVERFLOWING.inputs[0][-30:] = 3e38
 UNKNOWN = records(HEAVY)
-UNKNOWN.inputs[-64:] = np.nan
+UNKNOWN.inputs[0][-64:] = np.nan
 
 
 @pytest.mark.parametrize("adaptive", [None, {}])
@@ -340,7 +341,7 @@ def test_pieces_that_memory_does_not_take_are_refused_or_made_smaller_before_any
 
     def short(self: PrivateSteps, pieces: Any) -> None:
         for piece in pieces:
-            if len(piece.labels) > allowed[0]:
+            if len(piece.targets[0]) > allowed[0]:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
             whole(self, [piece])
 
@@ -381,7 +382,7 @@ def test_a_record_with_which_an_evaluation_breaks_off_counts_as_one_that_the_mod
     data = dataclasses.replace(records([1] * 70), train=np.zeros(70, dtype=bool))
     model = pack(to_vector(build(study)), study)
     whole = evaluation.measured(model, study, data, CPU)
-    data.inputs[40] = np.nan
+    data.inputs[0][40] = np.nan
     with pytest.MonkeyPatch.context() as patch:
         forward = torch.nn.Linear.forward
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.records import dataset
 
 from consilium_client.commands.baseline import train_alone
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training import trainer
 from consilium_shared.models import build
 from consilium_shared.models.vector import unpack
@@ -39,9 +40,9 @@ def study(rounds: int, *, average: float = 0.0, **model: Any) -> Study:
     )
 
 
-def records() -> Records:
+def records() -> ArrayDataset:
     draw = np.random.default_rng(0)
-    return Records(
+    return dataset(
         inputs=draw.standard_normal((40, 3)).astype(np.float32),
         statics=None,
         labels=draw.integers(0, 2, 40),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tests.support.training import CPU, DP, OPEN, plan, records, run, study, with_owners
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
-from consilium_client.training import augmentation, canaries
+from consilium_client.training import canaries
 from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_client.training.steps import accumulate
 from consilium_shared import task
@@ -20,6 +20,7 @@ from consilium_shared.models import build
 from consilium_shared.models.vector import to_vector
 from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
+from consilium_tasks import augmentation
 from dpsgd import engines
 from dpsgd.noise import Noise
 from dpsgd.private_optimizer import PrivateOptimizer
@@ -31,11 +32,11 @@ def with_copies(copies: int, **changes: Any) -> Study:
     return study("small-cnn", augment="light", augment_multiplicity=copies, **changes)
 
 
-def data() -> Records:
+def data() -> ArrayDataset:
     return with_owners(records("small-cnn", patients=sum(COUNTS)), COUNTS)
 
 
-def microbatches(given: Study, whole: Records, size: int) -> list[Microbatch]:
+def microbatches(given: Study, whole: ArrayDataset, size: int) -> list[Microbatch]:
     draw = Draw(np.arange(len(whole)), whole.patients)
     return list(Batch(given, whole, draw, CPU, np.random.default_rng(0)).padded_microbatches(size))
 
@@ -48,7 +49,7 @@ def test_a_record_is_so_many_rows_of_its_patient_each_moved_otherwise_in_one_pie
     assert [n for p in found for n in np.bincount(p.owners).tolist()] == [3 * count for count in COUNTS]
     for piece in found:
         rows = len(piece.records)
-        assert np.array_equal(piece.labels[:rows], whole.labels[piece.records])
+        assert np.array_equal(piece.targets[0][:rows], whole.labels[0][piece.records])
         assert len({image.numpy().tobytes() for image in piece.inputs[0][:rows]}) == rows
 
 
@@ -59,7 +60,7 @@ def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> N
     for piece in found:
         for owner in range(int(piece.owners[-1]) + 1):
             own, plain = torch.nonzero(piece.owners == owner).flatten(), build(given)
-            loss(plain(piece.inputs[0][own]), piece.labels[own]).mean().backward()
+            loss(plain(piece.inputs[0][own]), piece.targets[0][own]).mean().backward()
             gradient = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
             assert np.linalg.norm(gradient) > bound  # clipping is at work
             expected = expected + gradient * bound / np.linalg.norm(gradient)
@@ -81,7 +82,7 @@ def test_a_patient_gives_the_mean_gradient_of_all_its_copies_clipped_once() -> N
 
 @pytest.mark.parametrize("how", [OPEN, DP], ids=["without privacy", "with privacy"])
 def test_copies_that_are_alike_weigh_no_more_than_one(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
-    monkeypatch.setattr(augmentation, "light", lambda images, _: images)
+    monkeypatch.setattr(augmentation, "moved", lambda images, *_: images)
     quiet = plan(sampling_rate=1.0, noise_multiplier=1e-9) if how is DP else None
     one, three = (
         run(with_copies(copies, privacy=how, expected_batch=len(COUNTS)), data(), quiet, seed=bytes(32)).update

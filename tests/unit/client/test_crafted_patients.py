@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.support.records import dataset
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.trainer import train
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
@@ -83,7 +84,7 @@ def crafted(given: Study) -> bytes:
     return pack(to_vector(model), given)
 
 
-def patients(model: str, crafted_records: int) -> Records:
+def patients(model: str, crafted_records: int) -> ArrayDataset:
     """Ordinary patients, and where there are any crafted records their patient, the last."""
     draw = np.random.default_rng(0)
     shape = (1, 12, 12) if model == "small-cnn" else (STEPS, 6)
@@ -93,7 +94,7 @@ def patients(model: str, crafted_records: int) -> Records:
         loud[:, :, 0] = LOUD
     numbers = np.concatenate([np.arange(OTHERS), np.full(crafted_records, OTHERS)])
     count = OTHERS + (crafted_records > 0)
-    return Records(
+    return dataset(
         inputs=np.concatenate([ordinary, loud]),
         statics=None,
         labels=np.concatenate([draw.integers(0, 2, OTHERS), np.zeros(3, np.int64)])[: len(numbers)],

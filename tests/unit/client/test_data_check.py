@@ -13,7 +13,7 @@ from consilium_client.agent.refusals import reason_of
 from consilium_client.commands.cli import app
 from consilium_client.data import load
 from consilium_client.data.asset import TableAsset
-from consilium_client.data.records import NothingUsable
+from consilium_client.data.report import NothingUsable
 from consilium_shared.config import load_yaml
 from consilium_shared.study import Study
 
@@ -106,7 +106,7 @@ def test_whatever_one_persons_row_says_nobody_elses_record_changes(home: Path, r
         (home / "ward.csv").write_text("patient,age,x,ill\n" + "\n".join(rows) + "\n", encoding="utf-8")
         found = load(asset, study)
         train = found.train[found.patients]
-        return [(float(x[0]), int(y), bool(t)) for x, y, t in zip(found.inputs, found.labels, train, strict=True)]
+        return [(float(x[0]), int(y), bool(t)) for x, y, t in zip(found.inputs[0], found.labels[0], train, strict=True)]
 
     alone = records(others)
     both = records([row, *others] if first else [*others, row])

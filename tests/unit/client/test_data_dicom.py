@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from consilium_client.data import Records, dicom, load
+from consilium_client.data import Dataset, dicom, load
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.radiograph import Unusable, aspect, present, read_image, resize
 from consilium_deploy.dicom_files import Scanner, write_radiograph
@@ -135,8 +135,8 @@ def test_nonsense_spacing_is_refused_rather_than_followed() -> None:
         aspect(dataset)
 
 
-def reasons(records: Records) -> dict[str, int]:
-    return dict(records.set_aside)
+def reasons(records: Dataset) -> dict[str, int]:
+    return dict(records.report.set_aside.counts)
 
 
 def test_images_are_linked_by_patient_and_a_patient_may_have_many(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_images_are_linked_by_patient_and_a_patient_may_have_many(tmp_path: Path
     for name, patient in (("a.dcm", "p1"), ("deep/er/b.dcm", "p1"), ("c", "p2")):
         write(tmp_path, name, patient)
     records = load(asset, study())
-    assert records.inputs.shape == (3, 1, SIZE, SIZE)
+    assert records.inputs[0].shape == (3, 1, SIZE, SIZE)
     assert records.patient_count == 2
-    assert sorted(zip(records.patients.tolist(), records.labels.tolist(), strict=True)) == [(0, 0), (0, 0), (1, 1)]
+    assert sorted(zip(records.patients.tolist(), records.labels[0].tolist(), strict=True)) == [(0, 0), (0, 0), (1, 1)]
     assert reasons(records) == {}
 
 
@@ -161,7 +161,7 @@ def test_images_may_be_linked_one_by_one(tmp_path: Path, link: str) -> None:
         f"patient,finding,key\np1,normal,{keys['x/a.dcm']}\np1,pneumonia,{keys['b.dcm']}\np2,normal,{keys['c.dcm']}\n"
     )
     records = load(folder(tmp_path, table, **{link: "key"}), study())
-    assert sorted(records.labels.tolist()) == [0, 1]
+    assert sorted(records.labels[0].tolist()) == [0, 1]
     assert records.patient_count == 1
     assert reasons(records) == {
         "PatientID differs from the label table's": 1,
@@ -170,8 +170,8 @@ def test_images_may_be_linked_one_by_one(tmp_path: Path, link: str) -> None:
     assert asset.path.is_dir()
 
 
-def _seen(records: Records) -> list[tuple[int, int]]:
-    return sorted(zip(records.patients.tolist(), records.labels.tolist(), strict=True))
+def _seen(records: Dataset) -> list[tuple[int, int]]:
+    return sorted(zip(records.patients.tolist(), records.labels[0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("named", ["p1", ""])
@@ -183,8 +183,8 @@ def test_another_patients_row_for_the_same_file_pushes_nobody_out(tmp_path: Path
     assert _seen(alone) == [(0, 0)]
     for rows in (own + other, other + own):
         both = load(folder(tmp_path, f"patient,finding,key\n{rows}", file="key"), study())
-        kept = both.inputs[both.labels == 0]
-        np.testing.assert_array_equal(kept, alone.inputs)
+        kept = both.inputs[0][both.labels[0] == 0]
+        np.testing.assert_array_equal(kept, alone.inputs[0])
         assert len(both) == (1 if named else 2)
 
 

@@ -14,13 +14,13 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from consilium_client.data import Records, bounds, head, load, radiograph
+from consilium_client.data import Dataset, bounds, head, load, radiograph
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.codestream import picture_size
 from consilium_client.data.folder import walk
 from consilium_client.data.identity import NOTHING
 from consilium_client.data.radiograph import Unusable, read_header, read_image
-from consilium_client.data.records import SetAside
+from consilium_client.data.report import SetAside
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
@@ -84,7 +84,7 @@ def test_links_to_folders_are_followed_once_for_each_real_folder(tmp_path: Path)
     assert places["link to a folder that is read already"] == "0; p2; p1/loop"
     records = load(asset(tmp_path), STUDY)
     assert records.patient_count == 2
-    assert dict(records.set_aside) == counts
+    assert dict(records.report.set_aside.counts) == counts
 
 
 def test_a_folder_of_nothing_but_links_is_an_archive_too(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_a_folder_that_this_account_cannot_read_is_counted(tmp_path: Path, monke
     monkeypatch.setattr(os, "scandir", forbidding)
     records = load(asset(tmp_path), STUDY)
     reason = "folder not readable: Permission denied"
-    assert records.set_aside[reason] == 1
-    assert records.first_set_aside[reason] == "theirs"
+    assert records.report.set_aside.counts[reason] == 1
+    assert records.report.set_aside.first[reason] == "theirs"
     with pytest.raises(DataError, match=r"cannot read .*theirs: Permission denied"):
         load(asset(tmp_path).model_copy(update={"path": images / "theirs"}), STUDY)
 
@@ -138,9 +138,9 @@ def test_what_is_no_regular_file_is_counted_and_never_opened(tmp_path: Path) -> 
     records = load(asset(tmp_path), STUDY)
     assert head.look(asset(tmp_path)) == 2
     assert len(records) == 1
-    assert records.first_set_aside["a named pipe, where a file is meant"] == "0.dcm; 1.dcm"
-    assert records.set_aside["a device, where a file is meant"] == 1
-    assert records.set_aside["a socket, where a file is meant"] == 1
+    assert records.report.set_aside.first["a named pipe, where a file is meant"] == "0.dcm; 1.dcm"
+    assert records.report.set_aside.counts["a device, where a file is meant"] == 1
+    assert records.report.set_aside.counts["a socket, where a file is meant"] == 1
 
 
 def test_an_empty_folder_says_what_it_holds_instead(tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_run_lengths_longer_than_their_pixels_are_never_decoded(
         read_image(path, 16)
 
 
-def reasons(records: Records) -> dict[str, int]:
-    return {reason: n for reason, n in records.set_aside.items() if not reason.startswith("label table")}
+def reasons(records: Dataset) -> dict[str, int]:
+    return {reason: n for reason, n in records.report.set_aside.counts.items() if not reason.startswith("label table")}
 
 
 def test_one_identifier_of_two_issuers_is_nobodys(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_one_identifier_of_two_issuers_is_nobodys(tmp_path: Path) -> None:
     assert (len(records), records.patient_count) == (3, 1)
     why = "PatientID that several issuers gave: two people may have it"
     assert reasons(records) == {why: 3}
-    assert records.first_set_aside[why] == "a.dcm; b.dcm; c.dcm"
+    assert records.report.set_aside.first[why] == "a.dcm; b.dcm; c.dcm"
 
 
 def test_identifiers_in_files_and_table_are_one_spelling(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_identifiers_in_files_and_table_are_one_spelling(tmp_path: Path) -> None
         "PatientID holds several values (a backslash stands between them)": 1,
     }
     what = "PatientIDs that would match the label table without leading zeros, case or blanks"
-    assert (dict(records.notes), dict(records.first_notes)) == ({what: 1}, {what: "3.dcm"})
+    assert (dict(records.report.notes.counts), dict(records.report.notes.first)) == ({what: 1}, {what: "3.dcm"})
 
 
 @pytest.mark.parametrize("written", [r"sub\ü.dcm", "./sub/ü.dcm", "sub//u\u0308.dcm"])
@@ -314,4 +314,4 @@ def test_a_file_that_would_match_in_another_case_is_told(tmp_path: Path) -> None
     records = load(spec, STUDY)
     assert reasons(records) == {"no usable row in the label table": 1}
     what = "files that would match the label table without leading zeros, case or blanks"
-    assert (dict(records.notes), dict(records.first_notes)) == ({what: 1}, {what: "B.DCM"})
+    assert (dict(records.report.notes.counts), dict(records.report.notes.first)) == ({what: 1}, {what: "B.DCM"})

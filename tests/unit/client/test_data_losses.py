@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from consilium_client.data import bounds, lines
 from consilium_client.data.columns import header, read_columns
-from consilium_client.data.records import SetAside
+from consilium_client.data.report import SetAside
 from consilium_shared.errors import DataError
 
 ROWS = 400

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium_client.data import Records, load
+from consilium_client.data import Dataset, load
 from consilium_client.data.asset import TableAsset, TimeseriesAsset
 from consilium_client.data.identity import EXPONENT, NOTHING, canonical, near, strangers
 from consilium_client.data.quality import assess, reasons
-from consilium_client.data.records import NothingUsable
+from consilium_client.data.report import NothingUsable
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -42,7 +42,7 @@ TABULAR = study(features=[AGE])
 SERIES = study(series={"variables": [{"name": "HR", "center": 80, "scale": 10}], "bins": 2, "step_minutes": 60})
 
 
-def table(folder: Path, identifiers: list[str]) -> Records:
+def table(folder: Path, identifiers: list[str]) -> Dataset:
     rows = "".join(f'"{name}",{n},0\n' for n, name in enumerate(identifiers))
     (folder / "t.csv").write_text(f"patient,age,ill\n{rows}", encoding="utf-8")
     return load(TableAsset(kind="table", path=folder / "t.csv"), TABULAR)
@@ -69,7 +69,7 @@ def test_halves_of_a_merged_export_are_one_unit(tmp_path: Path) -> None:
     records = table(tmp_path, [f"{n}{end}" for end in ("", ".0") for n in range(100)])
     assert records.patient_count == 100
     assert records.patients.tolist() == [*range(100), *range(100)]
-    assert not records.notes
+    assert not records.report.notes.counts
 
 
 @pytest.mark.parametrize(
@@ -78,34 +78,37 @@ def test_halves_of_a_merged_export_are_one_unit(tmp_path: Path) -> None:
 def test_a_word_for_nothing_is_nobodys_identifier(tmp_path: Path, word: str) -> None:
     records = table(tmp_path, [word, "a", word])
     assert records.patient_count == 1
-    assert dict(records.set_aside) == {f"label table: patient is {NOTHING}": 2}
-    assert list(records.first_set_aside.values()) == ["t.csv, lines 2, 4"]
+    assert dict(records.report.set_aside.counts) == {f"label table: patient is {NOTHING}": 2}
+    assert list(records.report.set_aside.first.values()) == ["t.csv, lines 2, 4"]
 
 
 def test_identifiers_that_lost_their_last_digits_are_set_aside(tmp_path: Path) -> None:
     records = table(tmp_path, ["1.23457E+11", "1.23457E+11", "1,2e+05", "12E5", "a"])
     assert records.patient_count == 2
-    assert dict(records.set_aside) == {f"label table: patient is {EXPONENT}": 3}
+    assert dict(records.report.set_aside.counts) == {f"label table: patient is {EXPONENT}": 3}
     kept, lost = 2.0**53 - 1, 2.0**53
     frame = {"patient": pa.array([kept, lost, None, 3.0]), "age": [1.0] * 4, "ill": [0] * 4}
     pq.write_table(pa.table(frame), tmp_path / "t.parquet")
     records = load(TableAsset(kind="table", path=tmp_path / "t.parquet"), TABULAR)
     assert records.patient_count == 2
-    assert dict(records.set_aside) == {"label table: no patient": 1, f"label table: patient is {EXPONENT}": 1}
-    assert records.first_set_aside["label table: no patient"] == "t.parquet, row 3"
+    assert dict(records.report.set_aside.counts) == {
+        "label table: no patient": 1,
+        f"label table: patient is {EXPONENT}": 1,
+    }
+    assert records.report.set_aside.first["label table: no patient"] == "t.parquet, row 3"
 
 
 def test_identifiers_that_are_nearly_the_same_stay_apart_and_are_told(tmp_path: Path) -> None:
     records = table(tmp_path, ["00123", "123", "b", "A7", "a7", "x\u00a0y", "xy", "c"])
     assert records.patient_count == 8
-    (told,) = records.notes.items()
+    (told,) = records.report.notes.counts.items()
     assert told == ("patients alike but for leading zeros, case, blanks or width: counted apart", 6)
-    assert list(records.first_notes.values()) == ["t.csv, lines 2, 3, 5, 6, 7, …"]
+    assert list(records.report.notes.first.values()) == ["t.csv, lines 2, 3, 5, 6, 7, …"]
     tables = {each.title: each.rows for each in assess(records, TABULAR).tables()}
     assert tables["Used, but look at it"] == ((told[0], "6", "t.csv, lines 2, 3, 5, 6, 7, …"),)
 
 
-def series(folder: Path, samples: str, labels: str, **options: Any) -> Records:
+def series(folder: Path, samples: str, labels: str, **options: Any) -> Dataset:
     (folder / "s.csv").write_text(samples, encoding="utf-8")
     (folder / "l.csv").write_text(labels, encoding="utf-8")
     spec = {"kind": "timeseries", "series": "s.csv", "table": "l.csv", **options}
@@ -116,23 +119,23 @@ def test_two_tables_link_whatever_each_makes_of_a_number(tmp_path: Path) -> None
     samples = "patient,stay,time,variable,value\n7,1,0,HR,90\n8.0,2.0,0,HR,70\nnan,1,0,HR,1\n1E+05,1,0,HR,1\n"
     records = series(tmp_path, samples, "patient,stay,ill\n7.0,1.0,0\n8,2,1\n", record="stay")
     assert (len(records), records.patient_count) == (2, 2)
-    assert dict(records.set_aside) == {
+    assert dict(records.report.set_aside.counts) == {
         f"sample whose patient is {NOTHING}": 1,
         f"sample whose patient is {EXPONENT}": 1,
     }
-    assert list(records.first_set_aside.values()) == ["s.csv, line 4", "s.csv, line 5"]
+    assert list(records.report.set_aside.first.values()) == ["s.csv, line 4", "s.csv, line 5"]
 
 
 def test_a_series_that_would_link_without_leading_zeros_says_so(tmp_path: Path) -> None:
     samples = "patient,time,variable,value\na,0,HR,90\n123,0,HR,70\n123,9,HR,70\nzz,0,HR,70\n"
     records = series(tmp_path, samples, "patient,ill\na,0\n00123,1\n")
-    assert dict(records.set_aside) == {
+    assert dict(records.report.set_aside.counts) == {
         "series record without a usable label row": 2,
         "no sample in the series table": 1,
     }
-    assert records.first_set_aside["series record without a usable label row"] == "s.csv, lines 3, 5"
+    assert records.report.set_aside.first["series record without a usable label row"] == "s.csv, lines 3, 5"
     what = "patients of s.csv that would match the label table without leading zeros, case or blanks"
-    assert (dict(records.notes), dict(records.first_notes)) == ({what: 1}, {what: "s.csv, line 3"})
+    assert (dict(records.report.notes.counts), dict(records.report.notes.first)) == ({what: 1}, {what: "s.csv, line 3"})
 
 
 @given(st.text(max_size=12))
@@ -172,10 +175,10 @@ def test_no_identifier_reaches_an_error_a_log_or_the_report(tmp_path: Path, capl
 def test_a_value_that_32_bits_cannot_hold_is_missing_and_counted(tmp_path: Path, value: str) -> None:
     (tmp_path / "t.csv").write_text(f"patient,age,ill\na,{value},0\nb,60,1\nc,1e38,1\n", encoding="utf-8")
     records = load(TableAsset(kind="table", path=tmp_path / "t.csv"), TABULAR)
-    assert dict(records.values_set_aside) == {"age: too large for a 32-bit number": 1}
-    assert dict(records.first_values) == {"age: too large for a 32-bit number": "t.csv, line 2"}
+    assert dict(records.report.values.counts) == {"age: too large for a 32-bit number": 1}
+    assert dict(records.report.values.first) == {"age: too large for a 32-bit number": "t.csv, line 2"}
     assert len(records) == 2
-    assert pd.notna(records.inputs).all() and (abs(records.inputs) < float("inf")).all()
+    assert pd.notna(records.inputs[0]).all() and (abs(records.inputs[0]) < float("inf")).all()
 
 
 @pytest.mark.parametrize(
@@ -197,8 +200,8 @@ def test_a_moment_with_a_zone_is_not_compared_with_one_without(
     records = series(tmp_path, samples, labels, time_unit="timestamp", start="came")
     assert len(records) == 1 + sampled
     reason = "time: one of time and start has a zone, the other has none"
-    assert dict(records.values_set_aside) == ({} if sampled else {reason: 1})
-    assert dict(records.first_values) == ({} if sampled else {reason: "s.csv, line 2"})
+    assert dict(records.report.values.counts) == ({} if sampled else {reason: 1})
+    assert dict(records.report.values.first) == ({} if sampled else {reason: "s.csv, line 2"})
 
 
 def test_a_moment_in_utc_beside_one_without_a_zone_is_taken_as_utc_and_told(tmp_path: Path) -> None:
@@ -206,17 +209,17 @@ def test_a_moment_in_utc_beside_one_without_a_zone_is_taken_as_utc_and_told(tmp_
     records = series(
         tmp_path, samples, "patient,ill,came\na,0,2024-03-01T10:00:00\n", time_unit="timestamp", start="came"
     )
-    assert records.inputs[0, :, 1].tolist() == [1, 0]
+    assert records.inputs[0][0, :, 1].tolist() == [1, 0]
     what = "time: one of time and start is in UTC, the other without a zone: taken as UTC"
-    assert dict(records.notes) == {what: 1}
+    assert dict(records.report.notes.counts) == {what: 1}
 
 
 def test_a_record_without_a_start_is_set_aside_for_that_reason(tmp_path: Path) -> None:
     samples = "patient,time,variable,value\na,2024-03-01T10:30:00,HR,90\nb,2024-03-01T10:30:00,HR,90\n"
     labels = "patient,ill,came\na,0,soon\nb,1,2024-03-01T10:00:00\n"
     records = series(tmp_path, samples, labels, time_unit="timestamp", start="came")
-    assert dict(records.set_aside) == {"came: missing or not a moment": 1}
-    assert not records.values_set_aside
+    assert dict(records.report.set_aside.counts) == {"came: missing or not a moment": 1}
+    assert not records.report.values.counts
 
 
 def test_a_variable_that_no_row_names_is_told_with_the_name_that_was_meant(tmp_path: Path) -> None:
@@ -226,11 +229,11 @@ def test_a_variable_that_no_row_names_is_told_with_the_name_that_was_meant(tmp_p
         series(tmp_path, "patient,time,variable,value\na,0,SECRET,90\n", "patient,ill\na,0\n")
     assert "SECRET" not in str(error.value)
     both = series(tmp_path, "patient,time,variable,value\na,0,HR,90\na,1,hr,90\na,2,Hr,9\n", "patient,ill\na,0\n")
-    assert sorted(both.first_notes.items()) == [
+    assert sorted(both.report.notes.first.items()) == [
         ("rows with the variable 'Hr', which is not 'HR': not read", "s.csv, line 4"),
         ("rows with the variable 'hr', which is not 'HR': not read", "s.csv, line 3"),
     ]
     records = series(
         tmp_path, "patient,time,variable,value\na,0,8867.0,90\n", "patient,ill\na,0\n", columns={"HR": "8867"}
     )
-    assert records.inputs[0, 0, 0] == 1
+    assert records.inputs[0][0, 0, 0] == 1

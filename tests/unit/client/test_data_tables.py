@@ -52,11 +52,11 @@ def table(folder: Path, text: str) -> TableAsset:
 
 def test_numbers_are_scaled_by_the_studys_constants_and_categories_are_one_hot(tmp_path: Path) -> None:
     records = load(table(tmp_path, "patient,age,pain,ill\na,60,1,no\nb,40,3.0,yes\n"), study())
-    assert records.inputs.dtype == np.float32
-    np.testing.assert_array_equal(records.inputs, [[1, 1, 0, 0], [-1, 0, 0, 1]])
-    np.testing.assert_array_equal(records.labels, [0, 1])
+    assert records.inputs[0].dtype == np.float32
+    np.testing.assert_array_equal(records.inputs[0], [[1, 1, 0, 0], [-1, 0, 0, 1]])
+    np.testing.assert_array_equal(records.labels[0], [0, 1])
     assert records.patient_count == 2
-    assert not records.set_aside
+    assert not records.report.set_aside.counts
 
 
 @pytest.mark.parametrize("others", [[], [2.5], [None], [7], [2.5, None]])
@@ -84,7 +84,7 @@ def test_more_than_fits_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_one_patients_value_changes_nobody_elses_input(tmp_path: Path) -> None:
     before = load(table(tmp_path, "patient,age,pain,ill\na,60,1,no\nb,40,3,yes\n"), study())
     after = load(table(tmp_path, "patient,age,pain,ill\na,60,1,no\nb,119,2,no\nc,10,1,yes\n"), study())
-    np.testing.assert_array_equal(before.inputs[0], after.inputs[0])
+    np.testing.assert_array_equal(before.inputs[0][0], after.inputs[0][0])
     assert before.train[0] == after.train[0]
 
 
@@ -106,19 +106,19 @@ def test_one_patients_value_changes_nobody_elses_input(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path, row: str, reason: str) -> None:
     records = load(table(tmp_path, f"patient,age,pain,ill\na,60,1,no\n{row}\n"), study())
     assert len(records) == 1
-    assert dict(records.set_aside) == {reason: 1}
+    assert dict(records.report.set_aside.counts) == {reason: 1}
 
 
 def test_the_first_places_of_a_reason_are_lines_of_the_file(tmp_path: Path) -> None:
     records = load(table(tmp_path, "patient,age,pain,ill\na,60,1,no\nb,50,1,maybe\nc,50,1,maybe\n"), study())
-    assert list(records.first_set_aside.values()) == ["patients.csv, lines 3, 4"]
+    assert list(records.report.set_aside.first.values()) == ["patients.csv, lines 3, 4"]
 
 
 def test_a_missing_value_stands_at_the_center_where_the_study_says_so(tmp_path: Path) -> None:
     records = load(table(tmp_path, "patient,age,pain,ill\na,?,,no\nb,x,9,yes\n"), study(missing="center"))
-    np.testing.assert_array_equal(records.inputs, np.zeros((2, 4)))
-    assert records.missing == {"age": 2, "pain": 2}
-    assert records.values_set_aside == {"age: not a number": 1, "pain: none of the study's categories": 1}
+    np.testing.assert_array_equal(records.inputs[0], np.zeros((2, 4)))
+    assert records.report.missing == {"age": 2, "pain": 2}
+    assert records.report.values.counts == {"age: not a number": 1, "pain: none of the study's categories": 1}
 
 
 def test_a_patient_may_have_several_rows_and_is_counted_once(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_rows_that_disagree_about_one_record_are_both_set_aside(tmp_path: Path) 
     asset = table(tmp_path, text).model_copy(update={"record": "visit"})
     records = load(asset, study())
     assert len(records) == 2
-    assert records.set_aside == {"label table: rows for the same record with different labels": 2}
+    assert records.report.set_aside.counts == {"label table: rows for the same record with different labels": 2}
 
 
 def test_a_split_column_says_who_is_held_back(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_split_column_says_who_is_held_back(tmp_path: Path) -> None:
     )
     records = load(table(tmp_path, text), study(evaluation={"split": None, "split_column": "part"}))
     assert records.train.tolist() == [True, False, True]
-    assert records.set_aside == {
+    assert records.report.set_aside.counts == {
         "label table: part is neither train nor test": 1,
         "label table: the patient is both in train and in test": 2,
     }
@@ -161,7 +161,7 @@ def test_parquet_gives_the_same_records_as_csv(tmp_path: Path) -> None:
         load(TableAsset(kind="table", path=tmp_path / f"p.{end}"), study(missing="center"))
         for end in ("parquet", "csv")
     ]
-    np.testing.assert_array_equal(loaded[0].inputs, loaded[1].inputs)
+    np.testing.assert_array_equal(loaded[0].inputs[0], loaded[1].inputs[0])
     np.testing.assert_array_equal(loaded[0].train, loaded[1].train)
 
 
@@ -169,7 +169,7 @@ def test_a_site_may_name_its_columns_otherwise(tmp_path: Path) -> None:
     asset = table(tmp_path, "Pat-ID,Alter,Schmerz,krank\na,60,1,no\n").model_copy(
         update={"patient": "Pat-ID", "columns": {"age": "Alter", "pain": "Schmerz", "ill": "krank"}}
     )
-    np.testing.assert_array_equal(load(asset, study()).inputs, [[1, 1, 0, 0]])
+    np.testing.assert_array_equal(load(asset, study()).inputs[0], [[1, 1, 0, 0]])
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,12 @@ TABLE = "patient,death,age\na,1,60\nb,0,\n"
 
 def test_a_bin_holds_the_mean_then_the_last_known_value_with_mask_and_gap(tmp_path: Path) -> None:
     records = load(asset(tmp_path, LONG, TABLE), study())
-    heart_rate, pressure = records.inputs[0][:, ::2].T, records.inputs[0][:, 1::2].T
+    heart_rate, pressure = records.inputs[0][0][:, ::2].T, records.inputs[0][0][:, 1::2].T
     np.testing.assert_allclose(heart_rate, [[0, 0, 2, 2], [1, 0, 1, 0], [0, 0.25, 0, 0.25]])
     np.testing.assert_allclose(pressure, [[0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0.25, 0.5]])
-    assert records.inputs.dtype == np.float32
-    assert records.labels.tolist() == [1, 0]
-    assert records.missing == {"HR": 0, "SBP": 1}
+    assert records.inputs[0].dtype == np.float32
+    assert records.labels[0].tolist() == [1, 0]
+    assert records.report.missing == {"HR": 0, "SBP": 1}
 
 
 def test_more_than_fits_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,22 +77,22 @@ def test_more_than_fits_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_wide_and_long_layouts_give_the_same_records(tmp_path: Path) -> None:
     wide = "patient,time,HR,SBP\nb,10,80,\na,130,100,\na,0,90,?\na,59,70,\na,61,,140\n"
     other = load(asset(tmp_path, wide, TABLE, layout="wide"), study())
-    np.testing.assert_array_equal(other.inputs, load(asset(tmp_path, LONG, TABLE), study()).inputs)
+    np.testing.assert_array_equal(other.inputs[0], load(asset(tmp_path, LONG, TABLE), study()).inputs[0])
 
 
 def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
     head, *rows = LONG.strip().split("\n")
     turned = "\n".join([head, *reversed(rows)]) + "\n"
-    expected = load(asset(tmp_path, LONG, TABLE), study()).inputs
-    np.testing.assert_array_equal(load(asset(tmp_path, turned, TABLE), study()).inputs, expected)
+    expected = load(asset(tmp_path, LONG, TABLE), study()).inputs[0]
+    np.testing.assert_array_equal(load(asset(tmp_path, turned, TABLE), study()).inputs[0], expected)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("seconds", 60.0), ("hours", 1 / 60), ("days", 1 / 1440)])
 def test_times_are_read_in_the_unit_of_the_site(tmp_path: Path, unit: str, factor: float) -> None:
-    expected = load(asset(tmp_path, LONG, TABLE), study()).inputs
+    expected = load(asset(tmp_path, LONG, TABLE), study()).inputs[0]
     head, *rows = (line.split(",") for line in LONG.strip().split("\n"))
     text = "\n".join(",".join(row) for row in [head, *([p, repr(float(t) * factor), v, x] for p, t, v, x in rows)])
-    np.testing.assert_array_equal(load(asset(tmp_path, text, TABLE, time_unit=unit), study()).inputs, expected)
+    np.testing.assert_array_equal(load(asset(tmp_path, text, TABLE, time_unit=unit), study()).inputs[0], expected)
 
 
 def test_timestamps_count_from_the_start_in_the_label_table(tmp_path: Path) -> None:
@@ -101,46 +101,51 @@ def test_timestamps_count_from_the_start_in_the_label_table(tmp_path: Path) -> N
     )
     table = "patient,death,admitted\na,1,2024-03-01T10:00:00\n"
     records = load(asset(tmp_path, series, table, time_unit="timestamp", start="admitted"), study())
-    np.testing.assert_array_equal(records.inputs[0, :, 2], [1, 0, 1, 0])
-    assert records.values_set_aside == {"time: missing or not a time": 1}
+    np.testing.assert_array_equal(records.inputs[0][0, :, 2], [1, 0, 1, 0])
+    assert records.report.values.counts == {"time: missing or not a time": 1}
 
 
 def test_unusable_samples_are_counted_and_leave_no_trace(tmp_path: Path) -> None:
     bad = "a,240,HR,85\na,-1,HR,85\na,x,HR,85\na,70,HR,5\na,70,HR,fast\n,70,HR,85\nc,70,HR,85\nc,71,HR,85\na,70,RR,12\n"
     records = load(asset(tmp_path, LONG + bad, TABLE), study())
-    np.testing.assert_array_equal(records.inputs, load(asset(tmp_path, LONG, TABLE), study()).inputs)
-    assert records.values_set_aside == {
+    np.testing.assert_array_equal(records.inputs[0], load(asset(tmp_path, LONG, TABLE), study()).inputs[0])
+    assert records.report.values.counts == {
         "time: outside the study's window": 2,
         "time: missing or not a time": 1,
         "HR: outside 20 … 300": 1,
         "HR: not a number": 1,
     }
-    assert records.set_aside == {"sample without a patient or record": 1, "series record without a usable label row": 1}
+    assert records.report.set_aside.counts == {
+        "sample without a patient or record": 1,
+        "series record without a usable label row": 1,
+    }
 
 
 def test_a_record_without_samples_is_set_aside(tmp_path: Path) -> None:
     records = load(asset(tmp_path, LONG, TABLE + "c,0,50\n"), study())
     assert len(records) == 2
-    assert records.set_aside == {"no sample in the series table": 1}
-    assert records.first_set_aside == {"no sample in the series table": "table.csv, line 4"}
+    assert records.report.set_aside.counts == {"no sample in the series table": 1}
+    assert records.report.set_aside.first == {"no sample in the series table": "table.csv, line 4"}
 
 
 def test_statics_follow_the_studys_rule_for_missing_values(tmp_path: Path) -> None:
     statics = [{"name": "age", "center": 50, "scale": 10}]
     refused = load(asset(tmp_path, LONG, TABLE), study(statics))
-    assert (len(refused), refused.set_aside) == (1, {"a static value is missing (the study refuses such records)": 1})
+    assert (len(refused), refused.report.set_aside.counts) == (
+        1,
+        {"a static value is missing (the study refuses such records)": 1},
+    )
     centered = load(asset(tmp_path, LONG, TABLE), study(statics, missing="center"))
-    assert centered.statics is not None
-    np.testing.assert_array_equal(centered.statics, [[1.0], [0.0]])
+    np.testing.assert_array_equal(centered.inputs[1], [[1.0], [0.0]])
 
 
 def test_records_of_one_patient_are_told_apart_and_belong_to_that_patient(tmp_path: Path) -> None:
     series = "patient,stay,time,variable,value\na,1,0,HR,90\na,2,0,HR,70\nb,1,0,HR,80\n"
     table = "patient,stay,death\na,1,0\na,2,1\nb,1,0\n"
     records = load(asset(tmp_path, series, table, record="stay"), study())
-    np.testing.assert_allclose(records.inputs[:, 0, 0], [1, -1, 0])
+    np.testing.assert_allclose(records.inputs[0][:, 0, 0], [1, -1, 0])
     assert records.patients.tolist() == [0, 0, 1]
-    assert records.labels.tolist() == [0, 1, 0]
+    assert records.labels[0].tolist() == [0, 1, 0]
 
 
 def test_samples_at_a_fraction_of_a_second_fall_each_into_their_own_bin(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_samples_at_a_fraction_of_a_second_fall_each_into_their_own_bin(tmp_path
     frame.to_parquet(tmp_path / "s.parquet")
     spec = asset(tmp_path, LONG, TABLE, layout="wide", time_unit="seconds")
     records = load(spec.model_copy(update={"series": tmp_path / "s.parquet"}), fast)
-    assert records.inputs[0, :, 2].all()
+    assert records.inputs[0][0, :, 2].all()
 
 
 def test_no_usable_record_is_a_data_error_that_says_why(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 import torch
 from tests.support.training import CPU, DP, OPEN, plan, records, run, study
 
-from consilium_client.data.records import Records
 from consilium_client.training import trainer
 from consilium_client.training.evaluation import evaluate
 from consilium_shared.metrics import Layout
@@ -112,7 +112,7 @@ def test_what_a_model_says_of_a_record_is_found_without_them(monkeypatch: pytest
     given, found = study("lstm", OPEN), {}
     seen(monkeypatch, torch.nn.LSTM, "forward", found)
     data = records("lstm")
-    held = Records(**{**vars(data), "train": np.zeros(40, dtype=bool)})
+    held = dataclasses.replace(data, train=np.zeros(40, dtype=bool))
     evaluate(pack(to_vector(build(given)), given), given, held, CPU, Layout.of(given))
     assert found == {"forward": {True}}
 

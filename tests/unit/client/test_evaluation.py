@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.support.records import dataset
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.evaluation import evaluate, noised_counts
 from consilium_shared.errors import DataError
 from consilium_shared.metrics import Layout, metrics
@@ -48,10 +49,10 @@ NOISED = Layout.of(PRIVATE)
 SEED = bytes(range(32))
 
 
-def records() -> Records:
+def records() -> ArrayDataset:
     draw = np.random.default_rng(0)
     inputs = draw.standard_normal((COUNT, 2)).astype(np.float32)
-    return Records(
+    return dataset(
         inputs=inputs,
         statics=None,
         labels=(inputs[:, 0] > 0).astype(np.int64),
@@ -71,7 +72,7 @@ def test_counts_those_held_back_alone() -> None:
     assert counts.shape == (ALL.width,)
     assert metrics(counts, ALL)["n"] == COUNT // 2
     assert metrics(counts, ALL)["accuracy"] == 1.0
-    wrong = dataclasses.replace(data, labels=np.where(data.train, 1 - data.labels, data.labels))
+    wrong = dataclasses.replace(data, labels=(np.where(data.train, 1 - data.labels[0], data.labels[0]),))
     assert np.array_equal(evaluate(model(-1, 0, 1, 0, 0, 0), STUDY, wrong, CPU, ALL), counts)
 
 
@@ -93,7 +94,7 @@ def test_a_model_that_overflows_is_said_and_not_counted() -> None:
         evaluate(model(3e38, 3e38, 3e38, 3e38, 0, 0), STUDY, records(), CPU, ALL)
 
 
-def noised(data: Records, noise: float, seed: bytes = SEED, weights: bytes | None = None) -> np.ndarray:
+def noised(data: ArrayDataset, noise: float, seed: bytes = SEED, weights: bytes | None = None) -> np.ndarray:
     weights = model(-1, 0, 1, 0, 0, 0, study=PRIVATE) if weights is None else weights
     return noised_counts(weights, PRIVATE, data, CPU, noise_multiplier=noise, seed=seed)
 

@@ -5,6 +5,7 @@ These tests run where torch sees a CUDA device; everywhere else they are skipped
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from tests.properties import test_rows as rows
 from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, study, with_owners
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training import evaluation, trainer
 from consilium_client.training.microbatches import Batch, Batches
 from consilium_client.training.steps import accumulate
@@ -48,7 +49,7 @@ def named(name: str, privacy: dict[str, Any] | None = None, **training: Any) -> 
     return given.model_copy(update={"model": given.model.model_copy(update={"name": name})})
 
 
-def update(given: Study, data: Records, how: Plan, where: torch.device) -> Vector:
+def update(given: Study, data: ArrayDataset, how: Plan, where: torch.device) -> Vector:
     start = pack(to_vector(build(given)), given)
     return train(start, given, data, how, round=1, site="north", device=where, seed=bytes(32)).update
 
@@ -191,7 +192,7 @@ def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_
 ) -> None:
     draw, given = np.random.default_rng(1), rows.a_study(name)
     data = rows.records(given, [1] * 34, draw, alike=True)
-    step = rows.Step(given, rows.crafted(given, data.inputs[0], draw), size, where=GPU)
+    step = rows.Step(given, rows.crafted(given, data.inputs[0][0], draw), size, where=GPU)
     for count in (1, 7, 15, 31, 32, 33):
         without, one_more = (step(data, list(range(n)))[1] for n in (count, count + 1))
         assert step.within_the_bound(one_more - without)
@@ -201,16 +202,10 @@ def test_where_all_logits_are_rounding_alone_one_patient_still_moves_the_sum_by_
 def test_a_records_probabilities_depend_on_neither_its_place_nor_its_neighbours(name: str, width: int) -> None:
     draw, given = np.random.default_rng(3), rows.a_study(name, width)
     data = rows.records(given, [1] * 70, draw)
-    model = pack(rows.crafted(given, data.inputs[0], draw), given)
+    model = pack(rows.crafted(given, data.inputs[0][0], draw), given)
     whole = evaluation.measured(model, given, data, GPU)
     for size in (1, 15, 33, 70):
         some = draw.permutation(70)[:size]
-        part = Records(
-            inputs=data.inputs[some],
-            statics=None if data.statics is None else data.statics[some],
-            labels=data.labels[some],
-            patients=data.patients[some],
-            patient_count=data.patient_count,
-            train=data.train,
-        )
+        inputs, labels = data.take(some)
+        part = dataclasses.replace(data, inputs=inputs, labels=labels, patients=data.patients[some])
         assert np.array_equal(evaluation.measured(model, given, part, GPU), whole[some])

@@ -12,18 +12,19 @@ import pytest
 import torch
 from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, study, with_owners
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
-from consilium_client.training import augmentation, microbatches, trainer
+from consilium_client.training import trainer
 from consilium_client.training.microbatches import Batch, Batches, Chunking, Microbatch
 from consilium_shared.study import Study
+from consilium_tasks import augmentation
 from dpsgd.engines import BookKeeping
 
 COUNTS = [1, 3, 2, 1, 6, 1, 1, 1]
 CHUNKING = Chunking(4, fixed=True)
 
 
-def data() -> Records:
+def data() -> ArrayDataset:
     return with_owners(records("small-cnn", sum(COUNTS)), COUNTS)
 
 
@@ -47,7 +48,7 @@ def batches(prefetch: bool, chunking: Chunking = CHUNKING, **changes: Any) -> Ba
 
 
 def content(found: Iterator[Microbatch]) -> list[bytes]:
-    return [b"".join(np.asarray(each).tobytes() for each in (*p.inputs, *p[1:])) for p in found]
+    return [b"".join(np.asarray(each).tobytes() for each in (*p.inputs, *p.targets, *p[2:])) for p in found]
 
 
 @pytest.fixture
@@ -83,11 +84,11 @@ def test_a_round_has_the_same_pieces_prepared_ahead_or_not(fixed: bool) -> None:
 def test_images_are_moved_by_draws_in_the_order_of_the_pieces_filling_too() -> None:
     with batches(prefetch=False) as whole:
         found = [piece for batch in whole for piece in batch.padded_microbatches(4)]
-    generator, images = np.random.default_rng(0), data().inputs
+    generator, images = np.random.default_rng(0), data().inputs[0]
     for piece in found:
-        filled = np.zeros((len(piece.labels), 1, 12, 12), dtype=np.float32)
+        filled = np.zeros((len(piece.targets[0]), 1, 12, 12), dtype=np.float32)
         filled[: len(piece.records)] = images[piece.records]
-        moved = augmentation.light(torch.from_numpy(filled), augmentation.draw(len(filled), generator))
+        moved = augmentation.moved(torch.from_numpy(filled), *augmentation.Light().draw(len(filled), generator))
         assert torch.equal(piece.inputs[0], moved)
 
 
@@ -164,7 +165,7 @@ class BrokenError(Exception):
 def breaks(after: int) -> Callable[..., Any]:
     calls = iter(range(after))
 
-    def light(images: torch.Tensor, moves: Any) -> torch.Tensor:
+    def light(images: torch.Tensor, *_: Any) -> torch.Tensor:
         if next(calls, None) is None:
             raise BrokenError("this image cannot be moved")
         return images
@@ -177,7 +178,7 @@ def test_an_exception_in_preparation_comes_out_as_it_is_and_where_its_piece_is_d
     after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for prepared_ahead in (False, True):
-        monkeypatch.setattr(microbatches.augmentation, "light", breaks(after))
+        monkeypatch.setattr(augmentation, "moved", breaks(after))
         seen = 0
         with pytest.raises(BrokenError, match="cannot be moved"), batches(prepared_ahead) as whole:
             for batch in whole:

@@ -10,6 +10,7 @@ free of that: a patient's rows are counted there (``owners``), records are picke
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
 from consilium_shared import task
@@ -92,7 +93,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoWaiting]:
 
 
 def a_step(
-    mode: NoWaiting, model: nn.Module, given: Study, data: Records, optimizer: str = "sgd", size: int = SIZE
+    mode: NoWaiting, model: nn.Module, given: Study, data: ArrayDataset, optimizer: str = "sgd", size: int = SIZE
 ) -> PrivateOptimizer:
     """Two private steps as the trainer makes them."""
     model = model.to(DEVICE)
@@ -171,7 +172,7 @@ def test_nor_does_one_of_an_embedding_or_of_tied_weights(
 ) -> None:
     data = with_owners(records("mlp", sum(counts)), counts)
     places = np.random.default_rng(0).integers(0, 6, (sum(counts), 5))
-    a_step(no_waiting, model(padding), study(), Records(**{**vars(data), "inputs": places}))
+    a_step(no_waiting, model(padding), study(), dataclasses.replace(data, inputs=(places,)))
 
 
 def test_nor_does_an_empty_one(no_waiting: NoWaiting) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, study, tensors, with_owners
 
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
-from consilium_client.data.records import Records
 from consilium_client.training import steps, trainer
 from consilium_client.training.microbatches import Batch
 from consilium_client.training.steps import accumulate
@@ -32,9 +32,11 @@ from dpsgd.row_owners import RowOwners
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 COUNTS = [3, 1, 5, 2, 1, 4]
 """Records of each patient."""
+SAMPLES = (torch.rand(3, 4, generator=torch.Generator().manual_seed(0)),), (torch.arange(3) % 2,)
+"""Inputs and classes for the independence check."""
 
 
-def private_sum(given: Study, data: Records, chosen: list[int], bound: float, noise: float = 0.0, size: int = 32):
+def private_sum(given: Study, data: ArrayDataset, chosen: list[int], bound: float, noise: float = 0.0, size: int = 32):
     """The private gradient's sum for the chosen records: one step of rate 1 from the initial weights."""
     model = build(given)
     wrapped = engines.wrap(model, "book-keeping")
@@ -74,7 +76,7 @@ def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     given, data = study(model), records(model)
     found = private_sum(given, data, list(range(6)), bound=100.0)
     plain = build(given)
-    task.of(given).loss(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[:6])).sum().backward()
+    task.of(given).loss(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[0][:6])).sum().backward()
     expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -91,9 +93,9 @@ def test_several_physical_batches_are_one_batch(model: str) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_a_record_without_a_finite_gradient_is_dropped_exactly(model: str, bad: float) -> None:
     given, data = study(model), records(model)
-    spoilt = data.inputs.copy()
+    spoilt = data.inputs[0].copy()
     spoilt[4] = bad
-    found = private_sum(given, dataclasses.replace(data, inputs=spoilt), [0, 1, 4, 2, 3], 0.05)
+    found = private_sum(given, dataclasses.replace(data, inputs=(spoilt,)), [0, 1, 4, 2, 3], 0.05)
     assert np.isfinite(found).all()
     if not np.isfinite(bad) or model in ("mlp", "small-cnn"):
         assert found == pytest.approx(private_sum(given, data, [0, 1, 2, 3], 0.05), abs=1e-6)
@@ -101,9 +103,9 @@ def test_a_record_without_a_finite_gradient_is_dropped_exactly(model: str, bad: 
 
 def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None:
     given, data = study(seed=1, expected_batch=40), records()
-    spoilt = data.inputs.copy()
+    spoilt = data.inputs[0].copy()
     spoilt[4] = np.nan
-    assert np.isfinite(run(given, dataclasses.replace(data, inputs=spoilt)).update).all()
+    assert np.isfinite(run(given, dataclasses.replace(data, inputs=(spoilt,))).update).all()
 
 
 # Patients with many records
@@ -117,7 +119,7 @@ def test_a_patient_gives_the_mean_gradient_of_its_records_clipped_once(model: st
     for patient in range(len(COUNTS)):
         plain, own = build(given), torch.from_numpy(data.patients == patient)
         inputs = [tensor[own] for tensor in tensors(data, len(data))]
-        loss(plain(*inputs), torch.from_numpy(data.labels)[own]).mean().backward()
+        loss(plain(*inputs), torch.from_numpy(data.labels[0])[own]).mean().backward()
         gradient = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
         expected = expected + gradient * min(1.0, bound / np.linalg.norm(gradient))
     for size in (32, 4, 1):
@@ -127,9 +129,9 @@ def test_a_patient_gives_the_mean_gradient_of_its_records_clipped_once(model: st
 
 def test_a_patient_with_one_record_that_is_not_finite_is_dropped_whole() -> None:
     data = with_owners(records(patients=sum(COUNTS)), COUNTS)
-    spoilt = data.inputs.copy()
+    spoilt = data.inputs[0].copy()
     spoilt[5] = np.nan  # the second of patient 2's, records 4 … 8
-    found = private_sum(study(), dataclasses.replace(data, inputs=spoilt), list(range(len(data))), 0.05)
+    found = private_sum(study(), dataclasses.replace(data, inputs=(spoilt,)), list(range(len(data))), 0.05)
     others = [i for i in range(len(data)) if not 4 <= i < 9]
     assert found == pytest.approx(private_sum(study(), data, others, 0.05), abs=1e-7)
 
@@ -139,7 +141,7 @@ def test_a_physical_batch_never_splits_a_patient(size: int) -> None:
     given, data = study(), with_owners(records(patients=sum(COUNTS)), COUNTS)
     draw = Draw(np.arange(len(data)), data.patients)
     pieces = list(Batch(given, data, draw, CPU, np.random.default_rng(0)).microbatches(size))
-    assert np.array_equal(np.concatenate([piece.labels for piece in pieces]), data.labels)
+    assert np.array_equal(np.concatenate([piece.targets[0] for piece in pieces]), data.labels[0])
     counts = [np.bincount(piece.owners.numpy()).tolist() for piece in pieces]
     assert [number for part in counts for number in part] == COUNTS
     assert all(sum(part) <= size or len(part) == 1 for part in counts)
@@ -151,7 +153,7 @@ def test_a_patient_seen_several_times_over_counts_as_one_seen_once(private: bool
     given = study(privacy=DP if private else OPEN, records_per_patient=3, expected_batch=40)
     how = plan(sampling_rate=1.0, noise_multiplier=1e-9, records_per_patient=3) if private else None
     data = records()
-    repeated = {"inputs": data.inputs.repeat(3, axis=0), "labels": data.labels.repeat(3)}
+    repeated = {"inputs": (data.inputs[0].repeat(3, axis=0),), "labels": (data.labels[0].repeat(3),)}
     thrice = dataclasses.replace(data, **repeated, patients=data.patients.repeat(3))
     assert run(given, thrice, how).update == pytest.approx(run(given, data, how).update, abs=1e-6)
 
@@ -274,9 +276,9 @@ def test_patients_held_back_are_not_trained_on() -> None:
     given, data = study(seed=1), records()
     train_flags = np.arange(40) % 2 == 0
     marked = dataclasses.replace(data, train=train_flags)
-    spoilt = data.inputs.copy()
+    spoilt = data.inputs[0].copy()
     spoilt[~train_flags] = 77.0
-    other = dataclasses.replace(marked, inputs=spoilt)
+    other = dataclasses.replace(marked, inputs=(spoilt,))
     assert np.array_equal(run(given, marked).update, run(given, other).update)
     assert run(given, marked).patients == 20
     with pytest.raises(DataError, match="no patient"):
@@ -342,7 +344,7 @@ def test_training_learns(model: str, private: bool) -> None:
     result = run(given, data, quiet if private else None)
     model_before, model_after = build(given), build(given)
     load_vector(model_after, to_vector(model_before) + result.update)
-    inputs, labels, loss = tensors(data, len(data)), torch.from_numpy(data.labels), task.of(given).loss(given, CPU)
+    inputs, labels, loss = tensors(data, len(data)), torch.from_numpy(data.labels[0]), task.of(given).loss(given, CPU)
     before, after = (loss(m(*inputs), labels).mean().item() for m in (model_before, model_after))
     assert after < 0.8 * before
 
@@ -402,12 +404,12 @@ def test_the_other_models_pass_it_too(model: str) -> None:
 @pytest.mark.parametrize(("model", "match"), [(_BatchMean, "depends"), (_Unknown, "known"), (_batch_norm, "GroupNorm")])
 def test_a_model_that_couples_patients_is_refused(model: Any, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
-        check(model(), task.of(study()).loss(study(), CPU), 2, [(4,)])
+        check(model(), task.of(study()).loss(study(), CPU), *SAMPLES)
 
 
 def test_a_loss_that_couples_patients_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="depends"):
-        check(torch.nn.Linear(4, 2), _weighted_mean, 2, [(4,)])
+        check(torch.nn.Linear(4, 2), _weighted_mean, *SAMPLES)
 
 
 def test_a_gradient_is_never_used_twice() -> None:

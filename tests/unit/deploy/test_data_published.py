@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from pydantic import TypeAdapter
 
-from consilium_client.data import AssetSpec, Records, load
+from consilium_client.data import AssetSpec, Dataset, load
 from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph, stored_values
 from consilium_deploy.real_data import main
 from consilium_shared.config import load_yaml
@@ -42,14 +42,14 @@ def unpacked(name: str, folder: Path) -> Path:
     return folder
 
 
-def sites(name: str, folder: Path, only: str = "*") -> tuple[Study, dict[str, Records]]:
+def sites(name: str, folder: Path, only: str = "*") -> tuple[Study, dict[str, Dataset]]:
     assert main([name, "--source", str(SOURCE), "--out", str(folder)]) == 0
     study = load_yaml(STUDIES / name / "study.yaml", Study)
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[name])
     return study, {path.name: load(asset.at(path), study) for path in sorted(folder.glob(only))}
 
 
-def halves(records: Records) -> tuple[int, int]:
+def halves(records: Dataset) -> tuple[int, int]:
     return len(records.select(held_back=False)), len(records.select(held_back=True))
 
 
@@ -129,10 +129,10 @@ def test_a_ct_series_is_read_with_its_window_and_spacing(tmp_path: Path) -> None
     )
     spec = {"kind": "dicom", "path": files[0].parent, "table": table}
     records = load(TypeAdapter(AssetSpec).validate_python(spec), study)
-    assert records.inputs.shape == (28, 1, 64, 64)
+    assert records.inputs[0].shape == (28, 1, 64, 64)
     assert records.patient_count == 1
-    assert not records.set_aside
-    assert all(image.std() > 0.05 for image in records.inputs)
+    assert not records.report.set_aside.counts
+    assert all(image.std() > 0.05 for image in records.inputs[0])
 
 
 def test_heart_disease_has_flambys_rows_columns_and_split(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_heart_disease_has_flambys_rows_columns_and_split(tmp_path: Path) -> Non
         "va": (85, 45),
         "pooled": (486, 254),
     }
-    assert all(each.inputs.shape[1] == 15 and not each.set_aside for each in records.values())
+    assert all(each.inputs[0].shape[1] == 15 and not each.report.set_aside.counts for each in records.values())
 
 
 def test_physionet_2012_gives_a_series_for_every_stay_that_has_one(tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_physionet_2012_gives_a_series_for_every_stay_that_has_one(tmp_path: Pat
     assert {name: len(each) for name, each in records.items()} == {
         "ccu": 577, "csru": 874, "micu": 1478, "sicu": 1068, "pooled": 3997,
     }  # fmt: skip
-    assert records["micu"].set_aside == {"no sample in the series table": 3}
+    assert records["micu"].report.set_aside.counts == {"no sample in the series table": 3}
     assert study.data.series is not None
-    assert records["pooled"].inputs.shape == (3997, 48, 3 * len(study.data.series.variables))
-    assert int(records["pooled"].labels.sum()) == 554
+    assert records["pooled"].inputs[0].shape == (3997, 48, 3 * len(study.data.series.variables))
+    assert int(records["pooled"].labels[0].sum()) == 554
     held_back = {name: halves(each)[1] for name, each in records.items()}
     assert held_back.pop("pooled") == sum(held_back.values())
 
@@ -165,7 +165,7 @@ def test_mitbih_tests_on_patients_who_were_never_trained_on(tmp_path: Path) -> N
     assert [each.patient_count for each in records.values()] == [22, 6, 6, 5, 5]
     assert [int((~each.train).sum()) for each in records.values()] == [4, 1, 1, 1, 1]
     assert sum(len(each) for each in records.values()) == 2 * 50_992
-    masks = records["site-a"].inputs[:, :, 1]
+    masks = records["site-a"].inputs[0][:, :, 1]
     assert masks.all()
 
 
@@ -177,4 +177,4 @@ def test_pneumoniamnist_survives_the_way_through_dicom(tmp_path: Path) -> None:
     assert (len(of_sites), sum(of_sites)) == (4, 5232)
     with np.load(io.BytesIO((Path(str(SOURCE)) / "pneumoniamnist_trainval.npz").read_bytes())) as data:
         first = data["train_images"][0]
-    np.testing.assert_allclose(pooled.inputs[0, 0] * 255, first, atol=1e-3)
+    np.testing.assert_allclose(pooled.inputs[0][0, 0] * 255, first, atol=1e-3)

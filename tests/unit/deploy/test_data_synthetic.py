@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydantic import TypeAdapter
 
-from consilium_client.data import AssetSpec, Records, load
+from consilium_client.data import AssetSpec, Dataset, load
 from consilium_deploy.synthetic import HOSPITALS, POOLED, generate
 from consilium_shared.config import load_yaml
 from consilium_shared.study import Study
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def records(data: Path, study: str, site: str) -> Records:
+def records(data: Path, study: str, site: str) -> Dataset:
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[study])
     return load(asset.at(data / site), load_yaml(STUDIES / study / "study.yaml", Study))
 
@@ -44,7 +44,7 @@ def records(data: Path, study: str, site: str) -> Records:
 @pytest.mark.parametrize("study", sorted(ASSETS))
 def test_all_hospitals_serve_the_study_and_the_pooled_copy_holds_them_all(data: Path, study: str) -> None:
     each = [records(data, study, hospital.folder) for hospital in HOSPITALS]
-    assert all(0.2 < site.labels.mean() < 0.6 and site.patient_count > 150 for site in each)
+    assert all(0.2 < site.labels[0].mean() < 0.6 and site.patient_count > 150 for site in each)
     pooled = records(data, study, POOLED)
     assert len(pooled) == sum(len(site) for site in each)
     assert int((~pooled.train).sum()) == sum(int((~site.train).sum()) for site in each)
@@ -52,7 +52,7 @@ def test_all_hospitals_serve_the_study_and_the_pooled_copy_holds_them_all(data: 
 
 def test_every_hospital_has_files_that_must_be_set_aside(data: Path) -> None:
     for hospital in HOSPITALS:
-        aside = records(data, "demo-xray", hospital.folder).set_aside
+        aside = records(data, "demo-xray", hospital.folder).report.set_aside.counts
         assert {"not a DICOM file", "modality CT", "pixel data missing, damaged or in an unknown encoding"} <= set(
             aside
         )
@@ -73,5 +73,5 @@ def test_everything_generated_says_that_it_is_synthetic(data: Path) -> None:
 def test_the_same_seed_gives_the_same_data(data: Path, tmp_path: Path) -> None:
     generate(tmp_path)
     np.testing.assert_array_equal(
-        records(data, "demo-xray", "hospital-b").inputs, records(tmp_path, "demo-xray", "hospital-b").inputs
+        records(data, "demo-xray", "hospital-b").inputs[0], records(tmp_path, "demo-xray", "hospital-b").inputs[0]
     )

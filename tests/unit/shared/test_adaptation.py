@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.support.records import dataset
 from torch import nn
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.trainer import check_independence, train
 from consilium_server.study.optimizer import ServerOptimizer
 from consilium_shared import limits
@@ -59,10 +60,10 @@ def study(name: str, privacy: dict[str, Any] | None = None, optimizer: str = "sg
     )  # fmt: skip
 
 
-def records(name: str, patients: int = 30) -> Records:
+def records(name: str, patients: int = 30) -> ArrayDataset:
     shape = {"mlp": (4,), "small-cnn": (1, 12, 12), "gru": (4, 3)}[name]
     inputs = np.random.default_rng(0).random((patients, *shape), dtype=np.float32)
-    return Records(
+    return dataset(
         inputs=inputs,
         statics=None,
         labels=(inputs.reshape(patients, -1)[:, 0] > 0.5).astype(np.int64),
@@ -178,11 +179,11 @@ def test_removing_one_patient_moves_an_update_without_noise_by_at_most_the_bound
     given = study("small-cnn", PRIVATE, **LORA)
     quiet = dataclasses.replace(PLAN, sampling_rate=1.0, noise_multiplier=1e-9, steps_per_round=1)
     data, model = records("small-cnn", 10), pack(to_vector(build(given)), given)
-    keep = np.arange(len(data.labels)) != 4
+    keep = np.arange(len(data.labels[0])) != 4
     fewer = dataclasses.replace(
         data,
-        inputs=data.inputs[keep],
-        labels=data.labels[keep],
+        inputs=(data.inputs[0][keep],),
+        labels=(data.labels[0][keep],),
         patients=np.arange(9),
         patient_count=9,
         train=np.ones(9, dtype=bool),

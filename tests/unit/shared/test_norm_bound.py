@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.records import dataset
 from tests.support.site import CONTRACT
 
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.trainer import train
 from consilium_shared import study_file
 from consilium_shared.config import read_yaml
@@ -36,10 +37,10 @@ def study(privacy: dict[str, Any] | None = None, **training: Any) -> Study:
     )
 
 
-def records(patients: int, size: float) -> Records:
+def records(patients: int, size: float) -> ArrayDataset:
     """All of one class, far from what the model says: gradients that point the same way."""
     draw = np.random.default_rng(patients)
-    return Records(
+    return dataset(
         inputs=(size * draw.random((patients, 2))).astype(np.float32),
         statics=None,
         labels=np.ones(patients, dtype=np.int64),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from consilium_client.agent.study_service import make_plan
-from consilium_client.data.records import Records
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training import invented
 from consilium_client.training.canaries import audit
 from consilium_client.training.evaluation import evaluate, noised_counts
@@ -57,7 +57,7 @@ class TaskSuite:
         contract = study.contract
         return [Study.model_validate({**contract, "model": {**contract["model"], "name": name}}) for name in own.models]
 
-    def data(self, study: Study, seed: int = 0) -> Records:
+    def data(self, study: Study, seed: int = 0) -> ArrayDataset:
         """Patients with one to three records, some held back."""
         counts = [1 + number % 3 for number in range(PATIENTS)]
         found = invented.records(study, counts, seed)
