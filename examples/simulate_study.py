@@ -20,10 +20,12 @@ import numpy.typing as npt
 import torch
 
 from consilium_audit.budget import account, check_limits
+from consilium_client.agent.accounts import Account
 from consilium_client.agent.spending import Spending
 from consilium_client.commands.baseline import test as metrics_of
 from consilium_client.data import load
 from consilium_client.data.asset import TableAsset
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_client.state.patient_count import PatientCounts
 from consilium_client.training.trainer import train
@@ -81,32 +83,27 @@ class Hospital:
         (folder / "stays.csv").write_text("patient,age,marker,readmitted\n" + "\n".join(rows) + "\n")
         self.name, self.identity = name, Identity.generate()
         self.records = load(TableAsset(kind="table", path=folder / "stays.csv"), STUDY)
-        self.count = PatientCounts(folder).size(STUDY, int(self.records.train.sum()), least=20)
+        self.count = PatientCounts(folder).noised(STUDY, int(self.records.train.sum()), least=20)
         plan = plan_of(STUDY, self.count)
         if not isinstance(plan, PrivacyPlan):
             raise TypeError("a plan without privacy; this study has privacy")
         self.plan = plan
+        self.account = Account(STUDY.digest, STUDY.study, "stays", plan, BUDGET)
         self.ledger = LedgerFile(folder / "ledger.jsonl", name, self.identity)
         self.spending = Spending(self.ledger)
         self.spending.open_asset("stays", BUDGET, policy_digest=digest(b"the policy"))
 
     def approve(self) -> None:
         """Write the decision of the hospital's people, which charges the noised number of patients."""
-        self.spending.approve(
-            study=STUDY.digest,
-            name=STUDY.study,
-            asset="stays",
-            plan=self.plan,
-            budget=BUDGET,
-            epsilon=self.plan.epsilon,
-            by="Dr Ono",
-        )
+        self.spending.approve(self.account, epsilon=self.plan.epsilon, by="Dr Ono")
 
     def update(self, model: bytes, number: int) -> tuple[Vector, int]:
         """Charge the round, train it, and return the bounded update (float32 [d]) with its weight."""
-        charge = self.spending.reserve(STUDY.digest, STUDY.study, "stays", number, self.plan, BUDGET)
-        result = train(model, STUDY, self.records, self.plan, round=number, site=self.name, device=torch.device("cpu"))
-        charge.settle(result.steps)
+        seed = secrets.token_bytes(32)  # decides who is drawn, and the noise; at a site it is on the disk before
+        charged = self.spending.reserve(self.account, Use("training", number, digest(model)), seed)
+        device = torch.device("cpu")
+        result = train(model, STUDY, self.records, self.plan, round=number, site=self.name, device=device, seed=seed)
+        self.spending.settle(charged, result.steps)
         bound(result.update, STUDY)
         return result.update, min(self.count, largest_weight(STUDY))
 

@@ -105,7 +105,7 @@ def check_decider(policy: SitePolicy, by: str) -> None:
 
 
 def check_contract(policy: SitePolicy, study: Study) -> None:
-    """Whether the policy lets somebody here approve such a study. Looks at no patient: the coordinator may learn it.
+    """Check a contract against the policy. Looks at no patient: the coordinator may learn the outcome.
 
     Raises:
         PolicyRefusal: with the first rule that forbids the study.
@@ -133,7 +133,7 @@ def objections(policy: SitePolicy, study: Study, roster: int, *, approved: bool 
 
 
 def check_sites(policy: SitePolicy, study: Study, roster: int) -> None:
-    """Whether every sum of a study with a roster of so many sites is of as many as the policy asks for.
+    """Check that every sum of a study with so many sites in its roster is of as many as the policy asks for.
 
     Raises:
         PolicyRefusal: fewer would do.
@@ -148,7 +148,7 @@ def check_sites(policy: SitePolicy, study: Study, roster: int) -> None:
 
 
 def check_corrupt(policy: SitePolicy, study: Study, roster: int) -> None:
-    """Whether a study with a roster of so many sites holds against as many corrupt ones as the policy asks for.
+    """Check that a study with so many sites in its roster holds against as many corrupt ones as the policy asks for.
 
     Raises:
         PolicyRefusal: it does not.
@@ -273,7 +273,7 @@ RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
 
 
 def check_patients(policy: SitePolicy, study: Study, patients: int, held_back: int) -> None:
-    """Whether there are enough patients for the study. For the site's own people.
+    """Check that there are enough patients for the study. For the site's own people.
 
     Args:
         policy: the site's.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from consilium_serve.model import NOTICE, Model
 from consilium_serve.service import Case, Service
 from consilium_shared.errors import DataError
-from consilium_shared.preparation import forms
+from consilium_shared.models import forms
 from consilium_shared.preparation.record import Prepared
 from consilium_shared.protocol.version import about
 

@@ -12,7 +12,7 @@ import onnxruntime
 
 from consilium_shared import task
 from consilium_shared.errors import IntegrityError
-from consilium_shared.preparation import forms
+from consilium_shared.models import forms
 from consilium_shared.preparation.record import Prepared
 from consilium_shared.protocol.bundle import EXAMPLE, GRAPH, PAGE, Bundle
 from consilium_shared.study import Study

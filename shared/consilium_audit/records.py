@@ -21,7 +21,7 @@ from consilium_shared.protocol.records import RoundRecord, open_record
 from consilium_shared.protocol.roster import Roster
 from consilium_shared.protocol.summand import counts_with
 from consilium_shared.schema import OLDEST
-from consilium_shared.secagg.terms import least_sites
+from consilium_shared.secagg.terms import fewest_sites
 from consilium_shared.study import Study
 
 Records = list[tuple[Path, RoundRecord]]
@@ -72,7 +72,7 @@ def read_records(
 
 
 def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
-    participants, minimum = set(record.participants), least_sites(study.aggregation, len(roster.members))
+    participants, minimum = set(record.participants), fewest_sites(study, roster.members)
     if (record.study, record.federation, record.roster) != (study.digest, roster.federation, roster.digest):
         raise PeerError("it is a record of another study, federation or roster")
     strangers = participants - {member.site for member in roster.members}

@@ -27,7 +27,7 @@ from consilium_shared.secagg.terms import (
     Purpose,
     Slot,
     Terms,
-    least_sites,
+    fewest_sites,
     threshold,
     tolerated,
 )
@@ -116,7 +116,7 @@ def check_sums(records: Records, study: Study, roster: Roster) -> Checked:
                 terms = _terms(record, study, len(identities), purpose, opened)
                 _check(terms, summed, opened, identities, study)
                 told = record.metrics_before if purpose == "training" else record.metrics
-                counting = _counting(terms, summed, told, least_sites(study.aggregation, len(identities)))
+                counting = _counting(terms, summed, told, fewest_sites(study, identities))
                 if counting:
                     few.append((record.round, counting, len(summed)))
             found += 1
@@ -188,7 +188,7 @@ def _check(
     foreign = sorted(set(opened.signatures) - set(summed))
     if foreign:
         raise PeerError(f"{', '.join(foreign)}: signed the sum of {content}, but not in it")
-    least = least_sites(study.aggregation, len(identities))
+    least = fewest_sites(study, identities)
     needed = max(terms.threshold, least)
     if len(summed) < needed:
         of = f"{len(summed)} of {len(terms.cohort)} sites"

@@ -86,7 +86,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         lines = [f"{path}:{_line(node, item['loc'])}: {_finding(model, item)}" for item in error.errors()]
-        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from error
+        raise ConfigurationError(*dict.fromkeys(lines)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigurationError(f"{path}:{line}: {error.problem}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ConfigurationError(f"{path}:1: expected keys and values, as in the samples under deploy/")
     return value, node

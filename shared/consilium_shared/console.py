@@ -72,7 +72,8 @@ def run(app: typer.Typer, name: str) -> None:
         sys.exit(error.exit_code)
     except ConsiliumError as error:
         errors.print(f"[bold red]{name}:[/] ", end="")
-        errors.print(str(error), markup=False)
+        for line in error.findings if isinstance(error, ConfigurationError) else (str(error),):
+            errors.print(printable(line), markup=False)  # a peer that it quotes adds no line of its own
         sys.exit(next(status for kind, status in EXIT_STATUS if isinstance(error, kind)))
     except BrokenPipeError:
         sys.exit(0)

@@ -24,7 +24,15 @@ class ConsiliumError(Exception):
 
 
 class ConfigurationError(ConsiliumError):
-    """The operator's own file, option or command is wrong."""
+    """The operator's own file, option or command is wrong.
+
+    Attributes:
+        findings: one sentence each; a screen shows each on a line of its own.
+    """
+
+    def __init__(self, *findings: str) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
 
 
 class MachineError(ConfigurationError):
@@ -73,7 +81,7 @@ class PolicyRefusal(ConsiliumError):
     """This hospital's policy refuses a request.
 
     Attributes:
-        reason_code: one of ``messages.REASONS``; the only part besides ``detail`` that leaves the site.
+        reason_code: one of ``protocol.reasons.Reason``; the only part besides ``detail`` that leaves the site.
         detail: one sentence without anything derived from a patient's record.
         remedy: what would permit it, for the hospital's own people: it never leaves the site. Empty when nothing would.
     """

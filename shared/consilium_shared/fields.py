@@ -1,4 +1,4 @@
-"""The plain types of a study's fields: names, durations, numbers within bounds."""
+"""Plain types of fields: names, durations, digests and signatures in hex digits, numbers within bounds."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def _duration(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 Column = Annotated[str, Field(min_length=1, max_length=limits.NAME_CHARACTERS)]
 Duration = Annotated[str, AfterValidator(_duration)]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes: a SHA-256 or a key."""
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+"""64 bytes: an Ed25519 signature."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

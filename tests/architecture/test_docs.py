@@ -16,7 +16,7 @@ import consilium_client.commands.cli
 import consilium_serve.cli
 import consilium_server.commands.cli
 from consilium_audit.evidence import STEPS
-from consilium_shared.protocol.messages import Reason
+from consilium_shared.protocol.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

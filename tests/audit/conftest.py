@@ -16,6 +16,8 @@ from tests.support.hospitals import Federation, Hospital
 from consilium_audit.evidence import VerificationFailed
 from consilium_audit.verdict import Verdict
 from consilium_audit.verify import Verification
+from consilium_client.agent.accounts import Account
+from consilium_client.state.draw_seeds import Use
 from consilium_shared import documents
 from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
@@ -258,10 +260,9 @@ def a_federation(
 def another_study(hospital: Hospital) -> None:
     """A small one that touched the same patients before."""
     plan, study = PrivacyPlan(0.05, 1.0, 2.0, 2, 1, 1e-4, 3.0), "b" * 64
-    hospital.spending.approve(
-        study=study, name="falls", asset="icu", plan=plan, budget=hospital.budget, epsilon=3.0, by="Dr Ono"
-    )
-    hospital.spending.reserve(study, "falls", "icu", 1, plan, hospital.budget).settle(2)
+    account, spending = Account(study, "falls", "icu", plan, hospital.budget), hospital.spending
+    spending.approve(account, epsilon=3.0, by="Dr Ono")
+    spending.settle(spending.reserve(account, Use("training", 1, "0" * 64), b""), 2)
     hospital.ledger.append("refuse", {"study": study, "round": 2, "reason": "policy", "detail": "no such round"})
 
 

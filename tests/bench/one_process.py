@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from consilium_client.agent.study_service import make_plan
+from consilium_client.agent.estimates import make_plan
 from consilium_client.commands.baseline import test as metrics_of
 from consilium_client.data import AssetSpec, Dataset, load
 from consilium_client.training.trainer import train
@@ -81,7 +81,7 @@ def hospitals(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
 def plans(name: str, study: Study, sites: Mapping[str, Dataset], seed: int = 0) -> dict[str, Plan]:
     """Each site's frozen plan: with privacy for its noised number of patients, as ``patient_count`` draws it.
 
-    Raises as ``study_service.make_plan``.
+    Raises as ``estimates.make_plan``.
     """
     least, draw = site_settings(name)["policy"]["minimum_patients"], random.Random(seed)
     found = {}

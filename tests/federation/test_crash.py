@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consilium_server.commands.up import settings
 from consilium_server.federation import Home
+from consilium_server.superlink.settings import settings_of
 
 if TYPE_CHECKING:
     from conftest import Hospitals
@@ -51,7 +51,7 @@ def test_a_kill_in_the_middle_of_a_round_does_not_change_the_model(
     shaken.until(lambda: shaken.trains("south", study, 2), "round 2 is under way")
     if what == "database":  # the SuperLink finds the damage, ends, and makes it anew as it starts again
         before = shaken.pid(service, str(program))
-        settings(Home(shaken.server)).database.write_bytes(b"noise" * 100_000)
+        settings_of(Home(shaken.server)).database.write_bytes(b"noise" * 100_000)
         shaken.until(lambda: shaken.pid(service, str(program)) != before, "the damage is found", service)
     else:
         shaken.kill(service, program)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from consilium_client.transport.sandbox import without_network
-from consilium_server.commands.up import settings
 from consilium_server.federation import Home
 from consilium_server.superlink.control import online_nodes
+from consilium_server.superlink.settings import settings_of
 
 if TYPE_CHECKING:
     from conftest import Hospitals
@@ -99,7 +99,7 @@ def test_a_site_that_was_not_admitted_cannot_connect_and_takes_no_part(
     finally:
         hospitals.down("stranger")
     assert hospitals.status()["sites"]["stranger"] == "invited"
-    assert online_nodes(settings(Home(hospitals.server))) == set(SITES)
+    assert online_nodes(settings_of(Home(hospitals.server))) == set(SITES)
     assert {entry.kind for entry in hospitals.ledger("stranger").entries} == {"open"}
     (record,) = hospitals.records(study.study)
     assert (record["participants"], record["away"], record["refused"]) == (SITES, {}, {})
@@ -118,7 +118,7 @@ def test_a_site_with_another_authority_turns_away_from_the_server_and_doctor_say
     try:
         hospitals.up("west")
         hospitals.until(lambda: b"CERTIFICATE_VERIFY_FAILED" in log.read_bytes()[before:], "it turns away", "west")
-        assert "west" not in online_nodes(settings(Home(hospitals.server)))
+        assert "west" not in online_nodes(settings_of(Home(hospitals.server)))
         doctor = hospitals.at_site("west", "doctor", check=False)
         assert doctor.returncode == 2
         assert "certificate" in " ".join(doctor.stdout.split())
@@ -126,4 +126,4 @@ def test_a_site_with_another_authority_turns_away_from_the_server_and_doctor_say
     finally:
         certificate.write_bytes(right)
     hospitals.up("west")
-    hospitals.until(lambda: "west" in online_nodes(settings(Home(hospitals.server))), "west is back", "west")
+    hospitals.until(lambda: "west" in online_nodes(settings_of(Home(hospitals.server))), "west is back", "west")

@@ -26,8 +26,10 @@ from tests.support.neighbours import Sum
 from tests.support.site import CONTRACT, Coordinator, Site
 
 from consilium_client.agent import secure_sums
+from consilium_client.agent.accounts import Account
 from consilium_client.agent.masking import Masks, masked
 from consilium_client.agent.replay_guard import round_of
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import read_ledger
 from consilium_client.state.results import Result
 from consilium_client.training import evaluation, trainer
@@ -188,7 +190,7 @@ class Asked(RuleBasedStateMachine):
             if not yes:
                 service.reject(proposal, "tester", "test")
             elif service.spending.approval(which.digest) is None:
-                service.approve(proposal, "tester")
+                service.approvals.approve(proposal, "tester")
         except (BudgetRefused, PolicyRefusal) as refusal:
             note(str(refusal))
 
@@ -334,7 +336,8 @@ class Asked(RuleBasedStateMachine):
             approval = spending.approval(which.digest)
             if approval is not None:
                 with suppress(BudgetRefused, PolicyRefusal, LedgerError):  # a witnessed round: LedgerError
-                    spending.reserve(which.digest, which.study, ASSET, number, approval.plan, budget)
+                    account = Account(which.digest, which.study, ASSET, approval.plan, budget)
+                    spending.reserve(account, Use("training", number, "0" * 64), b"")
 
         with ThreadPoolExecutor(len(choices)) as threads:
             for done in [threads.submit(charge, *choice) for choice in choices]:

@@ -10,7 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from consilium_client.agent.spending import Reservation, Spending
+from consilium_client.agent.accounts import Account, ChargedUse
+from consilium_client.agent.spending import Spending
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import LedgerFile, read_ledger
 from consilium_shared.errors import BudgetRefused
 from consilium_shared.identity import Identity
@@ -36,7 +38,7 @@ class Site(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.ran: list[Event] = []
-        self.pending: list[Reservation] = []
+        self.pending: list[ChargedUse] = []
         self.trained: dict[int, int] = {}
         self.approved: set[str] = set()
         self._start()
@@ -56,9 +58,7 @@ class Site(RuleBasedStateMachine):
     def approve(self, study: str) -> None:
         entries, plan = self._entries(), PLANS[study]
         try:
-            self.spending.approve(
-                study=study, name="s", asset="icu", plan=plan, budget=BUDGET, epsilon=plan.epsilon, by="IT"
-            )
+            self.spending.approve(Account(study, "s", "icu", plan, BUDGET), epsilon=plan.epsilon, by="IT")
         except BudgetRefused:
             assert self._entries() == entries  # a refusal costs nothing
             return
@@ -72,30 +72,32 @@ class Site(RuleBasedStateMachine):
         study = sorted(self.approved)[choice % len(self.approved)]
         charges = len(self.ledger.books.charges)
         try:
-            reservation = self.spending.reserve(study, "s", "icu", number, PLANS[study], BUDGET)
+            charged = self.spending.reserve(
+                Account(study, "s", "icu", PLANS[study], BUDGET), Use("training", number, "0" * 64), b""
+            )
         except BudgetRefused:
             assert len(self.ledger.books.charges) == charges
             return
-        assert read_ledger(self.ledger.path, "north", SITE.public).entries[-1].seq == reservation.charge_seq
-        self.pending.append(reservation)
+        assert read_ledger(self.ledger.path, "north", SITE.public).entries[-1].seq == charged.seq
+        self.pending.append(charged)
 
-    @precondition(lambda self: any(r.charge_seq not in self.trained for r in self.pending))
+    @precondition(lambda self: any(r.seq not in self.trained for r in self.pending))
     @rule(part=st.sampled_from([0.0, 0.5, 1.0]))
     def train(self, part: float) -> None:
-        reservation = next(r for r in self.pending if r.charge_seq not in self.trained)
-        assert isinstance(reservation.event, DpSgdEvent)
-        steps = int(reservation.event.steps * part)
-        self.trained[reservation.charge_seq] = steps
+        charged = next(r for r in self.pending if r.seq not in self.trained)
+        assert isinstance(charged.event, DpSgdEvent)
+        steps = int(charged.event.steps * part)
+        self.trained[charged.seq] = steps
         if steps:
-            event = reservation.event
+            event = charged.event
             self.ran.append(DpSgdEvent(event.sampling_rate, event.noise_multiplier, steps))
 
     @precondition(lambda self: self.trained)
     @rule()
     def settle(self) -> None:
-        reservation = next(r for r in self.pending if r.charge_seq in self.trained)
-        self.pending.remove(reservation)
-        reservation.settle(self.trained.pop(reservation.charge_seq))
+        charged = next(r for r in self.pending if r.seq in self.trained)
+        self.pending.remove(charged)
+        self.spending.settle(charged, self.trained.pop(charged.seq))
 
     @rule()
     def crash(self) -> None:

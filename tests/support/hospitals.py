@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from consilium_client.agent.accounts import Account, ChargedUse
 from consilium_client.agent.spending import Spending
 from consilium_client.commands.enroll import enroll
 from consilium_client.site import Home as SiteHome
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_server import registry
 from consilium_server.commands.admission import admit
@@ -68,9 +70,11 @@ class Hospital:
         return {"seq": self.ledger.head.seq, "sha256": self.ledger.head.sha256}
 
     def approve(self, study: Study, plan: Plan, roster: str, by: str = "Dr Ono") -> None:
-        about: dict[str, Any] = {"study": study.digest, "name": study.study, "asset": "icu", "plan": plan}
         limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
-        self.spending.approve(**about, budget=self.budget, epsilon=limit, by=by, roster=roster)
+        self.spending.approve(self.account(study, plan), epsilon=limit, by=by, roster=roster)
+
+    def account(self, study: Study, plan: Plan) -> Account:
+        return Account(study.digest, study.study, "icu", plan, self.budget)
 
     def release(
         self, study: Study, number: int | None, message: str, size: int = 900, header: bytes = b"", **said: bool
@@ -85,13 +89,13 @@ class Hospital:
             self.ledger.append("witness", {"study": study.digest, **recorded.model_dump(mode="json")})
         return countersign(recorded.record, self.identity)
 
-    def charge(self, study: Study, plan: Plan, number: int, purpose: Purpose = "training") -> Any:
+    def charge(self, study: Study, plan: Plan, number: int, purpose: Purpose = "training") -> ChargedUse:
         """As sites of every release did: earlier ones charged again beside the plan where ε allowed it."""
         with mock.patch("consilium_client.agent.spending.uses_left", return_value=1):
             return self._reserve(study, plan, number, purpose)
 
-    def _reserve(self, study: Study, plan: Plan, number: int, purpose: Purpose) -> Any:
-        return self.spending.reserve(study.digest, study.study, "icu", number, plan, self.budget, purpose)
+    def _reserve(self, study: Study, plan: Plan, number: int, purpose: Purpose) -> ChargedUse:
+        return self.spending.reserve(self.account(study, plan), Use(purpose, number, "0" * 64), b"")
 
     def told(self, study: Study) -> float | None:
         """ε of the study so far, as an answer says it."""
@@ -104,9 +108,9 @@ class Hospital:
         counts = counts_with(study, number)
         training = self.charge(study, plan, number)
         counting = self.charge(study, plan, number - 1, "evaluation") if counts else None
-        training.settle(plan.steps_per_round)
+        self.spending.settle(training, plan.steps_per_round)
         if counting is not None:
-            counting.settle(1)
+            self.spending.settle(counting, 1)
         head = self.head
         said: dict[str, Any] = {"counts": True} if counts else {}
         return Answer(self.told(study), head, self.release(study, number, "update", 48_213, **said), signature)
@@ -120,7 +124,7 @@ class Hospital:
 
     def counts(self, study: Study, plan: Plan, number: int) -> Answer:
         """On the last model, in a sum of their own."""
-        self.charge(study, plan, number, "evaluation").settle(1)
+        self.spending.settle(self.charge(study, plan, number, "evaluation"), 1)
         head = self.head
         return Answer(self.told(study), head, self.release(study, number, "counts", 4_400))
 

@@ -216,7 +216,7 @@ class Site:
     def approve(self, study: Study | None = None) -> None:
         study = study or self.coordinator.study
         assert isinstance(self.ask(self.coordinator.propose(study)), ApprovalStatus)
-        self.service.approve(self.service.proposals.find(study.digest), "tester")
+        self.service.approvals.approve(self.service.proposals.find(study.digest), "tester")
 
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.service.ledger.entries]

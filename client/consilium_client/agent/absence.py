@@ -24,7 +24,7 @@ _BESIDE = {"refusal", "standing"}
 
 
 def out(entries: Sequence[Entry], study: str) -> dict[str, Any] | None:
-    """Why the site is out of a study of that digest, and what brings it back; None where it is not.
+    """Cause of this site's absence from a study, and what ends it; None where the site takes part.
 
     It is out from a refusal that its own people can cure (``refusals.CURES``) until it answers again, or decides anew.
     """
@@ -46,7 +46,7 @@ def out(entries: Sequence[Entry], study: str) -> dict[str, Any] | None:
 
 
 def check_not_rejected(decision: Approve | Reject | None) -> None:
-    """Raises PolicyRefusal where the last decision on a study was no."""
+    """Raise PolicyRefusal where the last decision on a study was a rejection, whoever or whatever made it."""
     if isinstance(decision, Reject):
         ended = "nothing was asked here for so long that this site's policy ended the study; it may be approved again"
         why = ended if decision.by == BY_POLICY else "the hospital said no to this study"
@@ -54,8 +54,8 @@ def check_not_rejected(decision: Approve | Reject | None) -> None:
 
 
 def quiet_since(entries: Sequence[Entry], study: str, now: datetime, longer: timedelta | None = None) -> str | None:
-    """Since when nothing was asked of a study of that digest that was not closed; None where that is no longer than
-    ``QUIET``, or ``longer`` than that."""
+    """Time of the coordinator's last request about an unclosed study; None where that is less than ``longer`` ago, by
+    default ``QUIET``."""
     about = [e for e in entries if isinstance(e.body, Approve | Charge | Refuse | Release) and e.body.study == study]
     if not about or any(isinstance(e.body, Release) and e.body.message == "closing" for e in about):
         return None

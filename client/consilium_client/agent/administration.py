@@ -1,4 +1,4 @@
-"""IT's commands to the running agent: JSON in, JSON out, over the administration socket."""
+"""Commands of the hospital's IT to the running agent: JSON in, JSON out, over the administration socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from consilium_client.agent import absence
-from consilium_client.agent.study_service import Estimate, StudyService
+from consilium_client.agent.estimates import Estimate
+from consilium_client.agent.study_service import StudyService
 from consilium_client.site import Home
 from consilium_client.state.proposals import Proposal
 from consilium_client.transport.agent_socket import call_admin
@@ -25,7 +26,7 @@ from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
-from consilium_shared.secagg.terms import least_sites
+from consilium_shared.secagg.terms import fewest_sites
 
 SECONDS = 3600.0
 """A command waits as long: an estimate may read a large asset first."""
@@ -50,7 +51,7 @@ def ask(socket: Path, command: str, **arguments: Any) -> Any:
 
 
 class Administration:
-    """The agent's end."""
+    """Handler of IT's commands, in the agent."""
 
     def __init__(self, service: StudyService) -> None:
         self.service = service
@@ -68,7 +69,7 @@ class Administration:
         }
 
     def handle(self, request: bytes) -> bytes:
-        """One command; every failure is an answer with the reason."""
+        """The answer to one command; a failure is an answer with the reason."""
         try:
             arguments = json.loads(request)
             command = self._commands.get(arguments.pop("command"))
@@ -87,14 +88,14 @@ class Administration:
         return {
             "site": self.service.site,
             "federation": self.service.federation,
-            "activity": self.service.activity,
+            "activity": self.service.activity.now,
             "up_seconds": round(time.time() - self._started),
             "ledger": {"entries": head.seq, "head": head.sha256},
             "studies": self.studies(),
         }
 
     def studies(self) -> list[dict[str, Any]]:
-        """Every study that was proposed, and what was decided."""
+        """Proposed studies, each with what was decided on it."""
         return [self._describe(proposal) for proposal in self.service.proposals.all()]
 
     def _describe(self, proposal: Proposal) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class Administration:
             rejected = isinstance(self.service.ledger.books.decisions.get(study.digest), Reject)
         state = self.service.spending.state(study.data.asset)
         own = next((s for s in state.studies if s.study == study.digest), None)
-        objections = self.service.objections(proposal)
+        objections = self.service.approvals.objections(proposal)
         undecided = "refused" if objections else "pending"
         entries = self.service.ledger.entries if approval else ()
         return {
@@ -127,15 +128,15 @@ class Administration:
         }
 
     def estimate(self, study: str) -> dict[str, Any]:
-        """Training data and cost of a study, and all that its contract says, absent keys by their meaning.
+        """Estimate of a study: training data, cost, and the whole contract with its defaults written out.
 
         Of a study that the policy forbids, no cost.
         """
         proposal = self.service.proposals.find(study)
         # The contract with what absent keys mean.
         found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
-        found["least_sites"] = least_sites(proposal.study.aggregation, len(proposal.identities))
-        return found if found["refused"] else {**found, **self._estimate(self.service.estimate(proposal.study))}
+        found["least_sites"] = fewest_sites(proposal.study, proposal.identities)
+        return found if found["refused"] else {**found, **self._estimate(self.service.estimates.of(proposal.study))}
 
     def _estimate(self, estimate: Estimate) -> dict[str, Any]:
         plan = estimate.plan
@@ -152,13 +153,13 @@ class Administration:
         }
 
     def approve(self, study: str, by: str, plan: dict[str, Any]) -> dict[str, Any]:
-        """Approve it with the plan that was shown; the entry in the ledger names who did."""
+        """Approve a study with the plan that was shown; the ledger's entry names ``by``."""
         proposal = self.service.proposals.find(study)
-        estimate = self.service.approve(proposal, by, plan)
+        estimate = self.service.approvals.approve(proposal, by, plan)
         return {**self._describe(proposal), **self._estimate(estimate)}
 
     def reject(self, study: str, by: str, reason: str) -> dict[str, Any]:
-        """Say no, or withdraw an approval."""
+        """Reject a study, or withdraw its approval."""
         proposal = self.service.proposals.find(study)
         self.service.reject(proposal, by, reason)
         return self._describe(proposal)
@@ -183,7 +184,7 @@ class Administration:
 
     def _plan(self, proposal: Proposal) -> Plan:
         approval = self.service.spending.approval(proposal.study.digest)
-        return approval.plan if approval else self.service.estimate(proposal.study).plan
+        return approval.plan if approval else self.service.estimates.of(proposal.study).plan
 
     def audit(
         self, study: str, plan: dict[str, Any], canaries: int, guesses: int, correct: int, by: str
@@ -235,7 +236,7 @@ class Administration:
 
 
 def _in_numbers(quote: Quote) -> dict[str, float | None]:
-    """The arithmetic of a budget: what ``str(quote)`` says."""
+    """Arithmetic of a budget as numbers; ``str(quote)`` says the same in words."""
     return {
         "limit": _finite(quote.limit),
         "delta": quote.delta,
@@ -256,5 +257,5 @@ def _takes(command: Callable[..., Any], arguments: dict[str, Any]) -> bool:
 
 
 def _finite(value: float) -> float | None:
-    """None stands for infinity, which JSON cannot write."""
+    """Value rounded to six decimals; None for infinity, which JSON cannot write."""
     return None if math.isinf(value) else round(value, 6)

@@ -1,5 +1,5 @@
-"""Leftovers of studies that the hospital said no to, or of which nothing was heard for as long as its policy allows:
-updates, answers, keys and seeds go, at the latest at a start.
+"""Leftovers of studies that were rejected, or ended because nothing was heard of them: updates, answers, keys and seeds
+are deleted, at the latest at the next start.
 
 The ledger stays, and so does what must not be done a second time, should the hospital approve the study again: which
 rounds and models were worked on, by digest (``sum_store``), and the noised number of patients (``cohort``).
@@ -25,7 +25,7 @@ log = logging.getLogger("consilium.agent")
 
 
 class Leftovers:
-    """Leftovers in a site's stores, by study.
+    """Deletion of what rejected studies left in a site's stores.
 
     Attributes:
         working: held while a request of the coordinator's is answered; nothing is deleted under its hands.
@@ -71,7 +71,7 @@ class Leftovers:
         self.forget_rejected()
 
     def forget_rejected(self) -> None:
-        """Delete what rejected studies have left; while a request is answered, that does it when it has ended."""
+        """Delete what rejected studies have left. While a request is answered nothing is: its end calls this again."""
         if not self.working.acquire(blocking=False):
             return
         try:

@@ -29,7 +29,7 @@ Key = tuple[str, str, str, PrivacyPlan]
 
 
 class Machine:
-    """The machine that the agent runs on."""
+    """Device and microbatch sizes with which this machine computes a study."""
 
     def __init__(self, folder: Path) -> None:
         self._findings, self.trials = FindingFiles(folder), Trials(folder / "trying")
@@ -103,11 +103,11 @@ class FindingFiles:
         return _finding(content) if content is not None and content.get("about") == about else None
 
     def put(self, about: dict[str, Any], finding: Finding) -> None:
-        """Keep it, durably."""
+        """Keep a finding durably."""
         write_atomically(self._file(about), canonical_bytes({"about": about, **finding._asdict()}))
 
     def all(self, machine: dict[str, Any]) -> Iterator[tuple[str, Finding]]:
-        """The model and the finding of each that is about this machine."""
+        """Findings about this machine, each with the name of its model."""
         for file in sorted(self.folder.glob("*.json")):
             content = _read(file)
             if content is not None and content["about"].get("machine") == machine:

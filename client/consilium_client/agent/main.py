@@ -1,4 +1,4 @@
-"""The site's agent: composition root and socket services. Holds data, keys, policy and ledger; needs no network.
+"""Agent of a site: composition root and socket services. Holds data, keys, policy and ledger; needs no network.
 
 Started by ``consilium-site up`` as ``python -m consilium_client.agent --home HOME``.
 """
@@ -66,7 +66,7 @@ def run(home: Home) -> None:
 def ending_when_broken(
     service: StudyService, handle: Callable[Arguments, Answer], end: Callable[[int], object] = os._exit
 ) -> Callable[Arguments, Answer]:
-    """The handler, after which this process ends with status 1 when the ledger can no longer be written.
+    """Wrap a handler: once the ledger can no longer be written, the process ends with status 1.
 
     An agent without a ledger can only refuse. Started again by its supervisor it reads the file anew, recovers a torn
     last line, and goes on or says what is wrong.

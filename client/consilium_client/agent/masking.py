@@ -1,4 +1,4 @@
-"""A result becomes the bytes that leave: encoded and masked piece by piece, so that it is never in memory twice.
+"""Encoding and masking of a result into the bytes that leave, piece by piece: it is never in memory twice.
 
 The masks depend on the keys alone, so they are made while the site trains, into a file without a name.
 """
@@ -122,7 +122,7 @@ def _encode(
 
 
 def _pieces(segment: Segment) -> Iterator[tuple[int, int]]:
-    """Byte where each piece begins, and how many integers it has."""
+    """Pieces of a segment: first byte, and number of integers."""
     item = segment.bits // 8
     for start in range(0, segment.bytes, PIECE_BYTES):
         yield start, min(PIECE_BYTES, segment.bytes - start) // item

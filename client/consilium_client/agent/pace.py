@@ -35,7 +35,7 @@ class Pace:
 
     @contextmanager
     def measured(self, study: Study, number: int) -> Iterator[None]:
-        """Around the training of a round."""
+        """Measure how long a round's training takes: the block."""
         began = time.monotonic()
         yield
         took = time.monotonic() - began

@@ -1,8 +1,9 @@
-"""Text of a refusal: the reason code and the sentence for the ledger, and what of it goes out to the coordinator."""
+"""Texts of refusals: reason code and sentence for the ledger, and the redacted sentence for the coordinator."""
 
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 from consilium_shared import limits
 from consilium_shared.canonical import parse_canonical
@@ -17,16 +18,17 @@ from consilium_shared.errors import (
     VersionError,
 )
 from consilium_shared.printable import printable
+from consilium_shared.protocol.reasons import Reason
 from consilium_shared.schema import OLDEST, SCHEMA
 
 log = logging.getLogger("consilium.agent")
 
 
-def reason_of(error: ConsiliumError) -> tuple[str, str]:
+def reason_of(error: ConsiliumError) -> tuple[Reason, str]:
     """Reason code and sentence of a refusal, for the ledger."""
     match error:
         case PolicyRefusal():
-            return error.reason_code, error.detail
+            return cast(Reason, error.reason_code), error.detail  # the message's model checks it
         case DataError():
             log.error("%s", error)  # names files and columns, no values
             return "data", "the site's data cannot be used as the study asks"
@@ -63,7 +65,7 @@ CURES = {
 
 
 def outgoing(reason: str, detail: str) -> str:
-    """Detail that the coordinator reads: nothing of what this site knows that the coordinator may not.
+    """Redacted sentence of a refusal, for the coordinator: without what it may not learn of this site.
 
     The arithmetic of a budget tells what other studies spent. What is wrong with a history that was shown would help
     to make up a better one.
@@ -76,7 +78,7 @@ def outgoing(reason: str, detail: str) -> str:
 
 
 def protocol_of(header: bytes) -> int:
-    """The protocol in which somebody reads the refusal of a header that could not be read: as it says, else the first.
+    """Protocol in which to refuse an unreadable header: the one that it names, else the oldest.
 
     Nothing but that may depend on it: whose header it is, is not known.
     """
@@ -93,7 +95,7 @@ def sentence(text: str) -> str:
     return printable(text)[: limits.DETAIL_CHARACTERS]
 
 
-def place_of(error: BaseException) -> str:
+def location_of(error: BaseException) -> str:
     """Type and place of a defect; its text may quote data."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""Whether a kept result may leave, and leave again; whether a round may be worked on, and worked on anew.
+"""Replay guard: may a kept result leave, or leave again? May a round be worked on, or worked on anew?
 
 One result is never in two sums that are both opened: their difference would show what another site added.
 """
@@ -6,15 +6,16 @@ One result is never in two sums that are both opened: their difference would sho
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from consilium_client.agent.study_service import StudyService
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.results import About, Result
 from consilium_client.state.sum_store import Session
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import IntegrityError, PolicyRefusal
-from consilium_shared.ledger.entry import Charge, Purpose, Release
+from consilium_shared.ledger.entry import Charge, Release
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan
 from consilium_shared.protocol.messages import Evaluate, Survivors, Train
 from consilium_shared.protocol.summand import counts_with
@@ -25,18 +26,26 @@ from consilium_shared.study import Study
 log = logging.getLogger("consilium.agent")
 
 
-def place(number: int, attempt: int) -> int:
-    """Place of an answer among a study's: rises from attempt to attempt, and from round to round."""
+def sequence(number: int, attempt: int) -> int:
+    """Number of an answer in a study's sequence: rises from attempt to attempt, and from round to round.
+
+    >>> sequence(1, 2) < sequence(1, 3) < sequence(2, 1)
+    True
+    """
     return number * (limits.ATTEMPTS + 1) + attempt
 
 
 def round_of(where: int) -> int:
-    """The round of a ``place``."""
+    """The round of a number of the ``sequence``.
+
+    >>> round_of(sequence(7, 3))
+    7
+    """
     return where // (limits.ATTEMPTS + 1)
 
 
 class ReplayGuard:
-    """The rules, over what the site's stores and its ledger have."""
+    """Rules against releasing one result in two opened sums, from the site's stores and its ledger."""
 
     def __init__(self, service: StudyService) -> None:
         self.service = service
@@ -63,17 +72,17 @@ class ReplayGuard:
         for number, state in states.items():
             if first <= number < request.attempt and state.terms is not None and not state.terms.dead(terms.adverts):
                 return None
-        self.check_charged(study.digest, *_paid_for(kept.about))
+        self.check_charged(study.digest, _paid_for(kept.about))
         return kept
 
     def counts_given(self, study: Study, slot: Slot) -> bool:
-        """Whether counts may be promised for a slot: not where a kept result of its round goes without them."""
+        """Whether this site may offer counts for a slot; not where a kept result of its round goes without them."""
         about = self.service.results.about(study.digest, slot.purpose)
         without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
         return self.service.config.policy.allow_evaluation_counts and not without
 
     def check_counts(self, request: Train | Evaluate, kept: Result | None, *, offered: bool) -> None:
-        """Whether what this site offered with its key, and the others rely on, is still what it adds.
+        """Check that this site still adds the counts that it offered with its key, since the others rely on them.
 
         Zeros in place of counts that the others reckon with could leave one other site's counts alone in the sum.
 
@@ -95,7 +104,7 @@ class ReplayGuard:
             raise PolicyRefusal("sum", "this site offered counts with these keys, and its result goes without any")
 
     def check_work(self, study: Study, plan: Plan, request: Train | Evaluate, state: SiteState) -> None:
-        """Whether the round may be worked on, anew where it was before.
+        """Check that a round may be worked on, or be worked on anew.
 
         Without privacy each round is worked on once, each model once, and its counts are taken once: two sums of the
         same numbers, over other sites, would show whose are whose. With privacy each time has noise and a charge of
@@ -126,7 +135,7 @@ class ReplayGuard:
             raise PolicyRefusal("model", "what the study does not train is another than in the rounds before")
 
     def check_cohort(self, study: Study, terms: Terms, *, counted: bool) -> None:
-        """Whether a sum with this cohort could be of the same sites as those before, where every one is to be.
+        """Check that a sum of this cohort can be of the same sites as those before it, if the contract asks for that.
 
         Args:
             counted: whether those of the cohort that offer counts add them.
@@ -147,7 +156,7 @@ class ReplayGuard:
             _same_counts(together, terms, known)
 
     def check_together(self, study: Study, terms: Terms, survivors: tuple[str, ...], *, counted: bool) -> Session:
-        """The session as it is once these survivors have been signed.
+        """Session with these survivors entered as the sites of every sum, as it is once they have been signed.
 
         Args:
             counted: whether those of them that offer counts have added some.
@@ -168,13 +177,13 @@ class ReplayGuard:
         return session.model_copy(update={"together": {**session.together, **parts}})
 
     def note(self, study: Study, request: Train | Evaluate, frozen: str) -> None:
-        """Before the first masked byte leaves: what was worked on, and where it is masked."""
+        """Record what was worked on and in which sum it is masked, before the first masked byte leaves."""
         session = self.service.sums.session(study.digest)
         seen = {**session.seen, **dict.fromkeys(_what(study, request), _where(request))}
         self.service.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
 
     def left(self, request: Train | Evaluate | Survivors) -> bool:
-        """Whether anything left on the last charge for this round: a crash may have come between the two."""
+        """Whether anything left on the last charge for this round; after a crash between the two, nothing did."""
         about, kind = (request.study, request.round), "update" if request.purpose == "training" else "counts"
         for entry in reversed(self.service.ledger.entries):
             body = entry.body
@@ -190,7 +199,7 @@ class ReplayGuard:
         return any(body.study == study.digest and body.message in kinds for body in bodies)
 
     def signed_attempts(self, slot: Slot) -> set[int]:
-        """Attempts at a round in which this site's signature over survivors left, by the ledger."""
+        """Attempts at a round in which this site's signature over survivors has left, by the ledger."""
         return {
             entry.body.attempt
             for entry in self.service.ledger.entries
@@ -201,11 +210,12 @@ class ReplayGuard:
 
     def settle(self, study: Study, plan: Plan, kept: Result) -> None:
         """Settle the charges behind a kept result that a crash left unsettled: all of it ran."""
-        for number, purpose in _paid_for(kept.about):
-            self.service.settle_kept(study, number, kept.about.model, plan, purpose)
+        account = self.service.estimates.account(study, plan)
+        for use in _paid_for(kept.about):
+            self.service.charges.settle_kept(account, use)
 
     def check_evaluated(self, study: Study, number: int) -> None:
-        """Counts in a sum of their own leave after the last round alone, and once.
+        """Check that counts may leave in a sum of their own: after the last round alone, and once.
 
         Raises:
             PolicyRefusal: for any other round, or where the policy lets none leave.
@@ -218,14 +228,15 @@ class ReplayGuard:
         if last is None or round_of(last) != number:
             raise PolicyRefusal("policy", f"this site did not train round {number}, so it counts nothing there")
 
-    def check_charged(self, study: str, *uses: tuple[int, Purpose]) -> None:
-        """Raises IntegrityError where the ledger has no charge for a use of the data: a round and its purpose."""
-        for number, purpose in uses:
-            if not self.service.spending.attempts(study, number, purpose):
+    def check_charged(self, study: str, uses: Iterable[Use]) -> None:
+        """Raises IntegrityError where the ledger has no charge for a use of the data."""
+        for use in uses:
+            if not self.service.spending.attempts(study, use.round, use.purpose):
+                folders = f"{self.service.results.folder} and {self.service.responses.folder}"
                 raise IntegrityError(
-                    f"the ledger has no {purpose} charge for what was worked on in round {number}: an older ledger "
-                    f"was put back. Move {self.service.results.folder} and {self.service.responses.folder} away; with "
-                    "privacy the round's next attempt is then worked on and charged anew"
+                    f"the ledger has no {use.purpose} charge for what was worked on in round {use.round}: an older "
+                    f"ledger was put back. Move {folders} away; with privacy the round's next attempt is then worked "
+                    "on and charged anew"
                 )
 
 
@@ -245,11 +256,11 @@ def _same_counts(together: Mapping[str, tuple[str, ...]], terms: Terms, survivor
     return counting
 
 
-def _paid_for(about: About) -> list[tuple[int, Purpose]]:
+def _paid_for(about: About) -> list[Use]:
     """The uses of the data behind a result."""
-    uses: list[tuple[int, Purpose]] = [(about.round, about.purpose)]
+    uses = [Use(about.purpose, about.round, about.model)]
     if about.purpose == "training" and about.counts and about.counted:
-        uses.append((about.round - 1, "evaluation"))
+        uses.append(Use("evaluation", about.round - 1, about.model))
     return uses
 
 

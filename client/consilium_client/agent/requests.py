@@ -1,4 +1,4 @@
-"""The coordinator's requests, answered: verified first, then policy, then budget, then work, then the ledger.
+"""Handler of the coordinator's requests: signature first, then policy, then budget, then work, then the ledger.
 
 Answers are idempotent: the same request gets the same bytes, without a second training and without a second charge.
 Every answer stands in the ledger (``release``) before it is handed out.
@@ -11,20 +11,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
-from consilium_client.agent.refusals import CURES, outgoing, place_of, protocol_of, reason_of, sentence
-from consilium_client.agent.replay_guard import place
-from consilium_client.agent.secure_sums import SecureSums
-from consilium_client.agent.spending import told
+from consilium_client.agent.accounts import reported
+from consilium_client.agent.received import AnswerHeader, Outgoing, Received, ReleaseMarks
+from consilium_client.agent.refusals import CURES, location_of, outgoing, protocol_of, reason_of, sentence
+from consilium_client.agent.replay_guard import sequence
+from consilium_client.agent.secure_sums import Contributed, SecureSums
 from consilium_client.agent.study_service import StudyService
 from consilium_client.agent.witness import last_audit, witness
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.responses import StoredPayload
 from consilium_shared import documents, limits
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError, VersionError
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.entry import Release
 from consilium_shared.privacy.plan import Plan
 from consilium_shared.protocol import messages, roster
 from consilium_shared.protocol.messages import (
@@ -32,6 +34,7 @@ from consilium_shared.protocol.messages import (
     ApprovalStatus,
     Close,
     Closing,
+    Counts,
     Evaluate,
     Handshake,
     Head,
@@ -43,23 +46,28 @@ from consilium_shared.protocol.messages import (
     SumRequest,
     Survivors,
     Train,
+    Update,
 )
+from consilium_shared.protocol.reasons import Reason
 from consilium_shared.study import Study
 
 log = logging.getLogger("consilium.agent")
+
+NO_BODY: Iterable[bytes] = ()
 
 REMEMBERED = 1000
 """Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
 
 
 class RequestHandler:
-    """Message in, message out; one at a time."""
+    """Handler of the coordinator's requests: message in, message out; one at a time."""
 
     def __init__(self, service: StudyService) -> None:
         self.service = service
         self.sums = SecureSums(service)
-        self._said: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._released = {entry.body.sha256 for entry in service.ledger.entries if entry.kind == "release"}  # type: ignore[attr-defined]
+        self._given: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        """Digest of a request and outcome to the short answer that was given."""
+        self._released = {entry.body.sha256 for entry in service.ledger.entries if isinstance(entry.body, Release)}
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
         """The signed answer to a message, whatever it is, and its payload in pieces of ``limits.CHUNK_BYTES``.
@@ -76,56 +84,57 @@ class RequestHandler:
         except PeerError as error:
             return self._unread(header, "malformed", str(error))
         except Exception as error:
-            log.error("defect while reading a message: %s", place_of(error))
+            log.error("defect while reading a message: %s", location_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
-        body: Iterable[bytes] = ()
+        received, body = Received(request, header, payload), NO_BODY
         try:
             self._check_addressed(request)
             request.payload.check(payload)
             with self.service.leftovers.working:
-                answer, body = self._dispatch(request, header, payload)
+                answer, body = self._dispatch(received)
         except ConsiliumError as error:
-            answer = self._refuse(request, header, *reason_of(error))
+            answer = self._refuse(received, *reason_of(error))
         except Exception as error:
             # The text of a foreign exception may quote data: only its type and place are logged.
-            log.error("defect while answering %s: %s", request.kind, place_of(error))
-            answer = self._refuse(request, header, "internal", "the site failed; its log says where")
+            log.error("defect while answering %s: %s", request.kind, location_of(error))
+            answer = self._refuse(received, "internal", "the site failed; its log says where")
         finally:
-            self.service.activity = {"doing": "waiting"}
+            self.service.activity.wait()
             self.service.leftovers.forget_rejected()
-        log.info("%s: answered in %.1f s", self._named(request), time.monotonic() - started)
+        log.info("%s: answered in %.1f s", self._named(received), time.monotonic() - started)
         return answer, body
 
     # -- the requests
 
-    def _dispatch(self, request: Request, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
+    def _dispatch(self, received: Received) -> tuple[bytes, Iterable[bytes]]:
+        request = received.request
         if isinstance(request, Propose):
-            return self._propose(request, header), ()
+            return self._propose(request, received), NO_BODY
         proposal, plan = self._approved(request)
-        common, body = self._common(request, header), b""
+        header, body, marks = self._header(received), b"", ReleaseMarks()
         answer: messages.Answer
         match request:
             case Train() | Evaluate():
-                return self._contribute(proposal, plan, request, header, payload)
+                return self._contribute(proposal, plan, request, received)
             case Close():
-                return self._close(proposal, request, header)
+                return self._close(proposal, request, received), NO_BODY
             case Handshake():
                 self._check_open(request, proposal.study.training.rounds, proposal.study)
-                answer, body = self.sums.handshake(proposal, request, payload, common)
+                answer, body = self.sums.handshake(proposal, received.payload, header)
             case Advertise():
                 self._check_open(request, request.round, proposal.study)
-                answer = self.sums.advertise(proposal, request, common)
+                answer = self.sums.advertise(proposal, request, header)
             case Survivors():
                 self._check_open(request, request.round, proposal.study)
-                answer = self.sums.sign(proposal, request, payload, common)
+                answer = self.sums.sign(proposal, request, received.payload, header)
+                marks["attempt"] = request.attempt
             case Open():
                 self._check_open(request, request.round, proposal.study)
-                answer, body = self.sums.release(proposal, request, payload, common)
-        number = getattr(request, "round", None)
-        said = self._say(header, answer.kind, request, number, lambda _: answer, answer.kind, body)
-        return said, (body,) if body else ()
+                answer, body = self.sums.release(proposal, request, received.payload, header)
+        given = self._give(received, answer.kind, lambda: answer, body, marks)
+        return given, (body,) if body else NO_BODY
 
-    def _propose(self, request: Propose, header: bytes) -> bytes:
+    def _propose(self, request: Propose, received: Received) -> bytes:
         study = Study.from_contract(request.contract)
         if study.digest != request.study:
             raise PeerError("the contract is not the one that the digest names")
@@ -140,82 +149,98 @@ class RequestHandler:
             raise PolicyRefusal("wrong-roster", "the roster is another one, or lacks this site with its key")
         identities = {member.site: PublicIdentity.from_hex(member.identity) for member in members.members}
         proposal = Proposal(study, members.digest, identities)
-        new = self.service.check_new(proposal)
+        new = self.service.approvals.check_new(proposal)
         try:
-            state = self.service.approval_status(proposal)
+            state = self.service.approvals.status(proposal)
         except PolicyRefusal as refusal:
             if refusal.reason_code != "rejected":
                 self.service.proposals.put_refused(proposal)
             raise
         if new:
             self.service.proposals.put(proposal)
-        return self._say(header, state, request, None, lambda common: ApprovalStatus(**common, state=state), "standing")
+        return self._give(received, state, lambda: ApprovalStatus(**self._header(received), state=state))
 
     def _contribute(
-        self, proposal: Proposal, plan: Plan, request: Train | Evaluate, header: bytes, payload: bytes
+        self, proposal: Proposal, plan: Plan, request: Train | Evaluate, received: Received
     ) -> tuple[bytes, Iterable[bytes]]:
-        """The stored answer, or the work's. Result kept, settled, answer stored, released: a crash repeats no more."""
+        """The stored answer, or that of new work: keep the result, settle, store the answer, enter its release."""
         study, kind = request.study, "update" if isinstance(request, Train) else "counts"
-        where, asked = place(request.round, request.attempt), digest(header)
-        stored = self._stored(study, where, kind, asked)
+        place = sequence(request.round, request.attempt)
+        stored = self._stored(received, place, kind)
         if stored is None:
             self._check_open(request, request.round, proposal.study)
             with self.service.responses.stage(study) as staged:
-                make = self.sums.contribute(
-                    proposal, plan, request, payload, staged, lambda: self._witnessed(proposal, request)
+                made = self.sums.contribute(
+                    proposal, plan, request, received.payload, staged, lambda: self._witnessed(proposal, request)
                 )
-                body = Payload(sha256=staged.sha256, size=staged.size)
-                about = {**self._common(request, header), "payload": body}
-                answer = messages.encode(make(about), self.service.identity, request.protocol)
-                stored = answer, staged.commit(where, kind, asked, answer)
+                answer = self._contribution(request, received, Payload(sha256=staged.sha256, size=staged.size), made)
+                encoded = messages.encode(answer, self.service.identity, request.protocol)
+                stored = encoded, staged.commit(place, kind, received.sha256, encoded)
         else:
-            self.sums.replay_guard.check_charged(study, (request.round, request.purpose))
-        said = self.sums.said_of(proposal, request)
-        self._release(stored[0], stored[1].size, study, request.round, kind, **said)
+            use = Use(request.purpose, request.round, request.payload.sha256)
+            self.sums.replay_guard.check_charged(study, [use])
+        marks = self.sums.release_marks(proposal, request)
+        self._release(Outgoing(study, request.round, kind, stored[0], stored[1].size, marks))
         return stored[0], stored[1].pieces()
 
-    def _close(self, proposal: Proposal, request: Close, header: bytes) -> tuple[bytes, Iterable[bytes]]:
-        """Witness the last record, and say what the study came to here; its secrets are deleted."""
+    def _contribution(
+        self, request: Train | Evaluate, received: Received, payload: Payload, made: Contributed
+    ) -> Update | Counts:
+        header = self._header(received)
+        if isinstance(request, Evaluate):
+            return Counts(**header, payload=payload, round=request.round, attempt=request.attempt, epsilon=made.epsilon)
+        return Update(
+            **header,
+            payload=payload,
+            round=request.round,
+            attempt=request.attempt,
+            epsilon=made.epsilon,
+            countersignature=made.countersignature,
+        )
+
+    def _close(self, proposal: Proposal, request: Close, received: Received) -> bytes:
+        """Countersign the last record, report the study's final ε, and delete its secrets."""
         study, recorded = proposal.study, request.recorded
-        stored = self._stored(request.study, recorded.round, "closing", digest(header))
+        stored = self._stored(received, recorded.round, "closing")
         if stored is None:
             self._check_open(request, recorded.round, study)
             if recorded.round != study.training.rounds:
                 raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
+            countersignature = witness(self.service, proposal, recorded)
             closing = Closing(
+                **self._header(received),
                 round=recorded.round,
-                countersignature=witness(self.service, proposal, recorded),
-                epsilon=told(self.service.spending.study_epsilon(study.digest)),
+                countersignature=countersignature,
+                epsilon=reported(self.service.spending.study_epsilon(study.digest)),
                 audit=last_audit(self.service, study),
-                **self._common(request, header),
             )
-            said = messages.encode(closing, self.service.identity, request.protocol)
-            self.service.responses.put(request.study, recorded.round, "closing", digest(header), said, b"")
+            encoded = messages.encode(closing, self.service.identity, request.protocol)
+            self.service.responses.put(request.study, recorded.round, "closing", received.sha256, encoded, b"")
         else:
-            said = stored[0]
+            encoded = stored[0]
         self.sums.forget(study)
-        self._release(said, 0, request.study, recorded.round, "closing")
-        return said, ()
+        self._release(Outgoing(request.study, recorded.round, "closing", encoded, 0, {}))
+        return encoded
 
-    def _stored(self, study: str, where: int, kind: str, asked: str) -> tuple[bytes, StoredPayload] | None:
+    def _stored(self, received: Received, place: int, kind: str) -> tuple[bytes, StoredPayload] | None:
         try:
-            return self.service.responses.get(study, where, kind, asked)
+            return self.service.responses.get(received.request.study, place, kind, received.sha256)
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
 
-    def _witnessed(self, proposal: Proposal, request: Train | Evaluate) -> dict[str, Any]:
-        """Witness what is shown of the round before; with the countersignature, or None in the first round."""
+    def _witnessed(self, proposal: Proposal, request: Train | Evaluate) -> str | None:
+        """Countersignature over the record of the round before; None in the first round and for counts."""
         if isinstance(request, Evaluate):
-            return {}
+            return None
         recorded = request.recorded
         if (recorded.round if recorded is not None else 0) != request.round - 1:
             raise PolicyRefusal("witness", f"round {request.round} is asked for without the record of the one before")
-        return {"countersignature": None if recorded is None else witness(self.service, proposal, recorded)}
+        return None if recorded is None else witness(self.service, proposal, recorded)
 
     # -- checks and bookkeeping
 
     def _check_open(self, request: Handshake | SumRequest | Close, number: int, study: Study) -> None:
-        """A round is one of the study's; and once its record was shown to this site, nothing more leaves of it."""
+        """Check that a round is one of the study's, and that its record was not shown yet: then nothing more leaves."""
         if number > study.training.rounds:
             raise PolicyRefusal("policy", f"round {number} of a study of {study.training.rounds} rounds")
         with self.service.ledger.exclusive():
@@ -234,90 +259,87 @@ class RequestHandler:
             raise PolicyRefusal("unknown-study", "no study with this digest was proposed to this site")
         if proposal.roster != request.roster:
             raise PolicyRefusal("wrong-roster", "the study was proposed with another roster")
-        return proposal, self.service.approval(proposal).plan
+        return proposal, self.service.approvals.in_force(proposal).plan
 
-    def _common(self, request: Request, header: bytes) -> dict[str, Any]:
+    def _header(self, received: Received) -> AnswerHeader:
+        return self._header_of(received.request.study, received.sha256)
+
+    def _header_of(self, study: str, request: str) -> AnswerHeader:
         head = self.service.ledger.head
-        return {
-            "federation": self.service.federation,
-            "study": request.study,
-            "site": self.service.site,
-            "request": digest(header),
-            "head": Head(seq=head.seq, sha256=head.sha256),
-        }
-
-    def _release(self, header: bytes, size: int, study: str, number: int | None, kind: str, **more: int) -> None:
-        """Enter the message in the ledger, once; only then may it be handed out. ``size``: of its payload."""
-        sha256 = digest(header)
-        if sha256 not in self._released:
-            fields = {"study": study, "round": number, "message": kind, "sha256": sha256, **more}
-            self.service.ledger.append("release", {**fields, "bytes": len(header) + size})
-            self._released.add(sha256)
-
-    def _refuse(self, request: Request, header: bytes, reason: Any, detail: str) -> bytes:
-        number = getattr(request, "round", None)
-        detail = sentence(detail)  # it may quote the request
-        log.info("%s: refused, %s: %s", self._named(request), reason, detail)
-        if reason in CURES:
-            log.warning("out of this study for now: %s", CURES[reason])
-        if reason != "pending" and (digest(header), reason) not in self._said:
-            fields = {"study": request.study, "round": number, "reason": reason, "detail": detail}
-            self.service.ledger.append("refuse", fields)
-        return self._say(
-            header,
-            reason,
-            request,
-            number,
-            lambda common: Refusal(**common, reason=reason, detail=outgoing(reason, detail)),
-            "refusal",
+        return AnswerHeader(
+            federation=self.service.federation,
+            study=study,
+            site=self.service.site,
+            request=request,
+            head=Head(seq=head.seq, sha256=head.sha256),
         )
 
-    def _named(self, request: Request) -> str:
+    def _release(self, answer: Outgoing) -> None:
+        """Enter an answer in the ledger, once; only then may it be handed out."""
+        sha256 = digest(answer.header)
+        if sha256 not in self._released:
+            fields = {"study": answer.study, "round": answer.round, "message": answer.kind, "sha256": sha256}
+            size = len(answer.header) + answer.payload_bytes
+            self.service.ledger.append("release", {**fields, **answer.marks, "bytes": size})
+            self._released.add(sha256)
+
+    def _refuse(self, received: Received, reason: Reason, detail: str) -> bytes:
+        detail = sentence(detail)  # it may quote the request
+        log.info("%s: refused, %s: %s", self._named(received), reason, detail)
+        if reason in CURES:
+            log.warning("out of this study for now: %s", CURES[reason])
+        if reason != "pending" and (received.sha256, reason) not in self._given:
+            study = received.request.study
+            fields = {"study": study, "round": received.round, "reason": reason, "detail": detail}
+            self.service.ledger.append("refuse", fields)
+        shown = outgoing(reason, detail)
+        return self._give(received, reason, lambda: Refusal(**self._header(received), reason=reason, detail=shown))
+
+    def _named(self, received: Received) -> str:
         """Request and its study, for the log."""
-        name: object = None
+        request, name = received.request, None
         if isinstance(request, Propose):
             name = request.contract.get("study")  # as the coordinator writes it, whatever that is
         else:
             with suppress(ConsiliumError):
                 known = self.service.proposals.get(request.study)
                 name = known and known.study.study
-        number = getattr(request, "round", None)
         called = f"{sentence(name)[: limits.NAME_CHARACTERS]} ({request.study[:12]})" if isinstance(name, str) else ""
-        return f"{request.kind} study {called or request.study[:12]}" + (f" round {number}" if number else "")
+        number = f" round {received.round}" if received.round else ""
+        return f"{request.kind} study {called or request.study[:12]}{number}"
 
-    def _say(
+    def _give(
         self,
-        header: bytes,
-        what: str,
-        request: Request,
-        number: int | None,
-        make: Callable[[dict[str, Any]], messages.Answer],
-        kind: str,
+        received: Received,
+        outcome: str,
+        make: Callable[[], messages.Answer],
         body: bytes = b"",
+        marks: ReleaseMarks | None = None,
     ) -> bytes:
-        """A short answer. While nothing has changed the same question gets the same bytes, and one ledger entry."""
-        known = self._said.get((digest(header), what))
+        """A short answer. While the outcome is the same, a question gets the same bytes, and one entry in the ledger.
+
+        Args:
+            received: the question.
+            outcome: reason of a refusal, state of an approval, or the answer's kind.
+            make: makes the answer where it was not given before.
+            body: its payload.
+            marks: further fields of its release.
+        """
+        key = received.sha256, outcome
+        known = self._given.get(key)
         if known is None:
-            known = messages.encode(make(self._common(request, header)), self.service.identity, request.protocol)
-            more = {"attempt": request.attempt} if isinstance(request, Survivors) and kind == "signed" else {}
-            self._release(known, len(body), request.study, number, kind, **more)
-            self._said[digest(header), what] = known
-            if len(self._said) > REMEMBERED:
-                self._said.popitem(last=False)
-        self._said.move_to_end((digest(header), what))
+            answer = make()
+            known = messages.encode(answer, self.service.identity, received.request.protocol)
+            study = received.request.study
+            self._release(Outgoing(study, received.round, answer.kind, known, len(body), marks or {}))
+            self._given[key] = known
+            if len(self._given) > REMEMBERED:
+                self._given.popitem(last=False)
+        self._given.move_to_end(key)
         return known
 
-    def _unread(self, header: bytes, reason: Any, detail: str) -> tuple[bytes, Iterable[bytes]]:
-        """Answer to what was not written by the coordinator: no ledger entry, or strangers could fill the disk."""
+    def _unread(self, header: bytes, reason: Reason, detail: str) -> tuple[bytes, Iterable[bytes]]:
+        """Refusal of a message that is not the coordinator's: no ledger entry, or strangers could fill the disk."""
         log.warning("a message was refused: %s", reason)
-        head = self.service.ledger.head
-        refusal = Refusal(
-            federation=self.service.federation,
-            study=messages.UNREAD,
-            site=self.service.site,
-            request=digest(header),
-            head=Head(seq=head.seq, sha256=head.sha256),
-            reason=reason,
-            detail=sentence(detail),
-        )
-        return messages.encode(refusal, self.service.identity, protocol_of(header)), ()
+        refusal = Refusal(**self._header_of(messages.UNREAD, digest(header)), reason=reason, detail=sentence(detail))
+        return messages.encode(refusal, self.service.identity, protocol_of(header)), NO_BODY

@@ -67,8 +67,7 @@ def left(books: Books, study: str, plan: Plan) -> tuple[Event, ...]:
 
 
 def reserved(books: Books, asset: str) -> tuple[Reserved, ...]:
-    """Reservations of an asset: what each approved study may still take, in the order of the decisions; those that take
-    no more are left out."""
+    """Reservations of an asset, in the order of the decisions; studies that take no more are left out."""
     found = []
     for study, decision in books.decisions.items():
         if isinstance(decision, Approve) and decision.asset == asset:

@@ -1,7 +1,7 @@
-"""Work of a round on this site's data: charge, train, count, keep the result, settle. Nothing leaves from here.
+"""Work of one round at the site: charge, train, evaluate, keep the result, settle the charge. Sends nothing.
 
-All that the result depends on is the study, the round and the model; under which masks it leaves is no matter of its
-charge (``secure_sums.py``).
+A result depends on the study, the round and the model alone. Masks and attempts are the business of ``secure_sums.py``
+and cost nothing more.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from consilium_client.agent.spending import told
-from consilium_client.agent.study_service import ChargedAttempt, StudyService
+from consilium_client.agent.accounts import ChargedUse, reported
+from consilium_client.agent.study_service import StudyService
 from consilium_client.data.dataset import Dataset
 from consilium_client.policy import check_contract, check_patients
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.results import About, Result
 from consilium_shared.errors import PeerError, PolicyRefusal
-from consilium_shared.ledger.entry import Purpose
 from consilium_shared.metrics import Counts, Layout
 from consilium_shared.privacy.event import GaussianEvent
 from consilium_shared.privacy.plan import NonPrivatePlan, Plan, PrivacyPlan
@@ -48,13 +48,13 @@ def ready(service: StudyService, study: Study, plan: Plan) -> None:
 
 
 def _allowed(service: StudyService, study: Study) -> None:
-    patients = service.patients(study)
+    patients = service.data.patients(study)
     check_contract(service.config.policy, study)
     check_patients(service.config.policy, study, patients.train, patients.held_back)
 
 
 def check(service: StudyService, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
-    """Whatever can be refused is refused before it is charged.
+    """Check everything that may be refused, before anything is charged.
 
     Returns:
         The digest of what the study does not train of the model (``models.vector.check``).
@@ -69,7 +69,7 @@ def check(service: StudyService, study: Study, plan: Plan, request: Train | Eval
     from consilium_client.training.trainer import check_independence, check_mechanism
     from consilium_shared.models.vector import check
 
-    service.records(study)
+    service.data.records(study)
     _allowed(service, study)
     try:
         frozen = check(model, study, first=isinstance(request, Train) and request.round == 1)
@@ -94,22 +94,20 @@ def train(
     from consilium_client.training import trainer
 
     study, number, basis = proposal.study, request.round, request.payload.sha256
+    account = service.estimates.account(study, plan)
     norm = service.clipping_norms.before(study.digest, number)
     counted = counts and counts_with(study, number)
-    records, where = service.records(study), _where(service, study, plan)
-    uses: list[tuple[int, Purpose]] = [(number, "training")]
+    records, where = service.data.records(study), _where(service, study, plan)
+    uses = [Use("training", number, basis)]
     if counted:
-        uses.append((number - 1, "evaluation"))
-    service.check_charges(study, basis, plan, uses)
-    with ExitStack() as undertakings:
-        training, *others = [
-            undertakings.enter_context(service.begin(study, at, basis, plan, what)) for at, what in uses
-        ]
+        uses.append(Use("evaluation", number - 1, basis))
+    service.charges.check(account, uses)
+    with ExitStack() as running:
+        training, *others = [running.enter_context(service.charges.begin(account, use)) for use in uses]
         counting = others[0] if others else None
 
         def watch(done: int, steps: int) -> None:
-            about = {"study": study.study, "round": number, "step": done, "steps": steps}
-            service.activity = {"doing": "training", **about}
+            service.activity.begin("training", study=study.study, round=number, step=done, steps=steps)
 
         watch(0, plan.steps_per_round)
         found = trainer.train(
@@ -132,7 +130,7 @@ def train(
             numbers = _count(service, study, model, counting, records, where)
         elif counts_with(study, number):
             numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
-        last = training.reservation if counting is None else counting.reservation
+        last = training if counting is None else counting
         bound(found.update, study)
         about = About(
             purpose="training",
@@ -141,24 +139,25 @@ def train(
             model=basis,
             weight=_weight(study, plan, found.patients),
             counted=counted,
-            epsilon=told(last.study_epsilon_after),
+            epsilon=reported(last.study_epsilon),
             parameters=found.update.size,
             counts=0 if numbers is None else numbers.size,
         )
         if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
             service.clipping_norms.put(study.digest, number, found.clipping_norm)
         result = service.results.put(study.digest, about, found.update, numbers)
-        training.settle(found.steps)
+        service.charges.settle(training, found.steps)
         if counting is not None:
-            counting.settle(1)
+            service.charges.settle(counting, 1)
     return result
 
 
 def evaluate(service: StudyService, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
-    """Count on the model after the last round."""
+    """Evaluate the model after the last round; returns the kept counts."""
     study = proposal.study
-    records, where = service.records(study), _where(service, study, plan)
-    with service.begin(study, request.round, request.payload.sha256, plan, "evaluation") as counting:
+    records, where = service.data.records(study), _where(service, study, plan)
+    account, use = service.estimates.account(study, plan), Use("evaluation", request.round, request.payload.sha256)
+    with service.charges.begin(account, use) as counting:
         counts = _count(service, study, model, counting, records, where)
         about = About(
             purpose="evaluation",
@@ -167,12 +166,12 @@ def evaluate(service: StudyService, proposal: Proposal, plan: Plan, request: Eva
             model=request.payload.sha256,
             weight=0,
             counted=True,
-            epsilon=told(counting.reservation.study_epsilon_after),
+            epsilon=reported(counting.study_epsilon),
             parameters=0,
             counts=counts.size,
         )
         result = service.results.put(study.digest, about, np.zeros(0, dtype=np.float32), counts)
-        counting.settle(1)
+        service.charges.settle(counting, 1)
     return result
 
 
@@ -190,16 +189,16 @@ def _count(
     service: StudyService,
     study: Study,
     model: bytes,
-    counting: ChargedAttempt,
+    counting: ChargedUse,
     records: Dataset,
     where: Fit,
 ) -> npt.NDArray[np.int64]:
     from consilium_client.training import evaluation
 
-    service.activity = {"doing": "evaluating", "study": study.study}
+    service.activity.begin("evaluating", study=study.study)
     counts: Counts
-    if isinstance(counting.reservation.event, GaussianEvent):
-        sigma, seed = counting.reservation.event.noise_multiplier, counting.seed
+    if isinstance(counting.event, GaussianEvent):
+        sigma, seed = counting.event.noise_multiplier, counting.seed
         counts = evaluation.noised_counts(
             model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows
         )

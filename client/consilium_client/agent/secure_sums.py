@@ -1,4 +1,4 @@
-"""This site's part in secure sums: which keys it gives, under which terms it masks, what it signs, what it releases.
+"""Secure sums, a site's part: advertise keys, mask under agreed terms, sign survivors, release shares.
 
     advertise ─► train / evaluate ─► survivors ─► open        one sum (``secagg.site``); the next one's key rides back
     handshake                                                 once with every other site of the study
@@ -12,13 +12,14 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from pydantic import ValidationError
 
 from consilium_client.agent import round_work
 from consilium_client.agent.masking import Masks, masked
 from consilium_client.agent.pace import Pace
+from consilium_client.agent.received import AnswerHeader, ReleaseMarks
 from consilium_client.agent.replay_guard import ReplayGuard
 from consilium_client.agent.study_service import StudyService
 from consilium_client.policy import check_sites
@@ -27,13 +28,10 @@ from consilium_client.state.responses import Staged
 from consilium_client.state.sum_store import Peer, Session
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.privacy.plan import Plan
-from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import (
     Advertise,
     Advertised,
-    Counts,
     Evaluate,
-    Handshake,
     Handshaken,
     Open,
     Payload,
@@ -42,37 +40,53 @@ from consilium_shared.protocol.messages import (
     SumRequest,
     Survivors,
     Train,
-    Update,
 )
 from consilium_shared.protocol.summand import segments
 from consilium_shared.secagg.handshake import SessionKeys, decode_bundles, encode_encapsulated
 from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.site import SitePart, SiteState
-from consilium_shared.secagg.terms import Advert, Slot, Terms, least_sites, tolerated
+from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, fewest_sites, tolerated
 from consilium_shared.study import Study
 
 log = logging.getLogger("consilium.agent")
 
-Common = dict[str, Any]
-"""Fields that every answer carries (``messages._Answer``) but its payload."""
+
+class Contributed(NamedTuple):
+    """Outcome of a contribution: what its answer says besides the masked bytes.
+
+    Attributes:
+        epsilon: ε of the study as it is reported, or None.
+        countersignature: over the record of the round before, or None.
+    """
+
+    epsilon: float | None
+    countersignature: str | None
+
+
+class _OfSum(TypedDict):
+    """Fields by which an answer names its sum."""
+
+    round: int
+    attempt: int
+    of: Purpose
 
 
 class SecureSums:
-    """One at a time: the agent answers one request after the other."""
+    """A site's part in secure sums. Not for several threads: the agent answers one request after the other."""
 
     def __init__(self, service: StudyService) -> None:
         self.service = service
         self.store, self.replay_guard, self.pace = service.sums, ReplayGuard(service), Pace(service)
 
-    def advertise(self, proposal: Proposal, request: Advertise, common: Common) -> Advertised:
-        """A key for a sum; what was sent in earlier attempts at it is given up where no set of survivors was signed.
+    def advertise(self, proposal: Proposal, request: Advertise, header: AnswerHeader) -> Advertised:
+        """Advertise a key for a sum; earlier attempts in which this site has signed no survivors are abandoned.
 
         Raises:
             PolicyRefusal, DataError: this site could not train now (``round_work.ready``), or not in time (``Pace``).
             MachineError: this machine cannot compute the study, as it could not before.
         """
         if request.of == "training" and self.store.get(request.slot) is None:
-            plan = self.service.approval(proposal).plan
+            plan = self.service.approvals.in_force(proposal).plan
             self.pace.check(proposal.study, request.round)
             self.pace.check_forecast(proposal.study, plan, known=True)
             round_work.ready(self.service, proposal.study, plan)
@@ -81,11 +95,9 @@ class SecureSums:
             raise PolicyRefusal("sum", "this site's keys for this attempt are spent")
         session, keys = self._session(proposal)
         known = {site: peer.bundle.digest for site, peer in session.peers.items() if peer.secret is not None}
-        return Advertised(**common, **_of(request), advert=advert, bundle=keys.bundle, known=known)
+        return Advertised(**header, **_of(request), advert=advert, bundle=keys.bundle, known=known)
 
-    def handshake(
-        self, proposal: Proposal, request: Handshake, payload: bytes, common: Common
-    ) -> tuple[Handshaken, bytes]:
+    def handshake(self, proposal: Proposal, payload: bytes, header: AnswerHeader) -> tuple[Handshaken, bytes]:
         """Agree with each named site whose name is the higher one; remember the keys of the others."""
         session, keys = self._session(proposal)
         peers = dict(session.peers)
@@ -108,7 +120,7 @@ class SecureSums:
             self.store.put_session(proposal.study.digest, session.model_copy(update={"peers": peers}))
         sent_to = {site: peer.sent for site, peer in peers.items() if site in asked and peer.sent is not None}
         body = encode_encapsulated(sent_to)
-        return Handshaken(**common, payload=Payload.of(body)), body
+        return Handshaken(**header, payload=Payload.of(body)), body
 
     def contribute(
         self,
@@ -117,16 +129,13 @@ class SecureSums:
         request: Train | Evaluate,
         model: bytes,
         staged: Staged,
-        prepare: Callable[[], dict[str, Any]],
-    ) -> Callable[[Common], messages.Answer]:
+        witness: Callable[[], str | None],
+    ) -> Contributed:
         """Agree to the terms, work or take the result that is kept, and write it masked.
 
         Args:
             staged: what is written there leaves.
-            prepare: called once all that can be refused was; gives further fields of the answer.
-
-        Returns:
-            What makes the answer.
+            witness: called once all that can be refused was, and before a charge; gives the countersignature.
         """
         study = proposal.study
         if isinstance(request, Evaluate):
@@ -150,7 +159,7 @@ class SecureSums:
         if kept is None and isinstance(request, Train):
             self.pace.check_forecast(study, plan, known=False)
         self.replay_guard.check_frozen(study, frozen)
-        more = prepare()
+        countersignature = witness()
         self.store.put(state)
         with Masks(contribution, self.store.folder / study.digest) as masks:
             if kept is not None:
@@ -166,12 +175,10 @@ class SecureSums:
             for piece in masked(kept, study, contribution, masks, counts=counts):
                 staged.write(piece)
         self.store.forget_rounds_before(study.digest, request.round)
-        about = {"round": request.round, "attempt": request.attempt, "epsilon": kept.about.epsilon, **more}
-        kind = Update if isinstance(request, Train) else Counts
-        return lambda common: kind(**common, **about)
+        return Contributed(kept.about.epsilon, countersignature)
 
-    def said_of(self, proposal: Proposal, request: Train | Evaluate) -> dict[str, bool]:
-        """Fields of the release of an answer in the ledger, besides its digest: with counts, or not the first time."""
+    def release_marks(self, proposal: Proposal, request: Train | Evaluate) -> ReleaseMarks:
+        """Marks of the answer's release in the ledger: that it carries counts, that it left before."""
         kept, state = self.service.results.about(request.study, request.purpose), self.store.get(request.slot)
         if kept is None or kept.round != request.round or state is None or state.terms is None:
             return {}  # the sum was opened: the entry is there
@@ -181,9 +188,14 @@ class SecureSums:
         else:
             rides = rides and state.counted
         again = kept.attempt != request.attempt and self.replay_guard.left(request)
-        return {**({"counts": True} if rides else {}), **({"again": True} if again else {})}
+        marks = ReleaseMarks()
+        if rides:
+            marks["counts"] = True
+        if again:
+            marks["again"] = True
+        return marks
 
-    def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, common: Common) -> Signed:
+    def sign(self, proposal: Proposal, request: Survivors, sealed: bytes, header: AnswerHeader) -> Signed:
         """Sign a set of survivors, once in an attempt, and only after this site's own answer has left by the ledger.
 
         A policy that has come to ask for more sites than the study adds up signs nothing: with that number in place of
@@ -200,9 +212,9 @@ class SecureSums:
             about = self.replay_guard.check_together(proposal.study, signed.terms, request.survivors, counted=counted)
             self.store.put_session(proposal.study.digest, about)
         self.store.put(signed)
-        return Signed(**common, **_of(request), signature=signature.hex())
+        return Signed(**header, **_of(request), signature=signature.hex())
 
-    def release(self, proposal: Proposal, request: Open, sealed: bytes, common: Common) -> tuple[Shares, bytes]:
+    def release(self, proposal: Proposal, request: Open, sealed: bytes, header: AnswerHeader) -> tuple[Shares, bytes]:
         """The shares that open the sum, and the key for the next one. The result serves no other attempt."""
         state = self._state(request)
         signatures = {site: bytes.fromhex(signature) for site, signature in request.signatures.items()}
@@ -212,7 +224,7 @@ class SecureSums:
         self.service.results.drop(proposal.study.digest, request.of)
         following = self._following(proposal.study, request.slot)
         advert = None if following is None else self._advert(proposal, following)
-        return Shares(**common, **_of(request), payload=Payload.of(shares), next=advert), shares
+        return Shares(**header, **_of(request), payload=Payload.of(shares), next=advert), shares
 
     def forget(self, study: Study) -> None:
         """The study is over: its secrets and results are deleted."""
@@ -223,7 +235,7 @@ class SecureSums:
     # -- keys
 
     def _part(self, proposal: Proposal) -> SitePart:
-        least = least_sites(proposal.study.aggregation, len(proposal.identities))
+        least = fewest_sites(proposal.study, proposal.identities)
         minimum = max(least, self.service.config.policy.minimum_sites)
         shared = self.store.session(proposal.study.digest).secrets
         return SitePart(self.service.identity, proposal.identities, minimum, shared)
@@ -285,8 +297,8 @@ class SecureSums:
         return state
 
 
-def _of(request: Advertise | Survivors | Open) -> dict[str, Any]:
-    return {"round": request.round, "attempt": request.attempt, "of": request.of}
+def _of(request: Advertise | Survivors | Open) -> _OfSum:
+    return _OfSum(round=request.round, attempt=request.attempt, of=request.of)
 
 
 def _terms(proposal: Proposal, request: Train | Evaluate) -> Terms:
@@ -308,7 +320,7 @@ def _terms(proposal: Proposal, request: Train | Evaluate) -> Terms:
 
 @contextmanager
 def _refused_as_sum() -> Iterator[None]:
-    """Refusals by the protocol's state machine become refusals with the reason ``sum``."""
+    """Turn errors of the protocol's state machine into refusals with the reason ``sum``."""
     try:
         yield
     except PeerError as error:

@@ -1,4 +1,4 @@
-"""Reserve, train, settle: every use of the data is charged in the ledger before it begins.
+"""Accounts of the site over its ledger: every use of the data is charged before it begins, and settled afterwards.
 
 All sums are computed from the ledger's events; no ε that a file contains is believed. A charge counts in full until it
 is settled, so a crash can make the ledger say more than was spent, never less.
@@ -8,58 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
+from consilium_client.agent.accounts import Account, Approval, ChargedUse
 from consilium_client.agent.reservations import Reserved, left, reserved, uses_left
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
-from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose
+from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose, Reject
 from consilium_shared.ledger.spending import AssetSpending, asset_spending
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict
 from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
-
-
-@dataclass(frozen=True)
-class Approval:
-    """A study that somebody here approved, as the ledger has it."""
-
-    study: str
-    name: str
-    asset: str
-    epsilon: float
-    by: str
-    plan: Plan
-    roster: str | None
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """A durable charge. The steps of ``event`` may run now, and no others.
-
-    Attributes:
-        charge_seq: number of the charge's entry.
-        attempt: 1 for the first time this round was charged.
-        event: what was charged.
-        epsilon_after: ε of the asset's whole history with it, at the budget's δ.
-        study_epsilon_after: ε of this study's own history with it, at the study's δ; infinity without privacy.
-    """
-
-    charge_seq: int
-    attempt: int
-    event: Event
-    epsilon_after: float
-    study_epsilon_after: float
-    _ledger: LedgerFile = field(repr=False)
-
-    def settle(self, steps: int) -> None:
-        """Write down how many steps really ran, durably; once.
-
-        Raises:
-            LedgerError: settled already, or more steps than were charged.
-        """
-        self._ledger.append("settle", {"charge_seq": self.charge_seq, "steps": steps})
 
 
 class Spending:
@@ -122,31 +82,26 @@ class Spending:
         with self._ledger.exclusive():
             return reserved(self._ledger.books, asset)
 
-    def approve_cost(self, study: str, asset: str, plan: Plan, budget: Budget) -> Quote:
+    def approve_cost(self, account: Account) -> Quote:
         """Cost of the whole study, or of what is left of it, on top of everything that ever touched the asset and
         of what is reserved for other approved studies."""
         with self._ledger.exclusive():
-            others = [each for each in self.reserved(asset) if each.study != study]
-            return self._quote(study, asset, plan, budget, others)
+            others = [each for each in self.reserved(account.asset) if each.study != account.study]
+            return self._quote(account, others)
 
-    def _quote(self, study: str, asset: str, plan: Plan, budget: Budget, others: Iterable[Reserved]) -> Quote:
+    def _quote(self, account: Account, others: Iterable[Reserved]) -> Quote:
         promised = [event for each in others for event in each.events]
-        return affords(budget, self.state(asset).events, left(self._ledger.books, study, plan), promised)
+        own = left(self._ledger.books, account.study, account.plan)
+        return affords(account.budget, self.state(account.asset).events, own, promised)
 
-    def approve(
-        self,
-        *,
-        study: str,
-        name: str,
-        asset: str,
-        plan: Plan,
-        budget: Budget,
-        epsilon: float,
-        by: str,
-        roster: str | None = None,
-    ) -> Quote:
-        """Enter the approval of a study, with this plan and this roster (its digest), at most at ``epsilon`` (infinity:
-        without privacy).
+    def approve(self, account: Account, *, epsilon: float, by: str, roster: str | None = None) -> Quote:
+        """Enter the approval of a study.
+
+        Args:
+            account: the study, with the plan that is approved.
+            epsilon: most that it may cost; infinity without privacy.
+            by: who approves.
+            roster: digest of the roster that this person was shown.
 
         Returns:
             What the whole study will cost.
@@ -155,22 +110,22 @@ class Spending:
             BudgetRefused: the asset's budget does not cover all of its rounds.
         """
         with self._ledger.exclusive():
-            quote = self.approve_cost(study, asset, plan, budget)
+            quote = self.approve_cost(account)
             if not quote.fits:
-                raise BudgetRefused(f"asset {asset!r} cannot afford the study: {quote}")
+                raise BudgetRefused(f"asset {account.asset!r} cannot afford the study: {quote}")
             self._ledger.append(
                 "approve",
                 {
-                    "study": study,
-                    "name": name,
-                    "asset": asset,
+                    "study": account.study,
+                    "name": account.name,
+                    "asset": account.asset,
                     "epsilon": _finite(epsilon),
                     "by": by,
-                    "plan": plan.to_dict(),
+                    "plan": account.plan.to_dict(),
                     "roster": roster,
                 },
             )
-            self._charge_count(study)
+            self._charge_count(account.study)
             return quote
 
     def charge_counts(self) -> None:
@@ -192,10 +147,20 @@ class Spending:
         assert event is not None  # noqa: S101 - a plan with a number of patients has its noise
         delta = books.assets[approval.asset].delta
         after = affords(Budget(math.inf, delta), self.state(approval.asset).events, [event]).total
-        about = {"study": study, "name": approval.name, "asset": approval.asset, "delta": delta, "purpose": "count"}
-        number = {"round": 0, "attempt": self.attempts(study, 0, "count") + 1}
-        charged = {"event": event_to_dict(event), "epsilon_after": _finite(after)}
-        self._ledger.append("charge", {**about, **number, **charged})
+        self._ledger.append(
+            "charge",
+            {
+                "study": study,
+                "name": approval.name,
+                "asset": approval.asset,
+                "round": 0,
+                "attempt": self.attempts(study, 0, "count") + 1,
+                "event": event_to_dict(event),
+                "delta": delta,
+                "epsilon_after": _finite(after),
+                "purpose": "count",
+            },
+        )
 
     def reject(self, *, study: str, name: str, by: str, reason: str) -> None:
         """Enter that a study was refused, or an approval withdrawn; the next ``reserve`` fails."""
@@ -211,16 +176,7 @@ class Spending:
         plan = plan_from_dict(decision.plan.model_dump())
         return Approval(study, decision.name, decision.asset, limit, decision.by, plan, decision.roster)
 
-    def reserve(
-        self,
-        study: str,
-        name: str,
-        asset: str,
-        round_number: int,
-        plan: Plan,
-        budget: Budget,
-        purpose: Purpose = "training",
-    ) -> Reservation:
+    def reserve(self, account: Account, use: Use, seed: bytes) -> ChargedUse:
         """Charge a round's training, or its evaluation; when this returns the charge is on the disk and it may run.
 
         What a study needs is reserved for it since its approval, so no other study makes this fail: the coordinator
@@ -229,13 +185,9 @@ class Spending:
         then what cannot be finished, beside what has begun, is not begun.
 
         Args:
-            study: the study's digest.
-            name: its name, as approved.
-            asset: the asset, as approved.
-            round_number: 1 … ``plan.rounds``. A round that was charged before is charged again, as a new attempt.
-            plan: the approved one, from ``approval``.
-            budget: the asset's, as opened.
-            purpose: ``training`` or ``evaluation``.
+            account: the study, as approved.
+            use: what for. A round that was charged before is charged again, as a new attempt.
+            seed: of the draw that the charge pays for; it is on the disk before.
 
         Raises:
             BudgetRefused: with the arithmetic, when the history of the asset with this round would cost more than the
@@ -244,18 +196,34 @@ class Spending:
             ConfigurationError: the budget is not the one that the ledger has for the asset.
         """
         with self._ledger.exclusive():
-            of_asset, study_epsilon_after = self.check(study, name, asset, plan, budget, [(round_number, purpose)])
-            event = _event(plan, purpose)
-            about = {"study": study, "name": name, "asset": asset, "delta": budget.delta}
-            attempt = self.attempts(study, round_number, purpose) + 1
-            charged = {"event": event_to_dict(event), "epsilon_after": _finite(of_asset.total), "purpose": purpose}
-            entry = self._ledger.append("charge", {**about, **charged, "round": round_number, "attempt": attempt})
-        return Reservation(entry.seq, attempt, event, of_asset.total, study_epsilon_after, self._ledger)
+            of_asset, study_epsilon = self.check(account, [use])
+            number, event = self.attempts(account.study, use.round, use.purpose) + 1, _event(account.plan, use.purpose)
+            entry = self._ledger.append(
+                "charge",
+                {
+                    "study": account.study,
+                    "name": account.name,
+                    "asset": account.asset,
+                    "round": use.round,
+                    "attempt": number,
+                    "event": event_to_dict(event),
+                    "delta": account.budget.delta,
+                    "epsilon_after": _finite(of_asset.total),
+                    "purpose": use.purpose,
+                },
+            )
+        return ChargedUse(account.study, use, entry.seq, number, event, study_epsilon, seed)
 
-    def check(
-        self, study: str, name: str, asset: str, plan: Plan, budget: Budget, uses: Sequence[tuple[int, Purpose]]
-    ) -> tuple[Quote, float]:
-        """Whether uses of the data, each a round and its purpose, can all be charged now; none is.
+    def settle(self, charged: ChargedUse, steps: int) -> None:
+        """Write down how many steps really ran, durably; once.
+
+        Raises:
+            LedgerError: settled already, or more steps than were charged.
+        """
+        self._ledger.append("settle", {"charge_seq": charged.seq, "steps": steps})
+
+    def check(self, account: Account, uses: Sequence[Use]) -> tuple[Quote, float]:
+        """Whether uses of the data can all be charged now; none is.
 
         Returns:
             What they come to for the asset; and ε of this study's own history with them, at the study's δ, infinity
@@ -264,22 +232,23 @@ class Spending:
         Raises:
             BudgetRefused, PolicyRefusal, ConfigurationError: as ``reserve``.
         """
+        study, asset, plan, budget = account.study, account.asset, account.plan, account.budget
         with self._ledger.exclusive():
-            limit = min(self._check_approved(study, name, asset, number, plan) for number, _ in uses)
+            limit = min(self._check_approved(account, use.round) for use in uses)
             opened = self._ledger.books.assets.get(asset)
             if opened is None or _budget_of(opened) != budget:
                 raise ConfigurationError(f"the ledger has another budget for asset {asset!r}; restart the agent")
-            events, state = [_event(plan, purpose) for _, purpose in uses], self.state(asset)
+            events, state = [_event(plan, use.purpose) for use in uses], self.state(asset)
             of_study = None
             if isinstance(plan, PrivacyPlan):  # first what follows from the study's own plan, whatever others did
                 of_study = affords(Budget(limit, plan.delta), state.study(study), events)
                 if not of_study.fits:
-                    raise BudgetRefused(f"study {name!r} at this site: {of_study}")
-                self._check_uses(study, name, plan, [purpose for _, purpose in uses])
+                    raise BudgetRefused(f"study {account.name!r} at this site: {of_study}")
+                self._check_uses(account, plan, [use.purpose for use in uses])
             begun = {each.study for each in state.studies if each.rounds}
             if study not in begun:
                 others = [each for each in self.reserved(asset) if each.study in begun]
-                whole = self._quote(study, asset, plan, budget, others)
+                whole = self._quote(account, others)
                 if not whole.fits:
                     raise BudgetRefused(f"asset {asset!r} cannot afford the study any more: {whole}")
             of_asset = affords(budget, state.events, events)
@@ -287,12 +256,12 @@ class Spending:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
             return of_asset, math.inf if of_study is None else of_study.total
 
-    def _check_uses(self, study: str, name: str, plan: PrivacyPlan, purposes: Sequence[Purpose]) -> None:
+    def _check_uses(self, account: Account, plan: PrivacyPlan, purposes: Sequence[Purpose]) -> None:
         for purpose in dict.fromkeys(purposes):
-            if uses_left(self._ledger.books, study, plan, purpose) < purposes.count(purpose):
+            if uses_left(self._ledger.books, account.study, plan, purpose) < purposes.count(purpose):
                 raise BudgetRefused(
-                    f"study {name!r} at this site: as many charges for {purpose} as its plan pays for were made, "
-                    "some of them for the same round"
+                    f"study {account.name!r} at this site: as many charges for {purpose} as its plan pays for were "
+                    "made, some of them for the same round"
                 )
 
     def attempts(self, study: str, round_number: int, purpose: Purpose = "training") -> int:
@@ -306,31 +275,27 @@ class Spending:
             charges = self._ledger.books.charges.values()
             return any((each.body.study, each.body.purpose) == (study, "training") for each in charges)
 
-    def unsettled(
-        self, study: str, round_number: int, attempt: int, plan: Plan, purpose: Purpose = "training"
-    ) -> Reservation | None:
-        """The charge of an attempt that was never settled, to run on; None when there is none, or it is another event.
+    def unsettled(self, account: Account, use: Use, number: int, seed: bytes) -> ChargedUse | None:
+        """The charge of that number for a use that was never settled, to run on with its seed.
 
-        A study that was approved again with another plan runs other steps than were charged: it needs a new charge,
-        and the old one stands in full. Only for the caller that can run the very same draw again
-        (``state/draw_seeds.py``).
+        None when there is none, or it is another event: a study that was approved again with another plan runs other
+        steps than were charged. It needs a new charge, and the old one stands in full. Only for the caller that can
+        run the very same draw again (``state/draw_seeds.py``).
 
         Raises:
             PolicyRefusal: the study is not approved any more, or not like this.
         """
+        wanted = (account.study, use.purpose, use.round, number)
         with self._ledger.exclusive():
             for charged in self._ledger.books.charges.values():
                 body = charged.body
-                found = (body.study, body.purpose, body.round, body.attempt)
-                if found == (study, purpose, round_number, attempt) and charged.settled is None:
-                    event = _event(plan, purpose)
+                if (body.study, body.purpose, body.round, body.attempt) == wanted and charged.settled is None:
+                    event = _event(account.plan, use.purpose)
                     if event_from_dict(body.event.model_dump()) != event:
                         return None
-                    self._check_approved(study, body.name, body.asset, round_number, plan)
-                    state = self.state(body.asset)
-                    delta = self._ledger.books.assets[body.asset].delta
-                    after = epsilon(state.study(study), plan.delta) if isinstance(plan, PrivacyPlan) else math.inf
-                    return Reservation(charged.seq, attempt, event, epsilon(state.events, delta), after, self._ledger)
+                    self._check_approved(account, use.round)
+                    spent = self.study_epsilon(account.study)
+                    return ChargedUse(account.study, use, charged.seq, number, event, spent, seed)
         return None
 
     def study_epsilon(self, study: str) -> float:
@@ -343,24 +308,31 @@ class Spending:
             return math.inf if events else 0.0
         return epsilon(events, approval.plan.delta)
 
-    def _check_approved(self, study: str, name: str, asset: str, round_number: int, plan: Plan) -> float:
-        approval = self.approval(study)
+    def decision(self, study: str) -> Approve | Reject | None:
+        """The last decision on a study's digest, or None."""
+        with self._ledger.exclusive():
+            return self._ledger.books.decisions.get(study)
+
+    def decided(self) -> frozenset[str]:
+        """Digests of the studies on which somebody here decided."""
+        with self._ledger.exclusive():
+            return frozenset(self._ledger.books.decisions)
+
+    def _check_approved(self, account: Account, round_number: int) -> float:
+        """The approved ε of the account's study; raises PolicyRefusal where it is not approved, or not like this."""
+        approval = self.approval(account.study)
         if approval is None:
-            decided = study in self._ledger.books.decisions
+            decided = account.study in self._ledger.books.decisions
             raise PolicyRefusal(
                 "rejected" if decided else "pending",
                 "the hospital said no to this study" if decided else "nobody at the hospital has approved this study",
             )
-        if (approval.name, approval.asset, approval.plan) != (name, asset, plan):
+        if (approval.name, approval.asset, approval.plan) != (account.name, account.asset, account.plan):
             raise PolicyRefusal("policy", "not the name, the asset and the plan that were approved for this study")
-        if not 1 <= round_number <= plan.rounds:
-            raise PolicyRefusal("policy", f"round {round_number} of a study approved for {plan.rounds} rounds")
+        rounds = account.plan.rounds
+        if not 1 <= round_number <= rounds:
+            raise PolicyRefusal("policy", f"round {round_number} of a study approved for {rounds} rounds")
         return approval.epsilon
-
-
-def told(epsilon: float) -> float | None:
-    """ε of a study as the coordinator is told it: rounded up to thousandths; None for infinity."""
-    return None if math.isinf(epsilon) else math.ceil(epsilon * 1000) / 1000
 
 
 def _event(plan: Plan, purpose: Purpose) -> Event:

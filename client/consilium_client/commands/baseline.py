@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilium_client import data
-from consilium_client.agent.study_service import make_plan
+from consilium_client.agent.estimates import make_plan
 from consilium_client.data.dataset import Dataset
 from consilium_client.site import SiteConfig
 from consilium_shared import metrics, task

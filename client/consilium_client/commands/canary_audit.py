@@ -25,7 +25,7 @@ from consilium_shared.study import Study
 
 @dataclass(frozen=True)
 class Audited:
-    """The study and the plan that runs here, as the agent told them."""
+    """Study and plan that are audited, as the agent answered."""
 
     study: Study
     plan: PrivacyPlan
@@ -41,7 +41,7 @@ class Audited:
 
 @dataclass(frozen=True)
 class Result:
-    """An outcome, and what it says of the training of the whole plan.
+    """Outcome of an audit, and what it says of the whole plan.
 
     Attributes:
         audited: study and plan.
@@ -66,7 +66,7 @@ class Result:
         return {"study": self.audited.study.digest, "plan": plan, **asdict(self.outcome), "by": by}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for programs."""
+        """All figures, for programs."""
         found = self.contradiction
         return {
             "study": self.audited.study.study,

@@ -1,4 +1,4 @@
-"""Preflight: what would stop this site, found before a study does, each finding with what to do."""
+"""Preflight checks: everything that would stop this site, each finding with what to do."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(home: Home) -> Iterator[Finding]:
-    """Every check, as it is done."""
+    """Run every check; each finding comes as it is made."""
     yield _try("enrolment", lambda: f"federation {home.invitation().name}, site {home.invitation().site}")
     yield from _config(home)
     yield _try("keys", lambda: home.identity().public.fingerprint)
@@ -120,7 +120,7 @@ def _assets(home: Home) -> Iterator[Finding]:
 
 
 def _asset(name: str, asset: AssetSpec, budget: AssetBudget | None) -> Finding:
-    """Opens the files as a study would, and holds the budget's δ against the patients in them."""
+    """Check an asset: open its files as a study would, and compare the budget's δ with the patients in them."""
     from consilium_client.data.head import look
 
     check = f"asset {name}"
@@ -197,7 +197,7 @@ def _apart(ahead: float) -> str:
 
 
 def _ahead(home: Home) -> float | None:
-    """By how many seconds this clock is ahead of the server's, give or take one; None where the answer has no time.
+    """Seconds by which this clock is ahead of the server's, give or take one; None where the answer has no time.
 
     Any answer will do, of whatever status; the request says nothing of this site.
     """

@@ -1,4 +1,4 @@
-"""Text of what an agent says of studies and budgets, as consilium-site shows it to people."""
+"""Texts about studies and budgets, from the agent's answers, as consilium-site shows them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def state(study: Mapping[str, Any]) -> str:
 
 
 def absences(study: Mapping[str, Any]) -> Iterator[str]:
-    """Why this site is out of a study that it approved and what brings it back; or that nothing is heard of it."""
+    """Lines about studies that this site is out of, with what brings it back, and about those that are quiet."""
     if out := study["out"]:
         where = f" of round {out['round']}" if out["round"] else ""
         yield f"{study['study']}: out since {out['since']}, {out['reason']}{where}: {out['detail']}"
@@ -59,7 +59,7 @@ def budgets(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def epsilon(value: float | None) -> str:
-    """Three decimals; None is without bound."""
+    """ε with three decimals; None is without bound."""
     return "∞" if value is None else f"{value:.3f}"
 
 
@@ -100,7 +100,7 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _refused(study: Mapping[str, Any]) -> Iterator[Line]:
-    """Which rules of this site forbid a study, and what would permit it."""
+    """Lines about the rules of this site that forbid a study, and what would permit it."""
     if study["epsilon"] is None:
         yield ("  asks for   no differential privacy",)
     else:

@@ -1,4 +1,4 @@
-"""The clipping norm with which each round of a study ended here, where the study lets it follow the gradients.
+"""Clipping norms at the end of rounds, for studies with adaptive clipping.
 
 It was made of noised counts that the rounds' charges paid for; still, nobody outside needs it, and it stays in the
 site's store. The last two rounds are kept, so that a round which is made again begins as it did before.
@@ -17,7 +17,7 @@ _KEPT = 2
 
 
 class ClippingNorms:
-    """One small file a study."""
+    """Clipping norms: one small file a study."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The seed of a round under way, so that a round which a crash interrupted is the same round again, on the same charge.
+"""Seeds of rounds under way, so that a round which a crash interrupted is the same round again, on the same charge.
 
 One charge pays for one result. The seed fixes which patients are drawn and the noise; it is on the disk before the
 charge, and it is deleted once the result is kept, at the latest at the next start. As long as it is there, nothing
@@ -22,51 +22,56 @@ from consilium_shared.ledger.entry import Approve, DpSgd, NonPrivate, Purpose
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt at a round. ``number`` is the ledger's (1 for the first charge of the round)."""
+class Use:
+    """One use of a study's data that is charged: the training of a round, or the evaluation of its model.
 
-    study: str
+    Attributes:
+        purpose: ``training`` or ``evaluation``.
+        round: 1 … the study's rounds; an evaluation has the number of the round that made its model.
+        model: SHA-256 of the global model that is trained or evaluated.
+    """
+
     purpose: Purpose
     round: int
-    basis: str
-    """SHA-256 of the model: another one never runs on this seed."""
-    number: int
-    seed: bytes
-
-    def __repr__(self) -> str:
-        return f"Attempt({self.purpose} of round {self.round}, number {self.number}, seed hidden)"
+    model: str
 
 
 class DrawSeeds:
-    """At most one attempt a study and purpose of the charge, in a file of mode 0600 in the site's store."""
+    """Seeds of draws under way: at most one for each study and purpose, in a file of mode 0600 in the site's store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         remove_leftovers(folder)
 
-    def begin(self, study: str, purpose: Purpose, round_number: int, basis: str, number: int) -> Attempt:
-        """Make and keep a fresh seed; whatever attempt the study had before for this purpose is forgotten."""
-        attempt = Attempt(study, purpose, round_number, basis, number, secrets.token_bytes(32))
-        content = {"round": round_number, "basis": basis, "number": number, "seed": attempt.seed.hex()}
-        write_atomically(self._file(study, purpose), canonical_bytes(content))
-        return attempt
+    def begin(self, study: str, use: Use, number: int) -> bytes:
+        """Make and keep a fresh seed of 32 bytes; whatever seed the study had for this purpose is forgotten.
 
-    def under_way(self, study: str, purpose: Purpose, round_number: int, basis: str) -> Attempt | None:
-        """The attempt at exactly this that a crash left, or None. A damaged file is no attempt."""
+        Args:
+            study: its digest.
+            use: what is drawn for; another model never runs on this seed.
+            number: number of the charge that pays for it, among those of the round and purpose; 1 for the first.
+        """
+        seed = secrets.token_bytes(32)
+        content = {"round": use.round, "basis": use.model, "number": number, "seed": seed.hex()}
+        write_atomically(self._file(study, use.purpose), canonical_bytes(content))
+        return seed
+
+    def under_way(self, study: str, use: Use) -> tuple[int, bytes] | None:
+        """Number of the charge and seed of exactly this use, as a crash left them, or None. A damaged file is none."""
         try:
-            content = parse_canonical(self._file(study, purpose).read_bytes())
-            seed = bytes.fromhex(content["seed"])
-            found = Attempt(study, purpose, content["round"], content["basis"], content["number"], seed)
+            content = parse_canonical(self._file(study, use.purpose).read_bytes())
+            number, seed = content["number"], bytes.fromhex(content["seed"])
+            kept = Use(use.purpose, content["round"], content["basis"])
         except (FileNotFoundError, PeerError, KeyError, TypeError, ValueError):
             return None
-        return found if (found.round, found.basis) == (round_number, basis) else None
+        return (number, seed) if kept == use else None
 
     def end(self, study: str, purpose: Purpose) -> None:
         """Delete the seed."""
         self._file(study, purpose).unlink(missing_ok=True)
 
     def end_kept(self, results: Results, ledger: LedgerFile) -> None:
-        """At a start: what a crash left of rounds whose result is kept ends here, whether anybody asks again or not.
+        """End, at a start, the draws whose result is kept, whether anybody asks again or not.
 
         All of it ran, so its charge is settled in full where that was not done; then the seed goes. So does a file
         that cannot be read.
@@ -111,7 +116,7 @@ def _settle_in_full(ledger: LedgerFile, study: str, purpose: str, number: int, a
 
 
 def _steps(charged: Charged, ledger: LedgerFile) -> int | None:
-    """All that the charge paid for; None where a charge without privacy belongs to a study that is withdrawn."""
+    """Steps that the charge paid for; None where a charge without privacy belongs to a study that is withdrawn."""
     body = charged.body
     if isinstance(body.event, DpSgd):
         return body.event.steps

@@ -1,4 +1,4 @@
-"""The noised number of a study's patients at this site, drawn once: the only form in which that number is used outside.
+"""Noisy patient count of a study, drawn once; the exact count never leaves the site.
 
 The sampling rate of the plan and the weight of the updates follow from it. It is drawn when the study is first looked
 at and kept, so that asking again does not average the noise away; it is charged when the study is approved, since the
@@ -17,13 +17,13 @@ from consilium_shared.study import Study
 
 
 class PatientCounts:
-    """One file of mode 0600 a study, in the site's store."""
+    """Noisy patient counts: one file of mode 0600 a study, in the site's store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         remove_leftovers(folder)
 
-    def size(self, study: Study, patients: int, least: int) -> int:
+    def noised(self, study: Study, patients: int, least: int) -> int:
         """The number of patients that the study's plan is made for.
 
         Args:

@@ -1,4 +1,4 @@
-"""The answers that this site gave, durable, so that the same question gets the same bytes. Large ones never in memory.
+"""Store of the answers that this site gave: the same request gets the same bytes. Large ones are never in memory.
 
 One file an answer, of mode 0600, put in place whole or not at all:
 

@@ -1,4 +1,4 @@
-"""Results of a round's training, or an evaluation: kept from before its charge is settled until its sum is over.
+"""Store of a round's update and counts, from before the charge is settled until the secure sum was opened.
 
 So that an attempt which was abandoned unopened can be repeated with the very same update, on the same charge. The file
 is the one place where an update lies readable: in this site's own store, mode 0600.
@@ -20,8 +20,8 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.fields import Hex32
 from consilium_shared.files import remove_leftovers, write_pieces_atomically
-from consilium_shared.protocol.roster import Hex32
 from consilium_shared.secagg.terms import Purpose
 
 PIECE_BYTES = 1 << 20

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.fields import Hex32
 from consilium_shared.files import remove_leftovers, write_atomically
-from consilium_shared.protocol.roster import Hex32
 from consilium_shared.secagg.handshake import SEED_BYTES, Bundle, Encapsulated
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.secagg.terms import Slot
@@ -67,7 +67,7 @@ class Worked(Strict):
 
 
 class SumStore:
-    """One folder a study, files of mode 0600."""
+    """Store of secure sums: one folder a study, files of mode 0600."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The SuperNode: Flower's stock site process, started so that it answers fast and never lives on deaf.
+"""SuperNode launcher: Flower's site process, with short pauses, and ended when it has lost its server.
 
     python -m consilium_client.transport.supernode --superlink HOST:PORT --home SITEHOME --runtime-port N
 
@@ -53,7 +53,7 @@ EXIT_HEARTBEAT = 76
 
 
 def set_flower_environment(home: Path) -> None:
-    """That of this site's SuperNode and courier."""
+    """Set the environment of this site's SuperNode and courier."""
     flower_home = home / "run" / "flwr"
     flower_home.mkdir(mode=0o700, parents=True, exist_ok=True)
     flower_environment.set_flower_environment(flower_home)

@@ -12,16 +12,17 @@ from consilium_server import registry
 from consilium_server.commands import evidence as study_evidence
 from consilium_server.commands.admission import admit as admit_request
 from consilium_server.commands.provision import provision as provision_federation
-from consilium_server.commands.up import is_up, settings, up_forever
+from consilium_server.commands.up import is_up, up_forever
 from consilium_server.federation import Home
 from consilium_server.state import progress, study_folder
 from consilium_server.state.heads import Heads
 from consilium_server.superlink.control import online_nodes
+from consilium_server.superlink.settings import settings_of
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import version
-from consilium_shared.secagg.terms import least_sites
+from consilium_shared.secagg.terms import fewest_sites
 from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
@@ -88,7 +89,7 @@ def run(
     place = Home(home.resolve())
     contract = _contract(study, place)
     roster = place.roster()
-    sites, least = len(roster.members), least_sites(contract.aggregation, len(roster.members))
+    sites, least = len(roster.members), fewest_sites(contract, roster.members)
     if sites < least:
         raise ConfigurationError(
             f"{study}: every sum takes at least {least} sites (aggregation.min_sites, and two more than "
@@ -270,7 +271,7 @@ def _connected(home: Home) -> list[str] | None:
     if not is_up(home):
         return None
     try:
-        return sorted(online_nodes(settings(home)))
+        return sorted(online_nodes(settings_of(home)))
     except ConsiliumError:
         return None
 

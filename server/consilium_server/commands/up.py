@@ -9,24 +9,13 @@ from collections.abc import Callable
 from consilium_server.federation import Home
 from consilium_server.state import study_folder
 from consilium_server.superlink.control import register_nodes
-from consilium_server.superlink.settings import SuperLinkSettings
+from consilium_server.superlink.settings import SuperLinkSettings, settings_of
 from consilium_server.superlink.start import wait_for_superlink
 from consilium_shared.errors import ConsiliumError, TransportError
 from consilium_shared.process.process_lock import ProcessLock, is_held
 from consilium_shared.process.supervisor import Program, Supervisor
 
 LOOK_SECONDS = 0.5
-
-
-def settings(home: Home) -> SuperLinkSettings:
-    """Addresses on which the SuperLink listens, from federation.yaml."""
-    federation = home.federation()
-    return SuperLinkSettings(
-        home=home.root,
-        public_host=federation.listen,
-        public_port=federation.port,
-        private_port=federation.private_port,
-    )
 
 
 def is_up(home: Home) -> bool:
@@ -40,7 +29,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
     Raises:
         ConfigurationError: it runs already for this home, or the home is not provisioned.
     """
-    link = settings(home)
+    link = settings_of(home)
     home.roster()  # refuse an edited roster before anything listens
     home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ProcessLock(home.run / "up.lock", f"consilium-server up runs already for {home.root}"):

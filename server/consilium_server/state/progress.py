@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from consilium_server.state.study_folder import StudyFolder
-from consilium_server.study.exchange_state import PASSING
 from consilium_shared.errors import TransportError
+from consilium_shared.protocol.reasons import PASSING
 
 GONE_SECONDS = 5.0
 REPORTED = "as reported by the sites"

@@ -18,7 +18,7 @@ from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Advertise, Advertised, Handshake, Handshaken, Payload
 from consilium_shared.secagg.handshake import Bundle, Encapsulated, decode_encapsulated, encode_bundles
 from consilium_shared.secagg.keys import check_public
-from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites
+from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, fewest_sites
 
 
 class NotOpened(Exception):
@@ -78,7 +78,7 @@ class Convening:
             NotOpened: too few sites are left.
             Abandoned: too few gave keys.
         """
-        minimum = least_sites(self._study.aggregation, len(self._context.roster.members))
+        minimum = fewest_sites(self._study, self._context.roster.members)
         minimum = max(minimum, len(only)) if everybody and only else minimum
         adverts = self._adverts.setdefault(slot, {})
         approved = self._working(slot, minimum) if earlier is None and only is None else self._approved(only)

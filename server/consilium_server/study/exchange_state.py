@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PASSING = frozenset({"pending", "stale-round", "internal", "model", "sum", "unknown-study"})
-"""Reasons that may pass by themselves: the site is asked again in the next attempt. After any other it is out, until it
-is asked again as ``attendance`` has it."""
+from consilium_shared.protocol.reasons import PASSING
 
 LATECOMER_SECONDS = 3.0
 """Seconds of waiting for a site that nobody counts on and of which one does not know how long it takes."""

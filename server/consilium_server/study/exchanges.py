@@ -10,13 +10,14 @@ from typing import Any
 
 from consilium_server.state.heads import TwoLedgers
 from consilium_server.study.context import WEEK_SECONDS, AskAgain, StudyContext
-from consilium_server.study.exchange_state import LATECOMER_SECONDS, PASSING, ExchangeState
+from consilium_server.study.exchange_state import LATECOMER_SECONDS, ExchangeState
 from consilium_server.study.recruitment import Recruitment
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_server.transport.exchange import ask
 from consilium_shared.errors import PeerError
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Refusal
+from consilium_shared.protocol.reasons import PASSING
 from consilium_shared.study import seconds
 
 log = logging.getLogger("consilium.study")

@@ -11,12 +11,12 @@ import logging
 import os
 from pathlib import Path
 
-from consilium_server.commands.up import settings
 from consilium_server.federation import Home
 from consilium_server.state import study_folder
 from consilium_server.study.context import Halted, StudyContext
 from consilium_server.study.rounds import StudyRun
 from consilium_server.superlink.control import node_names
+from consilium_server.superlink.settings import settings_of
 from consilium_server.transport.exchange import open_grid
 from consilium_shared.errors import ConsiliumError, TransportError
 from consilium_shared.process import logs
@@ -35,7 +35,7 @@ def conduct(home: Home, name: str) -> int:
     with ProcessLock(folder.root / "lock", f"study {name} runs already"):
         if folder.state()[0] not in ("wanted", "running"):
             return 0  # stopped between up's look and now
-        link = settings(home)
+        link = settings_of(home)
         try:
             folder.set_state("running")
             with open_grid(link, folder.root / "run") as grid:

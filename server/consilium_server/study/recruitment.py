@@ -13,7 +13,7 @@ from consilium_server.study.exchange_state import LATECOMER_SECONDS
 from consilium_server.transport.exchange import ask
 from consilium_shared.errors import PeerError
 from consilium_shared.protocol.messages import ApprovalStatus, Refusal
-from consilium_shared.secagg.terms import least_sites
+from consilium_shared.secagg.terms import fewest_sites, least_sites
 from consilium_shared.study import seconds
 
 log = logging.getLogger("consilium.study")
@@ -41,7 +41,7 @@ class Recruitment:
         """
         opened = time.monotonic()
         patience = seconds(self.context.study.aggregation.round_timeout)
-        minimum = least_sites(self.context.study.aggregation, len(self.context.roster.members))
+        minimum = fewest_sites(self.context.study, self.context.roster.members)
         said: dict[str, str] = {}
         pause = PENDING_SECONDS
         while undecided := self.sites("pending"):

@@ -27,7 +27,7 @@ from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Close, Closing, Evaluate, Payload, Recorded, Train, Update
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.secagg.handshake import Encapsulated
-from consilium_shared.secagg.terms import Advert, least_sites
+from consilium_shared.secagg.terms import Advert, fewest_sites
 
 log = logging.getLogger("consilium.study")
 
@@ -43,7 +43,7 @@ class StudyRun:
         self.folder, self.home, self.study = context.folder, context.home, context.study
         self.recruitment = Recruitment(context)
         self.exchanges = Exchanges(context, self.recruitment)
-        self.figures = Figures(self.study, least_sites(self.study.aggregation, len(context.roster.members)))
+        self.figures = Figures(self.study, fewest_sites(self.study, context.roster.members))
         self.optimizer = ServerOptimizer.from_study(self.study.aggregation.optimizer)
         self.checkpoints = CheckpointFile(self.folder.root)
         found = self.checkpoints.read(self.study.digest)
@@ -235,7 +235,7 @@ class StudyRun:
 
         together = None
         if self.study.aggregation.same_sites:  # those whose counts were added up before, and no others
-            least = least_sites(self.study.aggregation, len(self.context.roster.members))
+            least = fewest_sites(self.study, self.context.roster.members)
             records = [*self.folder.records(self.context.coordinator), point.record]
             together = counted(self.study, records, least) or None
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from consilium_server.federation import Home
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.process import flower_environment
@@ -159,3 +160,14 @@ def _read_secret(path: Path) -> bytes:
     if stat.S_IMODE(found.st_mode) & 0o077 or not content:
         raise ConfigurationError(f"{path} is empty or open to other accounts. Delete it and start the SuperLink again.")
     return content
+
+
+def settings_of(home: Home) -> SuperLinkSettings:
+    """Addresses on which the SuperLink listens, from federation.yaml."""
+    federation = home.federation()
+    return SuperLinkSettings(
+        home=home.root,
+        public_host=federation.listen,
+        public_port=federation.port,
+        private_port=federation.private_port,
+    )

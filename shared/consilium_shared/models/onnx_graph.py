@@ -1,6 +1,6 @@
 """A trained model as an ONNX graph, which runs without torch, and the check that it answers as torch does.
 
-The graph takes prepared inputs of any number of records, named as ``preparation.forms`` says, and gives ``logits``
+The graph takes prepared inputs of any number of records, named as ``models.forms`` says, and gives ``logits``
 and ``probabilities``, both ``[B, C]``. Numbers in and out are float32.
 """
 
@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from consilium_shared.errors import IntegrityError
-from consilium_shared.models import build
+from consilium_shared.models import build, forms
+from consilium_shared.models.forms import OUTPUTS
 from consilium_shared.models.vector import load_vector, unpack
-from consilium_shared.preparation import forms
-from consilium_shared.preparation.forms import OUTPUTS
 from consilium_shared.study import Study
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]

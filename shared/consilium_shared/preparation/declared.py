@@ -10,7 +10,7 @@ import numpy as np
 from consilium_shared import task
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.inputs import Feature, Numeric
-from consilium_shared.preparation import forms
+from consilium_shared.models import forms
 from consilium_shared.preparation import record as prepare
 from consilium_shared.study import Study
 

@@ -14,10 +14,9 @@ from consilium_shared import documents
 from consilium_shared.canonical import digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError, PeerError, SignatureError
-from consilium_shared.fields import Name
+from consilium_shared.fields import Hex32, Name
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PAYLOAD_BYTES
-from consilium_shared.protocol.roster import Hex32
 
 DOMAIN = "model-bundle"
 

@@ -19,9 +19,10 @@ from consilium_shared import documents
 from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError, SignatureError, VersionError
+from consilium_shared.fields import Hex32
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.printable import printable
-from consilium_shared.protocol.roster import Hex32, SuperNodeKey
+from consilium_shared.protocol.roster import SuperNodeKey
 from consilium_shared.schema import OLDEST, SCHEMA
 from consilium_shared.study import Name
 

@@ -21,38 +21,18 @@ from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
+from consilium_shared.fields import Hex32, Hex64
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.protocol.roster import Hex32
+from consilium_shared.protocol.reasons import Reason
 from consilium_shared.schema import SCHEMA, Since, check_protocol, written_out
 from consilium_shared.secagg.handshake import Bundle, Encapsulated
-from consilium_shared.secagg.terms import Advert, Attempt, Hex64, Purpose, Slot
+from consilium_shared.secagg.terms import Advert, Attempt, Purpose, Slot
 from consilium_shared.study import Name
 
 REQUEST_DOMAIN = "request"
 ANSWER_DOMAIN = "answer"
 COUNTERSIGNATURE_DOMAIN = "round-record-countersignature"
 """Label under which a site signs the 32 bytes of a record's SHA-256 that it has witnessed."""
-
-Reason = Literal[
-    "bad-signature",  # the request was not signed by this federation's coordinator, or was altered
-    "malformed",  # it cannot be read as one of the requests below
-    "version",  # it is of a protocol, or its contract of a schema, that came after this site's release
-    "wrong-federation",
-    "wrong-roster",  # the roster lacks this site, has another key for it, or is not the one of the proposal
-    "unknown-study",  # no proposal with this digest was received
-    "pending",  # the hospital has not decided yet
-    "rejected",  # the hospital said no
-    "policy",  # the site's policy forbids it
-    "budget",  # the privacy budget does not cover it
-    "data",  # the site's data does not fit the study; the details stay at the site
-    "model",  # the model's bytes do not fit the study
-    "sum",  # keys, cohort or survivors are none under which this site lets a sum be opened
-    "witness",  # what is said to be recorded is not what this site knows of its own or others' ledgers
-    "too-slow",  # its last round took longer than round_timeout, and was charged in vain
-    "stale-round",  # a round before one that was answered, or another request for the same round
-    "internal",  # the site failed; its own log says why
-]
-"""Closed list of reason codes: all that a refusal says besides one sentence from the program's own text."""
 
 UNREAD = "0" * 64
 """Stands for the study in a refusal of something that could not be read."""

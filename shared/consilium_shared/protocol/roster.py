@@ -10,13 +10,13 @@ from consilium_shared import documents, limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
+from consilium_shared.fields import Hex32
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.study import Name
 
 DOMAIN = "roster"
 SuperNodeKey = Annotated[str, Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/]{182}==$")]
 """OpenSSH ECDSA P-384 public key: type and base64, no comment, so that the same key is the same text."""
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Member(Strict):

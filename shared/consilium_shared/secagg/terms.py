@@ -7,7 +7,7 @@ but noise comes out (that answers model inconsistency: Pasquini et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -18,15 +18,14 @@ from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
+from consilium_shared.fields import Hex32, Hex64
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.protocol.roster import Hex32
-from consilium_shared.study import Aggregation, Name, ThreatModel
+from consilium_shared.study import Aggregation, Name, Study, ThreatModel
 
 PROTOCOL = "consilium-secagg/1"
 ADVERT_DOMAIN = "secagg-advert"
 SURVIVORS_DOMAIN = "secagg-survivors"
 
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Purpose = Literal["training", "evaluation"]
 Attempt = Annotated[int, Field(ge=1, le=limits.ATTEMPTS)]
 Bits = Literal[16, 32, 64]
@@ -249,6 +248,16 @@ def least_sites(rules: Aggregation, roster: int) -> int:
     Two more than may lie: those could subtract their own parts, and what is left is of two hospitals or more.
     """
     return max(rules.min_sites, (tolerated(rules, roster) or 0) + 2)
+
+
+def fewest_sites(study: Study, roster: Sized) -> int:
+    """Fewest sites whose sum is opened in a study: ``least_sites`` of its contract and of its roster.
+
+    Args:
+        study: the contract.
+        roster: the members of its roster, or anything that has one item for each.
+    """
+    return least_sites(study.aggregation, len(roster))
 
 
 def holds_against(rules: Aggregation, roster: int, liars: int) -> bool:

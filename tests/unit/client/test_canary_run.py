@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from consilium_client.agent.study_service import make_plan
+from consilium_client.agent.estimates import make_plan
 from consilium_client.data.patients import PatientSampler
 from consilium_client.training import canaries, steps, trainer
 from consilium_client.training.canaries import audit

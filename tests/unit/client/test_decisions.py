@@ -31,7 +31,7 @@ def test_showing_says_that_counts_will_leave_of_how_many_and_how_often(
     running: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.show("synthetic-study")
-    held_back = running.service.patients(running.coordinator.study).held_back
+    held_back = running.service.data.patients(running.coordinator.study).held_back
     shown = " ".join(capsys.readouterr().out.split())
     assert f"counts of the {held_back} held-back patients leave with noise" in shown
     assert "after rounds 1, 2, 3; in the cost above" in shown
@@ -73,7 +73,7 @@ def test_an_account_without_a_name_must_say_who_decides(running: Any, monkeypatc
 
 def test_what_changed_after_it_was_shown_is_not_approved(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def another_draw(question: str) -> bool:
-        monkeypatch.setattr(running.service.patient_counts, "size", lambda *_: 200)
+        monkeypatch.setattr(running.service.patient_counts, "noised", lambda *_: 200)
         return True
 
     monkeypatch.setattr("typer.confirm", another_draw)

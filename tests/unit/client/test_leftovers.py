@@ -34,7 +34,7 @@ def left(site: Any) -> list[str]:
 
 
 def approve_again(site: Any) -> None:
-    site.service.approve(site.service.proposals.find(site.coordinator.study.digest), "tester")
+    site.service.approvals.approve(site.service.proposals.find(site.coordinator.study.digest), "tester")
     site.coordinator.neighbours._met.clear()
 
 
@@ -134,9 +134,9 @@ def test_while_a_request_is_answered_nothing_is_deleted_and_afterwards_everythin
 def test_approved_again_a_private_round_is_drawn_and_charged_anew(worked: Any) -> None:
     c = worked.coordinator
     withdraw(worked)
-    patients = worked.service.patient_counts.size(c.study, 10**6, 1)
+    patients = worked.service.patient_counts.noised(c.study, 10**6, 1)
     approve_again(worked)
-    assert worked.service.patient_counts.size(c.study, 1, 1) == patients, "the number of patients is drawn once"
+    assert worked.service.patient_counts.noised(c.study, 1, 1) == patients, "the number of patients is drawn once"
     assert isinstance(worked.ask(c.train(1, attempt=2), c.model), Update)
     assert worked.charges() == 2
 

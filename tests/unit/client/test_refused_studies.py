@@ -66,7 +66,7 @@ def test_it_cannot_be_approved_as_long_as_a_rule_forbids_it(strict: Any, monkeyp
             cli.approve("synthetic-study", by="Dr Synthetic", yes=yes)
     proposal = strict.service.proposals.find("synthetic-study")
     with pytest.raises(PolicyRefusal):
-        strict.service.approve(proposal, "somebody without the program")
+        strict.service.approvals.approve(proposal, "somebody without the program")
     assert strict.kinds() == before
     assert strict.service.proposals.get(proposal.study.digest) is None
 

@@ -187,11 +187,11 @@ def test_two_studies_that_are_decided_on_at_once_are_not_both_approved_beyond_th
     both = [variant(c.study, name, 2.0) for name in ("one", "two")]
     for each in both:
         assert isinstance(site.ask(c.propose(each)), ApprovalStatus)
-        assert site.service.estimate(each).quote.fits  # alone
+        assert site.service.estimates.of(each).quote.fits  # alone
 
     def decide(which: Study) -> bool:
         try:
-            site.service.approve(site.service.proposals.find(which.digest), "tester")
+            site.service.approvals.approve(site.service.proposals.find(which.digest), "tester")
         except BudgetRefused:
             return False
         return True
@@ -214,7 +214,7 @@ def variant(base: Study, name: str, epsilon: float) -> Study:
 
 def noised_of_held_back(site: Any, counts: Any) -> bool:
     """Whether the confusion matrix of the counts is that of the held-back patients, but for the noise."""
-    study, records = site.coordinator.study, site.service.records(site.coordinator.study)
+    study, records = site.coordinator.study, site.service.data.records(site.coordinator.study)
     layout = Layout.of(study)
     sigma = site.service.spending.approval(study.digest).plan.evaluation_noise
     held_back = len(records) - records.train.sum()
@@ -309,7 +309,7 @@ def test_only_the_noised_number_of_patients_is_in_what_leaves_and_in_the_ledger(
     monkeypatch.setattr(secrets.SystemRandom, "gauss", lambda _, mean, deviation: mean + 1.23 * deviation)
     site.approve()
     plan = site.service.spending.approval(c.study.digest).plan
-    assert plan.patients == site.service.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
+    assert plan.patients == site.service.data.patients(c.study).train + round(1.23 * c.study.privacy.count_noise)
     asked = c.train()
     assert c.opened(asked, site.requests.handle(asked, c.model)).weight == plan.patients + 1  # the neighbour's is 1
     assert plan.sampling_rate == min(1.0, 16 / plan.patients)

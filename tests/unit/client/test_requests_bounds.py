@@ -198,7 +198,7 @@ def test_a_data_error_stays_in_the_sites_log(
 
     c = site.coordinator
     site.approve()
-    site.service._records = None
+    site.service.data._records = None
     monkeypatch.setattr(data, "load", unreadable)
     refusal = site.ask(c.train(), c.model)
     assert reason(refusal) == "data"
@@ -215,7 +215,7 @@ def test_whether_the_data_can_be_used_is_not_told_to_whoever_proposes(
     monkeypatch.setattr(data, "load", unreadable)
     assert isinstance(site.ask(site.coordinator.propose()), ApprovalStatus)
     with pytest.raises(DataError, match="no column"):  # the hospital's people are told
-        site.service.estimate(site.coordinator.study)
+        site.service.estimates.of(site.coordinator.study)
 
 
 def test_short_answers_are_not_kept_without_end(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_short_answers_are_not_kept_without_end(site: Any, monkeypatch: pytest.M
     site.approve()
     for number in range(4, 12):
         assert reason(site.ask(c.train(number), c.model)) == "policy"
-    assert len(site.requests.handler._said) == 3
+    assert len(site.requests.handler._given) == 3
 
 
 # -- proposals and data
@@ -270,11 +270,11 @@ def test_only_the_plan_that_was_shown_can_be_approved(site: Any) -> None:
     c = site.coordinator
     site.ask(c.propose())
     proposal = site.service.proposals.find(c.study.digest)
-    shown = site.service.estimate(c.study).plan.to_dict()
+    shown = site.service.estimates.of(c.study).plan.to_dict()
     with pytest.raises(ConfigurationError, match="another plan"):
-        site.service.approve(proposal, "tester", {**shown, "noise_multiplier": shown["noise_multiplier"] * 2})
+        site.service.approvals.approve(proposal, "tester", {**shown, "noise_multiplier": shown["noise_multiplier"] * 2})
     assert site.service.spending.approval(c.study.digest) is None
-    site.service.approve(proposal, "tester", shown)
+    site.service.approvals.approve(proposal, "tester", shown)
 
 
 # -- the ledger

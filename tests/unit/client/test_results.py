@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from consilium_client.state import results as module
-from consilium_client.state.draw_seeds import DrawSeeds
+from consilium_client.state.draw_seeds import DrawSeeds, Use
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_client.state.results import About, Results
 from consilium_shared.errors import IntegrityError
@@ -103,12 +103,12 @@ def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tmp_path: Pa
 
 def ended(folder: Path, results: Results, purpose: Any) -> bool:
     """Whether a seed for round 2 is gone after a start with these results."""
-    attempts = DrawSeeds(folder / "attempts")
-    attempts.begin(STUDY, purpose, 2, MODEL, 1)
+    seeds, use = DrawSeeds(folder / "attempts"), Use(purpose, 2, MODEL)
+    seeds.begin(STUDY, use, 1)
     with LedgerFile(folder / "ledger.jsonl", "north", Identity.generate()) as ledger:
-        attempts.end_kept(results, ledger)
+        seeds.end_kept(results, ledger)
         assert ledger.entries == ()
-    return attempts.under_way(STUDY, purpose, 2, MODEL) is None
+    return seeds.under_way(STUDY, use) is None
 
 
 @pytest.mark.parametrize(("kept", "gone"), [(None, False), (1, False), (2, True), (3, True)])

@@ -448,7 +448,7 @@ def test_where_every_round_is_of_the_same_sites_another_set_is_neither_worked_fo
     proposal = site.service.proposals.find(c.study.digest)
     known = site.service.sums.session(c.study.digest).together
     site.service.reject(proposal, "tester", "we stop")
-    site.service.approve(proposal, "tester")
+    site.service.approvals.approve(proposal, "tester")
     assert site.service.sums.session(c.study.digest).together == known != {}
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from consilium_client.agent.accounts import Account, ChargedUse
 from consilium_client.agent.spending import Spending
+from consilium_client.state.draw_seeds import Use
 from consilium_client.state.ledger_file import LedgerFile
 from consilium_shared.errors import BudgetRefused, ConfigurationError, LedgerError, PolicyRefusal
 from consilium_shared.identity import Identity
@@ -27,6 +29,8 @@ PLAN = PrivacyPlan.for_study(
 )
 COUNTED = replace(PLAN, patients=1000, count_noise=10.0)
 OPEN_PLAN = NonPrivatePlan(steps_per_round=10, rounds=4)
+MODEL, SEED = "0" * 64, bytes(32)
+FIRST = Use("training", 1, MODEL)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
@@ -41,23 +45,25 @@ def _approved(ledger: LedgerFile, *studies: str, plan: Plan = PLAN, budget: Budg
     spending.open_asset("icu", budget, "1" * 64)
     for study in studies:
         limit = plan.epsilon if isinstance(plan, PrivacyPlan) else math.inf
-        spending.approve(study=study, name="sepsis", asset="icu", plan=plan, budget=budget, epsilon=limit, by="Dr Ono")
+        spending.approve(_account(study, plan=plan, budget=budget), epsilon=limit, by="Dr Ono")
     return spending
 
 
-def _reserve(spending: Spending, study: str, number: int, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {"name": "sepsis", "asset": "icu", "plan": PLAN, "budget": BUDGET}
-    arguments.update(changes)
-    return spending.reserve(study, round_number=number, **arguments)
+def _account(study: str, **changes: Any) -> Account:
+    return replace(Account(study, "sepsis", "icu", PLAN, BUDGET), **changes)
+
+
+def _reserve(spending: Spending, study: str, number: int, **changes: Any) -> ChargedUse:
+    return spending.reserve(_account(study, **changes), Use("training", number, MODEL), SEED)
 
 
 def test_a_whole_study_costs_what_was_approved(ledger: LedgerFile) -> None:
     spending = _approved(ledger, A)
     for number in range(1, 5):
         reservation = _reserve(spending, A, number)
-        assert ledger.entries[-1].kind == "charge" and reservation.attempt == 1
-        reservation.settle(10)
-    assert reservation.study_epsilon_after == spending.study_epsilon(A) == PLAN.cost() <= 3.0
+        assert ledger.entries[-1].kind == "charge" and reservation.number == 1
+        spending.settle(reservation, 10)
+    assert reservation.study_epsilon == spending.study_epsilon(A) == PLAN.cost() <= 3.0
     (study,) = spending.state("icu").studies
     assert (study.rounds, study.unsettled, len(study.events)) == ((1, 2, 3, 4), 0, 4)
 
@@ -71,8 +77,8 @@ def test_a_reservation_without_settlement_counts_in_full_after_a_restart(tmp_pat
         approval = spending.approval(A)
         assert approval is not None and approval.plan == PLAN
         again = _reserve(spending, A, 1)
-        assert again.attempt == 2
-        again.settle(0)
+        assert again.number == 2
+        spending.settle(again, 0)
         assert spending.state("icu").events == (PLAN.event(),)
         assert spending.state("icu").studies[0].unsettled == 1
 
@@ -81,11 +87,11 @@ def test_steps_that_did_not_run_are_given_back(ledger: LedgerFile) -> None:
     spending = _approved(ledger, A)
     reservation = _reserve(spending, A, 1)
     with pytest.raises(LedgerError, match="only 10 were charged"):
-        reservation.settle(11)
-    reservation.settle(3)
+        spending.settle(reservation, 11)
+    spending.settle(reservation, 3)
     assert spending.state("icu").events == (DpSgdEvent(0.05, PLAN.noise_multiplier, 3),)
     with pytest.raises(LedgerError, match="settled already"):
-        reservation.settle(3)
+        spending.settle(reservation, 3)
 
 
 def test_a_study_stops_at_what_was_approved_with_the_arithmetic(ledger: LedgerFile) -> None:
@@ -103,13 +109,13 @@ def test_a_charge_of_another_event_is_not_run_on(ledger: LedgerFile) -> None:
     """The study was approved again with another plan: what was charged is not what would run now."""
     spending = _approved(ledger, A)
     _reserve(spending, A, 1)
-    assert spending.unsettled(A, 1, 1, PLAN) is not None
+    assert spending.unsettled(_account(A), FIRST, 1, SEED) is not None
     less_noise = PrivacyPlan(0.05, 1.0, PLAN.noise_multiplier / 2, 10, 4, 1e-5, 3.0)
-    spending.approve(study=A, name="sepsis", asset="icu", plan=PLAN, budget=BUDGET, epsilon=3.0, by="Dr Ono")
-    assert spending.unsettled(A, 1, 1, PLAN) is not None, "the same plan again is the same event"
+    spending.approve(_account(A), epsilon=3.0, by="Dr Ono")
+    assert spending.unsettled(_account(A), FIRST, 1, SEED) is not None, "the same plan again is the same event"
     spending.open_asset("icu", UNLIMITED, "1" * 64, reason="for this test")
-    spending.approve(study=A, name="sepsis", asset="icu", plan=less_noise, budget=UNLIMITED, epsilon=9.0, by="Dr Ono")
-    assert spending.unsettled(A, 1, 1, less_noise) is None
+    spending.approve(_account(A, plan=less_noise, budget=UNLIMITED), epsilon=9.0, by="Dr Ono")
+    assert spending.unsettled(_account(A, plan=less_noise), FIRST, 1, SEED) is None
     assert spending.state("icu").studies[0].unsettled == 1, "the old charge stands in full"
 
 
@@ -166,7 +172,7 @@ def test_a_study_of_much_noise_is_charged_for_no_more_rounds_than_were_reserved(
 
 def test_what_was_not_taken_returns_when_the_approval_is_withdrawn(ledger: LedgerFile) -> None:
     spending = _approved(ledger, A, B)
-    _reserve(spending, A, 1).settle(10)
+    spending.settle(_reserve(spending, A, 1), 10)
     with pytest.raises(BudgetRefused):
         _approved(ledger, C)
     spending.reject(study=B, name="sepsis", by="IT", reason="the coordinator has stopped it")
@@ -186,7 +192,7 @@ def test_rounds_without_this_site_return_when_a_later_record_is_witnessed_and_al
     assert spending.reserved("icu") == ()
     with pytest.raises(BudgetRefused, match="as many charges"):
         _reserve(spending, A, 4)
-    spending.approve(study=B, name="sepsis", asset="icu", plan=PLAN, budget=BUDGET, epsilon=3.0, by="Dr Ono")
+    spending.approve(_account(B), epsilon=3.0, by="Dr Ono")
     ledger.append("witness", {"study": B, "round": 4, "record": "2" * 64, "heads": {}})
     assert spending.reserved("icu") == ()
 
@@ -261,8 +267,9 @@ def test_use_without_privacy_needs_an_unlimited_budget_and_ends_every_guarantee(
     spending.open_asset("icu", UNLIMITED, "1" * 64, reason="study without privacy, ethics board 12/26")
     _approved(ledger, A, plan=OPEN_PLAN, budget=UNLIMITED)
     reservation = _reserve(spending, A, 1, plan=OPEN_PLAN, budget=UNLIMITED)
-    assert math.isinf(reservation.epsilon_after)
-    reservation.settle(10)
+    assert math.isinf(reservation.study_epsilon)
+    assert ledger.entries[-1].body.epsilon_after is None  # type: ignore[attr-defined]
+    spending.settle(reservation, 10)
     assert spending.state("icu").events == (NonPrivateEvent(),)
     assert math.isinf(spending.study_epsilon(A))
     spending.open_asset("icu", BUDGET, "1" * 64, reason="a limit again")

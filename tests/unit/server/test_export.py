@@ -19,9 +19,8 @@ from tests.support.published import MODELS, SERIES, TABLE, study
 from consilium_server.export.bundle import export
 from consilium_server.federation import Home
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
-from consilium_shared.models import build, onnx_graph
+from consilium_shared.models import build, forms, onnx_graph
 from consilium_shared.models.vector import load_vector, unpack
-from consilium_shared.preparation import forms
 from consilium_shared.preparation.record import prepare
 from consilium_shared.protocol import bundle
 from consilium_shared.protocol.bundle import open_bundle

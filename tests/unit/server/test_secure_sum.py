@@ -147,7 +147,7 @@ class Federation:
         for site, agent in self.agents.items():
             agent.handle(self.coordinator.propose(), b"")
             service = self.services[site]
-            service.approve(service.proposals.find(self.coordinator.study.digest), "tester")
+            service.approvals.approve(service.proposals.find(self.coordinator.study.digest), "tester")
         self.restart()
 
     def restart(self) -> None:
@@ -177,7 +177,8 @@ class Federation:
         """The site's policy is another from now on."""
         config = self.services[site].config
         policy = config.policy.model_copy(update={"allow_evaluation_counts": allowed})
-        self.services[site].config = config.model_copy(update={"policy": policy})
+        service, changed = self.services[site], config.model_copy(update={"policy": policy})
+        service.config = service.data.config = service.estimates.config = service.approvals.config = changed
 
     def charges(self) -> dict[str, int]:
         study = self.coordinator.study.digest
@@ -577,7 +578,8 @@ def test_a_site_whose_data_cannot_be_read_gives_no_key_and_gives_one_when_it_can
 ) -> None:
     together = federation(threat_model="honest-but-curious")
     service = together.services["hospital-b"]
-    service._records, service._patients = None, {}  # a restarted agent
+    service.data._records = None  # a restarted agent
+    service.data._patients.clear()
     file = service.home.root / "synthetic.csv"
     file.rename(file.with_name("moved"))
     summed = together.train(1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from consilium_shared import console
-from consilium_shared.errors import PeerError
+from consilium_shared.config import load_yaml
+from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, PolicyRefusal
 from consilium_shared.printable import printable
+from consilium_shared.study import Study
 
 HOSTILE = "a\x1b]8;;http://example.org\x07b\x9b2J\u202ec[bold]d[/bold]"
 
@@ -58,6 +61,34 @@ def test_an_error_is_one_clean_message(monkeypatch: pytest.MonkeyPatch) -> None:
         _run(_failing(PeerError(HOSTILE)), monkeypatch)
     assert stop.value.code == 3
     assert "\x1b" not in out.getvalue()
+
+
+FORGED = "no study 'a'\nconsilium-test: study 'a' is approved\r\u2028everything is well"
+
+
+@pytest.mark.parametrize(
+    "kind", [PeerError, ConfigurationError, IntegrityError, lambda text: PolicyRefusal("sum", text)]
+)
+def test_a_peers_text_adds_no_line_to_an_error(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "errors", console.Screen(file=out, width=200, highlight=False))
+    with pytest.raises(SystemExit):
+        _run(_failing(kind(f"the coordinator says: {FORGED}")), monkeypatch)
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_each_finding_of_a_file_is_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "errors", console.Screen(file=out, width=200, highlight=False))
+    file = tmp_path / "study.yaml"
+    file.write_text('study: a\n"x\\nconsilium-test: all is well": 1\n')
+    with pytest.raises(ConfigurationError) as error:
+        load_yaml(file, Study)
+    with pytest.raises(SystemExit):
+        _run(_failing(error.value), monkeypatch)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == len(error.value.findings) > 1
+    assert all(str(file) in line for line in lines), "also where a key quotes a line break"
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])

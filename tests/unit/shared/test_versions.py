@@ -88,7 +88,7 @@ def test_a_coordinator_of_release_0_1_is_answered_in_its_protocol(site: Any) -> 
         return cast(messages.Answer, c.read((header, pieces)))
 
     assert isinstance(ask(c.propose(old)), ApprovalStatus)
-    site.service.approve(site.service.proposals.find(old.digest), "tester")
+    site.service.approvals.approve(site.service.proposals.find(old.digest), "tester")
     assert isinstance(ask(c.train(model=c.pack(old), study=old), c.pack(old)), Update)
     header, _ = site.requests.handle(signed(c.key, {"kind": "nothing"}), b"")
     assert "protocol" not in body_of(header)
