@@ -59,7 +59,8 @@ def main() -> None:
 
             federation.wait(ended, "the study ends", "server", 3000)
             events = federation.events("bench")
-            state = federation.state("bench")
+            if federation.state("bench") != "finished":
+                raise SystemExit(f"{events[-1]}\n{federation.logs('server')}")
         grown: dict[str, list[float]] = {}
         for (role, pid), peak in peaks.items():
             grown.setdefault(role, []).append((peak - before.get((role, pid), 0.0)) / MODEL_BYTES)
@@ -67,7 +68,6 @@ def main() -> None:
             "parameters": PARAMETERS,
             "sites": given.sites,
             "optimizer": given.optimizer,
-            "state": state,
             "peak_in_models": {role: round(max(values), 2) for role, values in sorted(grown.items())},
             "round": exchanges(events, given.rounds),
             "site_answers_s": round(
