@@ -92,9 +92,9 @@ def content(header: bytes, payload: Upload) -> RecordDict:
     found = RecordDict({"header": ConfigRecord({"header": header})})
     if payload.size:
         parts = [_Part(payload, start) for start in range(0, payload.size, CHUNK_BYTES)]
-        array = Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")
-        array.__dict__["_chunks"] = [(part.object_id, part) for part in parts]
-        found["payload"] = ArrayRecord({"payload": array})
+        record = ArrayRecord({"payload": Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")})
+        record["payload"].__dict__["_chunks"] = [(part.object_id, part) for part in parts]  # the record made a copy
+        found["payload"] = record
     return found
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from consilium_server.transport.study_run import content_of
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
-from consilium_shared.transport.objects import CHUNK_BYTES, ReplyUnusable, decode
+from consilium_shared.transport.objects import CHUNK_BYTES, ReplyUnusable, content, decode, push
 from consilium_shared.transport.upload import IN_MEMORY_BYTES, Upload
 
 LARGE = 3 * CHUNK_BYTES
@@ -289,3 +289,26 @@ def test_a_message_of_ours_is_made_of_what_flower_makes_of_it() -> None:
     assert kinds == {each.__qualname__ for each in (Message, RecordDict, ConfigRecord, ArrayRecord, Array)} | {
         "ArrayChunk"
     }
+
+
+@pytest.mark.parametrize("size", [0, 1, IN_MEMORY_BYTES + 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 7])
+def test_a_message_made_from_an_upload_is_read_back_and_is_what_flower_makes_of_the_bytes(
+    size: int, tmp_path: Path
+) -> None:
+    data = secrets.token_bytes(size)
+    with Upload(tmp_path) as sent, Upload(tmp_path) as got:
+        sent.write(data)
+        metadata = Metadata(1, "", 2, 1, "q", "", 0.0, 60.0, "train")
+        message = make_message(metadata, content(b"header", sent))
+        contents: dict[str, bytes] = {}
+        nested = get_all_nested_objects(message)
+        push(nested, set(nested), contents.__setitem__)
+        assert list(contents)[-1] == message.object_id, "the message itself comes last"
+        stock = get_all_nested_objects(make_message(metadata, content_of(b"header", data, {})))
+        assert contents == {each: found.deflate() for each, found in stock.items()}
+        objects = decode(get_object_tree(message), size, got)
+        wanted = next(objects)
+        with pytest.raises(StopIteration) as end:
+            while True:
+                wanted = objects.send(contents[wanted])
+        assert (end.value.value, got.read()) == (b"header", data)
