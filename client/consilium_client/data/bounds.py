@@ -18,10 +18,6 @@ UNPACKED_FREELY = 64 * 2**20
 UNPACKED_TIMES = 100
 FILES = 5_000_000
 """Files in one folder of images."""
-FILE_BYTES = 2**30
-"""One DICOM file, and what a deflated one holds."""
-PIXELS = 100_000_000
-"""Largest image (10,000 × 10,000): a damaged header must not make us ask for all of the memory."""
 
 
 def kind_of(mode: int) -> str:

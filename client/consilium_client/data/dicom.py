@@ -17,11 +17,11 @@ from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.folder import files
 from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
-from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph
 from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
+from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph
 from consilium_shared.study import Study
 
 

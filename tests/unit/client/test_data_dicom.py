@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from consilium_client.data import Dataset, dicom, load
 from consilium_client.data.asset import DicomAsset
-from consilium_client.data.radiograph import Unusable, aspect, present, read_image, resize
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import limits
 from consilium_shared.errors import DataError
+from consilium_shared.preparation.radiograph import Unusable, aspect, present, read_image, resize
 from consilium_shared.study import Study
 
 SIZE = 16

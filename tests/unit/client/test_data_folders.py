@@ -14,15 +14,16 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from consilium_client.data import Dataset, bounds, head, load, radiograph
+from consilium_client.data import Dataset, bounds, head, load
 from consilium_client.data.asset import DicomAsset
-from consilium_client.data.codestream import picture_size
 from consilium_client.data.folder import walk
 from consilium_client.data.identity import NOTHING
-from consilium_client.data.radiograph import Unusable, read_header, read_image
 from consilium_client.data.report import SetAside
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
+from consilium_shared.preparation import radiograph
+from consilium_shared.preparation.codestream import picture_size
+from consilium_shared.preparation.radiograph import Unusable, read_header, read_image
 from consilium_shared.study import Study
 
 PICTURE = np.tile(np.linspace(0.1, 0.7, 32), (32, 1))
@@ -205,7 +206,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, monkeypatch: p
     path = write(tmp_path, "a", "p1")
     with path.open("r+b") as file:
         file.truncate(2**20 + 1)  # sparse
-    monkeypatch.setattr(bounds, "FILE_BYTES", 2**20)
+    monkeypatch.setattr(radiograph, "FILE_BYTES", 2**20)
     monkeypatch.setattr(pydicom, "dcmread", None)
     with pytest.raises(Unusable, match="file larger than 1 MiB"):
         read_header(path)

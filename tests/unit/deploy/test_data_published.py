@@ -18,9 +18,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from consilium_client.data import AssetSpec, Dataset, load
-from consilium_client.data.radiograph import Unusable, read_header, read_image, require_radiograph, stored_values
 from consilium_deploy.real_data import main
 from consilium_shared.config import load_yaml
+from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph, stored_values
 from consilium_shared.study import Study
 
 SOURCE = os.environ.get("CONSILIUM_DATA")

@@ -20,8 +20,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-from consilium_client.data import bounds
-from consilium_client.data.codestream import picture_size
+from consilium_shared.preparation.codestream import picture_size
 
 _HEADER = [
     "SOPInstanceUID", "PatientID", "IssuerOfPatientID", "Modality", "Rows", "Columns", "NumberOfFrames",
@@ -33,12 +32,16 @@ for _name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle"):
     logging.getLogger(_name).propagate = False
 
 
+FILE_BYTES = 2**30
+"""One file, and what a deflated one holds."""
+PIXELS = 100_000_000
+"""Largest image (10,000 × 10,000): a damaged header must not make us ask for all of the memory."""
 INFLATED_BYTES = 2**28
-"""Most bytes that a deflated file may hold: more than any image of ``bounds.PIXELS`` that a scanner would deflate."""
+"""Most bytes that a deflated file may hold: more than any image of ``PIXELS`` that a scanner would deflate."""
 
 
 class Unusable(Exception):
-    """One file cannot be used; the text is the reason under which it is set aside. Never leaves the data package."""
+    """One file cannot be used; the text is the reason under which it is set aside. Never an error that a user sees."""
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -54,8 +57,8 @@ def require_bounded(path: Path) -> None:
     pydicom inflates a whole file before it looks at the first tag.
     """
     with _any_failure("not readable as DICOM"), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > bounds.FILE_BYTES:
-            raise Unusable(f"file larger than {bounds.FILE_BYTES >> 20} MiB")
+        if os.fstat(file.fileno()).st_size > FILE_BYTES:
+            raise Unusable(f"file larger than {FILE_BYTES >> 20} MiB")
         start = file.read(132)
         if start[128:] != b"DICM":
             raise Unusable("an empty file" if not start else "not a DICOM file")
@@ -84,8 +87,8 @@ def require_radiograph(header: pydicom.Dataset, modalities: tuple[str, ...]) -> 
             raise Unusable("colour image")
         if header.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
             raise Unusable("photometric interpretation is neither MONOCHROME1 nor MONOCHROME2")
-        if int(header.Rows) * int(header.Columns) > bounds.PIXELS:
-            raise Unusable(f"more than {bounds.PIXELS // 10**6} million pixels")
+        if int(header.Rows) * int(header.Columns) > PIXELS:
+            raise Unusable(f"more than {PIXELS // 10**6} million pixels")
         if not 1 <= int(header.get("BitsStored") or 0) <= int(header.get("BitsAllocated") or 0) <= 32:
             raise Unusable("BitsStored and BitsAllocated make no sense")
 
