@@ -7,6 +7,7 @@ import traceback
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
@@ -24,6 +25,14 @@ from consilium_shared.protocol.version import about
 log = logging.getLogger("consilium.predict")
 
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+_DICOM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 class One(Strict):
@@ -87,6 +96,19 @@ def make_app(service: Service) -> FastAPI:
             raise DataError(f"more than {service.settings.limits.records} records in one request")
         cases = [Case(prepare(model.study, one.record), one.patient) for one in body.records]
         return {"answers": service.predict(model, cases, client(request))}
+
+    @app.post("/v1/models/{study}/dicom", tags=["predict"], openapi_extra=_DICOM_BODY)
+    async def dicom(study: str, request: Request) -> dict[str, Any]:
+        """Predict on one DICOM file of an image, which is the body."""
+        data = await request.body()
+        return await run_in_threadpool(of_file, study, data, client(request))
+
+    def of_file(study: str, data: bytes, who: str) -> dict[str, Any]:
+        from consilium_serve.images import case_of_bytes
+
+        model = service.model(study)
+        case = case_of_bytes(model.study, data, service.home.root / "dicom" / "asked")
+        return service.predict(model, [case], who)[0]
 
     kserve.add(app, service)
     _answer_errors(app)

@@ -6,6 +6,7 @@ keys/pseudonym.key        32 bytes; turns patients' identifiers into pseudonyms
 tokens.json               SHA-256 of each token, by the name of who has it
 models/<study>/           VERSION.zip, a verified bundle; state.json, which of them answers
 records/                  the record of predictions
+dicom/                    images and reports that wait
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from consilium_serve.dicom.settings import Dicom
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, IntegrityError
 from consilium_shared.fields import Name
@@ -28,14 +30,14 @@ from consilium_shared.identity import Identity, write_secret
 
 TEMPLATE = """\
 # What this hospital decides about its prediction service. consilium-predict serve reads it when it starts.
-coordinator: "{fingerprint}"   # fingerprint of the coordinator whose models may answer; compare it by telephone
+coordinator: "FINGERPRINT"   # fingerprint of the coordinator whose models may answer; compare it by telephone
 listen:
   address: 127.0.0.1           # any other address takes a certificate
   port: 8470
   # certificate: tls.pem       # PEM files, relative to this folder
   # key: tls.key
   # client_ca: clients.pem     # then only clients with a certificate of this CA are answered
-thresholds: {{}}                 # study: probability from which the second class is said; 0.5 where none is given
+thresholds: {}                 # study: probability from which the second class is said; 0.5 where none is given
 retention_days: 3650           # older predictions are deleted from the record
 limits:
   requests_per_minute: 600     # of one client
@@ -43,6 +45,13 @@ limits:
   at_once: 2                   # requests that are computed at a time; each may hold body_bytes several times
   waiting: 32                  # requests that wait for that; more are turned away
   records: 256                 # records in one request
+# dicom:                       # take images from the archive, and give it reports
+#   study: NAME                # whose model answers
+#   ae_title: CONSILIUM
+#   address: 10.1.2.9          # of this machine
+#   port: 11112
+#   peers: [{ae_title: PACS, address: 10.1.2.3}]            # who may send; an address may be a network
+#   archive: {ae_title: PACS, address: 10.1.2.3, port: 104} # where the reports go
 """
 
 
@@ -86,6 +95,7 @@ class Settings(Strict):
     thresholds: Annotated[dict[Name, Annotated[float, Field(gt=0, lt=1)]], Field(default_factory=dict)]
     retention_days: Annotated[int, Field(ge=1, le=36_500)] = 3650
     limits: Limits = Limits()
+    dicom: Dicom | None = None
 
 
 class Home:
@@ -108,6 +118,16 @@ class Home:
         """Folder of the record of predictions."""
         return self.root / "records"
 
+    @property
+    def images(self) -> Path:
+        """Folder of images that came by DICOM and wait."""
+        return self.root / "dicom" / "images"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of reports that wait for the archive."""
+        return self.root / "dicom" / "reports"
+
     def begin(self, fingerprint: str) -> None:
         """Make the folder with new keys; raises ConfigurationError where there is one already."""
         from consilium_shared.protocol.bundle import plain
@@ -118,7 +138,7 @@ class Home:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         Identity.generate().save(self.root / "keys" / "record.pem")
         write_secret(self.root / "keys" / "pseudonym.key", secrets.token_bytes(32))
-        write_atomically(self.root / "predict.yaml", TEMPLATE.format(fingerprint=fingerprint).encode())
+        write_atomically(self.root / "predict.yaml", TEMPLATE.replace("FINGERPRINT", fingerprint).encode())
 
     def settings(self) -> Settings:
         """What predict.yaml says; raises ConfigurationError with file, line and key."""

@@ -6,15 +6,20 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from consilium_serve.app import guarded
+from consilium_serve.dicom.settings import Dicom
 from consilium_serve.home import Home, Settings
 from consilium_serve.record import Record
 from consilium_serve.service import Service, watch
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.process import logs
+
+if TYPE_CHECKING:
+    from consilium_serve.dicom.desk import Desk
 
 
 def serve_forever(home: Home, say: Callable[[str], None]) -> None:
@@ -29,10 +34,13 @@ def serve_forever(home: Home, say: Callable[[str], None]) -> None:
     if not home.tokens() and settings.listen.client_ca is None:
         raise ConfigurationError("nobody may ask yet: consilium-predict token NAME makes a token (or set client_ca)")
     service = Service(home, Record(home.records, home.identity(), settings.retention_days))
-    stop = threading.Event()
+    stop, desk = threading.Event(), None
     try:
         if not service.studies:
             raise ConfigurationError("no model is installed: consilium-predict add BUNDLE")
+        if settings.dicom is not None:
+            desk = _desk(home, service, settings.dicom)
+            desk.start()
         threading.Thread(target=watch, args=(service, stop), daemon=True, name="versions").start()
         server = uvicorn.Server(configuration(home, settings, service))
         sort = "https" if settings.listen.certificate else "http"
@@ -45,7 +53,21 @@ def serve_forever(home: Home, say: Callable[[str], None]) -> None:
             ) from None
     finally:
         stop.set()
+        if desk is not None:
+            desk.stop()
         service.close()
+
+
+def _desk(home: Home, service: Service, settings: Dicom) -> Desk:
+    """The DICOM side; raises ConfigurationError where its study's model does not take images."""
+    from consilium_serve.dicom.desk import Desk
+    from consilium_shared import task
+
+    if settings.study not in service.studies or task.reads(service.model(settings.study).study).image is None:
+        raise ConfigurationError(
+            f"{home.root}/predict.yaml: dicom: study: no installed model {settings.study} of images"
+        )
+    return Desk(home, service, settings)
 
 
 def configuration(home: Home, settings: Settings, service: Service) -> uvicorn.Config:
