@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,16 @@ from consilium_server.superlink.settings import settings_of
 if TYPE_CHECKING:
     from conftest import Hospitals
 
+
 SITES = ["north", "south", "west"]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 STATES = {"tcp": "0A", "udp": "07"}
 """Of sockets that take connections or datagrams, in /proc/net (include/net/tcp_states.h): LISTEN and CLOSE."""
+
+
+def plain(table: str) -> str:
+    """Words of a table without its lines."""
+    return " ".join(re.sub("[│┃ ]+", " ", table).split())
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,9 @@ def test_a_site_that_was_not_admitted_cannot_connect_and_takes_no_part(
     hospitals.up("stranger")
     try:
         hospitals.until(lambda: log.exists() and "Exit Code: 305" in log.read_text(), "it is refused")  # not connected
+        doctor = hospitals.at_site("stranger", "doctor", check=False)
+        assert doctor.returncode == 2
+        assert "the server does not take this site's SuperNode key" in plain(doctor.stdout)
         study = hospitals.run_study(contract("without-stranger", private=False, rounds=1))
         assert hospitals.ended("without-stranger") == "finished"
         assert hospitals.proposed("stranger") == {}
@@ -108,7 +118,8 @@ def test_a_site_that_was_not_admitted_cannot_connect_and_takes_no_part(
 def test_a_site_with_another_authority_turns_away_from_the_server_and_doctor_says_why(hospitals: Hospitals) -> None:
     certificate = hospitals.site("west") / "keys" / "ca.crt"
     log = hospitals.site("west") / "log" / "supernode.log"
-    assert hospitals.at_site("west", "doctor").returncode == 0
+    doctor = hospitals.at_site("west", "doctor")
+    assert doctor.returncode == 0 and "the server takes this site's" in plain(doctor.stdout)
     file, other = hospitals.root / "federation.yaml", hospitals.root / "other"
     hospitals.command("consilium-server", "provision", "--home", other, file)
     right, another = certificate.read_bytes(), other / "keys" / "ca.crt"

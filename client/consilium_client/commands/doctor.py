@@ -14,11 +14,13 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.policy import AssetBudget
 from consilium_client.site import Home
 from consilium_client.state.ledger_file import check_never_begun, read_ledger
+from consilium_client.transport.admission import takes
 from consilium_client.transport.sandbox import without_network
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError
 from consilium_shared.privacy.accountant import check_delta
@@ -54,7 +56,9 @@ def examine(home: Home) -> Iterator[Finding]:
     yield _try("SuperNode key", lambda: _supernode_key(home))
     yield from _assets(home)
     yield _try("coordinator", lambda: _reach(home))
-    yield _clock(home)
+    clock = _clock(home)
+    yield clock
+    yield _admission(home, clock)
     yield _try("ledger", lambda: _ledger(home))
     yield _network()
     yield _disk(home.root)
@@ -189,6 +193,31 @@ def _clock(home: Home) -> Finding:
         "clock",
         "error" if refused else "warning",
         f"{_apart(ahead)}; Flower refuses more than {AHEAD_SECONDS} s ahead or {BEHIND_SECONDS} s behind: set it (NTP)",
+    )
+
+
+def _admission(home: Home, clock: Finding) -> Finding:
+    """Whether the server takes this site's SuperNode key: it takes those of the roster alone."""
+    invitation = home.invitation()
+    try:
+        key = serialization.load_ssh_private_key((home.keys / "supernode.key").read_bytes(), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError
+        taken = takes(invitation.address, invitation.port, _trusted(home), key)
+    except (ConsiliumError, OSError, ValueError, UnsupportedAlgorithm, http.client.HTTPException):
+        return Finding("admission", "warning", "cannot be told: see SuperNode key and coordinator")
+    if taken is None:
+        return Finding("admission", "warning", "cannot be told: the server answers any key alike; ask the coordinator")
+    if taken:
+        return Finding("admission", "ok", "the server takes this site's SuperNode key")
+    if clock.state == "error":
+        return Finding("admission", "warning", "cannot be told with this clock, with which the server takes no key")
+    return Finding(
+        "admission",
+        "error",
+        f"not admitted: the server does not take this site's SuperNode key. Send {home.request_file} to the "
+        "coordinator, whose people run consilium-server admit; where they have, their server has not been started "
+        "since, or another home of this site's was admitted, or this key left the roster",
     )
 
 

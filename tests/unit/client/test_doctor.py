@@ -28,6 +28,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No server and no namespaces here."""
     monkeypatch.setattr(doctor, "_reach", lambda _: "not asked")
     monkeypatch.setattr(doctor, "_ahead", lambda _: 0.0)
+    monkeypatch.setattr(doctor, "takes", lambda *_: True)
     monkeypatch.setattr(doctor, "without_network", lambda: True)
 
 

@@ -305,3 +305,30 @@ def test_a_home_that_starts_in_another_place_or_on_another_machine_says_so_once(
     assert [instance.note(SiteHome(tmp_path / "copy"), machine) for _ in range(2)] == [True, False]
     (coordinator.site.store / "instance").write_bytes(b"damaged")
     assert not instance.note(coordinator.site, machine)
+
+
+def test_a_cloned_machine_with_other_network_adapters_says_so_and_one_more_adapter_is_no_clone(
+    coordinator: Any, site: Site, tmp_path: Path
+) -> None:
+    machine, adapters = tmp_path / "machine-id", tmp_path / "net"
+    machine.write_text("one\n")
+
+    def has(**addresses: str) -> bool:
+        shutil.rmtree(adapters, ignore_errors=True)
+        for name, address in addresses.items():
+            (adapters / name / "device").mkdir(parents=True)
+            (adapters / name / "address").write_text(address + "\n")
+        (adapters / "docker0").mkdir(parents=True)
+        (adapters / "docker0" / "address").write_text("another each day")
+        return instance.note(coordinator.site, machine, adapters)
+
+    assert not has(eth0="02:00:00:00:00:01")
+    assert not has(eth0="02:00:00:00:00:01", eth1="02:00:00:00:00:02")
+    assert not has(eth0="02:00:00:00:00:02"), "one was exchanged"
+    assert not has(), "where none can be seen nothing is said"
+    assert not has(eth0="02:00:00:00:00:03")
+    assert has(eth0="02:00:00:00:00:04") and not has(eth0="02:00:00:00:00:04")
+    file = coordinator.site.store / "instance"
+    older = {name: value for name, value in json.loads(file.read_bytes()).items() if name != "adapters"}
+    file.write_bytes(json.dumps(older).encode())
+    assert not has(eth0="02:00:00:00:00:09"), "a note of an older release says nothing about them"
