@@ -16,7 +16,8 @@ from opacus.layers import DPGRU, DPLSTM
 from torch import Tensor, nn
 
 from consilium_shared.errors import ConfigurationError
-from dpsgd import layers
+from dpsgd import registry
+from dpsgd.buffers import ConstantBuffers
 from dpsgd.device import Precision, in_precision
 from dpsgd.per_sample import per_sample_sum
 from dpsgd.tape import Tape
@@ -62,16 +63,17 @@ class BookKeeping:
 
     def __init__(self, model: nn.Module, tape: Tape, precision: Precision = "float32") -> None:
         self.tape, self._precision = tape, precision
-        layers.attach(model, tape)
-        self._model = model
+        registry.attach(model, tape)
+        self._model, self._buffers = model, ConstantBuffers(model)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """See ``PerSampleModel``."""
+        self._buffers.restore()
         return in_precision(self._model, inputs, self._precision)
 
     def backward(self, losses: Tensor) -> None:
         """See ``PerSampleModel``."""
-        if len(losses):
+        if losses.dim() == 0 or len(losses):
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
 
     def renew(self) -> None:
@@ -82,7 +84,10 @@ class OpacusHooks:
     """Opacus's module hooks. Its own recurrent layers stand in for torch's, on the same parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        layers.check(model)
+        registry.check(model)
+        drawn = registry.random_layers(model)
+        if drawn:
+            raise ConfigurationError(f"gradients: opacus draws the dropout of {drawn[0]} for the whole batch; use ours")
         self.tape = Tape()
         self._parameters, self._model = [p for p in model.parameters() if p.requires_grad], model
         self._hooked = self._with_hooks()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from consilium_shared.errors import ConfigurationError
-from dpsgd import engines
+from dpsgd import engines, registry
 from dpsgd.per_sample import Loss
 from dpsgd.row_owners import RowOwners
 
@@ -42,30 +42,49 @@ def check(model: nn.Module, loss: Loss, inputs: Sequence[torch.Tensor], targets:
         targets: theirs, each ``[B, …]``.
 
     Raises:
-        ConfigurationError: a layer without a known per-sample gradient, a buffer, or a dependence between samples.
+        ConfigurationError: fewer than three samples, a layer without a known per-sample gradient, or a dependence
+            between samples.
     """
+    count = len(inputs[0])
+    if count < 3:
+        raise ConfigurationError(f"an example of {count} samples: give at least 3, so that one can move another")
     generator = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model).cpu().double()
     with torch.no_grad():  # weights of zero, as some models begin with, would hide what lies below them
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     samples, truth = (
-        [each.double() if each.is_floating_point() else each for each in side] for side in (inputs, targets)
+        [each.cpu().double() if each.is_floating_point() else each.cpu() for each in side] for side in (inputs, targets)
     )
-    together = _gradients(model, loss, samples, truth)
-    for i in range(len(samples[0])):
-        alone = _gradient(model, loss, [s[i : i + 1] for s in samples], [t[i : i + 1] for t in truth])
-        if torch.linalg.vector_norm(together[i] - alone) > _TOLERANCE * (1.0 + torch.linalg.vector_norm(alone)):
-            raise ConfigurationError("a sample's gradient depends on others in its batch; clipping would bound nothing")
+    seeds = torch.arange(1, count + 1)
+    rows = [slice(i, i + 1) for i in range(count)]
+    if registry.random_layers(model):  # with what they draw a sample is held against itself alone, in the engine
+        together = _gradients(model, loss, samples, truth, seeds)
+        for row in rows:
+            alone = _gradients(model, loss, [s[row] for s in samples], [t[row] for t in truth], seeds[row])
+            _compare(together[row], alone)
+        registry.draw_nothing(model)
+    together = _gradients(model, loss, samples, truth, seeds)
+    for row in rows:
+        _compare(together[row], _gradient(model, loss, [s[row] for s in samples], [t[row] for t in truth]))
+
+
+def _compare(together: torch.Tensor, alone: torch.Tensor) -> None:
+    if not torch.linalg.vector_norm(together - alone) <= _TOLERANCE * (1.0 + torch.linalg.vector_norm(alone)):
+        raise ConfigurationError("a sample's gradient depends on others in its batch; clipping would bound nothing")
 
 
 def _gradients(
-    model: nn.Module, loss: Loss, samples: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+    model: nn.Module,
+    loss: Loss,
+    samples: Sequence[torch.Tensor],
+    truth: Sequence[torch.Tensor],
+    seeds: torch.Tensor,
 ) -> torch.Tensor:
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
     tested, count = copy.deepcopy(model), len(samples[0])
     private = engines.wrap(tested, "book-keeping")
-    private.tape.open(RowOwners(torch.arange(count), torch.device("cpu")))
+    private.tape.open(RowOwners(torch.arange(count), torch.device("cpu")), seeds)
     try:
         private.backward(loss(private(*samples), *truth))
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 SEED_BYTES = 32
 _ZEROS = memoryview(bytes(1 << 20))
 
-Purpose = Literal["sampling", "records", "noise", "augmentation"]
+Purpose = Literal["sampling", "records", "noise", "augmentation", "rows"]
 """Purpose of a stream: streams of one seed share no key."""
 
 

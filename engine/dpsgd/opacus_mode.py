@@ -24,7 +24,7 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager
 from torch import Tensor, nn
 
 from consilium_shared.errors import ConfigurationError
-from dpsgd import layers
+from dpsgd import registry
 from dpsgd.lattice import SMALLEST
 from dpsgd.per_sample import per_sample_sum
 from dpsgd.private_optimizer import TapeOptimizer
@@ -44,7 +44,7 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
         """Raises ConfigurationError for a layer that cannot be trained with privacy."""
         super().__init__(module)
         self.tape = Tape()
-        layers.attach(module, self.tape)
+        registry.attach(module, self.tape)
 
     def forward(self, *inputs: Tensor, **named: Any) -> Any:
         """Model's output. The first dimension of the first input is the batch; of an empty one, the output is a tensor.
@@ -59,7 +59,8 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
                 return self._module(*inputs, **named)
         if self.tape.opened:
             raise RuntimeError("the last batch's gradients were not used: call step() or zero_grad() first")
-        self.tape.open(RowOwners(torch.arange(len(inputs[0])), inputs[0].device, limit=1))
+        seeds = torch.randint(2**62, (len(inputs[0]),))  # as torch's dropout, which draws from this generator too
+        self.tape.open(RowOwners(torch.arange(len(inputs[0])), inputs[0].device, limit=1), seeds)
         if len(inputs[0]):
             return self._module(*inputs, **named)
         with torch.no_grad():  # kernels differ in what they make of no samples, and nobody has left a gradient
@@ -68,7 +69,7 @@ class BookKeepingModule(AbstractGradSampleModule):  # type: ignore[misc]
 
     def remove_hooks(self) -> None:
         """Make the model an ordinary one again."""
-        layers.detach(self._module)
+        registry.detach(self._module)
 
 
 class BookKeepingOptimizer(TapeOptimizer):

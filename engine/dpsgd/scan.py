@@ -106,7 +106,7 @@ class Order:
         return self.of_samples(found, 1).transpose(0, 1)
 
 
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """The backward pass, and what it tells the tape, in the gradients' own precision wherever it is called from."""
 
     @wraps(backward)
@@ -142,11 +142,11 @@ class LSTMScan(torch.autograd.Function):
         joined = series.new_empty(length + 1, batch, 1 + width + hidden)
         cells = series.new_empty(length + 1, batch, hidden)
         states = joined[..., 1 + width :]
-        _begin(states, h_0, order)
-        _begin(cells, c_0, order)
+        begin(states, h_0, order)
+        begin(cells, c_0, order)
         gates = series.new_empty(length, batch, 4 * hidden)
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
-        _project(series, w_ih, bias, order.before(joined)[..., : 1 + width], gates)
+        project(series, w_ih, bias, order.before(joined)[..., : 1 + width], gates)
         recurrent = w_hh.t().contiguous()
         for gate, i_f, i, f, g, o, h, c, h_after, c_after in order.steps(
             gates,
@@ -169,7 +169,7 @@ class LSTMScan(torch.autograd.Function):
         return found, found[last].clone(), order.after(cells)[last].clone()
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor, at_c: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial states; the parameters' go to the tape."""
@@ -177,7 +177,7 @@ class LSTMScan(torch.autograd.Function):
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
         (steps, batch, _), hidden = gates.shape, w_hh.shape[1]
         before, after = order.before(cells), order.after(cells)
-        slots, at_cell = _gradients(at_states, at_h, order), at_c.clone()
+        slots, at_cell = gradients_at_states(at_states, at_h, order), at_c.clone()
         most = _steps_at_once(gates)
         spare = gates.new_empty(4, most, batch, hidden)
         for part in order.parts_back(steps, most):
@@ -185,9 +185,9 @@ class LSTMScan(torch.autograd.Function):
             i, f, g, o = deltas.chunk(4, dim=2)
             keep.copy_(f)
             torch.tanh(after[part], out=squashed)
-            _through_tanh(o, squashed, into_c)
+            through_tanh(o, squashed, into_c)
             _through_sigmoid(squashed, o, o)  # from here on gates hold what gradients at c or h are multiplied with
-            _through_tanh(i, g, into_g)
+            through_tanh(i, g, into_g)
             _through_sigmoid(g, i, i)
             _through_sigmoid(before[part], f, f)
             g.copy_(into_g)
@@ -209,7 +209,7 @@ class LSTMScan(torch.autograd.Function):
             by_bias = order.of_samples(deltas.sum(dim=0), 0)
             ctx.tape.record_gradients(b_ih, by_bias)
             ctx.tape.record_gradients(b_hh, by_bias)
-        at_series = _product(deltas, w_ih) if ctx.needs_input_grad[0] else None
+        at_series = product(deltas, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], at_cell, None, None, None, None, None, None
 
 
@@ -234,14 +234,14 @@ class GRUScan(torch.autograd.Function):
         """Series ``[T, B, d]`` and states ``[B, H]`` to states ``[T, B, H]`` and the last state."""
         (length, batch, width), hidden = series.shape, w_hh.shape[1]
         states = series.new_empty(length + 1, batch, hidden)
-        _begin(states, h_0, order)
+        begin(states, h_0, order)
         # [m, r, z, n] with m = W_hn h' + b_hn: series give the last three, states the first three, each in one product.
         gates = series.new_empty(length, batch, 4 * hidden)
         bias = None
         if b_ih is not None and b_hh is not None:
             bias = torch.cat([b_ih[: 2 * hidden] + b_hh[: 2 * hidden], b_ih[2 * hidden :]])
         given = series.new_empty(length, batch, 1 + width)
-        _project(series, w_ih, bias, given, gates[..., hidden:])
+        project(series, w_ih, bias, given, gates[..., hidden:])
         gates[..., :hidden] = 0.0 if b_hh is None else b_hh[2 * hidden :]
         recurrent = torch.cat([w_hh[2 * hidden :], w_hh[: 2 * hidden]]).t().contiguous()
         for m_r_z, r_z, m, r, z, n, h, h_after in order.steps(
@@ -261,7 +261,7 @@ class GRUScan(torch.autograd.Function):
         return found, found[order.last()].clone()
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the series and the initial state; the parameters' go to the tape."""
@@ -269,14 +269,14 @@ class GRUScan(torch.autograd.Function):
         (w_ih, w_hh, b_ih, b_hh), order = ctx.parameters, ctx.order
         (steps, batch, _), hidden = gates.shape, w_hh.shape[1]
         before, one = order.before(states), gates.new_ones(())
-        slots = _gradients(at_states, at_h, order)
+        slots = gradients_at_states(at_states, at_h, order)
         deltas = gates.new_empty(steps, batch, 3 * hidden)  # at what W_hh gives, in its order r, z, n
         most = _steps_at_once(gates)
         spare = gates.new_empty(most, batch, hidden)
         for part in order.parts_back(steps, most):
             (m, r, z, n), into_n = gates[part].chunk(4, dim=2), spare[: part.stop - part.start]
             d_r, d_z, d_m = deltas[part].chunk(3, dim=2)  # first what gradients at h are multiplied with
-            _through_tanh(torch.sub(one, z, out=into_n), n, into_n)
+            through_tanh(torch.sub(one, z, out=into_n), n, into_n)
             _through_sigmoid(torch.mul(into_n, m, out=d_r), r, d_r)
             _through_sigmoid(torch.sub(before[part], n, out=d_z), z, d_z)
             torch.mul(into_n, r, out=d_m)
@@ -296,11 +296,11 @@ class GRUScan(torch.autograd.Function):
             by_inputs, by_m = at_inputs.sum(dim=0), deltas[..., 2 * hidden :].sum(dim=0)
             ctx.tape.record_gradients(b_ih, order.of_samples(by_inputs, 0))
             ctx.tape.record_gradients(b_hh, order.of_samples(torch.cat([by_inputs[:, : 2 * hidden], by_m], dim=1), 0))
-        at_series = _product(at_inputs, w_ih) if ctx.needs_input_grad[0] else None
+        at_series = product(at_inputs, w_ih) if ctx.needs_input_grad[0] else None
         return at_series, order.before(slots)[order.first()], None, None, None, None, None, None
 
 
-def _begin(slots: Tensor, initial: Tensor, order: Order) -> None:
+def begin(slots: Tensor, initial: Tensor, order: Order) -> None:
     """Put what the first steps start from into ``[T + 1, B, ...]``."""
     if order.counts is None:
         order.before(slots)[order.first()] = initial
@@ -308,7 +308,7 @@ def _begin(slots: Tensor, initial: Tensor, order: Order) -> None:
         slots.copy_(initial)
 
 
-def _project(series: Tensor, weight: Tensor, bias: Tensor | None, given: Tensor, out: Tensor) -> None:
+def project(series: Tensor, weight: Tensor, bias: Tensor | None, given: Tensor, out: Tensor) -> None:
     """``series @ weight.T + bias`` of all steps in one product, into ``out``: ``[T, B, ...]``, rows evenly spaced.
 
     ``given`` ``[T, B, 1 + d]`` takes ones and the series: so the bias is one more column of the weight, and is not
@@ -321,7 +321,7 @@ def _project(series: Tensor, weight: Tensor, bias: Tensor | None, given: Tensor,
     torch.mm(given.view(count, given.shape[2]), wide.t(), out=out.view(count, out.shape[2]))
 
 
-def _product(deltas: Tensor, weight: Tensor) -> Tensor:
+def product(deltas: Tensor, weight: Tensor) -> Tensor:
     """Gradients ``[T, B, d]`` of the series, of all steps in one product."""
     steps, batch, gates = deltas.shape
     return torch.mm(deltas.view(steps * batch, gates), weight).view(steps, batch, weight.shape[1])
@@ -333,7 +333,7 @@ def _through_sigmoid(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
     return found
 
 
-def _through_tanh(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
+def through_tanh(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
     """``gradient * (1 - output ** 2)``, into ``out``, which may be one of the others."""
     found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=out)
     return found
@@ -345,7 +345,7 @@ def _steps_at_once(gates: Tensor) -> int:
     return len(gates) if gates.is_cuda else max(1, min(len(gates), _ROWS_IN_CACHE // max(1, gates.shape[1])))
 
 
-def _gradients(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:
+def gradients_at_states(at_states: Tensor, at_last: Tensor, order: Order) -> Tensor:
     """Gradients at all states ``[T + 1, B, H]``, as far as they are known before any step back is made."""
     slots = at_states.new_empty(len(at_states) + 1, *at_states.shape[1:])
     slots[-1 if order.reverse else 0] = 0.0

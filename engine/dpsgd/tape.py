@@ -37,6 +37,7 @@ from dpsgd.isolation import ROWS
 from dpsgd.layer_records import LayerRecord, OuterProduct, PerSampleGrad, SparseGrad
 from dpsgd.patches import ConvolutionRecord, Geometry
 from dpsgd.row_owners import RowOwners, at_least_float32
+from dpsgd.row_randomness import RowRandomness
 from dpsgd.workspace import Workspace
 
 SLACK = 1.0 + 1e-6
@@ -83,12 +84,19 @@ class Tape:
         self._owners: RowOwners | None = None
         self._records: list[LayerRecord] = []
         self._chosen: list[PerSampleGrad] = []
+        self._randomness: RowRandomness | None = None
         self._workspace = Workspace()
 
-    def open(self, owners: RowOwners) -> None:
-        """Forget everything, and record what comes."""
+    def open(self, owners: RowOwners, seeds: Tensor | None = None) -> None:
+        """Forget everything, and record what comes.
+
+        Args:
+            owners: patients of the batch's rows.
+            seeds: int64 ``[B]`` on the CPU, for layers that draw at random: each row's own, wherever the row stands.
+        """
         self._records, self._chosen, self._owners = [], [], owners
-        self._workspace.empty()
+        self._randomness = None if seeds is None else RowRandomness(seeds)
+        self._workspace.reset()
 
     @property
     def owners(self) -> RowOwners:
@@ -96,6 +104,30 @@ class Tape:
         if self._owners is None:
             raise RuntimeError("no physical batch is open: its gradients were used already, or were never asked for")
         return self._owners
+
+    def dropout(
+        self, inputs: Tensor, probability: float, whole_from: int | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Inputs ``[B, …]`` with numbers set to 0 at random, and the others divided by what share is left.
+
+        Args:
+            inputs: the first dimension is the batch.
+            probability: with which a number is dropped.
+            whole_from: dimensions from here on are dropped together; None: each number by itself.
+            rows: int64 ``[B]``, the row of the batch that each of ``inputs`` is; None: in order.
+
+        Raises:
+            RuntimeError: rows have no seeds.
+        """
+        if probability == 0.0:
+            return inputs
+        if self._randomness is None:
+            raise RuntimeError("a layer draws at random, and the rows of this batch have no seeds (Tape.open)")
+        shape = tuple(inputs.shape[1:whole_from])
+        kept = self._randomness.kept(shape, 1.0 - probability, inputs.device)
+        kept = kept if rows is None else kept[rows]
+        scale = 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
+        return inputs * (kept.to(inputs.dtype) * scale).view(*kept.shape, *[1] * (inputs.dim() - kept.dim()))
 
     def close(self) -> None:
         """Forget everything: what was used is not used twice."""

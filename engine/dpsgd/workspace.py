@@ -14,7 +14,7 @@ _PAGE = 2**21
 
 
 class Workspace:
-    """Tensors that are given out again, in the same order, after each ``empty``.
+    """Tensors that are given out again, in the same order, after each ``reset``.
 
     What the allocator of a CPU has from the system it gives back; to have it again takes longer than to fill it, for
     the system clears it, one small page after the other. A GPU's allocator keeps what it has.
@@ -24,7 +24,7 @@ class Workspace:
         self._kept: list[Tensor] = []
         self._given = 0
 
-    def empty(self) -> None:
+    def reset(self) -> None:
         """Nothing of what was given out is needed any more."""
         self._given = 0
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from opacus.layers import DPGRU, DPLSTM
+from opacus.layers import DPGRU, DPLSTM, DPRNN
 from torch import nn
 
 from consilium_tasks.image_classification.models import ResNet18
+from dpsgd import AddedConstant
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def _for_one_core() -> dict[str, Case]:
         "lstm": _series(nn.LSTM, DPLSTM, {64: Marks(2.0, 6.0, 2.0), 256: Marks(1.4, 6.0, 2.0)}),
         "gru": _series(nn.GRU, DPGRU, {64: Marks(1.1, 6.0, 2.0)}),
         "embedding-lstm": _tokens({64: Marks(1.7, 6.0, 2.0)}),
+        "rnn": _series(nn.RNN, DPRNN, {64: Marks(1.7, 6.0, 2.0)}),
+        "transformer": _plain(lambda: Transformer(40, 64, 2), (48, 40), 2, {64: Marks(1.7)}),
+        "autoencoder-1d": _plain(lambda: Autoencoder(1, 16), (1, 512), 2, {64: Marks(2.0)}, labels=(512,)),
+        "autoencoder-3d": _plain(lambda: Autoencoder(3, 8), (1, 16, 16, 16), 2, {32: Marks(2.0)}, labels=(16, 16, 16)),
     }
 
 
@@ -217,3 +222,31 @@ class LastState(nn.Module):
         """Logits ``[B, C]`` of series ``[B, T, D]``, or of tokens ``[B, T]``."""
         states, _ = self.recurrent(series if self.embedding is None else self.embedding(series))
         return self.head(states[:, -1])
+
+
+class Transformer(nn.Module):
+    """Attention over the steps of a series, with positions that are learned."""
+
+    def __init__(self, inputs: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Linear(inputs, width), AddedConstant(48, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False), nn.Linear(width, 2)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.encoder(self.positions(self.embed(series))).mean(1))
+        return found
+
+
+class Autoencoder(nn.Sequential):
+    """Two strided convolutions and two transposed ones, of one or three dimensions, to two classes at each place."""
+
+    def __init__(self, dimensions: int, width: int) -> None:
+        down, up = (nn.Conv1d, nn.ConvTranspose1d) if dimensions == 1 else (nn.Conv3d, nn.ConvTranspose3d)
+        norm = nn.InstanceNorm1d if dimensions == 1 else nn.InstanceNorm3d
+        super().__init__(
+            down(1, width, 3, 2, 1), norm(width, affine=True), nn.PReLU(width),
+            down(width, 2 * width, 3, 2, 1), norm(2 * width, affine=True), nn.PReLU(2 * width),
+            up(2 * width, width, 2, 2), norm(width, affine=True), nn.PReLU(width),
+            up(width, 2, 2, 2),
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dpsgd import scan
-from dpsgd.recurrent import gru, lstm
+from dpsgd.layers.recurrent import gru, lstm
 
 
 class Summed:

@@ -120,9 +120,9 @@ def chosen(data: ArrayDataset, patients: list[int]) -> Draw:
 class Seen(Tape):
     """Keeps what each row leaves, before the rows of a patient are put together."""
 
-    def open(self, owners: RowOwners) -> None:
+    def open(self, owners: RowOwners, seeds: torch.Tensor | None = None) -> None:
         self.parts: list[torch.Tensor] = []
-        super().open(owners)
+        super().open(owners, seeds)
 
     def record_gradients(self, parameter: torch.Tensor, gradients: torch.Tensor) -> None:
         self.parts.append(gradients.clone())

@@ -54,6 +54,14 @@ def test_evidence_verifies_and_a_forged_digit_does_not(tmp_path: Path) -> None:
     assert "refused at step 2" in done.stdout
 
 
+def test_a_stock_model_learns_privately_and_says_at_what_epsilon() -> None:
+    done = run("private_training.py")
+    assert done.returncode == 0, done.stderr
+    (found,) = re.findall(r"accuracy ([\d.]+) on 297 digits, at epsilon ([\d.]+)", done.stdout)
+    assert float(found[0]) > 0.6  # by chance it were 0.1
+    assert 2.0 < float(found[1]) < 2.5
+
+
 @pytest.mark.parametrize("name", ["verify_evidence.py"])
 def test_what_an_auditor_runs_needs_no_torch(name: str) -> None:
     code = f"import runpy, sys; runpy.run_path({str(ROOT / 'examples' / name)!r}); assert 'torch' not in sys.modules"

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from consilium_shared.errors import ConfigurationError
+from dpsgd import registry
 from dpsgd.isolation import ROWS
-from dpsgd.recurrent import gru, lstm
+from dpsgd.layers.recurrent import gru, lstm, rnn
+from dpsgd.row_owners import RowOwners
+from dpsgd.tape import Tape
 
-KINDS = [nn.LSTM, nn.GRU]
-Layer = nn.LSTM | nn.GRU
+KINDS = [nn.LSTM, nn.GRU, nn.RNN]
+Layer = nn.LSTM | nn.GRU | nn.RNN
 
 
 class Recorded:
@@ -31,6 +34,11 @@ class Recorded:
 
     def record_gradients(self, parameter: nn.Parameter, gradients: Tensor) -> None:
         self.biases.append((parameter, gradients.clone()))
+
+    def dropout(self, inputs: Tensor, probability: float, rows: Tensor | None = None) -> Tensor:
+        tape = Tape()
+        tape.open(RowOwners(torch.arange(len(inputs)), torch.device("cpu")), torch.arange(len(inputs)))
+        return tape.dropout(inputs, probability, rows=rows)
 
     def everything(self) -> list[Tensor]:
         """All that was told, samples first."""
@@ -53,7 +61,7 @@ def run(layer: Layer, tape: Any, series: Any, hx: Any = None) -> tuple[Any, tupl
     elif isinstance(layer, nn.LSTM):
         output, states = lstm(layer, tape, series, hx)
     else:
-        output, states = gru(layer, tape, series, hx)
+        output, states = (gru if isinstance(layer, nn.GRU) else rnn)(layer, tape, series, hx)
     return output, states if isinstance(states, tuple) else (states,)
 
 
@@ -139,14 +147,20 @@ def test_dropout_falls_between_the_layers_and_only_in_training(kind: type[Layer]
     torch.testing.assert_close(output, run(layer, None, series)[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropout_draws_what_the_plain_layer_draws(kind: type[Layer]) -> None:
-    layer, series = kind(5, 7, 3, dropout=0.5), torch.randn(6, 3, 5)
-    found = []
-    for tape in (Recorded(), None):
-        torch.manual_seed(4)
-        found.append(run(layer, tape, series)[0])
-    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+def test_what_is_dropped_of_a_packed_sample_is_what_is_dropped_of_it_alone(kind: type[Layer], sort: bool) -> None:
+    layer, lengths = kind(5, 7, 2, dropout=0.5), torch.tensor([5, 4, 1] if sort else [1, 5, 4])
+    series, tape = torch.randn(5, 3, 5), Tape()
+    outputs = []
+    for samples in ([0, 1, 2], [0], [1], [2]):
+        packed = pack_padded_sequence(series[:, samples], lengths[samples], enforce_sorted=sort)
+        tape.open(RowOwners(torch.arange(len(samples)), torch.device("cpu")), torch.tensor(samples))
+        found = pad_packed_sequence(run(layer, tape, packed)[0], total_length=5)[0]
+        outputs.append(found.detach())
+    # A mask has as many steps as the longest of a batch, so of a shorter series it is another: the longest is compared.
+    longest = int(lengths.argmax())
+    torch.testing.assert_close(outputs[0][:, longest], outputs[1 + longest][:, 0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +202,7 @@ def test_a_step_that_a_packed_sample_does_not_have_adds_nothing(kind: type[Layer
             assert not deltas[sample, length:].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_graph_is_gone_through_backward_once(kind: type[Layer]) -> None:
     layer = kind(5, 7)
     output, _ = run(layer, Recorded(), torch.randn(6, 3, 5))
@@ -232,7 +246,7 @@ def test_a_checkpointed_layer_tells_the_same_once(kind: type[Layer]) -> None:
 
 def test_projections_are_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="proj_size=3"):
-        lstm(nn.LSTM(5, 7, proj_size=3), Recorded(), torch.randn(6, 3, 5))
+        registry.check(nn.LSTM(5, 7, proj_size=3))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5), (6, 3, 4), (6, 3, 5, 1), (5,)])

@@ -24,7 +24,7 @@ def ends(tensor: Tensor) -> tuple[int, int]:
 def test_what_was_given_out_is_given_again_in_the_same_order() -> None:
     workspace = Workspace()
     first = [workspace.take(LIKE, shape).data_ptr() for shape in ((3, 4), (1000, 1000), (5,))]
-    workspace.empty()
+    workspace.reset()
     assert [workspace.take(LIKE, shape).data_ptr() for shape in ((2, 2), (999, 1000), (5,))] == first
 
 
@@ -33,7 +33,7 @@ def test_what_is_given_out_at_one_time_does_not_overlap() -> None:
     for _ in range(2):
         taken = sorted(ends(workspace.take(LIKE, shape)) for shape in shapes)
         assert all(end <= start for (_, end), (start, _) in pairwise(taken))
-        workspace.empty()
+        workspace.reset()
 
 
 @pytest.mark.parametrize("like", [torch.empty(0), torch.empty(0, dtype=torch.float64), torch.empty(0).bfloat16()])
@@ -41,12 +41,12 @@ def test_it_has_the_shape_and_type_that_were_asked_for_whatever_was_there(like: 
     workspace = Workspace()
     for shape in ((4, 4), (2048, 700), (0, 3), (2, 1024, 1024)):
         workspace.take(LIKE, (10, 10))
-        workspace.empty()
+        workspace.reset()
         found = workspace.take(like, shape)
         assert (found.shape, found.dtype) == (shape, like.dtype)
         assert found.is_contiguous()
         found.fill_(1.0)
-        workspace.empty()
+        workspace.reset()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no large pages to ask for")

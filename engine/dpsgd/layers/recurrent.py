@@ -1,21 +1,25 @@
-"""LSTM and GRU layers whose backward pass tells a tape what per-sample gradients are made of.
+"""Recurrent layers (LSTM, GRU, RNN): one outer product over all steps for each direction of each layer.
 
-``lstm`` and ``gru`` return what calling the plain ``nn.LSTM`` or ``nn.GRU`` returns, by its parameters: any layers,
-directions, form of series. ``scan.py`` has one direction of one layer. Under autocast everything here stays in the
+``lstm``, ``gru`` and ``rnn`` return what calling the plain module returns, by its parameters: any layers, directions,
+form of series. ``scan.py`` has one direction of one layer. Under autocast everything here stays in the
 weights' own precision, and so does what is returned: a state rounded at every step is not worth the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from consilium_shared.errors import ConfigurationError
+from dpsgd.layer import Example, Layer, random
+from dpsgd.rnn_scan import ReluScan, TanhScan
 from dpsgd.scan import GRUScan, LSTMScan, Order
 from dpsgd.tape import Tape
 
 Series = Tensor | PackedSequence
+Scan = type[LSTMScan | GRUScan | TanhScan | ReluScan]
 
 
 def lstm(
@@ -32,11 +36,8 @@ def lstm(
         hx: initial states and cells, each ``[layers * directions, B, H]``; None for zeros.
 
     Raises:
-        ConfigurationError: the module has projections.
         RuntimeError: a shape that the plain module would not take either.
     """
-    if module.proj_size:
-        raise ConfigurationError(f"an LSTM with proj_size={module.proj_size} has no known per-sample gradient; use 0")
     output, (states, cells) = _run(module, LSTMScan, tape, series, hx)
     return output, (states, cells)
 
@@ -49,8 +50,16 @@ def gru(module: nn.GRU, tape: Tape, series: Series, hx: Tensor | None = None) ->
     return output, states
 
 
+def rnn(module: nn.RNN, tape: Tape, series: Series, hx: Tensor | None = None) -> tuple[Series, Tensor]:
+    """Output and states, as ``module(series, hx)`` returns them; its backward pass writes to ``tape``. Arguments and
+    errors as of ``lstm``, but ``hx`` is the states alone."""
+    scan: Scan = ReluScan if module.nonlinearity == "relu" else TanhScan
+    output, (states,) = _run(module, scan, tape, series, None if hx is None else (hx,))
+    return output, states
+
+
 def _run(
-    module: nn.RNNBase, scan: type[LSTMScan | GRUScan], tape: Tape, series: Series, hx: tuple[Tensor, ...] | None
+    module: nn.RNNBase, scan: Scan, tape: Tape, series: Series, hx: tuple[Tensor, ...] | None
 ) -> tuple[Series, tuple[Tensor, ...]]:
     """All layers and directions, on any form of series that the plain module takes."""
     counts = lengths = sort = own = None
@@ -73,7 +82,7 @@ def _run(
         initial = _initial(module, scan, steps, hx, sort)
         device_lengths = None if lengths is None else lengths.to(steps.device)
         orders = [Order(reverse, counts, device_lengths, own) for reverse in (False, True)[: 1 + module.bidirectional]]
-        steps, final = _layers(module, scan, tape, steps, initial, orders)
+        steps, final = _layers(module, scan, tape, steps, initial, orders, sort)
     final = tuple(orders[0].of_samples(state, 1) for state in final)
     if isinstance(series, PackedSequence) and lengths is not None:
         packed = pack_padded_sequence(steps, lengths)
@@ -90,7 +99,7 @@ def _with_batch(
 
 def _initial(
     module: nn.RNNBase,
-    scan: type[LSTMScan | GRUScan],
+    scan: Scan,
     steps: Tensor,
     hx: tuple[Tensor, ...] | None,
     sort: Tensor | None,
@@ -107,17 +116,18 @@ def _initial(
 
 def _layers(
     module: nn.RNNBase,
-    scan: type[LSTMScan | GRUScan],
+    scan: Scan,
     tape: Tape,
     steps: Tensor,
     initial: tuple[Tensor, ...],
     orders: list[Order],
+    sort: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """States ``[T, B, directions * H]`` of the highest layer; final states, each ``[layers * directions, B, H]``."""
     final: list[tuple[Tensor, ...]] = []
     for layer in range(module.num_layers):
-        if layer:
-            steps = nn.functional.dropout(steps, module.dropout, module.training)
+        if layer and module.training and module.dropout > 0:
+            steps = tape.dropout(steps.transpose(0, 1), module.dropout, rows=sort).transpose(0, 1)
         outputs = []
         for order in orders:
             start = tuple(state[len(final)] for state in initial)
@@ -129,3 +139,28 @@ def _layers(
             final.append(found[1:])
         steps = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
     return steps, tuple(torch.stack(states) for states in zip(*final, strict=True))
+
+
+def _refusal(module: nn.LSTM) -> str:
+    if module.proj_size:
+        return f"projects its states (proj_size={module.proj_size}), whose gradient is not known; use proj_size=0"
+    return ""
+
+
+def examples(kind: Callable[..., nn.RNNBase], **named: str) -> Callable[[], Iterator[Example]]:
+    """One direction and two, one layer and two, few steps and many."""
+
+    def found() -> Iterator[Example]:
+        yield Example(kind(3, 4, batch_first=True, **named), random(6, 3))
+        yield Example(kind(3, 4, 2, bias=False, batch_first=True, bidirectional=True, **named), random(5, 3), "deep")
+        yield Example(kind(12, 16, batch_first=True, **named), random(40, 12), "long")
+        yield Example(kind(3, 4, 2, batch_first=True, dropout=0.3, **named), random(5, 3), "dropout")
+
+    return found
+
+
+LAYERS = [
+    Layer(nn.LSTM, lstm, examples(nn.LSTM), _refusal),
+    Layer(nn.GRU, gru, examples(nn.GRU)),
+    Layer(nn.RNN, rnn, lambda: iter([*examples(nn.RNN)(), *examples(nn.RNN, nonlinearity="relu")()])),
+]
