@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import traceback
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from consilium_serve import kserve
+from consilium_serve import fhir, kserve
+from consilium_serve.explain import explain
 from consilium_serve.guard import Guard
 from consilium_serve.model import NOTICE, Model
 from consilium_serve.service import Case, Service
@@ -40,6 +42,8 @@ class One(Strict):
 
     record: dict[str, Any]
     """Names and values as the study declares them; ``preprocessing.json`` of the bundle lists them."""
+    explain: bool = False
+    """Whether the answer has how much each part of the record moved it. That takes many times as long."""
     patient: Identifier | None = None
     """Identifier of the patient. The record of predictions keeps a pseudonym of it, no answer has it."""
 
@@ -86,7 +90,10 @@ def make_app(service: Service) -> FastAPI:
         """Predict on one record."""
         model = service.model(study)
         case = Case(prepare(model.study, body.record), body.patient)
-        return service.predict(model, [case], client(request))[0]
+        told = service.predict(model, [case], client(request))[0]
+        if body.explain and told["prediction"] is not None:
+            told["explanation"] = explain(model, case.prepared)
+        return told
 
     @app.post("/v1/models/{study}/batch", tags=["predict"])
     def batch(study: str, body: Many, request: Request) -> dict[str, Any]:
@@ -96,6 +103,23 @@ def make_app(service: Service) -> FastAPI:
             raise DataError(f"more than {service.settings.limits.records} records in one request")
         cases = [Case(prepare(model.study, one.record), one.patient) for one in body.records]
         return {"answers": service.predict(model, cases, client(request))}
+
+    @app.post("/v1/models/{study}/fhir", tags=["predict"])
+    def of_bundle(
+        study: str, body: dict[str, Any], request: Request, start: Annotated[str | None, Query(max_length=64)] = None
+    ) -> Response:
+        """Predict on a FHIR Bundle of one patient, and answer with a RiskAssessment.
+
+        `start` is the beginning of a series' window; without it the beginning of the Bundle's one Encounter is.
+        """
+        model, codes = service.model(study), service.settings.fhir.get(study)
+        if codes is None:
+            raise DataError("predict.yaml has no codes of this study (fhir)")
+        found = fhir.read(model.study, body, codes, None if start is None else fhir.moment(start))
+        case = Case(prepare(model.study, found.record), found.patient[:256])
+        told = service.predict(model, [case], client(request))[0]
+        assessment = fhir.risk_assessment(told, found, datetime.now(UTC))
+        return JSONResponse(assessment, media_type="application/fhir+json")
 
     @app.post("/v1/models/{study}/dicom", tags=["predict"], openapi_extra=_DICOM_BODY)
     async def dicom(study: str, request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from consilium_serve.dicom.settings import Dicom
+from consilium_serve.fhir import Codes
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, IntegrityError
 from consilium_shared.fields import Name
@@ -45,6 +46,12 @@ limits:
   at_once: 2                   # requests that are computed at a time; each may hold body_bytes several times
   waiting: 32                  # requests that wait for that; more are turned away
   records: 256                 # records in one request
+# fhir:                        # of each study: how the hospital's FHIR server codes its columns and variables
+#   NAME:
+#     codes: {hr: {system: http://loinc.org, code: 8867-4, unit: /min}}   # values: {CODE: CATEGORY} for categories
+#     age: age                 # column of the age in years, from Patient.birthDate
+#     gender: sex              # column of Patient.gender
+#     genders: {female: f, male: m}
 # dicom:                       # take images from the archive, and give it reports
 #   study: NAME                # whose model answers
 #   ae_title: CONSILIUM
@@ -96,6 +103,7 @@ class Settings(Strict):
     retention_days: Annotated[int, Field(ge=1, le=36_500)] = 3650
     limits: Limits = Limits()
     dicom: Dicom | None = None
+    fhir: Annotated[dict[Name, Codes], Field(default_factory=dict)]
 
 
 class Home:
