@@ -1,34 +1,18 @@
-"""The site's own files: site.yaml and the layout of the home folder."""
+"""Layout of a site's home folder, and its files. What site.yaml may say is in ``site_config.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from consilium_client.data.asset import AssetSpec
-from consilium_client.intake.settings import Intake
-from consilium_client.policy import SitePolicy
-from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.identity import Identity
 from consilium_shared.protocol.joining import Invitation, open_invitation
-from consilium_shared.study import Name
 
-
-class SiteConfig(Strict):
-    """site.yaml: what data there is, what the hospital permits, where to compute."""
-
-    site: Name
-    assets: dict[Name, AssetSpec] = Field(default_factory=dict)
-    policy: SitePolicy
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
-    gradients: Literal["book-keeping", "opacus"] = "book-keeping"
-    """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
-    intake: Intake | None = None
-    """Where data of the hospital's systems comes from. The agent has no business with it."""
+if TYPE_CHECKING:
+    from consilium_client.intake.settings import Intake
+    from consilium_client.site_config import SiteConfig
 
 
 @dataclass(frozen=True)
@@ -101,6 +85,9 @@ class Home:
 
     def config(self) -> SiteConfig:
         """site.yaml, checked; raises ConfigurationError with file, line and key."""
+        from consilium_client.site_config import SiteConfig  # most commands need the paths alone
+        from consilium_shared.config import load_yaml
+
         self.check_there()
         config = load_yaml(self.config_file, SiteConfig)
         if self.invitation_file.exists() and config.site != self.invitation().site:

@@ -12,9 +12,9 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError
+from consilium_shared.fields import Name
 from consilium_shared.identity import Identity
 from consilium_shared.protocol.roster import Roster, open_roster
-from consilium_shared.study import Name
 
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]

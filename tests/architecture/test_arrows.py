@@ -117,7 +117,10 @@ def test_nothing_runs_code_from_data(package: str, file: Path) -> None:
         ("consilium_shared.protocol.messages", {"torch", "flwr", "pandas", "opacus", "scipy"}),
         ("consilium_shared.ledger.verify", {"torch", "flwr", "pandas", "opacus"}),
         ("consilium_client.transport.courier", {"torch", "pandas", "opacus", "pydicom"}),
-        ("consilium_client.commands.cli", {"torch", "flwr", "pandas", "opacus", "pynetdicom", "httpx"}),
+        (
+            "consilium_client.commands.cli",
+            {"torch", "flwr", "pandas", "opacus", "numpy", "scipy", "grpc", "pynetdicom", "httpx"},
+        ),
         ("consilium_client.agent.main", {"pynetdicom", "httpx"}),
         ("consilium_client.intake.receiver", {"torch", "flwr", "pandas", "opacus", "httpx"}),
         ("consilium_serve.server", {"torch", "flwr", "pandas", "opacus", "scipy"}),

@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from consilium_client.agent import absence
 from consilium_client.agent.estimates import Estimate
 from consilium_client.agent.study_service import StudyService
-from consilium_client.site import Home
 from consilium_client.state.proposals import Proposal
-from consilium_client.transport.agent_socket import call_admin
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
 from consilium_shared.ledger.entry import Reject
@@ -27,27 +24,6 @@ from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.secagg.terms import fewest_sites
-
-SECONDS = 3600.0
-"""A command waits as long: an estimate may read a large asset first."""
-
-
-def ask(socket: Path, command: str, **arguments: Any) -> Any:
-    """Give one command to the running agent.
-
-    Raises:
-        ConfigurationError: no agent runs, or it says that the command cannot be done as given.
-        PolicyRefusal: the site's own policy or budget forbids it.
-    """
-    if not socket.exists():
-        Home(socket.parents[1]).check_there()
-        raise ConfigurationError(f"the site's programs are not running (no {socket}); start them: consilium-site up")
-    answer = json.loads(call_admin(socket, json.dumps({"command": command, **arguments}).encode(), timeout=SECONDS))
-    if "refused" in answer:
-        raise PolicyRefusal(answer["refused"], answer["error"])
-    if "error" in answer:
-        raise ConfigurationError(answer["error"])
-    return answer["value"]
 
 
 class Administration:

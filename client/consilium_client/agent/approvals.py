@@ -12,7 +12,7 @@ from consilium_client.agent.estimates import Estimate, Estimates
 from consilium_client.agent.spending import Spending
 from consilium_client.agent.study_data import StudyData
 from consilium_client.policy import check_decider, objections
-from consilium_client.site import SiteConfig
+from consilium_client.site_config import SiteConfig
 from consilium_client.state.proposals import Proposal, Proposals
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError, PolicyRefusal

@@ -9,7 +9,7 @@ from consilium_client.agent.accounts import Account
 from consilium_client.agent.spending import Spending
 from consilium_client.agent.study_data import StudyData
 from consilium_client.policy import check_contract, check_patients
-from consilium_client.site import SiteConfig
+from consilium_client.site_config import SiteConfig
 from consilium_client.state.patient_count import PatientCounts
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
 from consilium_shared.privacy.budget import Quote

@@ -12,7 +12,7 @@ from consilium_client import data
 from consilium_client.agent.activity import Activity
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.dataset import Dataset
-from consilium_client.site import SiteConfig
+from consilium_client.site_config import SiteConfig
 from consilium_shared.errors import PolicyRefusal
 from consilium_shared.study import Study
 

@@ -15,7 +15,8 @@ from consilium_client.agent.leftovers import Leftovers
 from consilium_client.agent.machine import Machine
 from consilium_client.agent.spending import Spending
 from consilium_client.agent.study_data import StudyData
-from consilium_client.site import Home, SiteConfig
+from consilium_client.site import Home
+from consilium_client.site_config import SiteConfig
 from consilium_client.state.clipping_norms import ClippingNorms
 from consilium_client.state.draw_seeds import DrawSeeds
 from consilium_client.state.ledger_file import LedgerFile

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consilium_client import data
 from consilium_client.agent.estimates import make_plan
 from consilium_client.data.dataset import Dataset
-from consilium_client.site import SiteConfig
+from consilium_client.site_config import SiteConfig
 from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.study import Study

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from consilium_client.site import SiteConfig
+from consilium_client.site_config import SiteConfig
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.canaries import (
     CONFIDENCE,

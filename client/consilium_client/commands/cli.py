@@ -7,24 +7,24 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 from rich.progress import Progress
 
-from consilium_client.agent.administration import ask
 from consilium_client.commands import intake, screen
-from consilium_client.commands.doctor import examine
+from consilium_client.commands.ask import ask
 from consilium_client.commands.enroll import enroll as enroll_site
 from consilium_client.commands.up import up_forever
 from consilium_client.site import Home
 from consilium_shared import console
-from consilium_shared.config import load_yaml
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import version
-from consilium_shared.study import Study
+
+if TYPE_CHECKING:
+    from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a site: enroll, up, approve, budget.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
@@ -39,6 +39,14 @@ StudyName = Annotated[str, typer.Argument(help="name of the study, or the beginn
 By = Annotated[str | None, typer.Option("--by", help="Who decides (this account by default); it stands in the ledger.")]
 AssetOption = Annotated[str | None, typer.Option(help="An asset of site.yaml; the study's own by default.")]
 DEFAULT_HOME = Path("consilium-site")
+
+
+def _contract(file: Path) -> Study:
+    """The contract in a study's file. Its schema is loaded here, since most commands need none."""
+    from consilium_shared.config import load_yaml
+    from consilium_shared.study import Study
+
+    return load_yaml(file, Study)
 
 
 def _say(text: str, style: str | None = None) -> None:
@@ -74,6 +82,8 @@ def enroll(
 @app.command()
 def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Check everything that would stop this site; the exit status is 2 when something would."""
+    from consilium_client.commands.doctor import examine
+
     found = list(examine(Home(home.resolve())))
     console.show(
         as_json,
@@ -95,7 +105,7 @@ def check(
     from consilium_client.data.quality import assess, reasons
     from consilium_client.data.report import NothingUsable
 
-    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    place, contract = Home(home.resolve()), _contract(study)
     name = asset or contract.data.asset
     try:
         with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
@@ -274,7 +284,7 @@ def baseline(
     """Train a study on this site's data alone, to see what federating gains. Nothing leaves, nothing is charged."""
     from consilium_client.commands.baseline import load_asset, start_from, test, train_alone
 
-    place, contract = Home(home.resolve()), load_yaml(study, Study)
+    place, contract = Home(home.resolve()), _contract(study)
     config = place.config()
     asset, start = train_on or contract.data.asset, start_from(contract, weights)
     with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consilium_client.intake.settings import Intake, Receive
 from consilium_client.site import Home
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError
@@ -18,6 +17,7 @@ from consilium_shared.errors import ConfigurationError
 if TYPE_CHECKING:
     from consilium_client.intake.inbox import Inbox
     from consilium_client.intake.pull import Pulled, Source
+    from consilium_client.intake.settings import Intake, Receive
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

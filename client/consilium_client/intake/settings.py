@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from consilium_shared.config import Strict
-from consilium_shared.study import Name
+from consilium_shared.fields import Name
 
 AeTitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]([A-Za-z0-9_.\- ]{0,14}[A-Za-z0-9_.\-])?$")]
 """Application entity title (PS3.8): at most 16 characters, as both ends have been told."""

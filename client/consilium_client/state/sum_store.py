@@ -16,12 +16,11 @@ from pydantic import Field, ValidationError
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
-from consilium_shared.fields import Hex32
+from consilium_shared.fields import Hex32, Name
 from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.secagg.handshake import SEED_BYTES, Bundle, Encapsulated
 from consilium_shared.secagg.site import SiteState
 from consilium_shared.secagg.terms import Slot
-from consilium_shared.study import Name
 
 Kind = TypeVar("Kind", bound=Strict)
 

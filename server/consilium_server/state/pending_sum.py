@@ -14,10 +14,10 @@ from consilium_shared import limits
 from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.fields import Name
 from consilium_shared.files import write_atomically
 from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.terms import Advert, Purpose
-from consilium_shared.study import Name
 
 
 class PendingSum(Strict):

@@ -19,12 +19,11 @@ from consilium_shared import documents
 from consilium_shared.canonical import canonical_bytes, canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError, SignatureError, VersionError
-from consilium_shared.fields import Hex32
+from consilium_shared.fields import Hex32, Name
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.printable import printable
 from consilium_shared.protocol.roster import SuperNodeKey
 from consilium_shared.schema import OLDEST, SCHEMA
-from consilium_shared.study import Name
 
 INVITATION_DOMAIN = "invitation"
 REQUEST_DOMAIN = "join-request"

@@ -21,13 +21,12 @@ from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
-from consilium_shared.fields import Hex32, Hex64
+from consilium_shared.fields import Hex32, Hex64, Name
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.protocol.reasons import Reason
 from consilium_shared.schema import SCHEMA, Since, check_protocol, written_out
 from consilium_shared.secagg.handshake import Bundle, Encapsulated
 from consilium_shared.secagg.terms import Advert, Attempt, Purpose, Slot
-from consilium_shared.study import Name
 
 REQUEST_DOMAIN = "request"
 ANSWER_DOMAIN = "answer"

@@ -10,13 +10,12 @@ from pydantic import Field, ValidationError, model_validator
 from consilium_shared import documents
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
-from consilium_shared.fields import Hex32, Hex64
+from consilium_shared.fields import Hex32, Hex64, Name
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
 from consilium_shared.protocol.messages import CanaryAudit, Head, Protocol
 from consilium_shared.schema import check_protocol
 from consilium_shared.secagg.terms import Advert, Attempt
-from consilium_shared.study import Name
 
 RECORD_DOMAIN = "round-record"
 CARD_DOMAIN = "model-card"

@@ -10,9 +10,8 @@ from consilium_shared import documents, limits
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
-from consilium_shared.fields import Hex32
+from consilium_shared.fields import Hex32, Name
 from consilium_shared.identity import Identity, PublicIdentity
-from consilium_shared.study import Name
 
 DOMAIN = "roster"
 SuperNodeKey = Annotated[str, Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/]{182}==$")]

@@ -24,10 +24,9 @@ from consilium_shared.canonical import canonical_bytes, canonical_digest, parse_
 from consilium_shared.config import Strict, validated
 from consilium_shared.documents import signature_bytes
 from consilium_shared.errors import PeerError
-from consilium_shared.fields import Hex32, Hex64
+from consilium_shared.fields import Hex32, Hex64, Name
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.secagg import keys
-from consilium_shared.study import Name
 
 BUNDLE_DOMAIN = "secagg-bundle"
 ENCAPSULATION_DOMAIN = "secagg-encapsulation"

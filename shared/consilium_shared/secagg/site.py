@@ -25,12 +25,11 @@ from pydantic import ValidationError
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.config import Strict
 from consilium_shared.errors import IntegrityError, PeerError
-from consilium_shared.fields import Hex32
+from consilium_shared.fields import Hex32, Name
 from consilium_shared.identity import Identity, PublicIdentity
 from consilium_shared.secagg import keys, shamir
 from consilium_shared.secagg.keys import KEY_BYTES, TAG_BYTES
 from consilium_shared.secagg.terms import SURVIVORS_DOMAIN, Advert, Segment, Slot, Terms
-from consilium_shared.study import Name
 
 Stage = Literal["advertised", "masked", "signed", "released", "abandoned"]
 
