@@ -45,7 +45,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "data": set(),
         "training": {"data"},
         "transport": set(),
-        "intake": set(),
+        "intake": {"data"},
         TOP: {"data", "intake"},
         "state": {TOP},
         "agent": {TOP, "data", "training", "transport", "state"},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import Progress
 
 from consilium_client.site import Home
 from consilium_shared import console
@@ -28,6 +30,9 @@ def add_to(app: typer.Typer) -> None:
     """Give consilium-site these commands."""
     app.command()(receive)
     app.command()(pull)
+    app.command()(deidentify)
+    app.command()(reidentify)
+    app.command()(import_fhir)
 
 
 def _say(text: str) -> None:
@@ -132,3 +137,81 @@ def _source(place: Home, settings: Intake, name: str, inbox: Inbox) -> Iterator[
         yield DimseSource(archive, inbox, wanted.ae_title)
     finally:
         receiver.stop()
+
+
+def deidentify(
+    home: HomeOption = DEFAULT_HOME,
+    again: Annotated[bool, typer.Option("--again", help="Look at what was set aside before, too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give what was received new names, and write it where an asset's files lie; set aside what may show a name.
+
+    Also the label tables of site.yaml. The same patient, image or date becomes the same at every run. Without network.
+    """
+    from consilium_client.intake import sorting, tables
+    from consilium_client.intake.inbox import Inbox
+    from consilium_client.intake.pseudonyms import Pseudonyms
+    from consilium_client.transport.sandbox import forbid_network
+
+    forbid_network()
+    place, settings = _settings(home)
+    if settings.deidentify is None:
+        raise ConfigurationError(f"{place.config_file}: intake.deidentify says where to, and is missing")
+    wanted = settings.deidentify.at(place.root)
+    names = Pseudonyms(place.intake, settings.shift_days)
+    inbox = Inbox(place.inbox(settings), settings.limits)
+    with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+        task = bar.add_task("de-identifying", total=None)
+        images = sorting.sort(inbox, names, wanted, again, lambda done: bar.update(task, completed=done))
+    found = {"images": images, **{str(table.source): tables.rename(table, names) for table in wanted.tables}}
+    if as_json:
+        print(json.dumps(found, indent=2, sort_keys=True))
+        return
+    for what, counts in found.items():
+        _say(f"{what}: {counts['done']} de-identified" + _rest(counts))
+    aside = inbox.counts().get("aside", 0)
+    if aside:
+        _say(f"set aside in all: {aside}; they stay in the inbox")
+
+
+def _rest(counts: Counter[str]) -> str:
+    others = [f"{number} set aside: {reason}" for reason, number in counts.most_common() if reason != "done"]
+    return "".join(f"\n  {line}" for line in others)
+
+
+def reidentify(
+    pseudonym: Annotated[str, typer.Argument(help="a pseudonym of this site (P…)")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Say whose a pseudonym is. For hospital IT alone: the table lies in this home and nothing else reads it."""
+    from consilium_client.intake.pseudonyms import Pseudonyms
+
+    place, _ = _settings(home)
+    if not (place.intake / "people.sqlite3").exists():
+        raise ConfigurationError(f"{place.intake} has no table of people: nothing was de-identified here")
+    patient, issuer = Pseudonyms(place.intake, 1).person(pseudonym)
+    _say(patient + (f" ({issuer})" if issuer else ""))
+
+
+def import_fhir(
+    export: Annotated[str | None, typer.Argument(help="an export of site.yaml; all of them by default")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make tables of a FHIR bulk export (NDJSON) as site.yaml declares them. Units are converted; without network."""
+    from consilium_client.intake.fhir import import_export
+    from consilium_client.intake.pseudonyms import Pseudonyms
+    from consilium_client.transport.sandbox import forbid_network
+
+    forbid_network()
+    place, settings = _settings(home)
+    if not settings.fhir or (export is not None and export not in settings.fhir):
+        known = ", ".join(settings.fhir) or "none"
+        raise ConfigurationError(f"{place.config_file}: intake.fhir has no such export ({known})")
+    names = Pseudonyms(place.intake, settings.shift_days)
+    wanted = [export] if export is not None else list(settings.fhir)
+    found = {name: import_export(settings.fhir[name].at(place.root), names) for name in wanted}
+    if as_json:
+        print(json.dumps({name: vars(done) for name, done in found.items()}, indent=2, sort_keys=True))
+        return
+    for name, done in found.items():
+        _say(f"{name}: {done.patients} patients, {done.samples} samples" + _rest(Counter(done.aside)))

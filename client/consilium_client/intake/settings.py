@@ -163,6 +163,7 @@ class WebArchive(Strict):
 
 Archive = Annotated[DimseArchive | WebArchive, Field(discriminator="kind")]
 
+ShiftDays = Annotated[int, Field(ge=1, le=36500)]
 Option = Literal["patient-characteristics", "device", "times"]
 Suspect = Literal["secondary-capture", "derived-secondary", "ultrasound"]
 
@@ -195,11 +196,76 @@ class Deidentify(Strict):
     """Options of PS3.15 Annex E: sex, age, size and weight; the device's make; times of day."""
     permit: list[Suspect] = Field(default_factory=list)
     """Kinds of image that would be set aside for text that may stand in their pixels, and that somebody looked at."""
-    shift_days: Annotated[int, Field(ge=1, le=36500)] = 3650
-    """Dates of one patient all move back by one number of days, 1 … ``shift_days``; the site's key gives it."""
     originals: Literal["delete", "keep"] = "delete"
     """What becomes of a file in the inbox once its de-identified form is on the disk."""
     tables: list[LabelTable] = Field(default_factory=list)
+
+    def at(self, base: Path) -> Deidentify:
+        """The same settings with their paths taken from the folder ``base``."""
+        tables = [table.at(base) for table in self.tables]
+        return self.model_copy(update={"to": base / self.to, "tables": tables})
+
+
+Code = Annotated[str, Field(pattern=r"^[^\s|]+\|[^\s|]+$", max_length=300)]
+"""``system|code``, as ``http://loinc.org|2345-7``."""
+Column = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]{0,63}$")]
+Unit = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+class Variable(Strict):
+    """One variable of the tables: which observations give it, and in which unit."""
+
+    codes: Annotated[list[Code], Field(min_length=1)]
+    unit: Unit
+    """The table's unit, in UCUM's spelling; values in another one are converted, or set aside where that cannot be."""
+    molar_mass: Annotated[float, Field(gt=0)] | None = None
+    """g/mol, where some values are amounts (mmol/L) and others masses (mg/dL)."""
+    spellings: dict[Annotated[str, Field(max_length=60)], Unit] = Field(default_factory=dict)
+    """What a source writes that is not UCUM's -> UCUM's; the empty text is a value without a unit."""
+    low: float | None = None
+    high: float | None = None
+    take: Literal["first", "last", "mean", "min", "max"] = "last"
+    """The one value of a patient in the patients' table."""
+
+
+class Flag(Strict):
+    """A column of 0 and 1: does any resource of the patient's assert one of the codes?"""
+
+    resource: Literal["Condition", "MedicationStatement", "DiagnosticReport"] = "Condition"
+    codes: Annotated[list[Code], Field(min_length=1)]
+    """Of a report: of its conclusion."""
+
+
+class FhirExport(Strict):
+    """A folder of a FHIR R4 bulk export (NDJSON), and the two tables that are made of it."""
+
+    folder: Path
+    patients: Path
+    """CSV to write: a row a patient; the label table of a ``timeseries`` asset, or the ``path`` of a ``table``."""
+    samples: Path
+    """CSV to write: a row a sample; the ``series`` of a ``timeseries`` asset."""
+    identifier: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """System of the patients' identifier that the archive's PatientID is; without it their FHIR ``id`` counts."""
+    variables: dict[Column, Variable]
+    flags: dict[Column, Flag] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        own = {"patient", "sex", "age", "start"}
+        twice = (own | self.variables.keys()) & self.flags.keys() or own & self.variables.keys()
+        if twice:
+            raise ValueError(f"two columns of the name {sorted(twice)[0]!r}")
+        owners: dict[str, str] = {}
+        for name, variable in self.variables.items():
+            for code in variable.codes:
+                if owners.setdefault(code, name) != name:
+                    raise ValueError(f"{code} is declared for {owners[code]!r} and for {name!r}")
+        return self
+
+    def at(self, base: Path) -> FhirExport:
+        """The same export with its paths taken from the folder ``base``."""
+        paths = {name: base / getattr(self, name) for name in ("folder", "patients", "samples")}
+        return self.model_copy(update=paths)
 
 
 class Intake(Strict):
@@ -211,3 +277,6 @@ class Intake(Strict):
     receive: Receive | None = None
     archives: dict[Name, Archive] = Field(default_factory=dict)
     deidentify: Deidentify | None = None
+    fhir: dict[Name, FhirExport] = Field(default_factory=dict)
+    shift_days: ShiftDays = 3650
+    """Dates of one patient all move back by one number of days, 1 … ``shift_days``; the site's key gives it."""
