@@ -176,6 +176,18 @@ def test_the_tree_in_the_architecture_names_every_file_once_and_no_other() -> No
     assert sorted(named) == sorted(there)
 
 
+def test_each_place_to_look_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text[text.index("## Where to look") : text.index("## Joining")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 20
+    for row in rows:
+        places = [place for place in re.findall(r"`([^`]+)`", row.split("|")[2]) if not place.startswith("make ")]
+        whole = [place for place in places if "/" in place or place in ("Makefile", "CHANGELOG.md")]
+        assert whole, row
+        assert [place for place in whole if not (ROOT / place).exists()] == [], row
+
+
 def test_every_reason_of_a_refusal_is_explained_to_the_coordinator() -> None:
     text = (ROOT / "docs" / "coordinator.md").read_text(encoding="utf-8")
     assert [reason for reason in get_args(Reason) if f"`{reason}`" not in text] == []

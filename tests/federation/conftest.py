@@ -147,7 +147,7 @@ class Hospitals(LocalFederation):
     def decide(self, study: str, decision: str, *sites: str, **arguments: str) -> None:
         """What IT decides at these sites (all by default), once the study is there: ``approve`` or ``reject``."""
         for site in sites or SITES:
-            self.until(partial(self._knows, site, study), f"{site} hears of {study}", site)
+            self.until(partial(self.knows, site, study), f"{site} hears of {study}", site)
             shown = {"plan": self.admin(site, "estimate", study=study)["plan"]} if decision == "approve" else {}
             self.admin(site, decision, study=study, by="a test", **shown, **arguments)
 
@@ -155,7 +155,8 @@ class Hospitals(LocalFederation):
         """Study to ``pending``, ``approved``, ``rejected`` or ``refused``, as the agent says."""
         return {each["study"]: each["state"] for each in self.admin(site, "studies")}
 
-    def _knows(self, site: str, study: str) -> bool:
+    def knows(self, site: str, study: str) -> bool:
+        """Whether a study was proposed at a site."""
         return study in self.proposed(site)
 
     def admin(self, site: str, command: str, **arguments: str) -> Any:

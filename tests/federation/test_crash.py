@@ -11,7 +11,7 @@ from consilium_server.federation import Home
 from consilium_server.superlink.settings import settings_of
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 LONG = 2500
@@ -102,6 +102,6 @@ def test_a_site_that_is_away_delays_a_round_and_rejoins_and_below_the_minimum_th
     shaken.up("south")
     assert shaken.ended(study.study) == "finished"
     (card,) = (model["card"] for model in shaken.models() if model["card"]["study_digest"] == study.digest)
-    told = [(each["round"], each["participants"]) for each in card["rounds"]]
-    assert told == [(record["round"], record["participants"]) for record in shaken.records(study.study)]
+    published = [(each["round"], each["participants"]) for each in card["rounds"]]
+    assert published == [(record["round"], record["participants"]) for record in shaken.records(study.study)]
     assert all(set(each["participants"]) | set(each["away"]) == set(SITES) for each in card["rounds"])

@@ -17,7 +17,7 @@ from tests.support.cables import Cables, ip
 from consilium_server.federation import Home
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 LONG = 2500

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
+
     from consilium_shared.study import Study
 
 SITES = ["north", "south", "west"]
@@ -141,12 +142,11 @@ def killed_in(shaken: Hospitals, phase: str, contract: Callable[[str], dict[str,
         study = shaken.run_study(contract(f"needed-{phase}-{again}"))
         shaken.until_phase(study.study, 1, phase)
         shaken.kill("south", None)
-        shaken.until(
-            lambda study=study: (
-                shaken.state(study.study) in ENDED or shaken.answered(study.study, 1, phase) >= {"north", "west"}
-            ),
-            "the others have answered",
-        )
+
+        def others_answered(name: str = study.study) -> bool:
+            return shaken.state(name) in ENDED or shaken.answered(name, 1, phase) >= {"north", "west"}
+
+        shaken.until(others_answered, "the others have answered")
         time.sleep(1.0)  # an answer that had left south would be in
         if shaken.state(study.study) not in ENDED and "south" not in shaken.answered(study.study, 1, phase):
             return study

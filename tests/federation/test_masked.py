@@ -24,7 +24,7 @@ from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 WINDOW = 6

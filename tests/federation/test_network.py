@@ -18,7 +18,7 @@ from consilium_server.superlink.control import online_nodes
 from consilium_server.superlink.settings import settings_of
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 
 SITES = ["north", "south", "west"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from consilium_client.transport.agent_socket import AgentChannel
 from consilium_server.federation import Home
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.identity import Identity, PublicIdentity
+from consilium_shared.ledger.entry import Refuse, Release
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.protocol import messages
@@ -36,7 +38,7 @@ from consilium_shared.secagg.terms import Advert
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 
@@ -195,7 +197,9 @@ def test_a_request_is_refused_with_the_reason_and_nothing_is_charged(coordinator
     after = coordinator.hospitals.ledger("north").entries[len(before.entries) :]
     if signed:
         assert [entry.kind for entry in after] == ["refuse", "release"]
-        assert (after[0].body.reason, after[1].body.sha256) == (reason, digest(header))
+        refused, released = (entry.body for entry in after)
+        assert isinstance(refused, Refuse) and isinstance(released, Release)
+        assert (refused.reason, released.sha256) == (reason, digest(header))
     else:  # strangers must not be able to fill the disk
         assert after == ()
 
@@ -246,7 +250,7 @@ def test_a_study_that_a_budget_does_not_cover_waits_for_the_hospital_to_say_so_a
     names = ("costly-first", "costly-second")
     first, second = (hospitals.start(contract(name, private=True, asset="tight", min_sites=2)) for name in names)
     for name in names:  # each fits alone, and nothing is spent yet
-        hospitals.until(lambda name=name: hospitals.proposed("south").get(name), f"south hears of {name}", "south")
+        hospitals.until(partial(hospitals.knows, "south", name), f"south hears of {name}", "south")
         assert hospitals.proposed("south")[name] == "pending"
         assert hospitals.admin("south", "estimate", study=name)["affordable"]
     hospitals.decide("costly-first", "approve", "south")
@@ -262,7 +266,8 @@ def test_a_study_that_a_budget_does_not_cover_waits_for_the_hospital_to_say_so_a
     assert [record["participants"] for record in hospitals.records(first.study)] == [SITES] * 3
     assert [record["participants"] for record in hospitals.records(second.study)] == [["north", "west"]] * 3
     ledger = hospitals.ledger("south")
-    reasons = [e.body.reason for e in ledger.entries if e.kind == "refuse" and e.body.study == second.digest]
+    refusals = [entry.body for entry in ledger.entries if isinstance(entry.body, Refuse)]
+    reasons = [body.reason for body in refusals if body.study == second.digest]
     assert set(reasons) == {"rejected"}
     charges = [each.body for each in ledger.books.charges.values() if each.body.asset == "tight"]
     assert {body.study for body in charges} == {first.digest}

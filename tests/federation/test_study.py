@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from consilium_shared.canonical import digest
+from consilium_shared.ledger.entry import Approve, Open, Release, Settle
 from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.event import event_from_dict
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 
@@ -148,16 +149,16 @@ def test_each_round_is_charged_before_it_is_settled_and_settled_before_it_is_rel
     last = [("evaluation", 3), ("counts", 3)]
     assert story == [("approve", "Dr Synthetic"), ("count", 0), *first, *middle, *last]
 
-    kinds = [(entry.kind, entry.seq, entry.body) for entry in hospitals.ledger(site).entries]
-    opened = next(seq for kind, seq, body in kinds if kind == "open" and body.asset == "guarded")
-    approved = next(seq for kind, seq, body in kinds if kind == "approve" and body.study == finished.study.digest)
+    kinds = [(entry.seq, entry.body) for entry in hospitals.ledger(site).entries]
+    opened = next(seq for seq, body in kinds if isinstance(body, Open) and body.asset == "guarded")
+    approved = next(seq for seq, body in kinds if isinstance(body, Approve) and body.study == finished.study.digest)
     assert opened < approved
     for charge in hospitals.charges(site, finished.study):
-        settled = next(seq for kind, seq, body in kinds if kind == "settle" and body.charge_seq == charge.seq)
+        settled = next(seq for seq, body in kinds if isinstance(body, Settle) and body.charge_seq == charge.seq)
         update = next(
             seq
-            for kind, seq, body in kinds
-            if kind == "release"
+            for seq, body in kinds
+            if isinstance(body, Release)
             and (body.study, body.round, body.message) == (finished.study.digest, charge.body.round, "update")
         )
         assert charge.seq < settled < update

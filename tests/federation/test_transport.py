@@ -469,8 +469,13 @@ def test_a_message_that_is_not_ours_does_not_reach_the_agent(
 ) -> None:
     foreign = RecordDict({"header": ConfigRecord({"header": b"foreign", "more": 1})})
     (message_id,) = grid.push_messages([Message(foreign, federation.nodes["north"], "train", ttl=60)])
-    replies = []
-    eventually(lambda: bool(replies.extend(grid.receive({message_id}, 1000, tmp_path)) or replies))
+    replies: list[Any] = []
+
+    def answered() -> bool:
+        replies.extend(grid.receive({message_id}, 1000, tmp_path))
+        return bool(replies)
+
+    eventually(answered)
     assert replies[0].problem == "crashed"
     assert federation.sites["north"].deliveries(b"foreign") == 0
 

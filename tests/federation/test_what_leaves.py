@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 import pytest
+from tests.support.datasets import load
 from tests.support.live_files import contents
 
-from consilium_client import data
+from consilium_client.data.asset import DicomAsset, TableAsset
 from consilium_client.site import Home
 from consilium_client.transport.agent_socket import AgentChannel, cut, serve
 from consilium_shared.identity import PublicIdentity
@@ -26,7 +27,7 @@ from consilium_shared.protocol import messages
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
-    from conftest import Hospitals
+    from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
 SAMPLE = 12
@@ -88,17 +89,19 @@ def secrets_of(hospitals: Hospitals, site: str, tables: Study, images: Study) ->
     found = Secrets({b"QZSYNTHETIC"})
     home = Home(hospitals.site(site))
     assets = home.config().assets
-    with Path(assets["cohort"].path).open() as file:
+    cohort, images_of = assets["cohort"], assets["images"]
+    assert isinstance(cohort, TableAsset) and isinstance(images_of, DicomAsset)
+    with cohort.path.open() as file:
         for row in list(csv.DictReader(file))[:SAMPLE]:
             found.words |= {",".join([row["age"], row["pressure"], row["marker"]]).encode(), row["age"].encode()}
     for study in (tables, images):
-        records = data.load(assets[study.data.asset].at(home.root), study)
+        records = load(assets[study.data.asset].at(home.root), study)
         for kept in (records, records.select(held_back=False)):  # those held back are too few to be unmistakable
             found.add(kept.labels[0], "<i8", "<i4", "u1", "<f4")
             found.numbers.add(",".join(map(str, kept.labels[0])).encode())
         for record in records.inputs[0][:SAMPLE].reshape(SAMPLE, -1):
             found.add(record[-64:], "<f4", "<f8")
-    for path in sorted(Path(assets["images"].path).glob("*.dcm"))[:SAMPLE]:
+    for path in sorted(images_of.path.glob("*.dcm"))[:SAMPLE]:
         found.add(pydicom.dcmread(path).pixel_array[12], "u1", "<f4")
     return found
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.support import studies
 from tests.support.records import dataset
 
 from consilium_client.data.dataset import ArrayDataset
@@ -50,16 +51,12 @@ WIDTHS = (13, 64)  # of one no vector loop ends evenly but for the rows; the oth
 
 def a_study(name: str, width: int = 64, **training: Any) -> Study:
     plain = {"rounds": 1, "steps_per_round": 1, "expected_batch": 16, "optimizer": {"lr": 1.0}}
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{MODELS[name]}-classification",
-            "model": {"name": name, "hidden": width},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[MODELS[name]]},
-            "training": {**plain, **training},
-            "privacy": {"epsilon": 2.0, "delta": 1e-4, "clipping_norm": BOUND},
-            "evaluation": {"epsilon": 1.0, "metrics": ["auroc", "accuracy", "loss"]},
-        }
+    return studies.study(
+        {"name": name, "hidden": width},
+        DATA[MODELS[name]],
+        training={**plain, **training},
+        privacy={"epsilon": 2.0, "delta": 1e-4, "clipping_norm": BOUND},
+        evaluation={"epsilon": 1.0, "metrics": ["auroc", "accuracy", "loss"]},
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support import studies
 from torch import nn
 
 from consilium_shared.models import build
@@ -198,16 +199,7 @@ INPUTS = {"tabular": (4,), "sequence": (4, 3), "image": (1, 12, 12)}
 
 
 def a_study(model: str) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{MODELS[model]}-classification",
-            "model": {"name": model, "hidden": 8},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[MODELS[model]]},
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 0.1}},
-            "privacy": {"mode": "none"},
-        }
-    )
+    return studies.study({"name": model, "hidden": 8}, DATA[MODELS[model]], training={"expected_batch": 1})
 
 
 @st.composite

@@ -11,6 +11,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tests.support import studies
 
 from consilium_shared.errors import PeerError
 from consilium_shared.models import build
@@ -21,20 +22,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def mlp(name: str = "test", **model: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": name,
-            "task": "tabular-classification",
-            "model": {"name": "mlp", "hidden": 3, **model},
-            "data": {
-                "asset": "a",
-                "label": {"column": "y", "classes": ["0", "1"]},
-                "features": [{"name": "a"}, {"name": "b"}],
-            },
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 4, "optimizer": {"lr": 0.1}},
-            "privacy": {"mode": "none"},
-        }
-    )
+    return studies.study({"name": "mlp", "hidden": 3, **model}, {"features": [{"name": "a"}, {"name": "b"}]}, name=name)
 
 
 STUDY = mlp()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.support import studies
 
 from consilium_server import registry
 from consilium_server.commands.provision import provision
@@ -34,7 +35,6 @@ TABLE = {
         {"name": "chol", "center": 240.0, "scale": 50.0},
     ]
 }
-TASKS = {"image": "image-classification", "series": "sequence-classification", "features": "tabular-classification"}
 MODELS: list[tuple[str, dict[str, Any]]] = [
     ("small-cnn", IMAGE),
     ("resnet18-gn", IMAGE),
@@ -46,20 +46,11 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
 
 
 def study(model: str, data: dict[str, Any], *, missing: str = "refuse", **changes: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": f"a-{model}",
-            "task": TASKS[next(iter(data))],
-            "model": {"name": model, "hidden": 8, **changes},
-            "data": {
-                "asset": "a",
-                "label": {"column": "disease", "classes": ["no", "yes"]},
-                "missing": missing,
-                **data,
-            },
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 4, "optimizer": {"lr": 0.1}},
-            "privacy": {"epsilon": 3.0, "delta": 1e-3, "clipping_norm": 1.0},
-        }
+    return studies.study(
+        {"name": model, "hidden": 8, **changes},
+        {"label": {"column": "disease", "classes": ["no", "yes"]}, "missing": missing, **data},
+        name=f"a-{model}",
+        privacy={"epsilon": 3.0, "delta": 1e-3, "clipping_norm": 1.0},
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tests.support import studies
 from tests.support.neighbours import Neighbour, Neighbours, Sum
 
 from consilium_client.agent.requests import RequestHandler
@@ -39,20 +40,19 @@ from consilium_shared.secagg.terms import Purpose, Slot
 from consilium_shared.study import Study
 
 PATIENTS = 80
-CONTRACT: dict[str, Any] = {
-    "study": "synthetic-study",
-    "task": "tabular-classification",
-    "model": {"name": "logistic"},
-    "data": {
+CONTRACT: dict[str, Any] = studies.contract(
+    "logistic",
+    {
         "asset": "synthetic-table",
         "label": {"column": "label", "classes": ["a", "b"]},
         "features": [{"name": "x"}, {"name": "y"}],
     },
-    "training": {"rounds": 3, "steps_per_round": 2, "expected_batch": 16, "optimizer": {"lr": 0.1}},
-    "privacy": {"epsilon": 2.0, "delta": 1e-3, "clipping_norm": 1.0},
-    "aggregation": {"min_sites": 2},
-    "evaluation": {"epsilon": 0.5},
-}
+    name="synthetic-study",
+    training={"rounds": 3, "steps_per_round": 2, "expected_batch": 16},
+    privacy={"epsilon": 2.0, "delta": 1e-3, "clipping_norm": 1.0},
+    aggregation={"min_sites": 2},
+    evaluation={"epsilon": 0.5},
+)
 SITE_YAML = """\
 site: hospital-a
 assets:

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from tests.support import studies
 from tests.support.records import dataset
 
 from consilium_client.data.dataset import ArrayDataset
@@ -26,20 +28,12 @@ DATA: dict[str, dict[str, Any]] = {
     "gru": {"series": {"variables": [{"name": "hr"}], "bins": 4, "step_minutes": 60, "statics": [{"name": "age"}]}},
 }
 DATA["lstm"] = DATA["gru"]
-TASK = {"mlp": "tabular", "small-cnn": "image", "gru": "sequence", "lstm": "sequence"}
 
 
 def study(model: str = "mlp", privacy: dict[str, Any] | None = None, **training: Any) -> Study:
     plain = {"rounds": 2, "steps_per_round": 5, "expected_batch": 8, "optimizer": {"lr": 0.2}}
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{TASK[model]}-classification",
-            "model": {"name": model, "hidden": 8},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[model]},
-            "training": {**plain, **training},
-            "privacy": privacy or OPEN,
-        }
+    return studies.study(
+        {"name": model, "hidden": 8}, DATA[model], training={**plain, **training}, privacy=privacy or OPEN
     )
 
 
@@ -91,3 +85,9 @@ def with_owners(data: ArrayDataset, counts: list[int]) -> ArrayDataset:
     """The same records, so many of them to each patient."""
     owners = np.repeat(np.arange(len(counts)), counts)
     return dataclasses.replace(data, patients=owners, patient_count=len(counts), train=np.ones(len(counts), dtype=bool))
+
+
+def flat_gradient(model: torch.nn.Module) -> npt.NDArray[np.float32]:
+    """The gradients of all parameters, in their order, as one vector; each has one."""
+    found = [parameter.grad for parameter in model.parameters()]
+    return np.concatenate([grad.numpy().ravel() for grad in found if grad is not None])

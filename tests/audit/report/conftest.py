@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import studies
 from tests.support.hospitals import Federation
 
 from consilium_audit.page import render
@@ -62,26 +63,19 @@ class Busy:
 
 
 def a_study(name: str, rounds: int, epsilon: float, evaluation: dict[str, Any] | None = None) -> Study:
-    return Study.model_validate(
-        {
-            "study": name,
-            "task": "tabular-classification",
-            "model": {"name": "mlp"},
-            "data": {
-                "asset": "icu",
-                "label": {"column": "died", "classes": ["no", "yes"]},
-                "features": [{"name": "age"}],
-            },
-            "training": {
-                "rounds": rounds,
-                "steps_per_round": 10,
-                "expected_batch": 64,
-                "optimizer": {"name": "sgd", "lr": 0.1},
-            },
-            "privacy": {"mode": "dp", "epsilon": epsilon, "delta": DELTA, "clipping_norm": 1.0},
-            "aggregation": {"min_sites": 2},
-            "evaluation": evaluation or {},
-        }
+    return studies.study(
+        "mlp",
+        {"asset": "icu", "label": {"column": "died", "classes": ["no", "yes"]}, "features": [{"name": "age"}]},
+        name=name,
+        training={
+            "rounds": rounds,
+            "steps_per_round": 10,
+            "expected_batch": 64,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+        },
+        privacy={"mode": "dp", "epsilon": epsilon, "delta": DELTA, "clipping_norm": 1.0},
+        aggregation={"min_sites": 2},
+        evaluation=evaluation or {},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support import studies
 from torch import nn
 
 from consilium_client.state.clipping_norms import ClippingNorms
@@ -151,20 +152,12 @@ def test_a_damaged_file_is_named_and_not_believed(tmp_path: Path, content: bytes
 
 
 def test_a_contract_without_privacy_has_nothing_to_clip() -> None:
-    content: dict[str, Any] = {
-        "study": "test",
-        "task": "tabular-classification",
-        "model": {"name": "logistic"},
-        "data": {"asset": "a", "features": [{"name": "x"}], "label": {"column": "y", "classes": ["0", "1"]}},
-        "training": {
-            "rounds": 1,
-            "steps_per_round": 1,
-            "expected_batch": 1,
-            "optimizer": {"lr": 0.1},
-            "adaptive_clipping": {},
-        },
-        "privacy": {"epsilon": 1.0, "delta": 1e-3, "clipping_norm": 1.0},
-    }
+    content: dict[str, Any] = studies.contract(
+        "logistic",
+        {"features": [{"name": "x"}]},
+        training={"expected_batch": 1, "adaptive_clipping": {}},
+        privacy={"epsilon": 1.0, "delta": 1e-3, "clipping_norm": 1.0},
+    )
     spec = Study.model_validate(content).training.adaptive_clipping
     assert spec is not None
     assert (spec.quantile, spec.rate) == (0.5, 0.2)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support import studies
 from tests.support.records import dataset
 from torch import nn
 
@@ -38,26 +39,11 @@ CPU = torch.device("cpu")
 
 
 def a_study(batch: int = 4, records: int = 1, **training: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": "tabular-classification",
-            "model": {"name": "mlp", "hidden": 4},
-            "data": {
-                "asset": "a",
-                "label": {"column": "y", "classes": ["0", "1"]},
-                "features": [{"name": f"f{i}"} for i in range(3)],
-            },
-            "training": {
-                "rounds": 1,
-                "steps_per_round": 2,
-                "expected_batch": batch,
-                "records_per_patient": records,
-                "optimizer": {"lr": 0.1},
-                **training,
-            },
-            "privacy": {"epsilon": 2.0, "delta": 1e-4, "clipping_norm": 1.0},
-        }
+    return studies.study(
+        {"name": "mlp", "hidden": 4},
+        {"features": [{"name": f"f{i}"} for i in range(3)]},
+        training={"steps_per_round": 2, "expected_batch": batch, "records_per_patient": records, **training},
+        privacy={"epsilon": 2.0, "delta": 1e-4, "clipping_norm": 1.0},
     )
 
 
@@ -177,7 +163,7 @@ class BadPatient:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
         self.pieces: list[int] = []
         """Patients of each that was begun."""
-        whole, error_of = steps.RowOwners, error
+        whole, error_of = RowOwners, error
 
         def owners(of: torch.Tensor, *about: Any) -> RowOwners:
             self.pieces.append(len(torch.bincount(of)))

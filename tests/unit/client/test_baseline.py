@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import studies
 from tests.support.records import dataset
 
 from consilium_client.commands.baseline import train_alone
@@ -17,26 +18,11 @@ from consilium_shared.study import Study
 
 
 def study(rounds: int, *, average: float = 0.0, **model: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": "tabular-classification",
-            "model": {"name": "mlp", "hidden": 4, **model},
-            "data": {
-                "asset": "a",
-                "label": {"column": "y", "classes": ["0", "1"]},
-                "features": [{"name": n} for n in "abc"],
-            },
-            "training": {
-                "rounds": rounds,
-                "steps_per_round": 2,
-                "expected_batch": 16,
-                "optimizer": {"lr": 0.5},
-                "seed": 1,
-            },
-            "privacy": {"mode": "none"},
-            "aggregation": {"weight_average": average},
-        }
+    return studies.study(
+        {"name": "mlp", "hidden": 4, **model},
+        {"features": [{"name": n} for n in "abc"]},
+        training={"rounds": rounds, "steps_per_round": 2, "expected_batch": 16, "optimizer": {"lr": 0.5}, "seed": 1},
+        aggregation={"weight_average": average},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support import studies
 
 from consilium_client.agent.estimates import make_plan
 from consilium_client.data.patients import PatientSampler
@@ -22,6 +23,7 @@ from consilium_shared.privacy.canaries import Outcome, compare, contradiction, l
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 from dpsgd.engines import Engine
+from dpsgd.layer_records import PerSampleGrad
 from dpsgd.noise import Noise
 from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.row_owners import RowOwners
@@ -37,21 +39,16 @@ DATA: dict[str, dict[str, Any]] = {
     "gru": {"series": SERIES},
     "lstm": {"series": SERIES},
 }
-TASK = {"mlp": "tabular", "logistic": "tabular", "small-cnn": "image", "gru": "sequence", "lstm": "sequence"}
 Defect = Callable[[pytest.MonkeyPatch], None]
 
 
 def study(model: str = "gru", epsilon: float = 1.0, layers: int = 1, **training: Any) -> Study:
     plain = {"rounds": 2, "steps_per_round": 10, "expected_batch": 32, "optimizer": {"lr": 0.1}}
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{TASK[model]}-classification",
-            "model": {"name": model, "hidden": 32, "layers": layers},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[model]},
-            "training": {**plain, **training},
-            "privacy": {"epsilon": epsilon, "delta": 1e-4, "clipping_norm": 0.5},
-        }
+    return studies.study(
+        {"name": model, "hidden": 32, "layers": layers},
+        DATA[model],
+        training={**plain, **training},
+        privacy={"epsilon": epsilon, "delta": 1e-4, "clipping_norm": 0.5},
     )
 
 
@@ -87,6 +84,7 @@ def clipping_each_tensor(patch: pytest.MonkeyPatch) -> None:
     def each(self: Tape, bound: float) -> torch.Tensor:
         for entry in [*self._records, *self._chosen]:
             norms = entry.squares()[0].sqrt().clamp(min=1e-30)
+            assert isinstance(entry, PerSampleGrad)
             entry.values.mul_((bound / norms).clamp(max=1.0)[:, None])
         return torch.ones_like(whole(self, bound))
 

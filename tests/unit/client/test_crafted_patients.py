@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.support import studies
 from tests.support.records import dataset
 
 from consilium_client.data.dataset import ArrayDataset
@@ -39,21 +40,11 @@ DATA: dict[str, dict[str, Any]] = {
 
 
 def study(model: str) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": "image-classification" if model == "small-cnn" else "sequence-classification",
-            "model": {"name": model, "hidden": 32},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[model]},
-            "training": {
-                "rounds": 1,
-                "steps_per_round": 1,
-                "expected_batch": OTHERS + 1,
-                "optimizer": {"lr": 0.1},
-                "records_per_patient": 3,
-            },
-            "privacy": {"epsilon": 3.0, "delta": 1e-3, "clipping_norm": BOUND},
-        }
+    return studies.study(
+        {"name": model, "hidden": 32},
+        DATA[model],
+        training={"expected_batch": OTHERS + 1, "records_per_patient": 3},
+        privacy={"epsilon": 3.0, "delta": 1e-3, "clipping_norm": BOUND},
     )
 
 

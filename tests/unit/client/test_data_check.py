@@ -7,11 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from tests.support.datasets import load
+from typer.testing import CliRunner
 
 from consilium_client.agent.refusals import reason_of
 from consilium_client.commands.cli import app
-from consilium_client.data import load
 from consilium_client.data.asset import TableAsset
 from consilium_client.data.report import NothingUsable
 from consilium_shared.config import load_yaml

@@ -10,9 +10,12 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from tests.support import studies
+from tests.support.datasets import load
 
-from consilium_client.data import Dataset, dicom, load
+from consilium_client.data import dicom
 from consilium_client.data.asset import DicomAsset
+from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import limits
 from consilium_shared.errors import DataError
@@ -23,19 +26,15 @@ SIZE = 16
 
 
 def study(**image: Any) -> Study:
-    return Study.model_validate(
+    return studies.study(
+        "small-cnn",
         {
-            "study": "images",
-            "task": "image-classification",
-            "model": {"name": "small-cnn"},
-            "data": {
-                "asset": "xray",
-                "label": {"column": "finding", "classes": ["normal", "pneumonia"]},
-                "image": {"size": SIZE, **image},
-            },
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
-            "privacy": {"mode": "none"},
-        }
+            "asset": "xray",
+            "label": {"column": "finding", "classes": ["normal", "pneumonia"]},
+            "image": {"size": SIZE, **image},
+        },
+        name="images",
+        training={"expected_batch": 1, "optimizer": {"lr": 1.0}},
     )
 
 
@@ -135,7 +134,7 @@ def test_nonsense_spacing_is_refused_rather_than_followed() -> None:
         aspect(dataset)
 
 
-def reasons(records: Dataset) -> dict[str, int]:
+def reasons(records: ArrayDataset) -> dict[str, int]:
     return dict(records.report.set_aside.counts)
 
 
@@ -170,7 +169,7 @@ def test_images_may_be_linked_one_by_one(tmp_path: Path, link: str) -> None:
     assert asset.path.is_dir()
 
 
-def _seen(records: Dataset) -> list[tuple[int, int]]:
+def _seen(records: ArrayDataset) -> list[tuple[int, int]]:
     return sorted(zip(records.patients.tolist(), records.labels[0].tolist(), strict=True))
 
 

@@ -12,10 +12,20 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
+from tests.support import studies
+from tests.support.datasets import load
 
-from consilium_client.data import Dataset, bounds, head, load
+from consilium_client.data import bounds, head
 from consilium_client.data.asset import DicomAsset
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.folder import walk
 from consilium_client.data.identity import NOTHING
 from consilium_client.data.report import SetAside
@@ -24,22 +34,13 @@ from consilium_shared.errors import DataError
 from consilium_shared.preparation import radiograph
 from consilium_shared.preparation.codestream import picture_size
 from consilium_shared.preparation.radiograph import Unusable, read_header, read_image
-from consilium_shared.study import Study
 
 PICTURE = np.tile(np.linspace(0.1, 0.7, 32), (32, 1))
-STUDY = Study.model_validate(
-    {
-        "study": "folders",
-        "task": "image-classification",
-        "model": {"name": "small-cnn"},
-        "data": {
-            "asset": "xray",
-            "label": {"column": "finding", "classes": ["normal", "pneumonia"]},
-            "image": {"size": 16},
-        },
-        "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
-        "privacy": {"mode": "none"},
-    }
+STUDY = studies.study(
+    "small-cnn",
+    {"asset": "xray", "label": {"column": "finding", "classes": ["normal", "pneumonia"]}, "image": {"size": 16}},
+    name="folders",
+    training={"expected_batch": 1, "optimizer": {"lr": 1.0}},
 )
 
 
@@ -241,7 +242,7 @@ def test_a_picture_of_another_size_than_the_header_says_is_never_decoded(
 ) -> None:
     path = write(tmp_path, "a", "p1")
     dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     dataset.PixelData = encapsulate([stream + bytes(len(stream) % 2)])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path)
@@ -264,7 +265,7 @@ def test_run_lengths_longer_than_their_pixels_are_never_decoded(
         read_image(path, 16)
 
 
-def reasons(records: Dataset) -> dict[str, int]:
+def reasons(records: ArrayDataset) -> dict[str, int]:
     return {reason: n for reason, n in records.report.set_aside.counts.items() if not reason.startswith("label table")}
 
 

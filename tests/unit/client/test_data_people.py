@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support import studies
+from tests.support.datasets import load
 
-from consilium_client.data import Dataset, load
 from consilium_client.data.asset import TableAsset, TimeseriesAsset
+from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.identity import EXPONENT, NOTHING, canonical, near, strangers
 from consilium_client.data.quality import assess, reasons
 from consilium_client.data.report import NothingUsable
@@ -26,15 +28,11 @@ AGE = {"name": "age", "center": 50, "scale": 10}
 
 
 def study(**data: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": "people",
-            "task": "sequence-classification" if "series" in data else "tabular-classification",
-            "model": {"name": "gru" if "series" in data else "logistic"},
-            "data": {"asset": "ward", "label": {"column": "ill", "classes": ["0", "1"]}, **data},
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
-            "privacy": {"mode": "none"},
-        }
+    return studies.study(
+        "gru" if "series" in data else "logistic",
+        {"asset": "ward", "label": {"column": "ill", "classes": ["0", "1"]}, **data},
+        name="people",
+        training={"expected_batch": 1, "optimizer": {"lr": 1.0}},
     )
 
 
@@ -42,7 +40,7 @@ TABULAR = study(features=[AGE])
 SERIES = study(series={"variables": [{"name": "HR", "center": 80, "scale": 10}], "bins": 2, "step_minutes": 60})
 
 
-def table(folder: Path, identifiers: list[str]) -> Dataset:
+def table(folder: Path, identifiers: list[str]) -> ArrayDataset:
     rows = "".join(f'"{name}",{n},0\n' for n, name in enumerate(identifiers))
     (folder / "t.csv").write_text(f"patient,age,ill\n{rows}", encoding="utf-8")
     return load(TableAsset(kind="table", path=folder / "t.csv"), TABULAR)
@@ -108,7 +106,7 @@ def test_identifiers_that_are_nearly_the_same_stay_apart_and_are_told(tmp_path: 
     assert tables["Used, but look at it"] == ((told[0], "6", "t.csv, lines 2, 3, 5, 6, 7, …"),)
 
 
-def series(folder: Path, samples: str, labels: str, **options: Any) -> Dataset:
+def series(folder: Path, samples: str, labels: str, **options: Any) -> ArrayDataset:
     (folder / "s.csv").write_text(samples, encoding="utf-8")
     (folder / "l.csv").write_text(labels, encoding="utf-8")
     spec = {"kind": "timeseries", "series": "s.csv", "table": "l.csv", **options}

@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.support import studies
+from tests.support.datasets import load
 
-from consilium_client.data import load
 from consilium_client.data.asset import DicomAsset, TableAsset
 from consilium_client.data.columns import read_columns
 from consilium_client.data.quality import assess
@@ -27,21 +28,12 @@ FEATURES = [
 
 def study(**data: Any) -> Study:
     evaluation = data.pop("evaluation", {"split": 0.5})
-    return Study.model_validate(
-        {
-            "study": "tables",
-            "task": "tabular-classification",
-            "model": {"name": "logistic"},
-            "data": {
-                "asset": "heart",
-                "label": {"column": "ill", "classes": ["no", "yes"]},
-                "features": FEATURES,
-                **data,
-            },
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
-            "privacy": {"mode": "none"},
-            "evaluation": evaluation,
-        }
+    return studies.study(
+        "logistic",
+        {"asset": "heart", "label": {"column": "ill", "classes": ["no", "yes"]}, "features": FEATURES, **data},
+        name="tables",
+        training={"expected_batch": 1, "optimizer": {"lr": 1.0}},
+        evaluation=evaluation,
     )
 
 

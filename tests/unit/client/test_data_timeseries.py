@@ -8,38 +8,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.support import studies
+from tests.support.datasets import load
 
-from consilium_client.data import load
 from consilium_client.data.asset import TimeseriesAsset
 from consilium_client.data.timeseries import fill
 from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
+from consilium_tasks.classification.schema import Data
 
 
 def study(statics: list[dict[str, Any]] | None = None, missing: str = "refuse") -> Study:
-    return Study.model_validate(
+    return studies.study(
+        "gru",
         {
-            "study": "series",
-            "task": "sequence-classification",
-            "model": {"name": "gru"},
-            "data": {
-                "asset": "icu",
-                "label": {"column": "death", "classes": ["0", "1"]},
-                "missing": missing,
-                "series": {
-                    "variables": [
-                        {"name": "HR", "center": 80, "scale": 10, "low": 20, "high": 300},
-                        {"name": "SBP", "center": 120, "scale": 20},
-                    ],
-                    "bins": 4,
-                    "step_minutes": 60,
-                    "statics": statics or [],
-                },
+            "asset": "icu",
+            "label": {"column": "death", "classes": ["0", "1"]},
+            "missing": missing,
+            "series": {
+                "variables": [
+                    {"name": "HR", "center": 80, "scale": 10, "low": 20, "high": 300},
+                    {"name": "SBP", "center": 120, "scale": 20},
+                ],
+                "bins": 4,
+                "step_minutes": 60,
+                "statics": statics or [],
             },
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 1, "optimizer": {"lr": 1.0}},
-            "privacy": {"mode": "none"},
-        }
+        },
+        name="series",
+        training={"expected_batch": 1, "optimizer": {"lr": 1.0}},
     )
 
 
@@ -57,8 +55,8 @@ TABLE = "patient,death,age\na,1,60\nb,0,\n"
 def test_a_bin_holds_the_mean_then_the_last_known_value_with_mask_and_gap(tmp_path: Path) -> None:
     records = load(asset(tmp_path, LONG, TABLE), study())
     heart_rate, pressure = records.inputs[0][0][:, ::2].T, records.inputs[0][0][:, 1::2].T
-    np.testing.assert_allclose(heart_rate, [[0, 0, 2, 2], [1, 0, 1, 0], [0, 0.25, 0, 0.25]])
-    np.testing.assert_allclose(pressure, [[0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0.25, 0.5]])
+    np.testing.assert_allclose(heart_rate, np.array([[0, 0, 2, 2], [1, 0, 1, 0], [0, 0.25, 0, 0.25]]))
+    np.testing.assert_allclose(pressure, np.array([[0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0.25, 0.5]]))
     assert records.inputs[0].dtype == np.float32
     assert records.labels[0].tolist() == [1, 0]
     assert records.report.missing == {"HR": 0, "SBP": 1}
@@ -149,8 +147,9 @@ def test_records_of_one_patient_are_told_apart_and_belong_to_that_patient(tmp_pa
 
 
 def test_samples_at_a_fraction_of_a_second_fall_each_into_their_own_bin(tmp_path: Path) -> None:
-    series = study().data.series
-    assert series is not None
+    data = study().data
+    assert isinstance(data, Data) and data.series is not None
+    series = data.series
     fast = study().model_copy(
         update={
             "data": study().data.model_copy(

@@ -73,7 +73,8 @@ def test_a_private_round_forms_gradients_without_them_and_clips_adds_and_draws_n
     engine: engines.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a number could be zero in a norm and not in the sum, where torch's threads read it otherwise."""
-    given, found = study("lstm", DP), {}
+    given = study("lstm", DP)
+    found: dict[Any, Any] = {}
     trainer.check_independence(given)
     for owner, name in [
         (Tape, "record_gradients"),
@@ -109,7 +110,8 @@ def test_threads_that_begin_beside_a_step_are_not_told() -> None:
 
 
 def test_what_a_model_says_of_a_record_is_found_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, found = study("lstm", OPEN), {}
+    given = study("lstm", OPEN)
+    found: dict[Any, Any] = {}
     seen(monkeypatch, torch.nn.LSTM, "forward", found)
     data = records("lstm")
     held = dataclasses.replace(data, train=np.zeros(40, dtype=bool))

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.support import studies
 from tests.support.records import dataset
 
 from consilium_client.data.dataset import ArrayDataset
@@ -19,20 +20,7 @@ from consilium_shared.study import Study
 from consilium_tasks.classification.counts import ClassLayout
 from dpsgd.isolation import ROWS
 
-STUDY = Study.model_validate(
-    {
-        "study": "test",
-        "task": "tabular-classification",
-        "model": {"name": "logistic"},
-        "data": {
-            "asset": "a",
-            "label": {"column": "y", "classes": ["0", "1"]},
-            "features": [{"name": "a"}, {"name": "b"}],
-        },
-        "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 4, "optimizer": {"lr": 0.1}},
-        "privacy": {"mode": "none"},
-    }
-)
+STUDY = studies.study("logistic", {"features": [{"name": "a"}, {"name": "b"}]})
 CPU = torch.device("cpu")
 ALL = ClassLayout.local(2)
 COUNT = 16 * ROWS + 6

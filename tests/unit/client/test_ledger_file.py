@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from consilium_client.state import ledger_file
 from consilium_client.state.ledger_file import LedgerFile, read_ledger
 from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.identity import Identity
@@ -147,13 +146,13 @@ def test_after_a_failed_write_nothing_more_is_written_and_a_restart_recovers(
         real = os.write
 
         def full(fd: int, data: bytes) -> int:
-            monkeypatch.setattr(ledger_file.os, "write", _no_space)
+            monkeypatch.setattr(os, "write", _no_space)
             return real(fd, bytes(data[:10]))
 
-        monkeypatch.setattr(ledger_file.os, "write", full)
+        monkeypatch.setattr(os, "write", full)
         with pytest.raises(LedgerError, match="No space"):
             ledger.append("policy", POLICY)
-        monkeypatch.setattr(ledger_file.os, "write", real)
+        monkeypatch.setattr(os, "write", real)
         with pytest.raises(LedgerError, match="restart"):
             ledger.append("policy", POLICY)
         with pytest.raises(LedgerError, match="restart"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support import studies
 from torch import Tensor, nn
 
 from consilium_client.agent.machine import FindingFiles, Machine
@@ -33,21 +34,11 @@ MODELS = {"logistic": "tabular", "mlp": "tabular", "gru": "sequence", "small-cnn
 
 
 def a_study(name: str = "mlp", **training: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{MODELS[name]}-classification",
-            "model": {"name": name, "hidden": 13},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[MODELS[name]]},
-            "training": {
-                "rounds": 1,
-                "steps_per_round": 1,
-                "expected_batch": 8,
-                "optimizer": {"lr": 0.1},
-                **training,
-            },
-            "privacy": {"epsilon": 2.0, "delta": 1e-4, "clipping_norm": 1.0},
-        }
+    return studies.study(
+        {"name": name, "hidden": 13},
+        DATA[MODELS[name]],
+        training={"expected_batch": 8, **training},
+        privacy={"epsilon": 2.0, "delta": 1e-4, "clipping_norm": 1.0},
     )
 
 

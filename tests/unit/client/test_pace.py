@@ -21,6 +21,7 @@ from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Advertise, Advertised, Refusal, Update
 from consilium_shared.study import Study
+from dpsgd.engines import Engine
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def coordinator(tmp_path: Any) -> Coordinator:
 @pytest.fixture
 def slow(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A site whose training takes ``slow.seconds``."""
-    clock = SimpleNamespace(now=0.0, seconds=65.0, monotonic=lambda: clock.now)
+    clock: Any = SimpleNamespace(now=0.0, seconds=65.0, monotonic=lambda: clock.now)
     train = round_work.train
 
     def later(*arguments: Any, **named: Any) -> Any:
@@ -187,11 +188,14 @@ def test_a_forecast_follows_from_the_plan_and_from_no_record(site: Site) -> None
         assert twice == pytest.approx(2 * once), "a moment in which the machine was busy does not count"
 
 
+STEPS_BY_ENGINE: tuple[tuple[int, Engine], ...] = ((1, "book-keeping"), (10_000, "opacus"))
+
+
 def test_what_is_measured_are_real_steps(site: Site) -> None:
     plan = PrivacyPlan(0.5, 1.0, 1.0, 10, 3, 1e-3, 2.0)
     few, many = (
         forecast.least_seconds(site.coordinator.study, replace(plan, steps_per_round=n), torch.device("cpu"), way, 32)
-        for n, way in ((1, "book-keeping"), (10_000, "opacus"))
+        for n, way in STEPS_BY_ENGINE
     )
     assert 0 < few < many
 

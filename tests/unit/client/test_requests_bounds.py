@@ -283,7 +283,7 @@ def test_only_the_plan_that_was_shown_can_be_approved(site: Any) -> None:
 def test_an_agent_whose_ledger_cannot_be_written_ends(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from consilium_client.agent.main import ending_when_broken
 
-    c, ended = site.coordinator, []
+    c, ended = site.coordinator, list[Any]()
     handle = ending_when_broken(site.service, site.requests.handle, ended.append)
     handle(c.propose(), b"")
     asked = c.train()

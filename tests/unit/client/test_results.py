@@ -22,7 +22,14 @@ COUNTS = np.asarray([3, -1, 2**40], dtype=np.int64)
 
 
 def about(number: int = 2, purpose: Any = "training", counts: int = 3, counted: bool = True) -> About:
-    fields = {"round": number, "attempt": 1, "model": MODEL, "counted": counted, "epsilon": 0.5, "counts": counts}
+    fields: dict[str, Any] = {
+        "round": number,
+        "attempt": 1,
+        "model": MODEL,
+        "counted": counted,
+        "epsilon": 0.5,
+        "counts": counts,
+    }
     return About(purpose=purpose, weight=7, parameters=UPDATE.size if purpose == "training" else 0, **fields)
 
 

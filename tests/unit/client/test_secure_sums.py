@@ -485,7 +485,14 @@ def test_counts_are_not_promised_for_a_kept_result_that_goes_without_them(approv
     c, service = approved.coordinator, approved.service
     slot = Slot(**c.common(), purpose="training", round=2, attempt=2)
     assert ReplayGuard(service).counts_given(c.study, slot)
-    about = {"purpose": "training", "round": 2, "attempt": 1, "model": "0" * 64, "weight": 1, "epsilon": 1.0}
+    about: dict[str, Any] = {
+        "purpose": "training",
+        "round": 2,
+        "attempt": 1,
+        "model": "0" * 64,
+        "weight": 1,
+        "epsilon": 1.0,
+    }
     without = About(**about, counted=False, parameters=1, counts=3)
     service.results.put(c.study.digest, without, np.zeros(1, np.float32), np.zeros(3, np.int64))
     assert not ReplayGuard(service).counts_given(c.study, slot)

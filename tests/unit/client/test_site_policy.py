@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tests.support import studies
 
 from consilium_client.policy import (
     SitePolicy,
@@ -23,20 +24,19 @@ from consilium_shared.schema import written_out
 from consilium_shared.study import Study
 
 POLICY: dict[str, Any] = {"budgets": {"heart": {"epsilon": 10.0, "delta": 1e-4}}}
-STUDY: dict[str, Any] = {
-    "study": "heart-disease",
-    "task": "tabular-classification",
-    "model": {"name": "logistic"},
-    "data": {
+STUDY: dict[str, Any] = studies.contract(
+    "logistic",
+    {
         "asset": "heart",
         "label": {"column": "disease", "classes": ["no", "yes"]},
         "features": [{"name": "age", "center": 50.0, "scale": 10.0}],
     },
-    "training": {"rounds": 5, "steps_per_round": 5, "expected_batch": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
-    "privacy": {"epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0},
-    "aggregation": {"min_sites": 3},
-    "evaluation": {"epsilon": 0.5},
-}
+    name="heart-disease",
+    training={"rounds": 5, "steps_per_round": 5, "expected_batch": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
+    privacy={"epsilon": 3.0, "delta": 1e-4, "clipping_norm": 1.0},
+    aggregation={"min_sites": 3},
+    evaluation={"epsilon": 0.5},
+)
 OPEN = {**STUDY, "privacy": {"mode": "none"}, "evaluation": {}}
 
 

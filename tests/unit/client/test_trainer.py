@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.training import CPU, DP, KINDS, OPEN, plan, records, run, study, tensors, with_owners
+from tests.support.training import CPU, DP, KINDS, OPEN, flat_gradient, plan, records, run, study, tensors, with_owners
 
 from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.patients import Draw
@@ -77,7 +77,7 @@ def test_below_the_bound_the_sum_is_the_plain_gradient(model: str) -> None:
     found = private_sum(given, data, list(range(6)), bound=100.0)
     plain = build(given)
     task.of(given).loss(given, CPU)(plain(*tensors(data, 6)), torch.from_numpy(data.labels[0][:6])).sum().backward()
-    expected = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
+    expected = flat_gradient(plain)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -115,13 +115,14 @@ def test_a_record_without_a_finite_loss_is_dropped_without_privacy_too() -> None
 def test_a_patient_gives_the_mean_gradient_of_its_records_clipped_once(model: str) -> None:
     given, bound = study(model), 0.05
     data = with_owners(records(model, patients=sum(COUNTS)), COUNTS)
-    loss, expected = task.of(given).loss(given, CPU), 0.0
+    loss = task.of(given).loss(given, CPU)
+    expected: Any = 0.0
     for patient in range(len(COUNTS)):
         plain, own = build(given), torch.from_numpy(data.patients == patient)
         inputs = [tensor[own] for tensor in tensors(data, len(data))]
         loss(plain(*inputs), torch.from_numpy(data.labels[0])[own]).mean().backward()
-        gradient = np.concatenate([p.grad.numpy().ravel() for p in plain.parameters()])
-        expected = expected + gradient * min(1.0, bound / np.linalg.norm(gradient))
+        gradient = flat_gradient(plain)
+        expected = expected + gradient * min(1.0, bound / float(np.linalg.norm(gradient)))
     for size in (32, 4, 1):
         found = private_sum(given, data, list(range(len(data))), bound, size=size)
         assert found == pytest.approx(expected, abs=1e-6, rel=2e-5)  # the bound is that much below the norm
@@ -153,8 +154,12 @@ def test_a_patient_seen_several_times_over_counts_as_one_seen_once(private: bool
     given = study(privacy=DP if private else OPEN, records_per_patient=3, expected_batch=40)
     how = plan(sampling_rate=1.0, noise_multiplier=1e-9, records_per_patient=3) if private else None
     data = records()
-    repeated = {"inputs": (data.inputs[0].repeat(3, axis=0),), "labels": (data.labels[0].repeat(3),)}
-    thrice = dataclasses.replace(data, **repeated, patients=data.patients.repeat(3))
+    thrice = dataclasses.replace(
+        data,
+        inputs=(data.inputs[0].repeat(3, axis=0),),
+        labels=(data.labels[0].repeat(3),),
+        patients=data.patients.repeat(3),
+    )
     assert run(given, thrice, how).update == pytest.approx(run(given, data, how).update, abs=1e-6)
 
 
@@ -426,14 +431,15 @@ def test_a_gradient_is_never_used_twice() -> None:
 
 
 def test_a_layer_that_a_step_does_not_use_gets_noise_alone() -> None:
-    model = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
+    used, unused = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    model = torch.nn.ModuleList([used, unused])
     wrapped = engines.wrap(model, "book-keeping")
-    optimizer, before = an_optimizer(model, wrapped), model[1].weight.clone()
+    optimizer, before = an_optimizer(model, wrapped), unused.weight.clone()
     wrapped.tape.open(RowOwners(torch.arange(3), CPU))
-    wrapped.backward(model[0](torch.ones(3, 4)).sum(1))
+    wrapped.backward(used(torch.ones(3, 4)).sum(1))
     optimizer.accumulate()
     optimizer.finish()
-    assert torch.equal(model[1].weight, before)
+    assert torch.equal(unused.weight, before)
 
 
 def test_a_gradient_that_goes_around_the_tape_stops_the_step() -> None:

@@ -186,7 +186,7 @@ def test_a_round_whose_record_was_shown_is_over(trained: Any) -> None:
     for header in (c.evaluate(2), c.train(2), c.train(2, attempt=2)):
         answer = trained.ask(header, c.model)
         assert isinstance(answer, Refusal) and answer.reason == "stale-round"
-    of = {"round": 2, "attempt": 1, "of": "training"}
+    of: dict[str, Any] = {"round": 2, "attempt": 1, "of": "training"}
     late = messages.Open(**c.common(), **of, signatures=dict.fromkeys((OTHER, trained.service.site), "0" * 128))
     answer = trained.ask(messages.encode(late, c.key))
     assert isinstance(answer, Refusal) and answer.reason == "stale-round"

@@ -16,12 +16,15 @@ import numpy as np
 import pydicom
 import pytest
 from pydantic import TypeAdapter
+from tests.support.datasets import load
 
-from consilium_client.data import AssetSpec, Dataset, load
+from consilium_client.data import AssetSpec
+from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.real_data import main
 from consilium_shared.config import load_yaml
 from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph, stored_values
 from consilium_shared.study import Study
+from consilium_tasks.classification.schema import Data
 
 SOURCE = os.environ.get("CONSILIUM_DATA")
 STUDIES = Path(__file__).parents[3] / "deploy" / "studies"
@@ -42,14 +45,14 @@ def unpacked(name: str, folder: Path) -> Path:
     return folder
 
 
-def sites(name: str, folder: Path, only: str = "*") -> tuple[Study, dict[str, Dataset]]:
+def sites(name: str, folder: Path, only: str = "*") -> tuple[Study, dict[str, ArrayDataset]]:
     assert main([name, "--source", str(SOURCE), "--out", str(folder)]) == 0
     study = load_yaml(STUDIES / name / "study.yaml", Study)
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[name])
     return study, {path.name: load(asset.at(path), study) for path in sorted(folder.glob(only))}
 
 
-def halves(records: Dataset) -> tuple[int, int]:
+def halves(records: ArrayDataset) -> tuple[int, int]:
     return len(records.select(held_back=False)), len(records.select(held_back=True))
 
 
@@ -153,7 +156,7 @@ def test_physionet_2012_gives_a_series_for_every_stay_that_has_one(tmp_path: Pat
         "ccu": 577, "csru": 874, "micu": 1478, "sicu": 1068, "pooled": 3997,
     }  # fmt: skip
     assert records["micu"].report.set_aside.counts == {"no sample in the series table": 3}
-    assert study.data.series is not None
+    assert isinstance(study.data, Data) and study.data.series is not None
     assert records["pooled"].inputs[0].shape == (3997, 48, 3 * len(study.data.series.variables))
     assert int(records["pooled"].labels[0].sum()) == 554
     held_back = {name: halves(each)[1] for name, each in records.items()}

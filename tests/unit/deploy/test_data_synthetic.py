@@ -10,8 +10,10 @@ import pandas as pd
 import pydicom
 import pytest
 from pydantic import TypeAdapter
+from tests.support.datasets import load
 
-from consilium_client.data import AssetSpec, Dataset, load
+from consilium_client.data import AssetSpec
+from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.synthetic import HOSPITALS, POOLED, generate
 from consilium_shared.config import load_yaml
 from consilium_shared.study import Study
@@ -36,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def records(data: Path, study: str, site: str) -> Dataset:
+def records(data: Path, study: str, site: str) -> ArrayDataset:
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[study])
     return load(asset.at(data / site), load_yaml(STUDIES / study / "study.yaml", Study))
 

@@ -107,7 +107,7 @@ class Recorded:
         return torch.cat([found[p] for p in self.parameters], dim=1)
 
     def clipped_sum(self, bound: float) -> Tensor:
-        sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in self.parameters}
+        sums: dict[Tensor, Tensor] = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in self.parameters}
         self.tape.add_weighted_sum(self.tape.factors(bound), sums)
         return torch.cat(list(sums.values()))
 
@@ -184,7 +184,7 @@ def test_of_float32_the_sum_is_that_of_the_clipped_gradients_to_the_digits_of_fl
     whole = Recorded(example.module.float(), inputs, ALONE, form)
     factors, each = whole.tape.factors(0.7), whole.gradients()
     expected = (each * factors[:, None]).sum(0)
-    sums = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in whole.parameters}
+    sums: dict[Tensor, Tensor] = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in whole.parameters}
     whole.tape.add_weighted_sum(factors, sums)
     found = torch.cat(list(sums.values()))
     assert torch.linalg.vector_norm(found - expected) <= 1e-12 * each.norm()

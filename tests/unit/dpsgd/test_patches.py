@@ -164,7 +164,8 @@ def test_a_sample_that_is_not_finite_is_not_in_the_sum() -> None:
     for planted in (0.0, math.nan, math.inf):
         inputs, deltas = whole.inputs.clone(), whole.deltas.clone()
         inputs[2] = planted
-        found, totals = Tape(), {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
+        found = Tape()
+        totals: dict[torch.Tensor, torch.Tensor] = {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
         found.open(RowOwners(ALONE, CPU))
         found.record_convolution(weight, whole.geometry, inputs, deltas)
         found.add_weighted_sum(found.factors(0.5), totals)

@@ -54,13 +54,20 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def test_a_step_is_the_mean_of_the_clipped_gradients_of_those_who_were_drawn() -> None:
-    model, drawn = network(), []
-    before, gradients = weights(model), []
+    model = network()
+    drawn: list[int] = []
+    gradients: list[Tensor] = []
+    before = weights(model)
     for row in range(RECORDS):
         loss = LOSS(model(INPUTS[row : row + 1]), TARGETS[row : row + 1]).sum()
         found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
         gradients.append(found * (0.3 / found.norm()).clamp(max=1.0))
-    training(model).step(lambda numbers: (drawn.extend(numbers.tolist()), take(numbers))[1])
+
+    def taken(numbers: Any) -> Any:
+        drawn.extend(numbers.tolist())
+        return take(numbers)
+
+    training(model).step(taken)
     expected = torch.stack([gradients[row] for row in drawn]).sum(0) / 50
     assert 20 < len(drawn) == len(set(drawn)) < 90
     assert torch.linalg.vector_norm(before - weights(model) - expected) < 1e-4 * expected.norm()
@@ -118,9 +125,10 @@ class OfRecordsBefore(nn.Module):
         self.register_buffer("seen", torch.zeros(8))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found = inputs + self.seen
+        seen = self.get_buffer("seen")
+        found = inputs + seen
         if self.training:
-            self.seen += inputs.detach().sum(0)  # type: ignore[misc]
+            seen += inputs.detach().sum(0)
         return found
 
 

@@ -63,7 +63,7 @@ def gradients(tape: Tape, weight: nn.Parameter, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     tape.open(RowOwners(torch.arange(batch), torch.device("cpu")))
     tape.record_outer_product((weight,), *(torch.randn(batch, 48, size, generator=generator) for size in (50, 60)))
-    total = {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
+    total: dict[Tensor, Tensor] = {weight: torch.zeros(weight.numel(), dtype=torch.float64)}
     tape.add_weighted_sum(tape.factors(1.0), total)
     tape.close()
     return total[weight]

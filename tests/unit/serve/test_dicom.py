@@ -130,7 +130,7 @@ class Orthanc:
         return -1
 
     def reports(self) -> list[pydicom.Dataset]:
-        found = []
+        found: list[pydicom.Dataset] = []
         for each in self._client.get("/instances").json():
             data = self._client.get(f"/instances/{each}/file").content
             dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(data))

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support import published
 from tests.unit.serve.conftest import Bundles
 
-from consilium_serve import versions as installed
 from consilium_serve.home import Home, Settings
 from consilium_serve.model import Model
 from consilium_serve.record import Record, entries
@@ -16,7 +16,7 @@ from consilium_serve.service import Case, Service
 from consilium_serve.versions import Versions, add
 from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
 from consilium_shared.preparation.record import table
-from consilium_shared.protocol.bundle import open_bundle
+from consilium_shared.protocol.bundle import open_bundle, zipped
 
 STUDY = "a-logistic"
 GOOD = {"age": 61, "pain": "2", "chol": 250.5}
@@ -84,13 +84,8 @@ def test_a_version_that_was_altered_on_the_disk_never_answers(home: Home, servic
 
 
 def test_nothing_of_another_coordinator_is_installed(home: Home, bundles: Bundles, tmp_path: Path) -> None:
-    from tests.support import published
-
     other = published.coordinator(tmp_path / "other")
     files = published.files(other, published.study("logistic", published.TABLE), seed=5)
-    (tmp_path / "foreign.zip").write_bytes(installed.Bundle.zipped(open_bundle(bundles["table"], bundles.fingerprint)))
-    from consilium_shared.protocol.bundle import zipped
-
     (tmp_path / "foreign.zip").write_bytes(zipped(files))
     before = Versions(home, STUDY).installed
     with pytest.raises(SignatureError):

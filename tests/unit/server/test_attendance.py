@@ -314,7 +314,7 @@ def beside(there: Attendance, cohort: set[str], got: list[str]) -> Aside:
 def test_a_slow_site_gives_its_key_while_the_others_train_and_costs_no_time(
     there: Attendance, asked: Callable[..., Any]
 ) -> None:
-    run, got = asked({"north": 20.0, "south": 5.2, "west": 19.0}), []
+    run, got = asked({"north": 20.0, "south": 5.2, "west": 19.0}), list[Any]()
     put(run, "training", ("north", "west"), 2, beside(there, {"north", "west"}, got))
     assert got == ["south"]
     assert run.clock.now == pytest.approx(20.0, abs=0.2)
@@ -324,7 +324,7 @@ def test_a_slow_site_gives_its_key_while_the_others_train_and_costs_no_time(
 def test_one_that_does_not_answer_aside_holds_nobody_up(
     there: Attendance, asked: Callable[..., Any], delay: float | None
 ) -> None:
-    run, got = asked({"north": 2.0, "west": 1.0} | ({"south": delay} if delay else {})), []
+    run, got = asked({"north": 2.0, "west": 1.0} | ({"south": delay} if delay else {})), list[Any]()
     put(run, "training", ("north", "west"), 2, beside(there, {"north", "west"}, got))
     assert got == [] and run.clock.now == pytest.approx(2.0, abs=0.2)
     assert there.absent({"north", "west"})[0] == {"south": "was not asked for this sum"}
@@ -335,7 +335,7 @@ def test_who_is_out_and_can_take_part_again_is_back_and_who_cannot_is_asked_in_t
 ) -> None:
     there.refuse("south", "data", "unreadable", 2)
     refusal = Refusal.model_construct(reason="data", detail="unreadable")
-    run, got = asked({"north": 9.0, "west": 9.0, "south": 1.0}, {"south": refusal}), []
+    run, got = asked({"north": 9.0, "west": 9.0, "south": 1.0}, {"south": refusal}), list[Any]()
     put(run, "training", ("north", "west"), 2, beside(there, {"north", "west"}, got))
     assert (there.out["south"].since, there.out["south"].again, there.standing["south"]) == (2, 4, "refused")
     there.out["south"] = there.out["south"].__class__(2, "data", "unreadable", 3)
@@ -387,7 +387,8 @@ def test_a_site_that_failed_is_asked_once_more_though_another_is_asked_aside(
 def test_a_site_in_doubt_is_asked_something_new_and_then_what_it_was_asked(
     there: Attendance, asked: Callable[..., Any], aside: bool
 ) -> None:
-    run, put_to_south, instead, got = asked({"north": 9.0, "south": 1.0, "west": 1.0}), [], {}, []
+    run = asked({"north": 9.0, "south": 1.0, "west": 1.0})
+    put_to_south, instead, got = list[Any](), dict[Any, Any](), list[Any]()
     answer: Any = Advertised.model_construct()
 
     def decode(arrival: Any, header: bytes) -> messages.Answer:

@@ -13,7 +13,7 @@ from consilium_server.study.figures import Figures, noised_weight
 from consilium_shared.metrics import Counts, metrics
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.study import Study
-from consilium_tasks.classification.counts import count
+from consilium_tasks.classification.counts import ClassLayout, count
 
 SITES = 4
 NONE: dict[str, Any] = {"privacy": {"mode": "none"}, "evaluation": {}}
@@ -23,12 +23,18 @@ def figures(**changes: Any) -> Figures:
     return Figures(Study.model_validate({**CONTRACT, **changes}))
 
 
+def layout_of(figures: Figures) -> ClassLayout:
+    """The layout of a classification's counts."""
+    assert isinstance(figures.layout, ClassLayout)
+    return figures.layout
+
+
 def honest(of: Figures, records: int, seed: int = 0) -> Counts:
     """The sum over the sites, with each one's noise."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 2, records)
     scores = 1 / (1 + np.exp(-draw.normal(2.0 * labels - 1.0, 1.0)))
-    counts = count(labels, np.stack([1 - scores, scores], 1), of.layout)
+    counts = count(labels, np.stack([1 - scores, scores], 1), layout_of(of))
     if of.noise is None:
         return counts
     each = np.concatenate([np.full(of.layout.sizes[p], d) for p, d in of.layout.deviations(of.noise).items()])
@@ -45,7 +51,7 @@ def test_noised_metrics_have_intervals_that_hold_what_they_are_of() -> None:
     assert why is None
     assert found is not None
     assert set(found) == {"auroc", "accuracy", "sites", "interval"}
-    exact = metrics(count(*exactly(4000), of.layout), of.layout)
+    exact = metrics(count(*exactly(4000), layout_of(of)), of.layout)
     for name, (low, high) in found["interval"].items():
         assert low < found[name] < high
         assert low < exact[name] < high

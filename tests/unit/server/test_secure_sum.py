@@ -23,6 +23,8 @@ from consilium_server.study.exchanges import Exchange
 from consilium_server.study.secure_sum import Summation, SumResult, SumSpec, counted
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, PolicyRefusal
+from consilium_shared.identity import PublicIdentity
+from consilium_shared.ledger.entry import Refuse
 from consilium_shared.models.vector import width
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Evaluate, Payload, Refusal, Train
@@ -71,13 +73,14 @@ class Exchanges:
         sites, aside = tuple(exchange.requests), exchange.aside
         question = ExchangeState(sites, exchange.minimum, 0.0, 60.0, exchange.awaited, exchange.least, exchange.phase)
         for site in aside.sites() if aside is not None else ():
-            if site not in self.away.get("aside", ()):
+            if aside is not None and site not in self.away.get("aside", ()):
                 header, _ = self.agents[site].handle(aside.header, b"")
                 answer = self.read(site, header)
                 self.beside.append((site, answer))
                 with contextlib.suppress(PeerError):
                     if not isinstance(answer, Refusal):
-                        aside.accept(answer, SimpleNamespace(site=site, header=header, payload=Arrived(b"")))
+                        arrived: Any = SimpleNamespace(site=site, header=header, payload=Arrived(b""))
+                        aside.accept(answer, arrived)
         for site in question.open():
             if self.dies == question.phase and question.answered:
                 raise Crash
@@ -86,7 +89,7 @@ class Exchanges:
                 continue
             header, pieces = self.agents[site].handle(*exchange.requests[site])
             body = b"".join(pieces)
-            arrival = SimpleNamespace(site=site, header=header, payload=Arrived(body))
+            arrival: Any = SimpleNamespace(site=site, header=header, payload=Arrived(body))
             answer = self.read(site, header)
             assert len(body) <= exchange.answer_bytes
             if isinstance(answer, Refusal):
@@ -105,7 +108,7 @@ class Exchanges:
     def read(self, site: str, header: bytes) -> messages.Answer:
         """The verified answer."""
         member = self.context.roster.member(site)
-        return messages.decode_answer(header, messages.PublicIdentity.from_hex(member.identity))
+        return messages.decode_answer(header, PublicIdentity.from_hex(member.identity))
 
 
 class Arrived:
@@ -186,7 +189,8 @@ class Federation:
 
     def expected(self, *sites: str) -> Any:
         """The weighted mean of what these sites keep, before they sign; None where one has signed."""
-        study, total, weights = self.coordinator.study.digest, 0.0, 0
+        study, weights = self.coordinator.study.digest, 0
+        total: Any = 0.0
         for site in sites:
             about = self.services[site].results.about(study, "training")
             result = about and self.services[site].results.get(study, "training", about.round)
@@ -320,7 +324,8 @@ def test_where_every_sum_is_of_the_same_sites_whoever_lets_no_more_counts_leave_
         together.train(3, together=first)
     study = together.coordinator.study.digest
     assert [service.spending.attempts(study, 3) for service in together.services.values()] == [1, 1, 0]
-    refusals = [entry.body.detail for entry in together.services["hospital-a"].ledger.entries if entry.kind == "refuse"]
+    entries = together.services["hospital-a"].ledger.entries
+    refusals = [entry.body.detail for entry in entries if isinstance(entry.body, Refuse)]
     assert any("counts of an earlier sum were of clinic-c, hospital-a, hospital-b" in each for each in refusals)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_start_that_is_stopped_at_any_migration_starts_again(tmp_path: Path) -
             make_whole(database)
 
         stopping = Stop()
-        killed(stop, lambda made=stopping: start(made))
+        killed(stop, partial(start, stopping))
         assert not database.exists(), f"after {number} migrations"
     make_whole(database)
     assert is_whole(database)

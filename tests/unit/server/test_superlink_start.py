@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Start(Supervisor):
         self.running = True
         self.said: list[str] = []
         self.step: Callable[[int], bool] = lambda _: False
-        monkeypatch.setattr(superlink_start.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(superlink_start, "wait_until_ready", self._look)
 
     def _look(self, _link: SuperLinkSettings, timeout: float) -> None:

@@ -26,7 +26,8 @@ LARGE = b"".join(MARK + secrets.token_bytes(10**6) for _ in range(12))
 
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    pragmas = vars(sql_mixin)["SQLITE_PRAGMAS"]
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", pragmas)
     monkeypatch.setitem(os.environ, "SQLITE_TMPDIR", "")
     prepare_store(tmp_path / "state.db")
     return tmp_path / "state.db"

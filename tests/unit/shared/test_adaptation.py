@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.support import studies
 from tests.support.records import dataset
 from torch import nn
 
@@ -37,27 +38,20 @@ DATA: dict[str, dict[str, Any]] = {
     "resnet18-gn": {"image": {"size": 8}},
     "gru": {"series": {"variables": [{"name": "hr"}], "bins": 4, "step_minutes": 60}},
 }
-TASK = {"mlp": "tabular", "logistic": "tabular", "small-cnn": "image", "resnet18-gn": "image", "gru": "sequence"}
-LORA = {"trainable": "lora", "lora_rank": 2}
-HEAD = {"trainable": "head"}
+LORA: dict[str, Any] = {"trainable": "lora", "lora_rank": 2}
+HEAD: dict[str, Any] = {"trainable": "head"}
 PARTS = [("mlp", HEAD), ("small-cnn", HEAD), ("gru", HEAD), ("mlp", LORA), ("small-cnn", LORA)]
 
 
 def study(name: str, privacy: dict[str, Any] | None = None, optimizer: str = "sgd", **model: Any) -> Study:
     local: dict[str, Any] = {"name": optimizer, "lr": 0.2, "weight_decay": 0.1}
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": f"{TASK[name]}-classification",
-            "model": {"name": name, "hidden": 8, **model},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1"]}, **DATA[name]},
-            "training": {
-                "rounds": 2, "steps_per_round": 3, "expected_batch": 8, "optimizer": local, "proximal": 0.1
-            },
-            "privacy": privacy or {"mode": "none"},
-            "aggregation": {"optimizer": {"name": "fedadam", "lr": 0.1}, "weighting": "equal"},
-        }
-    )  # fmt: skip
+    return studies.study(
+        {"name": name, "hidden": 8, **model},
+        DATA[name],
+        training={"rounds": 2, "steps_per_round": 3, "expected_batch": 8, "optimizer": local, "proximal": 0.1},
+        privacy=privacy or {"mode": "none"},
+        aggregation={"optimizer": {"name": "fedadam", "lr": 0.1}, "weighting": "equal"},
+    )
 
 
 def records(name: str, patients: int = 30) -> ArrayDataset:
@@ -129,13 +123,14 @@ def test_the_head_is_the_last_linear_layer_of_every_model(name: str) -> None:
     model = build(study(name, **HEAD))
     names = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert names == ["head.weight", "head.bias"]
-    assert width(study(name, **HEAD)) == sum(p.numel() for p in model.head.parameters())  # type: ignore[union-attr]
+    assert width(study(name, **HEAD)) == sum(p.numel() for p in model.get_submodule("head").parameters())
 
 
 @pytest.mark.parametrize(("name", "rank"), [("mlp", 3), ("small-cnn", 1), ("small-cnn", 4), ("resnet18-gn", 2)])
 def test_a_low_rank_study_sends_rank_times_inputs_and_outputs_of_each_weight_and_the_head(name: str, rank: int) -> None:
     plain = build(study(name))
-    expected = sum(p.numel() for p in plain.head.parameters())  # type: ignore[union-attr]
+    head = plain.get_submodule("head")
+    expected: int = sum(p.numel() for p in head.parameters())
     for key, module in plain.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and key != "head":
             outputs, inputs = module.weight.flatten(1).shape
@@ -160,7 +155,7 @@ def test_additions_of_low_rank_change_nothing_at_first(name: str) -> None:
 def test_an_addition_of_low_rank_is_a_weight_of_that_rank(layer: nn.Linear | nn.Conv2d) -> None:
     adapted = LowRank(layer, 2).double()
     nn.init.normal_(adapted.up.weight)
-    down, up = adapted.down.weight, adapted.up.weight
+    down, up = (adapted.get_submodule(part).get_parameter("weight") for part in ("down", "up"))
     addition = up.flatten(1) @ down.flatten(1)
     assert torch.linalg.matrix_rank(addition) == 2
     inputs = torch.rand((4, 5) if isinstance(layer, nn.Linear) else (4, 3, 9, 9), dtype=torch.float64)

@@ -26,7 +26,7 @@ def after(rounds: list[np.ndarray], decay: float) -> np.ndarray:
 
 def test_after_two_rounds_by_hand() -> None:
     # decay ½: the first model weighs ½, the second 1: (½ × 3 + 6) / 1.5
-    assert after([np.float32([3]), np.float32([6])], 0.5).tolist() == [5.0]
+    assert after([np.array([3], np.float32), np.array([6], np.float32)], 0.5).tolist() == [5.0]
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.9, 0.999])
@@ -63,7 +63,8 @@ def test_a_checkpoint_keeps_the_average_beside_the_optimizers_state(tmp_path: Pa
     file.write(Checkpoint("s" * 64, 1, models(1)[0], {"velocity": np.ones(3)}, {}, average))
     found = file.read("s" * 64)
     assert found is not None and found.average is not None
-    assert (found.average.dtype, found.average.tolist()) == (np.float64, average.tolist())
+    assert found.average.dtype == np.float64
+    assert found.average.tolist() == average.tolist()
     assert list(found.optimizer) == ["velocity"]
 
 

@@ -214,7 +214,8 @@ class Wire:
     """Answers after so many seconds on a clock of its own, or breaks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.asked, self.breaks_after = 0.0, [], 1e9
+        self.now, self.breaks_after = 0.0, 1e9
+        self.asked: list[Any] = []
         monkeypatch.setattr(long_polling, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def __call__(self, context: Any) -> Any:

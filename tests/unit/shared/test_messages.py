@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -51,7 +51,7 @@ from consilium_shared.study import Study
 
 COORDINATOR = Identity.generate()
 SITE = Identity.generate()
-COMMON = {"federation": "a" * 64, "study": "b" * 64}
+COMMON: dict[str, Any] = {"federation": "a" * 64, "study": "b" * 64}
 ROSTER = "c" * 64
 SLOT = Slot(**COMMON, roster=ROSTER, purpose="training", round=3, attempt=2)
 ADVERTS = {
@@ -61,8 +61,13 @@ ADVERTS = {
 RECORDED = Recorded(round=2, record="7" * 64, heads={"hospital-a": Head(seq=3, sha256="8" * 64)})
 LOW, HIGH = (SessionKeys(bytes([n]) * 32, "b" * 64, ROSTER, f"hospital-{c}", SITE) for n, c in ((1, "a"), (2, "b")))
 SENT, _ = LOW.encapsulate("hospital-b", HIGH.bundle, SITE.public)
-OF = {**COMMON, "roster": ROSTER, "round": 3, "attempt": 2}
-CONTRIBUTE = {**OF, "adverts": ADVERTS, "encapsulated": {"hospital-a": SENT}, "payload": Payload.of(b"model")}
+OF: dict[str, Any] = {**COMMON, "roster": ROSTER, "round": 3, "attempt": 2}
+CONTRIBUTE: dict[str, Any] = {
+    **OF,
+    "adverts": ADVERTS,
+    "encapsulated": {"hospital-a": SENT},
+    "payload": Payload.of(b"model"),
+}
 TRAIN = Train(**CONTRIBUTE, recorded=RECORDED)
 REQUESTS = (
     TRAIN,
@@ -73,8 +78,8 @@ REQUESTS = (
     Open(**OF, of="evaluation", signatures={"hospital-a": "9" * 128, "hospital-b": "8" * 128}),
     Close(**COMMON, roster=ROSTER, recorded=RECORDED),
 )
-FROM = {**COMMON, "site": "hospital-a", "request": "d" * 64, "head": Head(seq=4, sha256="e" * 64)}
-PLACE = {"round": 3, "attempt": 2}
+FROM: dict[str, Any] = {**COMMON, "site": "hospital-a", "request": "d" * 64, "head": Head(seq=4, sha256="e" * 64)}
+PLACE: dict[str, Any] = {"round": 3, "attempt": 2}
 UPDATE = Update(**FROM, **PLACE, epsilon=1.5, payload=Payload.of(b"update"))
 ANSWERS = (
     UPDATE,
@@ -224,7 +229,7 @@ def test_a_payload_that_the_header_does_not_describe_is_refused() -> None:
 
 def test_a_refusal_carries_only_listed_reasons() -> None:
     with pytest.raises(ValueError, match="reason"):
-        Refusal(**COMMON, site="hospital-a", request="d" * 64, head=Head(seq=0, sha256="e" * 64), reason="patient 7")
+        Refusal.model_validate({**FROM, "reason": "patient 7"})
 
 
 STUDIES = sorted(SAMPLES.glob("*/study.yaml"))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support import studies
 from torch import nn
 
 from consilium_shared import limits, task
@@ -26,7 +27,6 @@ SERIES = {
     }
 }
 TABLE = {"features": [{"name": "age"}, {"name": "pain", "categories": ["a", "b", "c"]}]}
-TASKS = {"image": "image-classification", "series": "sequence-classification", "features": "tabular-classification"}
 MODELS: list[tuple[str, dict[str, Any]]] = [
     ("small-cnn", IMAGE),
     ("resnet18-gn", IMAGE),
@@ -38,16 +38,7 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
 
 
 def study(model: str, data: dict[str, Any], **changes: Any) -> Study:
-    return Study.model_validate(
-        {
-            "study": "test",
-            "task": TASKS[next(iter(data))],
-            "model": {"name": model, **changes},
-            "data": {"asset": "a", "label": {"column": "y", "classes": ["0", "1", "2"]}, **data},
-            "training": {"rounds": 1, "steps_per_round": 1, "expected_batch": 4, "optimizer": {"lr": 0.1}},
-            "privacy": {"mode": "none"},
-        }
-    )
+    return studies.study({"name": model, **changes}, {"label": {"column": "y", "classes": ["0", "1", "2"]}, **data})
 
 
 def example(given: Study, count: int) -> tuple[torch.Tensor, ...]:

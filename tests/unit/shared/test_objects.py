@@ -16,6 +16,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.app.metadata import Metadata
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from consilium_server.transport.study_run import content_of
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
-from consilium_shared.transport.objects import CHUNK_BYTES, ReplyUnusable, content, decode, push
+from consilium_shared.transport.objects import ReplyUnusable, content, decode, push
 from consilium_shared.transport.upload import IN_MEMORY_BYTES, Upload
 
 LARGE = 3 * CHUNK_BYTES
@@ -45,8 +46,10 @@ class Sent:
 
 def sent(content: RecordDict | Error) -> Sent:
     metadata = Metadata(1, "", 2, 1, "0" * 64, "", 0.0, 60.0, "train")
-    failed = isinstance(content, Error)
-    message = make_message(metadata, **({"error": content} if failed else {"content": content}))
+    if isinstance(content, Error):
+        message = make_message(metadata, error=content)
+    else:
+        message = make_message(metadata, content=content)
     contents = {each: found.deflate() for each, found in get_all_nested_objects(message).items()}
     return Sent(get_object_tree(message), contents)
 
@@ -201,7 +204,7 @@ def replaced(reply: Sent, kind: str, content: bytes) -> Sent:
         contents[name] = changed
         return ObjectTree(object_id=name, children=children)
 
-    target, contents = reply.kind(kind), {}
+    target, contents = reply.kind(kind), dict[str, bytes]()
     return Sent(renamed(reply.tree), contents)
 
 

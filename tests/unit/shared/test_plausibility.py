@@ -26,7 +26,7 @@ def true_counts(rules: ClassLayout, records: int = 400, seed: int = 0, even: boo
     return count(labels, probabilities, rules)
 
 
-def noised(rules: ClassLayout, counts: Counts, seed: int) -> tuple[Counts, Vector | None]:
+def noised(rules: Any, counts: Counts, seed: int) -> tuple[Counts, Vector | None]:
     if not rules.noised:
         return counts, None
     variance = variances(rules, MULTIPLIER, SITES)
@@ -88,7 +88,7 @@ def test_a_figure_better_than_any_model_reaches_is_shown_as_far_as_the_noise_exp
     """One liar takes records with wrong scores out of the sum and puts as many with right scores in."""
     rules = ClassLayout(2, frozenset({"auroc"}), noised=True)
     variance, exact, half = variances(rules, multiplier, 10), true_counts(rules, 600), rules.bins // 2
-    shown, refused = [], []
+    shown, refused = list[Any](), list[Any]()
     for strength in range(0, 40, 2):
         counts = exact.copy()
         negatives, positives = rules.parts(counts)["scores"].reshape(2, rules.bins)
@@ -112,7 +112,8 @@ def study(**changes: Any) -> Study:
 
 def test_more_patients_than_the_weights_allow_are_refused() -> None:
     asked = study(evaluation={"epsilon": 0.5, "split": 0.2})
-    rules, draw = ClassLayout.of(asked), np.random.default_rng(3)
+    rules: Any = ClassLayout.of(asked)
+    draw = np.random.default_rng(3)
     for run in range(200):
         everybody, sites = 300 + 10 * run, 4
         held_back = int(draw.binomial(everybody, 0.2))
@@ -129,7 +130,7 @@ def test_more_patients_than_the_weights_allow_are_refused() -> None:
 
 def test_hospitals_that_have_more_patients_than_when_they_approved_are_believed() -> None:
     asked = study(evaluation={"epsilon": 0.5, "split": 0.2}, aggregation={"min_sites": 2, "max_weight": 10**6})
-    rules = ClassLayout.of(asked)
+    rules: Any = ClassLayout.of(asked)
     for approved, now in ((400, 560), (80_000, 115_000)):
         most = most_held_back(asked, 4, round(0.8 * approved))
         assert most is not None

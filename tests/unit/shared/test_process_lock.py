@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support.site import CONTRACT
 
 from consilium_server.state import study_folder
 from consilium_server.study import main
-from consilium_shared.process import process_lock
+from consilium_shared.process import logs
 from consilium_shared.process.process_lock import LockHeld, ProcessLock, is_held
 from consilium_shared.study import Study
 
@@ -30,8 +31,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_another_process_that_has_the_lock_is_named_until_it_is_killed(file: Path) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(file)], **pipes) as other:
+    command = [sys.executable, "-c", HOLDS, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         assert is_held(file)
         with pytest.raises(LockHeld, match=rf"^it runs already \(process {other.pid}\)"):
@@ -54,7 +55,7 @@ def test_who_looks_at_the_moment_of_taking_is_waited_for(file: Path, monkeypatch
     ProcessLock(file).release()
     with file.open("rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        monkeypatch.setattr(process_lock.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
         with ProcessLock(file):
             assert is_held(file)
 
@@ -62,8 +63,8 @@ def test_who_looks_at_the_moment_of_taking_is_waited_for(file: Path, monkeypatch
 def test_a_second_process_of_a_study_does_not_call_the_one_that_runs_failed(
     coordinator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main.os, "umask", lambda _: 0)  # of the tests' process
-    monkeypatch.setattr(main.logs, "configure", lambda: None)
+    monkeypatch.setattr(os, "umask", lambda _: 0)  # of the tests' process
+    monkeypatch.setattr(logs, "configure", lambda: None)
     given, home = Study.model_validate(CONTRACT), coordinator.home
     folder = study_folder.folder(home, given.study)
     folder.create(given, home.roster_file.read_bytes())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.unit.conftest import CONTRACT
+from tests.support.site import CONTRACT
 
 from consilium_shared.errors import IntegrityError
 from consilium_shared.models import build, tensors

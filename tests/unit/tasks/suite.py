@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from consilium_client.agent.study_service import make_plan
+from consilium_client.agent.estimates import make_plan
 from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training import invented
 from consilium_client.training.canaries import audit
@@ -119,8 +119,8 @@ class TaskSuite:
             found, targets = self.measured(own, study, 8, seed)
             for row in range(len(found)):
                 one = own.count(layout, found[row : row + 1], [each[row : row + 1] for each in targets])
-                for block, numbers in layout.parts(one).items():
-                    most[block] = max(most[block], float(np.linalg.norm(numbers)))
+                for name, numbers in layout.parts(one).items():
+                    most[name] = max(most[name], float(np.linalg.norm(numbers)))
         for block in layout.blocks:
             assert 0 < most[block.name] <= block.moved + 1e-9, block.name
 
