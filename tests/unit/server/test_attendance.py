@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from consilium_server.state.progress import Progress
 from consilium_server.study import exchanges as exchanges_module
-from consilium_server.study.attendance import LASTING, PATIENCE, Attendance
+from consilium_server.study.attendance import LASTING, Attendance
 from consilium_server.study.context import AskAgain, Halted
 from consilium_server.study.exchange_state import ExchangeState
 from consilium_server.study.exchanges import Aside, Exchange, Exchanges
@@ -168,11 +168,11 @@ def test_a_failure_is_forgiven_after_as_many_rounds_in_a_row_as_make_it_one_in_t
 
     number = 1
     assert fail_again() == 1
-    for _ in range(PATIENCE - 1):
+    for _ in range(8):
         there.took_part(["south"])
-    number = 2 + PATIENCE
+    number = 11
     assert fail_again() == 2, "one round too few"
-    for _ in range(2 * PATIENCE):
+    for _ in range(2 * 9):
         there.took_part(["south", "north"])
     number += 50
     assert fail_again() == 1
@@ -202,7 +202,7 @@ def test_a_site_costs_the_others_one_round_in_ten_at_most_and_a_few_however_it_c
                 there.refuse("south", "data", "", number, costly=True)
         else:
             there.took_part(["south"])
-    assert cost <= rounds / (PATIENCE + 1) + 10
+    assert cost <= rounds / 10 + 10
 
 
 EVENTS = st.tuples(
