@@ -12,8 +12,10 @@ That is the noise alone. That the patients are few, and others could have been h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics
 
@@ -46,9 +48,7 @@ def intervals(
     """
     numbers, found = counts.astype(np.float64), dict[str, list[Interval | None]]()
     for name, positive, negative in layout.orders():
-        one = float(variance[positive[0]])  # both are of one block, whose numbers have the same noise
-        ends = _ordered(numbers[positive], numbers[negative], one, deviations)
-        found.setdefault(name, []).append(ends)
+        found.setdefault(name, []).append(_ordered(numbers, positive, negative, variance, deviations))
     for name, part, whole in layout.ratios():
         moments = (
             float(part * part @ variance),
@@ -69,20 +69,36 @@ def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Va
     return {name: value if name in known or name == "n" else None for name, value in values.items()}, known
 
 
-def _ordered(positive: Vector, negative: Vector, variance: float, deviations: float) -> Interval | None:
-    """Interval of the share of (positive, negative) pairs in the right order: sums of products of two noised counts."""
-    bins = len(positive)
-    order = np.tri(bins, k=-1) + np.eye(bins) / 2  # [i, j]: what a positive in bin i and a negative in bin j count
-    by_positive, by_negative = order @ negative, order.T @ positive
-    positives, negatives = float(positive.sum()), float(negative.sum())
-    if not (positives > 0 and negatives > 0):
-        return None
+def _ordered(
+    numbers: Vector,
+    positives: Sequence[NDArray[np.int64]],
+    negatives: Sequence[NDArray[np.int64]],
+    variance: Vector,
+    deviations: float,
+) -> Interval | None:
+    """Interval of the share of (positive, negative) pairs in the right order: sums of products of two noised counts.
+
+    What noise on a count does to the pairs in the right order, and to all pairs, is their derivative by that count.
+    """
+    right, pairs, by_right, by_pairs = 0.0, 0.0, np.zeros(len(numbers)), np.zeros(len(numbers))
+    for ahead, behind in zip(positives, negatives, strict=True):
+        positive, negative = numbers[ahead].sum(axis=1), numbers[behind].sum(axis=1)
+        ahead_of = np.cumsum(negative) - negative / 2  # per positive in a bin: negatives below, half of those within
+        behind_of = positive.sum() - np.cumsum(positive) + positive / 2
+        right += float(positive @ ahead_of)
+        pairs += float(positive.sum() * negative.sum())
+        np.add.at(by_right, ahead, ahead_of[:, None])
+        np.add.at(by_right, behind, behind_of[:, None])
+        np.add.at(by_pairs, ahead, negative.sum())
+        np.add.at(by_pairs, behind, positive.sum())
+        if len(positives) == 1 and not (positive.sum() > 0 and negative.sum() > 0):
+            return None
     moments = (
-        variance * float(by_positive @ by_positive + by_negative @ by_negative),
-        variance * float(negatives * by_positive.sum() + positives * by_negative.sum()),
-        variance * bins * (negatives**2 + positives**2),
+        float(by_right * by_right @ variance),
+        float(by_right * by_pairs @ variance),
+        float(by_pairs * by_pairs @ variance),
     )
-    return _fieller(float(positive @ order @ negative), positives * negatives, moments, deviations)
+    return _fieller(right, pairs, moments, deviations)
 
 
 def _fieller(part: float, whole: float, moments: tuple[float, float, float], deviations: float) -> Interval | None:

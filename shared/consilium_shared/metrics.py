@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,17 +91,19 @@ class Ratio(NamedTuple):
 class Order(NamedTuple):
     """Metric that is the share of pairs (one positive, one negative) whose scores are in the right order.
 
-    Pairs within one bin count half (Mann–Whitney).
+    Pairs within one bin count half (Mann–Whitney). Who is compared with whom may differ by stratum: the metric is the
+    share over the pairs of all strata.
 
     Attributes:
         name: as of ``Ratio``.
-        positive: int64 ``[bins]``, where the positives' histogram stands in the vector, lowest score first.
-        negative: int64 ``[bins]``, where the negatives' histogram stands.
+        positive: of each stratum int64 ``[bins, a]``, places in the vector whose sums over a are the histogram of the
+            positives' scores, the lowest first.
+        negative: of each stratum int64 ``[bins, b]``, those of the negatives. All places are of one block.
     """
 
     name: str
-    positive: npt.NDArray[np.int64]
-    negative: npt.NDArray[np.int64]
+    positive: tuple[npt.NDArray[np.int64], ...]
+    negative: tuple[npt.NDArray[np.int64], ...]
 
 
 class Layout(ABC):
@@ -188,18 +190,24 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     layout.parts(counts)  # of this layout's length
     numbers, shares = counts.astype(np.float64), dict[str, list[float | None]]()
     for name, positive, negative in layout.orders():
-        shares.setdefault(name, []).append(_ordered(numbers[positive], numbers[negative]))
+        shares.setdefault(name, []).append(_ordered(numbers, positive, negative))
     for name, part, whole in layout.ratios():
         shares.setdefault(name, []).append(_ratio(float(part @ numbers), float(whole @ numbers)))
     found = {name: _mean(values) for name, values in shares.items()}
     return {**found, "n": max(int(layout.every_record() @ numbers), 0)}
 
 
-def _ordered(positive: Vector, negative: Vector) -> float | None:
+def _ordered(
+    numbers: Vector, positives: Sequence[npt.NDArray[np.int64]], negatives: Sequence[npt.NDArray[np.int64]]
+) -> float | None:
     """Mann–Whitney: the share of (positive, negative) pairs in the right order; pairs within one bin count half."""
-    below = np.cumsum(negative) - negative
-    pairs = max(float(positive.sum()), 0.0) * max(float(negative.sum()), 0.0)
-    return _ratio(float((positive * (below + negative / 2)).sum()), pairs)
+    right, pairs = 0.0, 0.0
+    for ahead, behind in zip(positives, negatives, strict=True):
+        positive, negative = numbers[ahead].sum(axis=1), numbers[behind].sum(axis=1)
+        below = np.cumsum(negative) - negative
+        right += float((positive * (below + negative / 2)).sum())
+        pairs += max(float(positive.sum()), 0.0) * max(float(negative.sum()), 0.0)
+    return _ratio(right, pairs)
 
 
 def _ratio(part: float, whole: float) -> float | None:

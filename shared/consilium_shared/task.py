@@ -127,6 +127,7 @@ class Task(ABC):
         models: kinds of model by name.
         metrics: names that ``evaluation.metrics`` may have.
         augmentations: names that ``training.augment`` may have besides ``none``.
+        exported: whether a finished model leaves as a bundle, whose outputs are logits and probabilities of classes.
     """
 
     name: ClassVar[str]
@@ -135,6 +136,7 @@ class Task(ABC):
     models: ClassVar[Mapping[str, ModelKind]]
     metrics: ClassVar[tuple[str, ...]]
     augmentations: ClassVar[tuple[str, ...]] = ()
+    exported: ClassVar[bool] = False
 
     # -- the contract
 

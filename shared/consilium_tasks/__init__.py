@@ -10,5 +10,6 @@ TASKS = {
     "image-classification": "consilium_tasks.image_classification",
     "sequence-classification": "consilium_tasks.sequence_classification",
     "tabular-classification": "consilium_tasks.tabular_classification",
+    "survival": "consilium_tasks.survival",
 }
 """Task, as a contract names it, to the module that has it as ``TASK``."""

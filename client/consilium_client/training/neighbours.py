@@ -75,7 +75,10 @@ def _records(study: Study, rows: int) -> ArrayDataset:
 def _weights(study: Study, data: Dataset) -> Iterator[Vector]:
     model = build(study)
     yield to_vector(model)
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not heads:  # such as a segmentation's, whose last layer is a convolution: its first weights alone
+        return
+    head = heads[-1]
     given: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     with torch.no_grad():
@@ -84,7 +87,8 @@ def _weights(study: Study, data: Dataset) -> Iterator[Vector]:
         draw = torch.Generator().manual_seed(0)
         head.weight.copy_(torch.randn(head.weight.shape, generator=draw) * _SCALE)
         if head.bias is not None:
-            head.bias.copy_(-(given[0][0].double() @ head.weight.double().t()))
+            first = given[0].flatten(0, -2)[0]
+            head.bias.copy_(-(first.double() @ head.weight.double().t()))
     yield to_vector(model)
 
 

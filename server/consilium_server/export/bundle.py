@@ -11,6 +11,7 @@ from consilium_server import registry
 from consilium_server.export.page import render
 from consilium_server.federation import Home
 from consilium_server.registry import Model
+from consilium_shared import task
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import Identity
@@ -60,6 +61,8 @@ def contents(model: Model, coordinator: Identity, licence: str = UNLICENSED) -> 
     from consilium_shared.models import onnx_graph  # torch is slow to load
 
     study = Study.from_contract(model.card["contract"])
+    if not task.of(study).exported:
+        raise ConfigurationError(f"a model of task {study.task} does not leave as a bundle; registry/ has its weights")
     weights = (model.folder / bundle.WEIGHTS).read_bytes()
     graph = onnx_graph.to_onnx(weights, study)
     worst = onnx_graph.check(graph, weights, study)

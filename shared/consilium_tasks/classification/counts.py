@@ -105,7 +105,7 @@ class ClassLayout(Layout):
         of = self.places()
         if "scores" in of:
             for negative, positive in of["scores"].reshape(-1, 2, self.bins):
-                yield Order("auroc", positive, negative)
+                yield Order("auroc", (positive[:, None],), (negative[:, None],))
 
     def ratios(self) -> Iterator[Ratio]:
         """Loss, accuracy, and of each class F1, sensitivity, specificity: those that are asked for."""

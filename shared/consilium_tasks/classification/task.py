@@ -27,6 +27,7 @@ class Classification(Task):
     since = 1
     data = Data
     metrics = METRICS
+    exported = True
     part: ClassVar[str]
 
     def check(self, study: Study) -> None:

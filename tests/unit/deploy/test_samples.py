@@ -6,7 +6,6 @@ import configparser
 import re
 import shlex
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -14,9 +13,10 @@ from pydantic import BaseModel
 
 from consilium_client.commands.enroll import STARTER
 from consilium_client.data.asset import DicomAsset, TableAsset, TimeseriesAsset
-from consilium_client.policy import AssetBudget, SitePolicy, check_contract, check_patients
+from consilium_client.policy import TASKS, AssetBudget, SitePolicy, check_contract, check_patients
 from consilium_client.site_config import SiteConfig
 from consilium_server.federation import Federation
+from consilium_shared import task
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import PolicyRefusal
 from consilium_shared.study import Study
@@ -69,7 +69,7 @@ def test_every_real_set_has_a_site_and_a_study() -> None:
 def test_the_sample_site_beside_a_study_serves_and_permits_it(path: Path) -> None:
     study = load_yaml(path, Study)
     config = load_yaml(path.with_name("site.yaml"), SiteConfig)
-    wanted = {"image-classification": "dicom", "sequence-classification": "timeseries"}.get(study.task, "table")
+    wanted = task.reads(study).kind
     assert config.assets[study.data.asset].kind == wanted
     check_contract(config.policy, study)
     check_patients(config.policy, study, config.policy.minimum_patients, config.policy.minimum_held_back)
@@ -127,9 +127,9 @@ def test_the_agent_has_no_network_under_systemd() -> None:
     assert agent["RestrictAddressFamilies"] == "AF_UNIX"
 
 
-def test_the_tasks_of_a_site_are_those_that_studies_may_have() -> None:
+def test_the_tasks_of_a_site_are_those_that_its_policy_permits_where_it_names_none() -> None:
     site = yaml.safe_load((CONFIG / "site.full.yaml").read_text())
-    assert tuple(site["policy"]["tasks"]) == get_args(Study.model_fields["task"].annotation)
+    assert tuple(site["policy"]["tasks"]) == TASKS
 
 
 def commented(text: str) -> dict[str, str]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.support import assets
 
 from consilium_client.agent.estimates import make_plan
+from consilium_client.data import load
 from consilium_client.data.dataset import ArrayDataset
+from consilium_client.data.report import NothingUsable
 from consilium_client.training import invented
 from consilium_client.training.canaries import audit
 from consilium_client.training.evaluation import evaluate, noised_counts
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.trainer import check_independence, train
 from consilium_shared import study_file, task
+from consilium_shared.errors import DataError
 from consilium_shared.intervals import noised_metrics, variances
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build
@@ -110,6 +117,68 @@ class TaskSuite:
         groups = own.groups(study, targets)
         assert all(members.any() for members in groups.values())
         assert np.any(list(groups.values()), axis=0).all()
+
+    # -- assets
+
+    def test_a_sites_asset_becomes_records_in_the_shape_of_invented_ones(
+        self, own: Task, study: Study, tmp_path: Path
+    ) -> None:
+        found = load(assets.write(study, tmp_path), study)
+        assert found.patient_count == len(found) == 60
+        assert 0 < found.train.sum() < 60
+        assert found.shapes == own.shapes(study)
+        taken, invented_ones = found.take(np.arange(7)), own.invented(study, 7, np.random.default_rng(0))
+        for side, other in zip(taken, invented_ones, strict=True):
+            for a, b in zip(side, other, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                assert np.isfinite(a).all()
+        assert all(members.any() for members in own.groups(study, found.targets(np.arange(60))).values())
+
+    def test_records_train_and_count_as_invented_ones_do(self, study: Study, tmp_path: Path) -> None:
+        found = load(assets.write(study, tmp_path, patients=120), study)
+        plan, start = make_plan(study, 90), pack(to_vector(build(study)), study)
+        assert isinstance(plan, PrivacyPlan)
+        train(start, study, found, plan, round=1, site="a", device=CPU, seed=SEED)
+        noised_counts(start, study, found, CPU, noise_multiplier=2.0, seed=SEED)
+
+    def test_rows_that_cannot_be_used_are_counted_and_the_others_stay(self, study: Study, tmp_path: Path) -> None:
+        asset, reading = assets.write(study, tmp_path), task.reads(study)
+        table = assets.tables(asset)[0]
+        rows = pd.read_csv(table, dtype=str)
+        for row, column in enumerate(reading.columns):
+            rows.loc[row, column] = "neither this nor that"
+            rows.loc[row + 10, column] = None
+        rows.loc[30, "patient"] = None
+        rows.to_csv(table, index=False)
+        found, lost = load(asset, study), 2 * len(reading.columns) + 1
+        assert len(found) == 60 - lost
+        reasons = found.report.set_aside.counts
+        assert sum(count for reason, count in reasons.items() if reason.startswith("label table: ")) >= lost
+
+    @pytest.mark.parametrize("content", [b"", b"patient\n", b"\xff\xfe\x00garbage", b"a,b\n1,2\n", None])
+    def test_a_table_that_is_none_is_an_error_that_names_it_and_no_patient(
+        self, study: Study, tmp_path: Path, content: bytes | None
+    ) -> None:
+        asset = assets.write(study, tmp_path)
+        for table in assets.tables(asset):
+            whole = table.read_bytes()
+            table.unlink()
+            if content is not None:
+                table.write_bytes(content)
+            with pytest.raises(DataError, match=re.escape(table.name)) as error:
+                load(asset, study)
+            assert "P00" not in str(error.value)
+            table.write_bytes(whole)
+
+    def test_an_asset_of_which_nothing_can_be_used_is_an_error_with_counts(self, study: Study, tmp_path: Path) -> None:
+        asset = assets.write(study, tmp_path)
+        table = assets.tables(asset)[0]
+        rows = pd.read_csv(table, dtype=str)
+        for column in task.reads(study).columns:
+            rows[column] = "neither this nor that"
+        rows.to_csv(table, index=False)
+        with pytest.raises(NothingUsable, match="60 ×"):
+            load(asset, study)
 
     # -- counts
 

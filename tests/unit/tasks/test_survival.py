@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests.unit.tasks.suite import TaskSuite
+
+from consilium_shared.metrics import metrics
+from consilium_tasks.survival.counts import SurvivalLayout, count
+from consilium_tasks.survival.loss import cumulative, hazard_loss
+
+EDGES = (1.0, 2.0, 4.0)
+
+
+class TestSurvival(TaskSuite):
+    name = "survival"
+
+
+def exact(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> float:
+    right = pairs = 0.0
+    for i in np.flatnonzero(events):
+        later = times > times[i]
+        pairs += later.sum()
+        right += (risks[i] > risks[later]).sum() + 0.5 * (risks[i] == risks[later]).sum()
+    return right / pairs
+
+
+def test_the_index_from_counts_is_that_of_all_pairs_of_patients_of_all_hospitals() -> None:
+    draw = np.random.default_rng(0)
+    risks = draw.random(600)
+    times = draw.exponential(3 * np.exp(-2 * (risks - 0.5)))
+    events = (draw.random(600) < 0.6).astype(np.int64)
+    layout = SurvivalLayout(tuple(np.linspace(0.25, 10, 40)), noised=False)
+    sites = np.array_split(np.arange(600), 3)
+    summed = np.sum([count(times[some], events[some], risks[some], layout) for some in sites], axis=0)
+    found = metrics(summed, layout)["c-index"]
+    assert found is not None
+    assert abs(found - exact(times, events, risks)) < 0.005
+
+
+def test_a_patient_counts_in_the_intervals_lived_through_and_in_that_of_the_event() -> None:
+    logits = torch.zeros(6, 3, requires_grad=True)
+    times = torch.tensor([0.5, 0.5, 1.5, 1.5, 9.0, 9.0])
+    events = torch.tensor([0, 1, 0, 1, 0, 1])
+    losses = hazard_loss(EDGES)(logits, times, events)
+    assert torch.allclose(losses / np.log(2), torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
+    losses.sum().backward()
+    assert torch.equal(logits.grad[1].sign(), torch.tensor([-1.0, 0.0, 0.0]))  # type: ignore[index]
+
+
+def test_risks_until_each_edge_never_fall() -> None:
+    found = cumulative(torch.randn(50, 3) * 5, torch.zeros(50), torch.zeros(50))
+    assert bool(((found[:, 1:] >= found[:, :-1]) & (found[:, 1:] <= 1)).all())
