@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check docs bench bench-secagg bench-dp clean
+.PHONY: help demo test quick test-long check docs bench bench-secagg bench-dp bench-predict clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -53,6 +53,9 @@ bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own a
 
 bench-dp: $(READY)       ## what private training costs, beside plain training and Opacus
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dp_training.py
+
+bench-predict: $(READY)   ## what the prediction service takes, beside plain onnxruntime
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/prediction.py
 
 clean:
 	rm -rf $(VENV) demo build

@@ -16,6 +16,7 @@ import hmac
 import ipaddress
 import json
 import secrets
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -163,10 +164,18 @@ class Home:
 
     def pseudonym(self, data: bytes) -> str:
         """Pseudonym of an identifier, 32 hex digits: the same for the same one, and without the key nobody's."""
-        key = (self.root / "keys" / "pseudonym.key").read_bytes()
+        return hmac.new(self._pseudonym_key, data, hashlib.sha256).hexdigest()[:32]
+
+    @cached_property
+    def _pseudonym_key(self) -> bytes:
+        file = self.root / "keys" / "pseudonym.key"
+        try:
+            key = file.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {file}: {error.strerror}; restore it from the backup") from error
         if len(key) != 32:
-            raise IntegrityError(f"{self.root}/keys/pseudonym.key is damaged; restore it from the backup")
-        return hmac.new(key, data, hashlib.sha256).hexdigest()[:32]
+            raise IntegrityError(f"{file} is damaged; restore it from the backup")
+        return key
 
     def tokens(self) -> dict[str, str]:
         """SHA-256 of each token, by the name of who has it; raises IntegrityError."""
