@@ -61,9 +61,6 @@ def table(study: Study, record: Mapping[str, Any]) -> Prepared:
 
     Raises:
         DataError: a column that the study does not have, or a value that is neither a number nor text.
-
-    >>> table(study, {"age": 61, "sex": "1"}).inputs["record"].shape  # doctest: +SKIP
-    (3,)
     """
     features, findings = task.reads(study).features, Findings()
     _known(record, [feature.name for feature in features])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ("shared", "engine", "client", "server", "deploy")
+SOURCES = ("shared", "engine", "client", "server", "serve", "deploy")
 MODULES = sorted(
     file.relative_to(ROOT / source).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
     for source in SOURCES
@@ -36,6 +36,11 @@ def test_the_examples_of_a_module_do_what_they_show(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_no_example_is_skipped() -> None:
+    sources = [file for source in SOURCES for file in (ROOT / source).rglob("*.py")]
+    assert [file for file in sources if "+SKIP" in file.read_text(encoding="utf-8")] == []
 
 
 def test_what_others_call_first_has_an_example() -> None:
