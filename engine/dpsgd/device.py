@@ -1,4 +1,4 @@
-"""Device on which tensors are computed, and under which rules."""
+"""Device selection, and deterministic arithmetic in full precision."""
 
 from __future__ import annotations
 

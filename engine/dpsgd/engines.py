@@ -1,4 +1,4 @@
-"""The two ways to the per-sample gradients of a model: our own, and Opacus's as the reference.
+"""Two per-sample-gradient engines with one interface: ours, and Opacus's hooks as the reference.
 
 Both leave them on a tape, and everything after that (clipping, lattice, noise) is the same. ``book-keeping`` is the
 trainer's; ``opacus`` takes up to seven times as long, and is there so that one can be held against the other.

@@ -1,4 +1,5 @@
-"""Rows that do not depend on their neighbours: of one number, filled up with zeros, computed by one thread.
+"""Isolation of rows: microbatches padded to a fixed number of rows and computed by one thread, so that a sample's bits
+do not depend on who shares its batch.
 
 **The attack.** Kernels choose their path by the number of rows: a product of 16 rows is summed in another order than
 one of 15, so one more patient rounds every other's logit and gradient anew. Where a crafted model's weights are huge

@@ -1,4 +1,5 @@
-"""Entries that a layer's weights leave on a tape: their squared norms by patient, and their part of the clipped sum."""
+"""Per-layer records of a backward pass; each computes per-patient squared gradient norms and adds its share of the
+clipped sum."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _BLOCK = 2**19
 
 @dataclass
 class PerSampleGrad:
-    """Gradients of patients ``[P, n]``: of one parameter, or of several that are columns of ``[p, d]``."""
+    """Formed gradients of patients ``[P, n]``: of one parameter, or of several that are columns of ``[p, d]``."""
 
     weights: tuple[Tensor, ...]
     values: Tensor
@@ -62,7 +63,7 @@ class PerSampleGrad:
 
 @dataclass
 class OuterProduct:
-    """Inputs ``[n, T, d]`` and deltas ``[n, T, p]`` of n rows."""
+    """Gradients that are not formed: inputs ``[n, T, d]`` and output gradients ``[n, T, p]`` of n rows."""
 
     weights: tuple[Tensor, ...]
     inputs: Tensor
@@ -120,7 +121,7 @@ class OuterProduct:
 
     def per_sample(self) -> list[Tensor]:
         """The patients' gradients at each weight: ``[P, numel]``. Of as many rows as the physical batch has with its
-        filling, so that nobody else has a part in how a row is rounded (``rows``)."""
+        filling, so that the other rows have no influence on how a row is rounded (``isolation``)."""
         inputs, deltas = (filled(side.double(), self.owners.batch) for side in (self.inputs, self.deltas))
         rows = torch.bmm(deltas.transpose(1, 2), inputs)
         if self.owners.grouped:
@@ -131,8 +132,8 @@ class OuterProduct:
 
 @dataclass
 class SparseGrad:
-    """Values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter ``[V, e]``. Of several that one
-    patient has at one row, all but one are zero."""
+    """Sparse gradients of an embedding: values ``[u, e]`` of patients ``[u]`` at the rows ``at`` ``[u]`` of a parameter
+    ``[V, e]``. Of several that one patient has at one row, all but one are zero."""
 
     weights: tuple[Tensor]
     values: Tensor
@@ -191,7 +192,9 @@ def row_squares(rows: Tensor) -> Tensor:
     for row in rows:
         squares = rows.new_zeros((), dtype=torch.float64)
         for part in torch.split(row, many):
-            here = wide[: len(part)].copy_(part)  # always at one address: kernels go by where a vector begins
+            here = wide[: len(part)].copy_(
+                part
+            )  # fixed buffer address: vectorised kernels take different paths depending on alignment
             squares += torch.dot(here, here)
         found.append(squares)
     return torch.stack(found)

@@ -1,7 +1,7 @@
-"""Patches under a convolution's kernel at each place of its output, and the entry that it leaves on a tape.
+"""Convolution patches (im2col), and per-sample gradient norms and sums of convolutions that never hold all of them.
 
 A convolution's weight is applied to T patches of C · K numbers, K the size of the kernel: up to K times what its inputs
-are. So an entry keeps the inputs. Its norms need no patch: the product of two patches is the sum over the kernel's K
+are. So a record keeps the inputs. Its norms need no patch: the product of two patches is the sum over the kernel's K
 positions of products of two pixels, so the patches' Gram matrix is that of the pixels, shifted and added K times. And
 for the sum patches are copied out a few channels at a time, which stay in the processor's cache until they are
 multiplied.

@@ -1,4 +1,4 @@
-"""Owners of a physical batch's rows, the patients, and what a patient's rows come to."""
+"""Row owners: map each row of a microbatch to its patient, and average a patient's rows into one gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpsgd.isolation import filled
 
 
 class RowOwners:
-    """Owner of each row of a physical batch: the patient whose it is."""
+    """Patient of each row of a microbatch."""
 
     def __init__(
         self, owners: Tensor, device: torch.device, batch: int | None = None, limit: int | None = None

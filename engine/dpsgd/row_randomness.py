@@ -28,10 +28,29 @@ class RowRandomness:
         """Bool ``[B, *shape]``, each True with this probability."""
         self._calls += 1
         numbers = int(np.prod(shape, dtype=np.int64))
-        streams = _mixed(self._seeds + np.uint64(self._calls) * _STEP)
+        streams = _mixed(self._seeds + np.uint64(self._calls * int(_STEP) % 2**64))
         words = _mixed(streams[:, None] + np.arange(1, numbers + 1, dtype=np.uint64) * _STEP)
         kept = words < np.uint64(min(int(probability * 2.0**64), 2**64 - 1))
         return onto(torch.from_numpy(kept.reshape(-1, *shape)), device)
+
+
+def seeds_of(records: npt.NDArray[np.int64], step: int, rows: int) -> Tensor:
+    """Seeds int64 ``[rows]`` of the rows of a step that show these records; 0 for what is padding below them.
+
+    A row's seed follows from its record's number, from how many rows of the same record stand right above it, and from
+    the step alone: it is the same in a microbatch of any size, beside anybody.
+
+    Args:
+        records: int64 ``[n]``, the number of the record that each row shows.
+        step: a word of the round's key stream, another for each step.
+        rows: at least n.
+    """
+    first = np.flatnonzero(np.diff(records, prepend=-1) != 0)
+    copies = np.arange(len(records)) - np.repeat(first, np.diff(np.append(first, len(records))))
+    words = _mixed(np.uint64(step) + (records.astype(np.uint64) + np.uint64(1)) * _STEP)
+    seeds = np.zeros(rows, dtype=np.uint64)
+    seeds[: len(records)] = _mixed(words + copies.astype(np.uint64) * _STEP)
+    return torch.from_numpy(seeds.view(np.int64))
 
 
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

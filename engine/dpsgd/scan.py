@@ -340,8 +340,8 @@ def through_tanh(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
 
 
 def _steps_at_once(gates: Tensor) -> int:
-    """Number of steps whose derivatives are found at once: all on a GPU, which counts calls; on a CPU so many that
-    they are still in its cache when the steps are made. It depends on shapes alone and changes no number."""
+    """Number of time steps whose gate derivatives are precomputed together: all on a GPU (launch-bound), on a CPU as
+    many as fit its cache. It depends on shapes alone and changes no result."""
     return len(gates) if gates.is_cuda else max(1, min(len(gates), _ROWS_IN_CACHE // max(1, gates.shape[1])))
 
 

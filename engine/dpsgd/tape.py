@@ -1,4 +1,4 @@
-"""Tape of a backward pass: of every layer, enough for each patient's gradient norm, and then for the clipped sum.
+"""Tape of a backward pass: records of every layer, from which come each patient's gradient norm and the clipped sum.
 
 The gradient of one sample at a weight that is applied T times is Σ_t δ_t a_tᵀ, of what came in (a) and the gradient at
 what went out (δ). From those alone come its norm (Goodfellow 2015; Li et al. 2022, "ghost norm"; Bu et al. 2022 for
@@ -6,26 +6,30 @@ convolutions) and, once the clipping factors are known, the sum over samples Σ_
 et al. 2023, "book-keeping"). So one backward pass is enough, it forms no gradient of weights, and only where it
 is cheaper is a sample's gradient formed.
 
-**Why the norms may be trusted.** Three kinds of record are kept:
+**Why the norms may be trusted.** There are three kinds of record (``layer_records``):
 
-* rows: a sample's gradient, formed in the model's own precision from this sample alone. The rows are what is summed, so
-  rounding in forming them does not matter. Norms of n numbers are taken in float64, where the squares of float32 are
-  exact: an error below n · 2^-53 of the norm, for which ``SLACK`` has room.
-* products: a and δ as they were (of convolutions the inputs, whose patches are the a_t), and all arithmetic in float64,
+* ``PerSampleGrad``: a sample's gradient, formed in the model's own precision from this sample alone. These numbers are
+  what is summed, so rounding in forming them does not matter. Norms of n numbers are taken in float64, where the
+  squares of float32 are exact: an error below n · 2^-53 of the norm, for which ``SLACK`` has room.
+* ``OuterProduct``: a and δ as they were (of convolutions the inputs, whose patches are the a_t); arithmetic in float64,
   where the products of float32 are exact. With a patient's reach r = Σ_t ‖a_t‖‖δ_t‖, which bounds what cancels, the
   Gram sum Σ_st (a_s·a_t)(δ_s·δ_t) is below the true squared norm by at most γ·r², γ = (2T + p + d) · 2^-52 (Higham
-  2002, section 3.1; twice what any order of the sums needs, which leaves room for r, from the Gram matrices' diagonals,
-  to be off as much), which is added. Where so much cancels that rounding could matter, it is this that makes the norm
-  too large, never too small.
-* scattered: as rows, of an embedding, where most of a row is zero. Numbers that are there only so that shapes depend
-  on nothing are zero too: adding them is exact.
+  2002, section 3.1; twice what any order of the sums needs, which also covers the rounding error of r itself, computed
+  from the Gram matrices' diagonals). γ·r² is added to the squared norm: where so much cancels that rounding could
+  matter, the norm comes out too large, never too small.
+* ``SparseGrad``: a sample's gradient at an embedding, only the rows that were looked up. Padding, which keeps shapes
+  independent of the data, is zero: adding it is exact.
 
 **Why the sum may be trusted.** A sum in floating point depends on all its terms. In float64 one of K terms is off by at
 most K · 2^-53 · Σ_i c_i·r_i (r_i of all layers: their root sum of squares; of rows, the norm); and where patients have
 several rows, the shape in which one's Gram sum is taken comes from the others too, which can shift its factor by γ·(r_i
 / norm)². A patient's factor is such that c_i·r_i never exceeds ``REACH`` times the bound, and K stays below ``_TERMS``.
-``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. Which form an record has follows from the
-layer's sizes and the study alone (``forms``): of one form c_i is not that of another.
+``ERROR`` is what that comes to; ``lattice.py`` has it in the sensitivity. The kind of record is chosen from layer sizes
+and study parameters only (``Tape.materializes``), never from the sampled data, because clipping factors differ between
+kinds.
+
+In this file a and δ are a layer's inputs and output gradients, T the number of times that its weight is applied to a
+sample, p and d its outputs and inputs, r a patient's reach, c its clipping factor, K a number of terms.
 """
 
 from __future__ import annotations
@@ -41,30 +45,33 @@ from dpsgd.row_randomness import RowRandomness
 from dpsgd.workspace import Workspace
 
 SLACK = 1.0 + 1e-6
-"""Norms are taken as so much larger than they come out."""
+"""Factor by which computed norms are enlarged, so that none is too small."""
 
 REACH = 2.0**6
-"""Most that a clipped patient's reach may be, in bounds."""
+"""Upper limit of a clipped patient's reach, in multiples of the bound."""
 
 _TERMS, _DIMENSIONS = 2**15, 2**13
-"""Most terms of one coordinate of a sum that is taken at once; largest 2T + p + d of a Gram sum whose shape comes from
-several patients."""
+"""Upper limits assumed by the error bound: number of terms that are accumulated in one float64 sum; 2T + p + d of a
+Gram matrix whose shape depends on several patients."""
 
 ERROR = 2.0**-26
-"""By how much one more patient can shift the rounding of the sum of all others, in bounds, for each patient that is in
-it: by 2 · ``_TERMS`` · 2^-53 · ``REACH`` the terms', by γ · ``REACH``² its factor (γ up to ``_DIMENSIONS`` · 2^-52),
-and by 2^-53 for each physical batch (of up to 2^20) when their sums are added."""
+"""Shift of the rounding of the sum of all others by one more patient, in multiples of the bound, for each patient in
+the sum: by 2 · ``_TERMS`` · 2^-53 · ``REACH`` the terms', by γ · ``REACH``² its factor (γ up to ``_DIMENSIONS`` ·
+2^-52), and by 2^-53 for each physical batch (of up to 2^20) when their sums are added."""
 
 _FORMED, _FORMING, _SUMMING, _GRAM = 2.2, 1 / 60, 0.045, 0.13
-"""Nanoseconds for each number of a gradient on one core of a 2020s server processor: to have it formed, norm and sum
-included; for each application more to form it, or to do without; and for each multiplication in a Gram matrix."""
+"""Cost model, in nanoseconds for each number on one core of a 2020s server processor: ``_FORMED`` to form a gradient,
+norm and sum included; ``_FORMING`` more for each application of the weight when forming; ``_SUMMING`` for each
+application otherwise; ``_GRAM`` for each multiplication in a Gram matrix."""
 
 
 def materializing_is_cheaper(
     rows: int, steps: int, outputs: int, inputs: int, cost_factored: float | None = None
 ) -> bool:
-    """Whether forming each row's gradient ``[p, d]`` of T applications is cheaper than doing without, which takes
-    ``cost_factored`` nanoseconds for each row; None: what Gram matrices and products of ``[T, p]`` and ``[T, d]`` take.
+    """Compare the cost of forming each row's gradient ``[p, d]`` of T applications with that of keeping the factors.
+
+    ``cost_factored``: nanoseconds for each row without forming; None: what Gram matrices and products of ``[T, p]`` and
+    ``[T, d]`` take.
 
     From sizes alone, never by trying: what is computed must be the same in every run.
     """
@@ -78,7 +85,7 @@ def materializing_is_cheaper(
 
 
 class Tape:
-    """Entries of one backward pass over one physical batch; ``open`` begins the next."""
+    """Records of one backward pass over one microbatch; ``open`` begins the next."""
 
     def __init__(self) -> None:
         self._owners: RowOwners | None = None
@@ -144,7 +151,7 @@ class Tape:
         return not self._records
 
     def materializes(self, steps: int, outputs: int, inputs: int, cost_factored: float | None = None) -> bool:
-        """``materializing_is_cheaper``, also where a Gram sum could be too large for its shape to be nobody's.
+        """Whether per-sample gradients are formed: where it is cheaper, or where a Gram matrix would be too large.
 
         The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
         was drawn: it is made for the most rows that a patient of the study may have, and the largest piece. (Not so in
@@ -165,7 +172,7 @@ class Tape:
             )
         return self.owners.rows > 0
 
-    # -- what layers leave
+    # -- recording, by layers
 
     def record_gradients(self, parameter: Tensor, gradients: Tensor) -> None:
         """Per-sample gradients ``[B, *parameter.shape]``."""
@@ -210,7 +217,7 @@ class Tape:
         if not self._has_rows(gradients) or not parameter.requires_grad:
             return
         owners, entries = self.owners, parameter.shape[0]
-        # In float64 also where nobody has several rows: in which precision they are added is for nobody else to decide.
+        # Always float64, so that a patient's precision cannot depend on whether another patient has several rows.
         places, gradients = places[: owners.rows], owners.weighted(gradients.double())[: owners.rows]
         # As many rows as were looked up, whichever they are: no shape waits for the device. What one patient has at one
         # place is in the first of its rows, and the others are zero.
@@ -236,10 +243,10 @@ class Tape:
             PerSampleGrad((parameter,), self.owners.mean(values)) for parameter, values in gradients.items()
         ]
 
-    # -- what comes of it
+    # -- norms, clipping factors, sums
 
     def tensors_of(self, patient: int) -> list[Tensor]:
-        """Tensors that the layers left of one patient: what its norm and its part of the sum are made of."""
+        """Tensors recorded of one patient: its norm and its part of the sum are computed from these alone."""
         return [part for record in self._records for part in record.tensors_of(patient)]
 
     def factors(self, bound: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory for what is computed anew in every physical batch."""
+"""Reusable scratch buffers for per-sample gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PAGE = 2**21
 
 
 class Workspace:
-    """Tensors that are given out again, in the same order, after each ``reset``.
+    """Pool of buffers: after ``reset`` the same buffers are handed out again, in the same order.
 
     What the allocator of a CPU has from the system it gives back; to have it again takes longer than to fill it, for
     the system clears it, one small page after the other. A GPU's allocator keeps what it has.
@@ -25,7 +25,7 @@ class Workspace:
         self._given = 0
 
     def reset(self) -> None:
-        """Nothing of what was given out is needed any more."""
+        """Take all buffers back: nobody reads them any more."""
         self._given = 0
 
     def take(self, like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -43,7 +43,7 @@ class Workspace:
 
 
 def _in_large_pages(numbers: int, dtype: torch.dtype) -> Tensor:
-    """A flat tensor that the processor finds in few steps, where the system has such pages and it fills one."""
+    """Flat tensor backed by huge pages (fewer TLB misses), if the system supports them and it is at least 2 MiB."""
     size = numbers * dtype.itemsize
     if size < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(numbers, dtype=dtype)

@@ -27,10 +27,12 @@ from dpsgd.adaptive import AdaptiveClipping
 from dpsgd.device import in_precision, onto
 from dpsgd.engines import Engine, PerSampleModel
 from dpsgd.isolation import one_thread, without_denormals
+from dpsgd.keystream import KeyStream
 from dpsgd.noise import Noise
 from dpsgd.per_sample import Loss
 from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.row_owners import RowOwners
+from dpsgd.row_randomness import seeds_of
 
 log = logging.getLogger("consilium.agent")
 
@@ -63,8 +65,10 @@ class PrivateSteps:
         rows: int,
         engine: Engine = "book-keeping",
         probe: Probe | None = None,
+        words: KeyStream | None = None,
     ) -> None:
-        """``rows``: of a microbatch in which several patients are."""
+        """``rows``: of a microbatch in which several patients are. ``words``: from which follows what layers drop of
+        each record; None: the same in every step, for what nobody's data is in."""
         optimizer, after = _torch_optimizer(model, study)
 
         def then() -> None:
@@ -72,7 +76,7 @@ class PrivateSteps:
                 probe.observe(self.optimizer)
             after()
 
-        self._loss, self._rows = loss, rows
+        self._loss, self._rows, self._words, self._step = loss, rows, words, 0
         adaptive = study.training.adaptive_clipping
         self._model = engines.wrap(model, engine, study.training.precision)
         self.optimizer = PrivateOptimizer(
@@ -91,6 +95,7 @@ class PrivateSteps:
 
     def __call__(self, drawn: Batch) -> None:
         """One step: the sum of what could be computed, and the noise."""
+        self._step = 0 if self._words is None else int(self._words.words(1)[0])
         self.optimizer.begin()
         if not self._summed(drawn):
             self.optimizer.forget()
@@ -116,7 +121,7 @@ class PrivateSteps:
         return added - started, started - began + _settled(device) - added
 
     def _add(self, microbatches: Iterable[Microbatch]) -> None:
-        accumulate(self._model, self.optimizer, self._loss, microbatches, self._plant, self._limit)
+        accumulate(self._model, self.optimizer, self._loss, microbatches, self._plant, self._limit, self._step)
 
     def _summed(self, drawn: Batch) -> bool:
         try:
@@ -151,11 +156,17 @@ def _settled(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int) -> Stepper:
-    """The steps of a round without privacy, in microbatches of so many rows."""
+def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int, words: KeyStream) -> Stepper:
+    """The steps of a round without privacy, in microbatches of so many rows. ``words``: as of ``PrivateSteps``."""
     optimizer, after = _torch_optimizer(model, study)
     plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
-    return lambda drawn: _plain_step(plain, optimizer, loss, drawn.microbatches(rows), batch, after)
+
+    def step(drawn: Batch) -> None:
+        with torch.random.fork_rng():  # what torch's own dropout draws in this step follows from the round's seed too
+            torch.manual_seed(int(words.words(1)[0]) >> 1)
+            _plain_step(plain, optimizer, loss, drawn.microbatches(rows), batch, after)
+
+    return step
 
 
 def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
@@ -185,6 +196,7 @@ def accumulate(
     microbatches: Iterable[Microbatch],
     plant: Callable[[npt.NDArray[np.int64]], None] | None = None,
     limit: int | None = None,
+    step: int = 0,
 ) -> None:
     """Add the clipped gradients of a step's microbatches to its sum.
 
@@ -192,9 +204,12 @@ def accumulate(
         microbatches: ``Batch.padded_microbatches``; the gradients of filling are dropped before anything is clipped.
         plant: as ``Probe.plant``.
         limit: as of ``RowOwners``.
+        step: word from which follows what layers drop of each record in this step.
     """
     for microbatch in microbatches:
-        model.tape.open(RowOwners(microbatch.owners, microbatch.inputs[0].device, len(microbatch.inputs[0]), limit))
+        rows, device = len(microbatch.inputs[0]), microbatch.inputs[0].device
+        owners = RowOwners(microbatch.owners, device, rows, limit)
+        model.tape.open(owners, seeds_of(microbatch.records, step, rows))
         with one_thread(), without_denormals():
             model.backward(loss(model(*microbatch.inputs), *microbatch.targets))
         if plant is not None:

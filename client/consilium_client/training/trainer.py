@@ -132,7 +132,7 @@ def train(
         check_independence(study)
     secret = _seed(study, round, attempt, site, seed)
     sampler = _sampler(study, part, plan, secret)
-    generator = np.random.default_rng(KeyStream(secret, "augmentation").words(4))
+    generator, words = np.random.default_rng(KeyStream(secret, "augmentation").words(4)), KeyStream(secret, "rows")
     if private is None:
         rows = physical_batch(records)
     elif rows is None:
@@ -144,8 +144,8 @@ def train(
     steps: PrivateSteps | None = None
     with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, generator, chunking) as batches:
         if private is not None:
-            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe)
-        stepper: Stepper = plain_steps(model, study, loss, rows) if steps is None else steps
+            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe, words)
+        stepper: Stepper = plain_steps(model, study, loss, rows, words) if steps is None else steps
         for batch in batches:
             stepper(batch)
             done += 1

@@ -44,8 +44,8 @@ def lstm(
 
 def gru(module: nn.GRU, tape: Tape, series: Series, hx: Tensor | None = None) -> tuple[Series, Tensor]:
     """Output and states, as ``module(series, hx)`` returns them; its backward pass writes to ``tape``. Arguments and
-    errors as of ``lstm``, but ``hx`` is the states alone, and there are two products: the reset gate stands between
-    the weights."""
+    errors as of ``lstm``, but ``hx`` has no cell state, and the tape receives two outer products, because the reset
+    gate is applied between the product with W_hh and the sum with that of W_ih."""
     output, (states,) = _run(module, GRUScan, tape, series, None if hx is None else (hx,))
     return output, states
 
