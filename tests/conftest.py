@@ -21,6 +21,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in PATHS if path)
 
 FIRST = (
     "unit/deploy/test_published_results.py",
+    "intake/test_pull.py",
+    "intake/test_receive.py",
     "federation/test_crash.py",
     "federation/test_cuts.py",
     "federation/test_dropouts.py",

@@ -82,7 +82,8 @@ def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
         except ValueError as error:
             raise ConfigurationError(f"site.yaml: {name}: {error}") from None
     aside = _Reasons()
-    people = _people(export, names, aside)
+    with names.together():
+        people = _people(export, names, aside)
     with _whole(export.samples) as samples, _whole(export.patients) as patients:
         samples.write(b"patient,time,variable,value\n")
         count = 0

@@ -248,6 +248,14 @@ class Inbox:
             after = rows[-1][0]
             yield from (found for found in (Instance(*row) for row in rows) if not states or found.state in states)
 
+    def left_behind(self) -> Iterator[Path]:
+        """Files that the journal says are done with: a program was killed before it deleted them."""
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*.dcm"):
+            with self._lock:
+                row = self._journal.execute("SELECT state FROM instances WHERE digest = ?", (path.stem,)).fetchone()
+            if row is not None and row[0] == "done":
+                yield path
+
     def counts(self) -> dict[str, int]:
         """How many instances there are by state, and how many came again or came with other bytes."""
         with self._lock:

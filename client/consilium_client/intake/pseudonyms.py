@@ -11,6 +11,8 @@ import base64
 import datetime
 import secrets
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, hmac
@@ -89,13 +91,27 @@ class Pseudonyms:
         if why is not None:
             raise DataError(f"the patient's identifier is {why}")
         name = "P" + base64.b32encode(self._derive("patient", one))[:20].decode("ascii")
-        self._people.execute("INSERT OR IGNORE INTO people VALUES (?, ?, ?)", (name, one, by))
-        (known,) = self._people.execute("SELECT issuer FROM people WHERE pseudonym = ?", (name,)).fetchone()
+        found = self._people.execute("SELECT issuer FROM people WHERE pseudonym = ?", (name,)).fetchone()
+        if found is None:
+            self._people.execute("INSERT INTO people VALUES (?, ?, ?)", (name, one, by))
+            return name
+        (known,) = found
         if by and known and by != known:
             raise DataError("a patient's identifier that several issuers gave: two people may have it")
         if by and not known:
             self._people.execute("UPDATE people SET issuer = ? WHERE pseudonym = ?", (by, name))
         return name
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Context in which many people go into the table at once: they are on the disk when it ends, or none is."""
+        self._people.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._people.execute("ROLLBACK")
+            raise
+        self._people.execute("COMMIT")
 
     def person(self, pseudonym: str) -> tuple[str, str]:
         """Identifier and issuer of a pseudonym; raises DataError where there is none."""

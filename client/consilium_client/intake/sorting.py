@@ -49,6 +49,9 @@ def sort(
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its warnings quote values
     warnings.simplefilter("ignore", UserWarning)
     counts: Counter[str] = Counter()
+    if settings.originals == "delete":
+        for left in list(inbox.left_behind()):
+            left.unlink(missing_ok=True)
     states = ("inbox", "aside") if again else ("inbox",)
     for number, instance in enumerate(inbox.instances(*states), start=1):
         path = inbox.path(instance.digest)
