@@ -282,6 +282,17 @@ def test_a_label_table_gets_the_names_of_its_images(names, tmp_path: Path) -> No
     ]
 
 
+def test_a_table_of_another_country_is_read_as_it_is_declared(names, tmp_path: Path) -> None:
+    source = tmp_path / "labels.csv"
+    rows = ["1;1.234,5;größer", "2;0,5;ja", "3;1,2,3;x", "4;;y", "5;1.5;z", "6;-3;z", "7;1e5,5;z"]
+    source.write_bytes("\r\n".join(["mrn;wert;befund", *rows, ""]).encode("cp1252"))
+    how = {"delimiter": ";", "decimal": ",", "encoding": "cp1252", "numbers": ["wert"], "keep": ["befund"]}
+    table = LabelTable.model_validate({"source": str(source), "to": str(tmp_path / "out.csv"), "patient": "mrn", **how})
+    assert rename(table, names) == {"done": 7, "value that is no number, left empty": 3}
+    lines = [line.split(",", 1)[1] for line in table.to.read_text().splitlines()]
+    assert lines == ["wert,befund", "1234.5,größer", "0.5,ja", ",x", ",y", ",z", "-3,z", ",z"]
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

@@ -89,7 +89,7 @@ def test_a_killed_receiver_loses_nothing_that_it_acknowledged_and_keeps_nothing_
         sending = threading.Thread(target=send_what_breaks_off, args=[archive], daemon=True)
         sending.start()
         before = len(files_in(site))
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while len(files_in(site)) < before + 5 and time.monotonic() < until:
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)

@@ -179,8 +179,14 @@ class LabelTable(Strict):
     """Columns with study, series or instance UIDs: they become the new ones."""
     dates: list[str] = Field(default_factory=list)
     """Columns with dates (YYYY-MM-DD or YYYYMMDD): shifted as the patient's images are."""
+    numbers: list[str] = Field(default_factory=list)
+    """Columns with numbers, whose decimal mark becomes a point. What is no number is left empty, and counted."""
     keep: list[str] = Field(default_factory=list)
     """Columns that stay as they are. All other columns are left out."""
+    delimiter: Literal[",", ";", "\t", "|"] = ","
+    decimal: Literal[".", ","] = "."
+    """Decimal mark of ``numbers``; the other of the two may stand between thousands."""
+    encoding: Literal["utf-8", "cp1252", "iso-8859-1", "utf-16"] = "utf-8"
 
     def at(self, base: Path) -> LabelTable:
         """The same table with its paths taken from the folder ``base``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,11 @@ from consilium_client.intake.pseudonyms import Pseudonyms
 from consilium_client.intake.settings import LabelTable
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.files import put_in_place
+
+_NUMBERS = {
+    ".": re.compile(r"[+-]?([0-9]+|[0-9]{1,3}(,[0-9]{3})+)?(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?(?<=[0-9])"),
+    ",": re.compile(r"[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+)?(,[0-9]+)?([eE][+-]?[0-9]{1,3})?(?<=[0-9])"),
+}
 
 
 def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
@@ -29,7 +35,7 @@ def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
         DataError: a row has more or fewer fields than the header, or a quotation mark is not closed.
     """
     counts: Counter[str] = Counter()
-    chosen = [table.patient, *table.uids, *table.dates, *table.keep]
+    chosen = [table.patient, *table.uids, *table.dates, *table.numbers, *table.keep]
     double = next((name for name, count in Counter(chosen).items() if count > 1), None)
     if double is not None:
         raise ConfigurationError(f"{table.source}: column {double!r} cannot be two things at once")
@@ -40,8 +46,9 @@ def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
     except OSError as error:
         raise ConfigurationError(f"cannot write {table.to}: {error.strerror}") from error
     try:
-        with table.source.open(encoding="utf-8-sig", newline="") as source, os.fdopen(fd, "w+b") as target:
-            rows = csv.reader(source, strict=True)
+        encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
+        with table.source.open(encoding=encoding, newline="") as source, os.fdopen(fd, "w+b") as target:
+            rows = csv.reader(source, delimiter=table.delimiter, strict=True)
             header = next(rows, [])
             missing = [name for name in chosen if name not in header]
             if missing:
@@ -54,7 +61,7 @@ def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
                         f"{table.source}:{rows.line_num}: {len(row)} fields where the header has {len(header)}"
                     )
                 try:
-                    target.write(_line(_renamed([row[place] for place in places], table, names)))
+                    target.write(_line(_renamed([row[place] for place in places], table, names, counts)))
                 except DataError as error:
                     counts[str(error)] += 1
                 else:
@@ -62,8 +69,8 @@ def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
             put_in_place(target, temporary, table.to)
     except OSError as error:
         raise ConfigurationError(f"cannot read {table.source}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{table.source} is not UTF-8 text") from error
+    except UnicodeError as error:
+        raise ConfigurationError(f"{table.source} is not text in {table.encoding}; declare its encoding") from error
     except csv.Error as error:
         raise DataError(f"{table.source}: {error}") from error
     finally:
@@ -71,16 +78,29 @@ def rename(table: LabelTable, names: Pseudonyms) -> Counter[str]:
     return counts
 
 
-def _renamed(row: list[str], table: LabelTable, names: Pseudonyms) -> list[str]:
+def _renamed(row: list[str], table: LabelTable, names: Pseudonyms, counts: Counter[str]) -> list[str]:
     pseudonym = names.patient(row[0])
     dates = 1 + len(table.uids)
-    keep = dates + len(table.dates)
+    numbers = dates + len(table.dates)
+    keep = numbers + len(table.numbers)
     return [
         pseudonym,
         *(names.uid(uid.strip()) if uid.strip() else "" for uid in row[1:dates]),
-        *(names.date(pseudonym, date.strip()) if date.strip() else "" for date in row[dates:keep]),
+        *(names.date(pseudonym, date.strip()) if date.strip() else "" for date in row[dates:numbers]),
+        *(_number(cell, table.decimal, counts) for cell in row[numbers:keep]),
         *row[keep:],
     ]
+
+
+def _number(cell: str, decimal: str, counts: Counter[str]) -> str:
+    """A number with a point as its decimal mark; nothing where there is none."""
+    word = cell.strip().replace("\u00a0", "").replace(" ", "")
+    if not word:
+        return ""
+    if not _NUMBERS[decimal].fullmatch(word):
+        counts["value that is no number, left empty"] += 1
+        return ""
+    return word.replace("," if decimal == "." else ".", "").replace(",", ".")
 
 
 def _line(cells: list[str]) -> bytes:
