@@ -54,12 +54,25 @@ class Versions:
             raise IntegrityError(f"{file} is damaged; consilium-predict activate writes it anew") from error
 
     def bundle(self, version: str) -> Bundle:
-        """An installed bundle, verified anew under the fingerprint of predict.yaml; raises as ``open_bundle``."""
-        return open_bundle(self.folder / f"{version}.zip", self.home.settings().coordinator)
+        """An installed bundle, verified anew under the fingerprint of predict.yaml.
+
+        Raises:
+            IntegrityError: the file has another study's or version's bundle.
+            ConfigurationError, PeerError, SignatureError: as ``open_bundle``.
+        """
+        file = self.folder / f"{version}.zip"
+        found = open_bundle(file, self.home.settings().coordinator)
+        if (found.manifest.study, found.manifest.model[:12]) != (self.study, version):
+            raise IntegrityError(f"{file} has {found.manifest.study} {found.manifest.model[:12]}; add the bundle again")
+        return found
 
     def activate(self, version: str) -> State:
-        """Let a version answer; what answered until now can be rolled back to."""
-        version, state = self._of(version), self.state()
+        """Let a version answer; what answered until now can be rolled back to. A damaged state is written anew."""
+        version = self._of(version)
+        try:
+            state = self.state()
+        except IntegrityError:
+            state = State()
         if version == state.active:
             return state
         before = state.before if state.active is None else (*state.before, state.active)

@@ -83,6 +83,27 @@ def test_a_version_that_was_altered_on_the_disk_never_answers(home: Home, servic
         Service(home, Record(home.records, home.identity(), 365))
 
 
+def test_a_file_under_another_versions_name_never_answers(home: Home, service: Service, bundles: Bundles) -> None:
+    """It is signed, and not what was activated."""
+    first, _ = ask(service)
+    versions, second, _ = add(home, bundles["table-2"])
+    (versions.folder / f"{second}.zip").write_bytes(bundles["table-3"].read_bytes())
+    versions.activate(second)
+    service.reload()
+    assert ask(service)[0] == first
+    assert "add the bundle again" in service.problems[STUDY]
+
+
+def test_a_damaged_state_is_written_anew_by_activate(home: Home, service: Service) -> None:
+    versions, (version, _) = Versions(home, STUDY), ask(service)
+    (versions.folder / "state.json").write_text("{")
+    with pytest.raises(IntegrityError, match="activate"):
+        versions.state()
+    assert versions.activate(version).active == version
+    service.reload()
+    assert ask(service)[0] == version and service.problems == {}
+
+
 def test_nothing_of_another_coordinator_is_installed(home: Home, bundles: Bundles, tmp_path: Path) -> None:
     other = published.coordinator(tmp_path / "other")
     files = published.files(other, published.study("logistic", published.TABLE), seed=5)
