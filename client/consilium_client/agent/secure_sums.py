@@ -231,6 +231,7 @@ class SecureSums:
         self.store.forget(study.digest)
         self.service.results.forget(study.digest)
         self.service.clipping_norms.forget(study.digest)
+        self.service.paces.forget(study.digest)
 
     # -- keys
 

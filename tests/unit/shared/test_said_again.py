@@ -35,7 +35,7 @@ def test_an_update_that_a_crash_kept_from_leaving_is_not_said_to_have_left(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(site.requests, "_release", killed)
+        patch.setattr(site.requests.handler, "_release", killed)
         site.requests.handle(header, coordinator.model)
     site.restart()
     site.ask(coordinator.train(attempt=2), coordinator.model)
