@@ -32,8 +32,8 @@ beyond moves what the others come to by ``tape.ERROR`` · C more, 10^-8 of the c
 and products.
 **Not covered:** (1) the probabilities are those of Box & Muller in float64, whose logarithm, cosine and sine err in the
 last bits: that moves the probability of one step by about 2^-20 of itself, and nobody has proved how such errors add up
-over d. (2) That a patient's gradient, before it is clipped, is the same whoever else is drawn: ``rows`` makes it so, as
-far as the machine's test goes (``neighbours``); and where passes break off in the middle of a round, what follows is
+over d. (2) That a patient's gradient, before it is clipped, is the same whoever else is drawn: so ``isolation`` has it,
+as far as the machine's test goes (``neighbours``); and where passes break off in the middle of a round, what follows is
 computed in smaller pieces (``steps``; that a patient of many records brings this about is ruled out before the charge,
 ``rehearsal``). (3) How long a step takes.
 """

@@ -22,7 +22,7 @@ from dpsgd.tape import Tape
 
 class _Sums(dict[torch.Tensor, torch.Tensor]):
     """Flat totals by parameter, in its precision. One that is not there yet is 0, and takes its memory only then, when
-    others' entries on the tape are gone."""
+    others' records on the tape are gone."""
 
     def __missing__(self, parameter: torch.Tensor) -> torch.Tensor:
         """Zeros."""

@@ -70,7 +70,7 @@ class RowOwners:
         return slots.view(self.patients, self.most * rows.shape[1], rows.shape[2])
 
     def to_rows(self, patients: Tensor, rows: int) -> Tensor:
-        """Numbers of patients ``[P]`` as of the ``rows`` that were ``kept``; 0 for filling."""
+        """Numbers of patients ``[P]`` as of the ``rows`` of ``without_filling``; 0 for filling."""
         if self.grouped:
             return patients[self.patient_of]
         return patients if rows == self.rows else filled(patients, rows)

@@ -8,7 +8,7 @@ memory that is there already, in time-major order. What of the gates' derivative
 computed for many steps at once, into the memory that then takes the gates' gradients: a GRU's or LSTM's own gates. So
 no graph can be gone through backward twice; torch refuses it.
 
-What is computed of a sample depends on the others' number and places no more than a product's rows do (``rows.py``);
+What is computed of a sample depends on the others' number and places no more than a product's rows do (``isolation``);
 of a packed series, on the others' lengths too, for they shape the products.
 """
 

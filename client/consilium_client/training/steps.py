@@ -162,7 +162,9 @@ def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int, wor
     plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
 
     def step(drawn: Batch) -> None:
-        with torch.random.fork_rng():  # what torch's own dropout draws in this step follows from the round's seed too
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # what torch's own dropout draws in this step follows from the round's seed too
             torch.manual_seed(int(words.words(1)[0]) >> 1)
             _plain_step(plain, optimizer, loss, drawn.microbatches(rows), batch, after)
 

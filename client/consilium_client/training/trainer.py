@@ -194,7 +194,7 @@ def physical_batch(records: Dataset) -> int:
 def private_rows(study: Study, records: Dataset) -> int:
     """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
-    Anything between would let kernels tell one row from another (``rows``). Recurrent layers spend most of a small
+    Anything between would let kernels tell one row from another (``isolation``). Recurrent layers spend most of a small
     piece on waiting from step to step, so of a large batch they take twice as many.
     """
     if task.of(study).models[study.model.name].stepwise and study.training.expected_batch >= 4 * ROWS:

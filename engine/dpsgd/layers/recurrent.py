@@ -30,7 +30,7 @@ def lstm(
     Args:
         module: any layers and directions, with biases or without, batch first or not, dropout between layers; its
             parameters get no gradient from autograd.
-        tape: for each layer and direction gets one ``product`` of both weights and ``rows`` of each bias, samples in
+        tape: for each layer and direction gets one outer product of both weights and gradients of each bias, samples in
             the order of ``series``. Steps that a packed sample does not have are zeros in ``deltas``.
         series: ``[B, T, d]`` if batch first, else ``[T, B, d]``; or without B; or packed. B may be 0, T not.
         hx: initial states and cells, each ``[layers * directions, B, H]``; None for zeros.
