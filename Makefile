@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check docs bench bench-secagg bench-dp bench-predict clean
+.PHONY: help demo test quick test-long check docs bench-round bench-large bench-secagg bench-dp bench-predict clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,8 +45,11 @@ docs: $(READY)           ## all pages as a site that needs no network: build/doc
 	$(BIN)/mkdocs build --strict
 	@echo 'build/docs/index.html; with a search: python3 -m http.server --directory build/docs'
 
-bench: $(READY)          ## what a round costs outside training
+bench-round: $(READY)    ## what a round and waiting cost outside training, as users run them
 	$(BIN)/python tests/bench/round_cost.py
+
+bench-large: $(READY)    ## memory of every program in a study of 33.6 million parameters
+	$(BIN)/python tests/bench/large_model.py
 
 bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own and a plain sum
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
