@@ -39,7 +39,8 @@ def test_where_no_answer_is_held_back_it_pauses_and_for_longer_when_idle(paused:
 
 
 def test_the_waiting_for_the_courier_ends_with_what_it_stores_and_the_next_is_a_new_one() -> None:
-    polling, done = Polling(Waits("/")), []
+    polling = Polling(Waits("/"))
+    done: list[Any] = []
     stored: Any = SimpleNamespace(wait=done.append, clear=lambda: done.append("cleared"))
     polling.stored = stored
     polling.sleep(0.5)
