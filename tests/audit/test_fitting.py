@@ -15,7 +15,7 @@ from consilium_audit import fitting
 from consilium_audit.fitting import Fitting, Use
 from consilium_shared.errors import LedgerError
 from consilium_shared.privacy import composition
-from consilium_shared.privacy.accountant import _SOME, Pair, as_steps, epsilon, epsilon_of_steps, within
+from consilium_shared.privacy.accountant import _SOME, Pair, _coarser, as_steps, epsilon, epsilon_of_steps, within
 from consilium_shared.privacy.composition import composed_epsilon
 from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
 
@@ -101,6 +101,15 @@ def test_whether_steps_are_within_a_limit_is_what_their_epsilon_says(
     exact = epsilon_of_steps(steps, delta)
     for bound in (limit, exact, *(exact * (1 - 10.0**-digits) for digits in (1, 2, 3, 5, 9))):
         assert within(steps, delta, bound) == (exact <= bound)
+
+
+@given(st.floats(1e-9, 1.0), st.floats(0.1, 1e4), st.integers(1, 10**9), st.sampled_from([1.02, 1.3]))
+def test_a_coarser_history_draws_no_seldomer_with_no_more_noise_and_no_fewer_steps(
+    rate: float, noise: float, steps: int, ratio: float
+) -> None:
+    (q, sigma), count = as_steps(DpSgdEvent(rate, noise, steps))
+    ((coarse_q, coarse_sigma, coarse_count),) = _coarser({(q, sigma): count}, ratio)
+    assert q <= coarse_q and coarse_sigma <= sigma and count <= coarse_count
 
 
 def test_many_different_studies_far_from_their_limits_are_judged_by_few_compositions(
