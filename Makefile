@@ -46,19 +46,19 @@ docs: $(READY)           ## all pages as a site that needs no network: build/doc
 	@echo 'build/docs/index.html; with a search: python3 -m http.server --directory build/docs'
 
 bench-round: $(READY)    ## what a round and waiting cost outside training, as users run them
-	$(BIN)/python tests/bench/round_cost.py
+	PYTHONPATH=. $(BIN)/python tests/bench/round_cost.py
 
 bench-large: $(READY)    ## memory of every program in a study of 33.6 million parameters
-	$(BIN)/python tests/bench/large_model.py
+	PYTHONPATH=. $(BIN)/python tests/bench/large_model.py
 
 bench-secagg: $(READY)   ## what secure aggregation costs, beside Flower's own and a plain sum
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/bench/secagg.py --long
 
 bench-dp: $(READY)       ## what private training costs, beside plain training and Opacus
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dp_training.py
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dp_training.py
 
 bench-predict: $(READY)   ## what the prediction service takes, beside plain onnxruntime
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/prediction.py
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/bench/prediction.py
 
 clean:
 	rm -rf $(VENV) demo build
