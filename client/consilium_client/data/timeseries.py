@@ -24,6 +24,7 @@ _MINUTES = {"seconds": 1 / 60, "minutes": 1.0, "hours": 60.0, "days": 1440.0}
 _NEVER = np.int64(-1)
 _EDGE = 1e-4  # of a step
 _NONE, _UTC, _OTHER = 0, 1, 2  # the zone of a moment
+_FIRST, _LAST = pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC")
 _ZONE = r"[0-9T ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?\s*([Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)$"
 
 
@@ -244,8 +245,13 @@ def _bins(
 
 
 def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Seconds since 1970 of ISO 8601 moments, NaN where it is none; and the zone each says: none, UTC, another."""
+    """Seconds since 1970 of ISO 8601 moments, NaN where it is none; and the zone each says: none, UTC, another.
+
+    Each by itself: pandas takes a unit for the whole column, by its finest moment, and what fits into nanoseconds (the
+    years 1678 to 2261) fits into every unit. Another is none, whatever the others are.
+    """
     moments = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    moments = moments.where(moments.between(_FIRST, _LAST)).dt.as_unit("ns")
     since = (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     zone = column.astype("string").str.extract(_ZONE, expand=False)
     utc = zone.isin(["Z", "z"]) | zone.str.fullmatch(r"[+-]00(?::?00)?").fillna(False)

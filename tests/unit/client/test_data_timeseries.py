@@ -103,6 +103,22 @@ def test_timestamps_count_from_the_start_in_the_label_table(tmp_path: Path) -> N
     assert records.report.values.counts == {"time: missing or not a time": 1}
 
 
+@pytest.mark.parametrize("moment", ["2500-01-01T00:00:00", "0001-01-01T00:00:00", "2024-03-01T10:30:00.123456789"])
+def test_a_moment_of_one_patient_changes_nothing_of_another(tmp_path: Path, moment: str) -> None:
+    """Neither one that no clock shows, as de-identified dates may be, nor one that is finer than the others."""
+    series = "patient,time,variable,value\na,2024-03-01T10:30:00,HR,90\na,2024-03-01T12:00:00,HR,70\n"
+    table = "patient,death,admitted\na,1,2024-03-01T10:00:00\n"
+    about = {"time_unit": "timestamp", "start": "admitted"}
+    (tmp_path / "alone").mkdir()
+    alone = load(asset(tmp_path / "alone", series, table, **about), study())
+    beside = load(
+        asset(tmp_path, f"{series}b,2024-03-01T11:00:00,HR,60\nb,{moment},HR,60\n", f"{table}b,0,{moment}\n", **about),
+        study(),
+    )
+    np.testing.assert_array_equal(beside.inputs[0][0], alone.inputs[0][0])
+    np.testing.assert_array_equal(beside.patients == 0, np.arange(len(beside)) == 0)
+
+
 def test_unusable_samples_are_counted_and_leave_no_trace(tmp_path: Path) -> None:
     bad = "a,240,HR,85\na,-1,HR,85\na,x,HR,85\na,70,HR,5\na,70,HR,fast\n,70,HR,85\nc,70,HR,85\nc,71,HR,85\na,70,RR,12\n"
     records = load(asset(tmp_path, LONG + bad, TABLE), study())
