@@ -200,13 +200,19 @@ def metrics(counts: Counts, layout: Layout) -> Values:
 def _ordered(
     numbers: Vector, positives: Sequence[npt.NDArray[np.int64]], negatives: Sequence[npt.NDArray[np.int64]]
 ) -> float | None:
-    """Mann–Whitney: the share of (positive, negative) pairs in the right order; pairs within one bin count half."""
+    """Mann–Whitney: the share of (positive, negative) pairs in the right order; pairs within one bin count half.
+
+    The pairs of several strata are added as they are, those that noise made negative too: without them the sum would
+    be too large, and the share too small.
+    """
     right, pairs = 0.0, 0.0
     for ahead, behind in zip(positives, negatives, strict=True):
         positive, negative = numbers[ahead].sum(axis=1), numbers[behind].sum(axis=1)
         below = np.cumsum(negative) - negative
         right += float((positive * (below + negative / 2)).sum())
-        pairs += max(float(positive.sum()), 0.0) * max(float(negative.sum()), 0.0)
+        if len(positives) == 1 and not (positive.sum() > 0 and negative.sum() > 0):
+            return None
+        pairs += float(positive.sum() * negative.sum())
     return _ratio(right, pairs)
 
 

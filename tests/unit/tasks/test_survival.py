@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from tests.unit.tasks.suite import TaskSuite
 
+from consilium_shared.intervals import noised_metrics, variances
 from consilium_shared.metrics import metrics
 from consilium_tasks.survival.counts import SurvivalLayout, count
 from consilium_tasks.survival.loss import cumulative, hazard_loss
@@ -35,6 +36,19 @@ def test_the_index_from_counts_is_that_of_all_pairs_of_patients_of_all_hospitals
     found = metrics(summed, layout)["c-index"]
     assert found is not None
     assert abs(found - exact(times, events, risks)) < 0.005
+
+
+def test_the_index_of_noised_counts_lies_in_its_interval_also_over_many_time_bins() -> None:
+    draw, layout = np.random.default_rng(1), SurvivalLayout(tuple(float(edge) for edge in range(1, 51)), noised=True)
+    times, events = draw.random(2000) * 60, draw.integers(0, 2, 2000)
+    risks = np.clip(1 - times / 60 + draw.normal(0, 0.2, 2000), 0, 1)
+    counts, variance = count(times, events, risks, layout), variances(layout, 3.0, sites=3)
+    for _ in range(20):
+        noised = counts + np.rint(draw.normal(0, np.sqrt(variance))).astype(np.int64)
+        values, found = noised_metrics(noised, layout, variance)
+        value, (low, high) = values["c-index"], found["c-index"]
+        assert value is not None
+        assert low <= value <= high
 
 
 def test_a_patient_counts_in_the_intervals_lived_through_and_in_that_of_the_event() -> None:
