@@ -1,7 +1,7 @@
 """Test before a study trains: does clipping one patient's gradient really bound what that patient can change?
 
 Two things must hold of the model and the loss, and both are tested, not assumed: every trainable layer has a known
-per-sample gradient, and no sample's gradient depends on who else is in its batch.
+per-sample gradient, and no sample's gradient depends on who else is in its batch, or was in the one before.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def check(model: nn.Module, loss: Loss, inputs: Sequence[torch.Tensor], targets:
 
 def _compare(together: torch.Tensor, alone: torch.Tensor) -> None:
     if not torch.linalg.vector_norm(together - alone) <= _TOLERANCE * (1.0 + torch.linalg.vector_norm(alone)):
-        raise ConfigurationError("a sample's gradient depends on others in its batch; clipping would bound nothing")
+        raise ConfigurationError(
+            "a sample's gradient depends on others in its batch or in the one before; clipping would bound nothing"
+        )
 
 
 def _gradients(
@@ -84,9 +86,11 @@ def _gradients(
     """Per-sample gradients ``[B, d]`` as the private trainer computes them."""
     tested, count = copy.deepcopy(model), len(samples[0])
     private = engines.wrap(tested, "book-keeping")
-    private.tape.open(RowOwners(torch.arange(count), torch.device("cpu")), seeds)
     try:
-        private.backward(loss(private(*samples), *truth))
+        for before in (True, False):  # what a pass leaves in the model, of whatever samples, must not move the next
+            sides = [[each[:1].expand_as(each) if before else each for each in side] for side in (samples, truth)]
+            private.tape.open(RowOwners(torch.arange(count), torch.device("cpu")), seeds)
+            private.backward(loss(private(*sides[0]), *sides[1]))
     except RuntimeError as error:
         raise ConfigurationError(f"the model cannot be differentiated sample by sample: {error}") from error
     if any(parameter.grad is not None for parameter in tested.parameters()):

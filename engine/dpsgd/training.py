@@ -118,8 +118,12 @@ class PrivateTraining:
         seeds = self._seeds.words(len(drawn)).view(np.int64)
         self._optimizer.begin()
         with exact_arithmetic():
-            for start in range(0, len(drawn), ROWS):
-                self._add(take(torch.from_numpy(drawn[start : start + ROWS])), seeds[start : start + ROWS])
+            try:
+                for start in range(0, len(drawn), ROWS):
+                    self._add(take(torch.from_numpy(drawn[start : start + ROWS])), seeds[start : start + ROWS])
+            except BaseException:
+                self._optimizer.forget()  # else the next step's sum would have some records twice
+                raise
             self._optimizer.finish()
         self.steps += 1
 

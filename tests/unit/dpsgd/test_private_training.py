@@ -103,6 +103,28 @@ def test_the_same_seed_gives_the_same_weights_and_no_seed_others() -> None:
     assert not torch.allclose(found[0], found[2])
 
 
+def test_a_step_that_broke_off_leaves_nothing_in_the_next_ones_sum() -> None:
+    """Else a record that both drew would move that sum by twice the clipping norm."""
+    left, calls = [], 0
+
+    def breaks_once(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("the disk")
+        return take(numbers)
+
+    for first in (breaks_once, None):
+        model = network()
+        made = training(model, expected_batch=RECORDS)
+        if first is not None:
+            with pytest.raises(OSError, match="the disk"):
+                made.step(first)
+        made.step(take)
+        left.append(weights(model))
+    torch.testing.assert_close(left[0], left[1])
+
+
 def test_a_step_that_draws_nobody_is_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     before = weights(model)
@@ -132,10 +154,29 @@ class OfRecordsBefore(nn.Module):
         return found
 
 
+class Remembers(nn.Module):
+    """Adds the mean of the batch before, which is kept where no buffer is taken back."""
+
+    def __init__(self, by_data: bool) -> None:
+        super().__init__()
+        self.by_data, self.mean = by_data, torch.zeros(8)
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = inputs + self.mean.to(inputs.dtype) + self.get_buffer("seen")
+        if self.by_data:
+            self.get_buffer("seen").data.copy_(inputs.detach().mean(0))
+        else:
+            self.mean = inputs.detach().mean(0)
+        return found
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "match"),
     [
         (network(TakesMeans()), {}, "depends on others"),
+        (network(Remembers(by_data=False)), {}, "or in the one before"),
+        (network(Remembers(by_data=True)), {}, "or in the one before"),
         (network(nn.BatchNorm1d(8)), {}, "use nn.GroupNorm"),
         (network(nn.AlphaDropout()), {}, "draws at random for the whole batch"),
         (network(nn.Bilinear(8, 8, 8)), {}, "no known per-sample gradient"),
@@ -144,7 +185,18 @@ class OfRecordsBefore(nn.Module):
         (network(), {"expected_batch": 201}, "201 records of 200"),
         (network(), {"clipping_norm": 0.0}, "clipping_norm"),
     ],
-    ids=["a mean", "batch norm", "torch's numbers", "unknown layer", "mean loss", "two", "too many", "no norm"],
+    ids=[
+        "a mean",
+        "memory",
+        "memory in a buffer",
+        "batch norm",
+        "torch's numbers",
+        "unknown layer",
+        "mean loss",
+        "two",
+        "too many",
+        "no norm",
+    ],
 )
 def test_what_privacy_cannot_be_promised_for_is_refused_before_the_first_step(
     model: nn.Module, changes: dict[str, Any], match: str
