@@ -26,7 +26,7 @@ from consilium_shared import documents, limits
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConsiliumError, PeerError, PolicyRefusal, SignatureError, VersionError
 from consilium_shared.identity import PublicIdentity
-from consilium_shared.ledger.entry import Release
+from consilium_shared.ledger.entry import Approve, Reject, Release
 from consilium_shared.privacy.plan import Plan
 from consilium_shared.protocol import messages, roster
 from consilium_shared.protocol.messages import (
@@ -65,8 +65,8 @@ class RequestHandler:
     def __init__(self, service: StudyService) -> None:
         self.service = service
         self.sums = SecureSums(service)
-        self._given: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        """Digest of a request and outcome to the short answer that was given."""
+        self._given: OrderedDict[tuple[str, str], tuple[Approve | Reject | None, bytes]] = OrderedDict()
+        """Digest of a request and outcome to the short answer that was given, and the decision that was in force."""
         self._released = {entry.body.sha256 for entry in service.ledger.entries if isinstance(entry.body, Release)}
 
     def handle(self, header: bytes, payload: bytes) -> tuple[bytes, Iterable[bytes]]:
@@ -288,7 +288,7 @@ class RequestHandler:
         log.info("%s: refused, %s: %s", self._named(received), reason, detail)
         if reason in CURES:
             log.warning("out of this study for now: %s", CURES[reason])
-        if reason != "pending" and (received.sha256, reason) not in self._given:
+        if reason != "pending" and self._known(received, reason) is None:
             study = received.request.study
             fields = {"study": study, "round": received.round, "reason": reason, "detail": detail}
             self.service.ledger.append("refuse", fields)
@@ -316,7 +316,8 @@ class RequestHandler:
         body: bytes = b"",
         marks: ReleaseMarks | None = None,
     ) -> bytes:
-        """A short answer. While the outcome is the same, a question gets the same bytes, and one entry in the ledger.
+        """A short answer. While outcome and decision are the same, a question gets the same bytes, and one entry in the
+        ledger.
 
         Args:
             received: the question.
@@ -325,18 +326,22 @@ class RequestHandler:
             body: its payload.
             marks: further fields of its release.
         """
-        key = received.sha256, outcome
-        known = self._given.get(key)
+        key, known = (received.sha256, outcome), self._known(received, outcome)
         if known is None:
             answer = make()
             known = messages.encode(answer, self.service.identity, received.request.protocol)
             study = received.request.study
             self._release(Outgoing(study, received.round, answer.kind, known, len(body), marks or {}))
-            self._given[key] = known
+            self._given[key] = self.service.spending.decision(study), known
             if len(self._given) > REMEMBERED:
                 self._given.popitem(last=False)
         self._given.move_to_end(key)
         return known
+
+    def _known(self, received: Received, outcome: str) -> bytes | None:
+        """The answer that was given, unless the study was decided on anew: keys of before a rejection are deleted."""
+        decision, known = self._given.get((received.sha256, outcome), (None, None))
+        return known if decision is self.service.spending.decision(received.request.study) else None
 
     def _unread(self, header: bytes, reason: Reason, detail: str) -> tuple[bytes, Iterable[bytes]]:
         """Refusal of a message that is not the coordinator's: no ledger entry, or strangers could fill the disk."""

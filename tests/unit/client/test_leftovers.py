@@ -17,7 +17,8 @@ from consilium_client.agent.absence import BY_POLICY
 from consilium_client.agent.secure_sums import SecureSums
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
-from consilium_shared.protocol.messages import Update
+from consilium_shared.protocol import messages
+from consilium_shared.protocol.messages import Advertise, Update
 from consilium_shared.study import Study
 
 
@@ -162,6 +163,18 @@ def test_approved_again_a_round_without_privacy_is_not_worked_on_a_second_time(
     if tombstone:
         assert reason(site.ask(c.train(2, c.model), c.model)) == "sum", "the same model in another round"
     assert site.charges() == 1
+
+
+def test_approved_again_the_same_question_is_not_answered_with_a_deleted_key(site: Any) -> None:
+    site.approve()
+    c = site.coordinator
+    asked = messages.encode(Advertise(**c.common(), round=1, attempt=1, of="training"), c.key)
+    before = site.ask(asked)
+    assert site.ask(asked) == before
+    withdraw(site)
+    approve_again(site)
+    assert site.ask(asked).advert.key != before.advert.key
+    assert isinstance(site.ask(c.train(), c.model), Update), "the site knows the key that it gave"
 
 
 # -- studies of which nothing is heard any more
