@@ -17,6 +17,7 @@ from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
 from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
+from consilium_shared.errors import DataError
 from consilium_shared.inputs import Label, Numeric
 from consilium_shared.study import Study
 
@@ -78,6 +79,9 @@ def read_labels(
     """
     reading = task.reads(study)
     columns = {asset.here(name): target for name, target in zip(reading.columns, reading.targets, strict=True)}
+    if len(columns) < len(reading.columns):  # each target is read from a column of its own
+        twice = ", ".join(reading.columns)
+        raise DataError(f"{path}: {twice} are different columns of study {study.study}, and two of them are one here")
     numbers = [*numbers, *(column for column, target in columns.items() if isinstance(target, Numeric))]
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     classes = [column for column, target in columns.items() if isinstance(target, Label)]

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from tests.support import assets
 from tests.unit.tasks.suite import TaskSuite
 
+from consilium_client.data import load
+from consilium_shared import study_file, task
+from consilium_shared.errors import DataError
 from consilium_shared.intervals import noised_metrics, variances
 from consilium_shared.metrics import metrics
 from consilium_tasks.survival.counts import SurvivalLayout, count
@@ -23,6 +30,15 @@ def exact(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> float:
         pairs += later.sum()
         right += (risks[i] > risks[later]).sum() + 0.5 * (risks[i] == risks[later]).sum()
     return right / pairs
+
+
+def test_a_site_that_names_one_column_for_time_and_event_is_told_before_anything_is_charged(tmp_path: Path) -> None:
+    """Else the loss would have one target in place of two, and every charged step would be noise alone."""
+    study = study_file.read(task.get("survival").sample)
+    asset = assets.write(study, tmp_path)
+    same = asset.model_copy(update={"columns": {**asset.columns, "status": "days"}})
+    with pytest.raises(DataError, match="two of them are one here"):
+        load(same, study)
 
 
 def test_the_index_from_counts_is_that_of_all_pairs_of_patients_of_all_hospitals() -> None:
