@@ -83,7 +83,7 @@ def listen(home: Path, **more: Any) -> int:
     port = free_port()
     file = home / "predict.yaml"
     lines = "".join(f"  {key}: {value}\n" for key, value in more.items())
-    file.write_text(re.sub(r"  port: \d+\n", f"  port: {port}\n{lines}", file.read_text()))
+    file.write_text(re.sub(r"(?m)^  port: \d+\n", f"  port: {port}\n{lines}", file.read_text()))
     return port
 
 
