@@ -133,6 +133,11 @@ class Home:
         return self.root / "dicom" / "images"
 
     @property
+    def arriving(self) -> Path:
+        """Folder of images that arrive now, not whole yet."""
+        return self.root / "dicom" / "arriving"
+
+    @property
     def reports(self) -> Path:
         """Folder of reports that wait for the archive."""
         return self.root / "dicom" / "reports"

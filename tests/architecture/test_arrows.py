@@ -55,7 +55,11 @@ ONLY = {
     "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
     "fastapi": {"consilium_serve/"},
     "grpc": {"consilium_client/transport/agent_socket.py"},
-    "pynetdicom": {"consilium_client/intake/", "consilium_serve/dicom/"},
+    "pynetdicom": {
+        "consilium_client/intake/",
+        "consilium_serve/dicom/",
+        "consilium_shared/transport/storage_scp.py",
+    },
     "highdicom": {"consilium_serve/dicom/"},
     "pint": {"consilium_client/intake/"},
     "torch": {

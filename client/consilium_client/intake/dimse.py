@@ -21,6 +21,7 @@ from consilium_client.intake.pull import Found
 from consilium_client.intake.settings import DimseArchive
 from consilium_client.intake.worklist import Wanted
 from consilium_shared.errors import DataError, TransportError
+from consilium_shared.transport import storage_scp
 
 _PENDING, _SUCCESS = (0xFF00, 0xFF01), 0x0000
 _NOT_ALL = (0xA702, 0xB000)
@@ -47,14 +48,14 @@ class DimseSource:
         Raises:
             ConfigurationError: the TLS files cannot be used.
         """
-        association.prepare(inbox)
+        storage_scp.prepare(inbox.arriving)
         self._archive, self._inbox, self._destination = archive, inbox, destination
         self._tls = None if archive.tls is None else (association.client_context(archive.tls), archive.host)
 
     @contextmanager
     def _associated(self, contexts: Sequence[tuple[str, list[str]]], roles: Sequence[Any] = ()) -> Iterator[Any]:
         entity = AE(ae_title=self._archive.calling)
-        entity.maximum_pdu_size = association.PDU_BYTES
+        entity.maximum_pdu_size = storage_scp.PDU_BYTES
         timeout = self._archive.timeout
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = timeout
         entity.requested_contexts = [build_context(abstract, transfer) for abstract, transfer in contexts]
@@ -62,7 +63,7 @@ class DimseSource:
             self._archive.host,
             self._archive.port,
             ae_title=self._archive.ae_title,
-            max_pdu=association.PDU_BYTES,
+            max_pdu=storage_scp.PDU_BYTES,
             ext_neg=list(roles),
             tls_args=self._tls,
             evt_handlers=association.handlers(self._inbox, timeout, "C-GET from"),

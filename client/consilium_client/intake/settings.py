@@ -84,6 +84,10 @@ class Receive(Strict):
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds without progress after which a connection is closed."""
 
+    def knows(self, title: str, address: str) -> bool:
+        """Whether a peer of this title may send from an IP address."""
+        return any(peer.ae_title == title and peer.sends_from(address) for peer in self.peers)
+
     def at(self, base: Path) -> Receive:
         """The same settings with their paths taken from the folder ``base``."""
         return self.model_copy(update={"tls": None if self.tls is None else self.tls.at(base)})

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pydicom
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import ComprehensiveSRStorage
 
 from consilium_serve.dicom.report import structured_report
@@ -25,6 +25,7 @@ from consilium_serve.service import Service
 from consilium_shared.errors import ConsiliumError, DataError
 from consilium_shared.files import write_atomically
 from consilium_shared.protocol.version import about
+from consilium_shared.transport import storage_scp
 
 log = logging.getLogger("consilium.predict.dicom")
 
@@ -42,6 +43,7 @@ class Desk:
 
     def start(self) -> None:
         """Begin to receive and to report."""
+        storage_scp.silence()
         for folder in (self._home.images, self._home.reports):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._thread.start()
@@ -113,7 +115,9 @@ class Desk:
         entity = AE(ae_title=self._settings.ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = 30
         entity.add_requested_context(ComprehensiveSRStorage)
-        sending, sent = entity.associate(archive.address, archive.port, ae_title=archive.ae_title), 0
+        bounds = (evt.EVT_CONN_OPEN, storage_scp.bound, [storage_scp.HELD_BYTES, entity.network_timeout])
+        sending = entity.associate(archive.address, archive.port, ae_title=archive.ae_title, evt_handlers=[bounds])
+        sent = 0
         try:
             if sending.is_established:
                 for path in waiting:

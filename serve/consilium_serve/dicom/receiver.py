@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
-from pydicom.uid import UID
-from pynetdicom import AE, _config, build_context, evt
+from pynetdicom import AE, build_context, evt
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
@@ -22,16 +20,20 @@ from pynetdicom.sop_class import (
     SecondaryCaptureImageStorage,
     Verification,
 )
-from pynetdicom.transport import ThreadedAssociationServer
 
 from consilium_serve.dicom.settings import Dicom
 from consilium_serve.home import Home
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.files import put_in_place
 from consilium_shared.process import logs
+from consilium_shared.transport import storage_scp
 
 MEMORY = 2 * 2**30
 ASSOCIATIONS = 8
+TIMEOUT = 30.0
+"""Seconds without progress after which a connection is closed."""
 SUCCESS, NO_ROOM, FAILED = 0x0000, 0xA700, 0x0110
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 IMAGES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -42,49 +44,49 @@ IMAGES = (
 log = logging.getLogger("consilium.predict.dicom")
 
 
-class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is not type-checked here
-    """Server that closes a stranger's connection before a byte of it is read."""
-
-    daemon_threads = True
-
-    def __init__(self, *args: Any, settings: Dicom, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._settings = settings
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a connection is taken."""
-        known = any(peer.sends_from(client_address[0]) for peer in self._settings.peers)
-        if not known:
-            log.warning("a connection from %s, which is no peer's address, was closed", client_address[0])
-        return known and len(self.active_associations) < ASSOCIATIONS
-
-
 class Receiver:
     """A listening storage SCP that writes each image into a folder, whole or not at all."""
 
-    def __init__(self, settings: Dicom, folder: Path) -> None:
-        """Listens; raises ConfigurationError where the address cannot be had."""
+    def __init__(self, settings: Dicom, folder: Path, arriving: Path) -> None:
+        """Listens.
+
+        Args:
+            settings: who may send, and where to listen.
+            folder: takes whole images.
+            arriving: takes what arrives, on the same disk; nobody else reads it, and it is emptied here.
+
+        Raises:
+            ConfigurationError: the address cannot be had.
+        """
         self._settings, self._folder = settings, folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in folder.glob(".*"):
+        for each in (folder, arriving):
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in arriving.iterdir():
             leftover.unlink()
-        tempfile.tempdir = str(folder)
-        _config.STORE_RECV_CHUNKED_DATASET = True  # into a file there while it arrives
-        _config.LOG_HANDLER_LEVEL = "none"
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # its lines quote data sets
+        storage_scp.prepare(arriving)
         entity = AE(ae_title=settings.ae_title)
         entity.require_called_aet = True
         entity.maximum_associations = ASSOCIATIONS
-        entity.maximum_pdu_size = 2**18
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+        entity.maximum_pdu_size = storage_scp.PDU_BYTES
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT
         entity.supported_contexts = [build_context(each, ALL_TRANSFER_SYNTAXES) for each in IMAGES]
         entity.add_supported_context(Verification)
         try:
             self._server = entity.make_server(
                 (settings.address, settings.port),
-                evt_handlers=[(evt.EVT_REQUESTED, self._admit), (evt.EVT_C_STORE, self._keep)],
-                server_class=_Server,
-                settings=settings,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, storage_scp.bound, [settings.image_mib * 2**20, TIMEOUT]),
+                    (evt.EVT_CONN_CLOSE, storage_scp.clean),
+                    (evt.EVT_CONN_CLOSE, storage_scp.let_go),
+                    (evt.EVT_REQUESTED, storage_scp.admit, [settings.knows, log]),
+                    (evt.EVT_C_STORE, self._keep),
+                ],
+                server_class=storage_scp.Server,
+                known=lambda address: any(peer.sends_from(address) for peer in settings.peers),
+                most=ASSOCIATIONS,
+                timeout=TIMEOUT,
+                tls=None,
+                log=log,
             )
         except OSError as error:
             where = f"{settings.address}:{settings.port}"
@@ -99,15 +101,6 @@ class Receiver:
         """Listen no more."""
         self._server.shutdown()
 
-    def _admit(self, event: evt.Event) -> None:
-        requestor = event.assoc.requestor
-        title, address = str(requestor.primitive.calling_ae_title).strip(), str(requestor.address)
-        if not any(peer.ae_title == title and peer.sends_from(address) for peer in self._settings.peers):
-            log.warning("an association of %r from %s was rejected: no such peer", title, address)
-            event.assoc.acse.send_reject(0x01, 0x01, 0x03)  # permanent, by user, calling title not recognised
-            event.assoc.is_rejected = True
-            event.assoc.kill()
-
     def _keep(self, event: evt.Event) -> int:
         """Keep an image; success is said when it is on the disk."""
         try:
@@ -117,14 +110,11 @@ class Receiver:
             if sum(1 for _ in self._folder.glob("*.dcm")) >= self._settings.waiting:
                 log.warning("%s images wait already; no more are taken", self._settings.waiting)
                 return NO_ROOM
-            name = UID(str(event.request.AffectedSOPInstanceUID))
-            if not name.is_valid:
+            name = str(event.request.AffectedSOPInstanceUID)
+            if len(name) > 64 or not _UID.fullmatch(name):
                 return FAILED
             with arrived.open("rb") as file:
-                os.fsync(file.fileno())
-            kept = self._folder / f".{name}.kept"
-            arrived.rename(kept)  # pynetdicom deletes what it finds under its own name
-            kept.rename(self._folder / f"{name}.dcm")
+                put_in_place(file, arrived, self._folder / f"{name}.dcm")
         except Exception as error:  # the peer must be told that it was not kept, whatever went wrong
             log.error("an image could not be kept: %s", type(error).__name__)
             return FAILED
@@ -141,7 +131,7 @@ def main(root: str) -> None:
     if settings is None:
         raise SystemExit(2)
     try:
-        receiver = Receiver(settings, home.images)
+        receiver = Receiver(settings, home.images, home.arriving)
     except ConfigurationError as error:
         log.error("%s", error)
         raise SystemExit(2) from None

@@ -60,3 +60,7 @@ class Dicom(Strict):
     waiting: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Images, and reports, that wait; of more none is taken."""
     image_mib: Annotated[int, Field(ge=1, le=1024)] = 256
+
+    def knows(self, title: str, address: str) -> bool:
+        """Whether a peer of this title may send from an IP address."""
+        return any(peer.ae_title == title and peer.sends_from(address) for peer in self.peers)

@@ -6,10 +6,14 @@ import json
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,18 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-from pynetdicom import AE, evt
-from pynetdicom.sop_class import ComprehensiveSRStorage, DigitalXRayImageStorageForPresentation
+from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_FIND_RQ, C_STORE_RQ
+from pynetdicom.dimse_primitives import C_FIND, C_STORE
+from pynetdicom.dsutils import encode
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.sop_class import ComprehensiveSRStorage, DigitalXRayImageStorageForPresentation, Verification
 from tests.unit.serve.conftest import Bundles
 
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_serve.dicom.desk import Desk
+from consilium_serve.dicom.receiver import Receiver
 from consilium_serve.dicom.report import structured_report
 from consilium_serve.dicom.settings import Archive, Dicom, Peer
 from consilium_serve.home import Home
@@ -30,6 +40,7 @@ from consilium_serve.images import case_of
 from consilium_serve.record import entries
 from consilium_serve.service import Service
 from consilium_shared.preparation.radiograph import read_image
+from consilium_shared.transport import storage_scp
 
 STUDY = "a-small-cnn"
 NAME = "Schmidt^Anna"
@@ -323,3 +334,98 @@ def test_reports_wait_for_an_archive_that_is_away_and_images_are_not_lost(
     assert desk.send_reports() == 3 and [*home.reports.iterdir()] == []
     assert len({each.SOPInstanceUID for each in place.reports()}) == 3
     place.close()
+
+
+@pytest.fixture
+def receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Dicom, Path, Path]]:
+    """A receiver in this process: its settings, the folder of whole images, and that of those that arrive."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)
+    given = Dicom(
+        study=STUDY,
+        port=free_port(),
+        peers=[Peer(ae_title="PACS", address="127.0.0.1")],
+        archive=Archive(ae_title="PACS", address="127.0.0.1", port=1),
+        image_mib=1,
+    )
+    folders = tmp_path / "images", tmp_path / "arriving"
+    made = Receiver(given, *folders)
+    threading.Thread(target=made.serve, daemon=True).start()
+    yield (given, *folders)
+    made.stop()
+
+
+def begin_to_send(path: Path, port: int) -> tuple[Association, list[P_DATA]]:
+    """An association over which all of an image was sent but its end, and that end."""
+    dataset, entity = pydicom.dcmread(path), AE(ae_title="PACS")
+    entity.add_requested_context(DigitalXRayImageStorageForPresentation, dataset.file_meta.TransferSyntaxUID)
+    sending = entity.associate("127.0.0.1", port, ae_title="CONSILIUM")
+    store = C_STORE()
+    store.MessageID, store.Priority = 1, 2
+    store.AffectedSOPClassUID, store.AffectedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    store.DataSet = BytesIO(encode(dataset, False, True))
+    message = C_STORE_RQ()
+    message.primitive_to_message(store)
+    *begun, end = message.encode_msg(sending.accepted_contexts[0].context_id, 1024)
+    for each in begun:
+        sending.dul.send_pdu(each)
+    return sending, [end]
+
+
+def test_an_image_is_among_the_images_when_it_is_whole(receiving: tuple[Dicom, Path, Path], tmp_path: Path) -> None:
+    given, images, arriving = receiving
+    sending, end = begin_to_send(write_image(tmp_path / "image.dcm"), given.port)
+    wait_for(lambda: list(arriving.iterdir()))
+    assert list(images.iterdir()) == []
+    for each in end:
+        sending.dul.send_pdu(each)
+    wait_for(lambda: list(images.glob("*.dcm")))
+    sending.release()
+    assert list(arriving.iterdir()) == []
+
+
+def test_what_breaks_off_or_is_too_large_leaves_nothing(receiving: tuple[Dicom, Path, Path], tmp_path: Path) -> None:
+    given, images, arriving = receiving
+    sending, _ = begin_to_send(write_image(tmp_path / "image.dcm"), given.port)
+    wait_for(lambda: list(arriving.iterdir()))
+    sending.abort()
+    wait_for(lambda: not list(arriving.iterdir()))
+    large = tmp_path / "large.dcm"
+    write_radiograph(large, np.random.default_rng(0).random((1500, 1500)), "P", "large", Scanner())
+    entity, dataset = AE(ae_title="PACS"), pydicom.dcmread(large)
+    entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    client = entity.associate("127.0.0.1", given.port, ae_title="CONSILIUM")
+    assert "Status" not in client.send_c_store(dataset)
+    wait_for(lambda: not list(arriving.iterdir()))
+    assert list(images.iterdir()) == []
+
+
+def test_the_receiver_closes_a_connection_whose_pdu_announces_gigabytes(receiving: tuple[Dicom, Path, Path]) -> None:
+    with socket.create_connection(("127.0.0.1", receiving[0].port), timeout=10) as attacker:
+        attacker.sendall(struct.pack(">BBL", 1, 0, 2**32 - 1) + bytes(1000))
+        assert ended(attacker)
+
+
+def test_the_receiver_holds_no_large_message_that_is_no_image(receiving: tuple[Dicom, Path, Path]) -> None:
+    entity = AE(ae_title="PACS")
+    entity.add_requested_context(Verification)
+    sending = entity.associate("127.0.0.1", receiving[0].port, ae_title="CONSILIUM")
+    asked = C_FIND()
+    asked.MessageID, asked.Priority, asked.AffectedSOPClassUID = 1, 2, Verification
+    asked.Identifier = BytesIO(bytes(storage_scp.HELD_BYTES * 7 // 4))
+    message = C_FIND_RQ()
+    message.primitive_to_message(asked)
+    *begun, _ = message.encode_msg(sending.accepted_contexts[0].context_id, storage_scp.PDU_BYTES)
+    for each in begun:
+        sending.dul.send_pdu(each)
+    wait_for(lambda: not sending.is_established, 10)
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other end closes a connection."""
+    try:
+        while connection.recv(1024):
+            pass
+    except ConnectionError:
+        pass
+    return True
