@@ -19,6 +19,9 @@ from consilium_shared.study import Study
 
 Probabilities = npt.NDArray[np.float64]
 
+_NO_FOLDER = "/dev/null/none"
+"""Where a graph's further files would lie; without it onnxruntime takes them from the working folder."""
+
 NOTICE = (
     "Output of a statistical model, to support people who are trained to decide. It is no diagnosis, and no ground to "
     "start, change or leave out a treatment by itself."
@@ -51,8 +54,9 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4  # its words would go to the screen
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
         try:
-            # The very bytes that were verified; a graph given so cannot name further files.
+            # The very bytes that were verified; further files that a graph names are not read.
             self._session = onnxruntime.InferenceSession(
                 bundle.files[GRAPH], options, providers=["CPUExecutionProvider"]
             )

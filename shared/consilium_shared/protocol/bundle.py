@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -208,6 +209,8 @@ def _read_zip(path: Path) -> dict[str, bytes]:
             found = {}
             for info in archive.infolist():
                 bound = _bound(info.filename)
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise PeerError(f"{path}: {info.filename} is packed as no bundle is")
                 with archive.open(info) as member:  # the size that the header says is not believed
                     data = member.read(bound + 1)
                 if len(data) > bound or info.filename in found:
@@ -216,5 +219,5 @@ def _read_zip(path: Path) -> dict[str, bytes]:
             return found
     except OSError as error:
         raise ConfigurationError(f"cannot read the bundle {path}: {error.strerror}") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
         raise PeerError(f"{path}: not a zip file, or a damaged one") from error

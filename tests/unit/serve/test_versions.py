@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import zipfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from tests.support import published
 from tests.unit.serve.conftest import Bundles
@@ -14,9 +18,9 @@ from consilium_serve.model import Model
 from consilium_serve.record import Record, entries
 from consilium_serve.service import Case, Service
 from consilium_serve.versions import Versions, add
-from consilium_shared.errors import ConfigurationError, IntegrityError, SignatureError
+from consilium_shared.errors import ConfigurationError, ConsiliumError, IntegrityError, SignatureError
 from consilium_shared.preparation.record import table
-from consilium_shared.protocol.bundle import open_bundle, zipped
+from consilium_shared.protocol.bundle import GRAPH, MANIFEST, open_bundle, zipped
 
 STUDY = "a-logistic"
 GOOD = {"age": 61, "pain": "2", "chol": 250.5}
@@ -152,3 +156,39 @@ def test_a_home_is_begun_once_and_keeps_its_secrets(home: Home, bundles: Bundles
     assert home.tokens() == {}
     for file in ("keys/record.pem", "keys/pseudonym.key", "tokens.json", "predict.yaml"):
         assert (home.root / file).stat().st_mode & 0o077 == 0
+
+
+def test_a_graph_reads_no_file_beside_the_bundle(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(bundles["table"], bundles.fingerprint)
+    graph = onnx.load_from_string(bundle.files[GRAPH])
+    weight = next(each for each in graph.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and each.dims)
+    (tmp_path / "beside").write_bytes(np.ascontiguousarray(onnx.numpy_helper.to_array(weight)).tobytes())
+    weight.ClearField("raw_data")
+    weight.ClearField("float_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="beside")
+    bundle.files[GRAPH] = graph.SerializeToString()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IntegrityError, match="cannot be used here"):
+        Model(bundle)
+
+
+def test_a_damaged_zip_file_is_told_as_one(bundles: Bundles, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, random.Random(0).randbytes(500).hex())
+    whole = packed.read_bytes()
+    for place in range(30, 200, 3):
+        packed.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(ConsiliumError):
+            open_bundle(packed, bundles.fingerprint)
+
+
+def test_a_bundle_packed_as_none_is_is_not_unpacked(bundles: Bundles, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(MANIFEST, "{}")
+    with pytest.raises(ConsiliumError, match="packed as no bundle"):
+        open_bundle(packed, bundles.fingerprint)
