@@ -31,7 +31,7 @@ def serve_forever(home: Home, say: Callable[[str], None]) -> None:
         IntegrityError, PeerError: a model or the record does not verify.
     """
     logging.basicConfig(format=logs.FORMAT, level=logging.INFO)
-    warnings.simplefilter("ignore")  # pydicom's quote the values of an image's tags, and would stand in the log
+    warnings.simplefilter("ignore")  # pydicom's and highdicom's quote a patient's name, and would stand in the log
     settings = home.settings()
     if not home.tokens() and settings.listen.client_ca is None:
         raise ConfigurationError("nobody may ask yet: consilium-predict token NAME makes a token (or set client_ca)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from consilium_serve.model import Model
 _SCHEME = "99CONSILIUM"
 _COMMENT = hd.sr.CodedConcept("121106", "DCM", "Comment")
 SERIES_NUMBER = 9100
+
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # its lines name images by their UIDs
 
 
 def structured_report(image: pydicom.Dataset, told: Mapping[str, Any], model: Model, release: str) -> pydicom.Dataset:
