@@ -83,6 +83,50 @@ def test_of_every_attribute_of_the_standard_nothing_that_names_somebody_stays(na
     assert len(source.keys()) > 3000
 
 
+def element(tag: int, kind: str, value: Any) -> dict[int, DataElement]:
+    return {tag: DataElement(tag, kind, value)}
+
+
+def item(**tags: Any) -> Sequence:
+    made = Dataset()
+    for keyword, value in tags.items():
+        setattr(made, keyword, value)
+    return Sequence([made])
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        element(0x7FE00001, "LT", PLANTED),
+        element(0x7FE00001, "OV", PLANTED.encode().ljust(16)),
+        element(0x00281201, "OW", PLANTED.encode() + b"\x00"),
+        element(0x7FE00010, "OW", bytes(32 * 32 * 2) + PLANTED.encode() + b"\x00"),
+        element(0x00283010, "SQ", item(LUTDescriptor=[4, 0, 16], LUTData=bytes(8) + PLANTED.encode() + b"\x00")),
+        element(0x00082218, "SQ", item(CodingSchemeDesignator=PLANTED)),
+        element(0x00082218, "SQ", item(CodingSchemeDesignator="DCM", CodeValue=PLANTED)),
+        element(0x00082218, "SQ", item(CodingSchemeDesignator="SCT", CodeValue=PLANTED)),
+    ],
+)
+def test_nothing_stays_behind_what_is_on_the_list(names, tmp_path: Path, planted: dict[int, DataElement]) -> None:
+    source = instance(0, 0)
+    source.update(planted)
+    made, _ = deidentify(source, names, ALL_OPTIONS)
+    made.save_as(tmp_path / "made.dcm", enforce_file_format=True)
+    assert PLANTED.encode() not in (tmp_path / "made.dcm").read_bytes()
+    assert len(made.PixelData) == 32 * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("LT", PLANTED), ("SQ", item(PatientName=PLANTED)), ("OW", PLANTED.encode() + b"\x00")],
+)
+def test_what_is_said_to_be_pixels_and_is_none_is_set_aside(names, kind: str, value: Any) -> None:
+    source = instance(0, 0)
+    source.update(element(0x7FE00010, kind, value))
+    with pytest.raises(DataError, match="pixel"):
+        deidentify(source, names, ())
+
+
 def test_no_attribute_stays_that_nobody_put_on_the_list(names) -> None:
     source = instance(0, 0)
     source.add_new(0x00091001, "UN", PLANTED.encode())
@@ -158,10 +202,12 @@ def test_a_lost_or_damaged_key_is_never_replaced_in_silence(tmp_path: Path) -> N
     ("tags", "permit", "said"),
     [
         ({"BurnedInAnnotation": "YES"}, ("secondary-capture",), "BurnedInAnnotation"),
+        ({"BurnedInAnnotation": ["NO", "YES"]}, (), "BurnedInAnnotation"),
         ({"RecognizableVisualFeatures": "YES"}, (), "recognised"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, (), "secondary capture"),
         ({"ConversionType": "WSD"}, (), "secondary capture"),
         ({"Modality": "US"}, (), "ultrasound"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"}, (), "ultrasound"),
         ({"Modality": "XC"}, ("ultrasound", "secondary-capture", "derived-secondary"), "photograph"),
         ({"ImageType": ["DERIVED", "SECONDARY", "OTHER"]}, (), "after the examination"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "SCREEN SAVE"]}, ("derived-secondary",), "screen"),

@@ -10,6 +10,7 @@ from typing import Any
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.utils import get_expected_length
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
@@ -18,7 +19,6 @@ from consilium_client.intake.pseudonyms import Pseudonyms
 from consilium_client.intake.settings import Option
 from consilium_shared.errors import DataError
 
-_CODE = re.compile(r"[A-Za-z0-9.\-]{1,16}")
 _DIRECTION = re.compile(r"[APRLFH]{1,3}")
 _AGE = re.compile(r"([0-9]{3})([DWMY])")
 _TIME = re.compile(r"[0-9]{2,6}(\.[0-9]{1,6})?")
@@ -69,6 +69,7 @@ def deidentify(source: Dataset, names: Pseudonyms, retain: Collection[Option]) -
         [_code(*profile.METHODS[each]) for each in ("", "dates", *sorted(retain)) if each in profile.METHODS]
     )
     made.file_meta = _meta(source, made)
+    _hold_pixels(made)
     return made, pseudonym
 
 
@@ -80,6 +81,30 @@ def _meta(source: Dataset, made: Dataset) -> FileMetaDataset:
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
     return meta
+
+
+def _hold_pixels(made: Dataset) -> None:
+    """Cut what follows the pixels of an image, and take away offsets that are none; raises DataError without pixels."""
+    pixels = made.get_item("PixelData")
+    if pixels is None:
+        return
+    if pixels.VR not in {"OB", "OW", "OB or OW"} or not isinstance(pixels.value, bytes):
+        raise DataError("pixel data that are none")
+    compressed = made.file_meta.TransferSyntaxUID.is_encapsulated
+    if not compressed:
+        try:
+            length = get_expected_length(made)
+        except Exception as error:  # tags that are missing or make no sense
+            raise DataError("pixel data without a size") from error
+        if len(pixels.value) < length:
+            raise DataError("fewer pixels than its size says")
+        if len(pixels.value) > length + length % 2:
+            made[profile.PIXELS] = DataElement(profile.PIXELS, pixels.VR, pixels.value[:length] + bytes(length % 2))
+    for tag in profile.OFFSETS & set(made.keys()):
+        table = made[tag]
+        numbers = memoryview(table.value).cast("Q") if table.VR == "OV" and len(table.value) % 8 == 0 else [math.inf]
+        if not compressed or not all(number < len(pixels.value) for number in numbers):
+            del made[tag]
 
 
 def _code(value: str, meaning: str) -> Dataset:
@@ -116,13 +141,15 @@ class _Worker:
                 continue
             if element is not None:
                 made.add(element)
+        for data in profile.TABLES.keys() & set(made.keys()):
+            _hold_table(made, data, profile.TABLES[data])
         return made
 
     def _element(self, element: DataElement, depth: int) -> DataElement | None:
         tag, value = int(element.tag), element.value
         if tag in profile.SEQUENCES:
             return self._sequence(element, depth)
-        if tag in profile.PIXELS:
+        if tag == profile.PIXELS or tag in profile.OFFSETS:
             return element if depth == 0 else None
         if value is None or value == "":
             return None
@@ -148,7 +175,7 @@ class _Worker:
             told = {word.casefold() for word in re.findall(r"\w{3,}", str(value))}
             return None if told & self._words else element
         if tag in (profile.SCHEME, profile.CODE):
-            return element if depth and _CODE.fullmatch(str(value)) else None
+            return element if depth and isinstance(value, str) else None
         return None
 
     @property
@@ -181,8 +208,27 @@ class _Worker:
 
 
 def _is_public(item: Dataset) -> bool:
-    """Whether an item is no code, or a code of a scheme that anybody can look up."""
-    return "CodeValue" not in item or item.get("CodingSchemeDesignator") in profile.SCHEMES
+    """Whether an item is no code, or a code as a scheme that anybody can look up has them."""
+    if "CodeValue" not in item and "CodingSchemeDesignator" not in item:
+        return True
+    form = profile.SCHEMES.get(str(item.get("CodingSchemeDesignator", "")))
+    return form is not None and re.fullmatch(form, str(item.get("CodeValue", ""))) is not None
+
+
+def _hold_table(made: Dataset, data: int, descriptor: int) -> None:
+    """Cut a lookup table to as many values as its descriptor says; one without a descriptor goes."""
+    said, table = made.get(descriptor), made[data]
+    if said is None or len(said.value) != 3:
+        del made[data]
+        return
+    count = int(said.value[0]) % 2**16 or 2**16
+    if "Segmented" in table.keyword:
+        return
+    if isinstance(table.value, bytes):
+        count *= 2 if len(table.value) >= 2 * count else 1
+        count += count % 2
+    if not isinstance(table.value, int) and len(table.value) > count:
+        made[data] = DataElement(data, table.VR, table.value[:count])
 
 
 def _with(element: DataElement, values: list[str]) -> DataElement | None:

@@ -43,13 +43,21 @@ NUMBERS: Final = _tags("""
     SegmentNumber ReferencedSegmentNumber ReferencedFrameNumber MaximumFractionalValue
     RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
 """)
-TABLES: Final = _tags("""
-    LUTData RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
-    SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
-    SegmentedBluePaletteColorLookupTableData
-""")
-"""Values of lookup tables: as many as the descriptor says, no more."""
-PIXELS: Final = _tags("PixelData ExtendedOffsetTable ExtendedOffsetTableLengths")
+TABLES: Final = {
+    _tag(f"{prefix}Data"): _tag(f"{prefix.removeprefix('Segmented')}Descriptor")
+    for prefix in (
+        "LUT",
+        *(
+            f"{form}{colour}PaletteColorLookupTable"
+            for form in ("", "Segmented")
+            for colour in ("Red", "Green", "Blue")
+        ),
+    )
+}
+"""Values of lookup tables, by the descriptor that says how many there are; more go."""
+PIXELS: Final = _tag("PixelData")
+OFFSETS: Final = _tags("ExtendedOffsetTable ExtendedOffsetTableLengths")
+"""Where the frames of a compressed picture lie in it."""
 UIDS: Final = _tags("""
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ReferencedSOPClassUID
     ReferencedSOPInstanceUID DimensionOrganizationUID ConcatenationUID SynchronizationFrameOfReferenceUID
@@ -134,8 +142,17 @@ DEPTH: Final = 8
 
 SCHEME: Final = _tag("CodingSchemeDesignator")
 CODE: Final = _tag("CodeValue")
-SCHEMES: Final = frozenset({"SCT", "SRT", "SNM3", "99SDM", "DCM", "LN", "UCUM", "RADLEX", "FMA"})
-"""Coding schemes that anybody can look up. A code of the hospital's own may name a person; the meaning is text."""
+SCHEMES: Final = {
+    "SCT": "[0-9]{6,18}",
+    **dict.fromkeys(("SRT", "SNM3", "99SDM"), "[A-Z][A-Z0-9]?-(?=[A-Z]*[0-9])[0-9A-Z]{4,6}"),
+    "DCM": "[0-9]{6}|[A-Z]{2,4}",
+    "LN": "[0-9]{1,7}-[0-9]",
+    "UCUM": r"[A-Za-z0-9.\-]{1,8}",
+    "RADLEX": "RID[0-9]{1,8}",
+    "FMA": "[0-9]{1,8}",
+}
+"""Coding schemes that anybody can look up, and the form of their codes. A code of the hospital's own may name a person;
+the meaning is text."""
 
 METHOD: Final = "Consilium, after DICOM PS3.15 Annex E"
 METHODS: Final = {

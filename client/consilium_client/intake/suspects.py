@@ -14,6 +14,7 @@ from consilium_client.intake.settings import Suspect
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ULTRASOUND = {"US", "IVUS"}
+_ULTRASOUND_IMAGES = {f"1.2.840.10008.5.1.4.1.1.{each}" for each in ("3", "3.1", "6", "6.1", "6.2")}
 _PHOTOGRAPHS = {"XC", "GM", "ES", "DMS", "OP"}
 _SCREENS = ("SCREEN", "REPORT", "PROTOCOL", "DOSE", "SUMMARY", "RESULT", "CAPTURE", "SNAPSHOT", "PRESENTATION STATE")
 
@@ -25,11 +26,11 @@ def suspicion(dataset: Dataset, permitted: Collection[Suspect]) -> str | None:
         dataset: the instance as it came.
         permitted: kinds that somebody looked at, and permitted.
     """
-    if _word(dataset, "BurnedInAnnotation") == "YES":
+    if "YES" in _words(dataset, "BurnedInAnnotation"):
         return "the image says that text stands in its pixels (BurnedInAnnotation)"
-    if _word(dataset, "RecognizableVisualFeatures") == "YES":
+    if "YES" in _words(dataset, "RecognizableVisualFeatures"):
         return "the image says that a person can be recognised (RecognizableVisualFeatures)"
-    kinds = [str(each).strip().upper() for each in _values(dataset, "ImageType")]
+    kinds = _words(dataset, "ImageType")
     screen = next((kind for kind in kinds for word in _SCREENS if word in kind), None)
     if screen is not None:
         return "a picture of a screen or a report (ImageType)"
@@ -42,7 +43,7 @@ def suspicion(dataset: Dataset, permitted: Collection[Suspect]) -> str | None:
     captured = kind == _SECONDARY_CAPTURE or kind.startswith(_SECONDARY_CAPTURE + ".")
     if "secondary-capture" not in permitted and (captured or modality == "SC" or "ConversionType" in dataset):
         return "a secondary capture (permit: secondary-capture)"
-    if "ultrasound" not in permitted and modality in _ULTRASOUND:
+    if "ultrasound" not in permitted and (modality in _ULTRASOUND or kind in _ULTRASOUND_IMAGES):
         return "ultrasound, which commonly has names in its pixels (permit: ultrasound)"
     if "derived-secondary" not in permitted and len(kinds) > 1 and kinds[1] == "SECONDARY":
         return "made from other images after the examination (ImageType SECONDARY; permit: derived-secondary)"
@@ -53,6 +54,7 @@ def _word(dataset: Dataset, keyword: str) -> str:
     return str(dataset.get(keyword) or "").strip().upper()
 
 
-def _values(dataset: Dataset, keyword: str) -> list[object]:
+def _words(dataset: Dataset, keyword: str) -> list[str]:
     value = dataset.get(keyword)
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    values = [] if value is None else [value] if isinstance(value, str) else list(value)
+    return [str(each).strip().upper() for each in values]
