@@ -115,7 +115,10 @@ def make_app(service: Service) -> FastAPI:
         model, codes = service.model(study), service.settings.fhir.get(study)
         if codes is None:
             raise DataError("predict.yaml has no codes of this study (fhir)")
-        found = fhir.read(model.study, body, codes, None if start is None else fhir.moment(start))
+        try:
+            found = fhir.read(model.study, body, codes, None if start is None else fhir.moment(start))
+        except (TypeError, AttributeError, ValueError, OverflowError):
+            raise DataError("a resource of the Bundle is not as FHIR R4 has it") from None
         case = Case(prepare(model.study, found.record), found.patient[:256])
         told = service.predict(model, [case], client(request))[0]
         assessment = fhir.risk_assessment(told, found, datetime.now(UTC))

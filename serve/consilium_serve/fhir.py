@@ -74,7 +74,7 @@ def read(study: Study, bundle: Mapping[str, Any], mapping: Codes, start: datetim
     resources = [e.get("resource") for e in bundle.get("entry", []) if isinstance(e, dict)]
     found = [each for each in resources if isinstance(each, dict)]
     patients = [each for each in found if each.get("resourceType") == "Patient"]
-    if len(patients) != 1 or not isinstance(patients[0].get("id"), str):
+    if len(patients) != 1 or not isinstance(patients[0].get("id"), str) or not patients[0]["id"].isprintable():
         raise DataError("a Bundle has one Patient, with an id")
     patient = patients[0]
     reference = f"Patient/{patient['id']}"
@@ -91,7 +91,7 @@ def read(study: Study, bundle: Mapping[str, Any], mapping: Codes, start: datetim
                 odd += 1
                 continue
             values.append((name, _moment(observation), value))
-            basis.append(f"Observation/{observation.get('id', '')}")
+            basis.append(f"Observation/{observation.get('id', '')}".encode("utf-8", "replace").decode())
     notes = [f"{odd} observations have another unit, or no value that can be used; they were left out"] if odd else []
     series = task.reads(study).series
     if series is None:

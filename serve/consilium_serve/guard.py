@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,6 +25,9 @@ HELD = 4
 
 BODY_SECONDS = 30.0
 """Longest time that a request's body may take."""
+
+ANSWER_SECONDS = 60.0
+"""Longest time in which a client takes its answer."""
 
 
 class Guard:
@@ -72,11 +76,15 @@ class Guard:
             return await refuse(
                 send, 401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
             )
+        scope.get("state", {}).get("known", lambda: None)()  # of ``connections``
         if not self._may_ask(client):
             return await refuse(send, 429, "too many requests of this client in a minute", {"retry-after": "10"})
         if self._here >= self._most:
             return await refuse(send, 503, "too many requests at once", {"retry-after": "1"})
-        said = dict(scope["headers"]).get(b"content-length", str(self._body_bytes).encode())
+        headers = dict(scope["headers"])
+        # A request with neither header has no body.
+        unsaid = str(self._body_bytes).encode() if b"transfer-encoding" in headers else b"0"
+        said = headers.get(b"content-length", unsaid)
         if not said.isdigit() or int(said) > self._body_bytes:
             return await refuse(send, 413, f"a body has at most {self._body_bytes} bytes")
         room = int(said)
@@ -87,8 +95,10 @@ class Guard:
             body = await self._body(room, receive, send)  # a client that is slow takes nobody's turn
             if body is not None:
                 scope["consilium.client"] = client
+                answer: list[Message] = []
                 async with self._turn:
-                    await self._app(scope, _once(body), send)
+                    await self._app(scope, _once(body), _into(answer))
+                await _give(answer, send)  # nor does one that is slow to take its answer
         finally:
             self._here, self._held = self._here - 1, self._held - room
         return None
@@ -131,6 +141,21 @@ class Guard:
         except TimeoutError:
             await refuse(send, 408, f"the body did not come within {BODY_SECONDS:g} seconds")
             return None
+
+
+def _into(answer: list[Message]) -> Send:
+    async def keep(message: Message) -> None:
+        answer.append(message)
+
+    return keep
+
+
+async def _give(answer: list[Message], send: Send) -> None:
+    """Send an answer; whoever does not take it in time gets no more of it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for message in answer:
+                await send(message)
 
 
 async def refuse(send: Send, status: int, why: str, headers: Mapping[str, str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from consilium_serve.app import guarded
+from consilium_serve.connections import AT_ONCE, Connections
 from consilium_serve.dicom.settings import Dicom
 from consilium_serve.home import Home, Settings
 from consilium_serve.record import Record
@@ -89,7 +90,9 @@ def configuration(home: Home, settings: Settings, service: Service) -> uvicorn.C
         server_header=False,
         log_config=None,
         timeout_keep_alive=30,
-        limit_concurrency=256,
+        limit_concurrency=AT_ONCE,
+        http=Connections().protocol(),
+        ws="none",
         h11_max_incomplete_event_size=2**16,
         timeout_graceful_shutdown=30,
         ssl_cert_reqs=ssl.CERT_REQUIRED if listen.client_ca else ssl.CERT_NONE,

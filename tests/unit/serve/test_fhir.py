@@ -193,3 +193,29 @@ def test_without_a_usable_sample_the_assessment_is_cancelled_and_says_why(client
 def test_a_study_without_codes_has_no_such_path(client: TestClient) -> None:
     answer = client.post("/v1/models/a-logistic/fhir", json=BUNDLE)
     assert answer.status_code == 422 and "fhir" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"code": [1]},
+        {"code": {"coding": None}},
+        {"code": {"coding": [{"system": [], "code": {}}]}},
+        {"component": None},
+        {"component": 7},
+        {"status": []},
+        {"id": "\ud800"},
+        {"valueCodeableConcept": {"coding": 7}, "valueQuantity": None},
+        {"effectiveDateTime": "0001-01-01T00:00:00+23:59"},
+    ],
+)
+def test_a_resource_that_is_none_is_no_defect(client: TestClient, change: dict[str, Any]) -> None:
+    given = copy.deepcopy(BUNDLE)
+    given["entry"][2]["resource"].update(change)
+    answer = client.post("/v1/models/a-gru/fhir", content=json.dumps(given))
+    assert answer.status_code in (200, 422), answer.text
+
+
+def test_a_patients_id_that_cannot_be_written_is_no_defect(client: TestClient) -> None:
+    given = json.dumps(BUNDLE).replace("4711", "\\ud800")
+    assert client.post("/v1/models/a-gru/fhir", content=given).status_code == 422

@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from consilium_serve import guard
+from consilium_serve import connections, guard
 from consilium_serve.guard import Guard
 
 TOKENS = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ward", "icu")}
@@ -47,8 +49,7 @@ async def ask(
     path: str = "/v1",
 ) -> int:
     headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
-    if said is not None:
-        headers.append((b"content-length", str(said).encode()))
+    headers.append((b"transfer-encoding", b"chunked") if said is None else (b"content-length", str(said).encode()))
     sent: list[Any] = []
     messages = [{"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)]
 
@@ -154,3 +155,79 @@ def test_a_slow_body_ends_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -
         return [await ask(app), *[await task for task in slow]], 0
 
     assert asyncio.run(run())[0] == [200, 408, 408, 408]
+
+
+def test_a_request_without_a_body_takes_no_room() -> None:
+    inner = Inner()
+
+    async def run() -> list[int]:
+        inner.gate.clear()
+        app = made(inner, waiting=50)
+        tasks = [asyncio.create_task(ask(app, parts=(b"",), said=0)) for _ in range(10)]
+        tasks += [asyncio.create_task(asked_without_lengths(app)) for _ in range(10)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        inner.gate.set()
+        return [await task for task in tasks]
+
+    assert asyncio.run(run()) == [200] * 20
+
+
+async def asked_without_lengths(app: Guard) -> int:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "path": "/v1", "headers": [(b"authorization", b"Bearer ward")]}, receive, send)
+    return int(sent[0]["status"])
+
+
+def test_who_does_not_take_an_answer_takes_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "ANSWER_SECONDS", 0.2)
+
+    async def run() -> int:
+        app = made(Inner(), at_once=1)
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        async def stuck(_: Any) -> None:
+            await asyncio.Event().wait()
+
+        headers = [(b"authorization", b"Bearer icu"), (b"content-length", b"1")]
+        slow = asyncio.create_task(app({"type": "http", "path": "/v1", "headers": headers}, receive, stuck))
+        await asyncio.sleep(0.01)
+        status = await asyncio.wait_for(ask(app), 0.1)
+        await asyncio.wait_for(slow, 5)
+        return status
+
+    assert asyncio.run(run()) == 200
+
+
+def test_strangers_hold_few_connections_and_known_clients_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STRANGERS", 2)
+    monkeypatch.setattr(connections, "STRANGER_SECONDS", 0.5)
+
+    async def run() -> tuple[list[bool], bool]:
+        config = uvicorn.Config(made(Inner()), log_config=None, ws="none", http=connections.Connections().protocol())
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        known = await asyncio.open_connection("127.0.0.1", port)
+        known[1].write(b"GET /v1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ward\r\n\r\n")
+        assert b"200" in await known[0].readline()
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        gone = [reader.at_eof() or reader.exception() is not None for reader, _ in opened]
+        await asyncio.sleep(0.8)
+        assert all(reader.at_eof() or reader.exception() is not None for reader, _ in opened)
+        alive = known[0].exception() is None and not known[0].at_eof()
+        server.close()
+        return gone, alive
+
+    assert asyncio.run(run()) == ([True, True, False, False], True)
