@@ -83,7 +83,13 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/v1/models/{study}/page", tags=["models"])
     def page(study: str) -> Response:
         """Show the model's page, for people."""
-        return Response(service.model(study).page, media_type="text/html; charset=utf-8")
+        return Response(
+            service.model(study).page,
+            media_type="text/html; charset=utf-8",
+            headers={
+                "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+            },
+        )
 
     @app.post("/v1/models/{study}/predict", tags=["predict"])
     def predict(study: str, body: One, request: Request) -> dict[str, Any]:

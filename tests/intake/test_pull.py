@@ -7,22 +7,30 @@ import hashlib
 import ipaddress
 import signal
 import ssl
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydicom import dcmread
-from pynetdicom import AE
-from pynetdicom.sop_class import Verification
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet, Verification
 from tests.intake import studies
-from tests.intake.archives import Archive, trusted
+from tests.intake.archives import Archive, free_port, trusted
 
+from consilium_client.intake.dicomweb import WebSource
+from consilium_client.intake.dimse import DimseSource
+from consilium_client.intake.inbox import Inbox
 from consilium_client.intake.multipart import boundary_of, parts
+from consilium_client.intake.pull import Found
+from consilium_client.intake.settings import DimseArchive, Limits, WebArchive
 from consilium_client.intake.worklist import Wanted, read
 from consilium_shared.errors import ConfigurationError, TransportError
 
@@ -144,6 +152,39 @@ def test_parts_are_read_the_same_however_the_answer_is_cut(piece: int) -> None:
     for short in (body[:30], body[:-20], body[: len(body) // 2]):
         with pytest.raises(TransportError):
             [b"".join(each) for each in parts(cut(short), b"--frontier")]
+
+
+def test_of_an_instance_that_nobody_asked_for_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)
+    asked, other = studies.instance(0, 0), studies.instance(2, 0, PatientID="somebody else")
+
+    def on_get(_: Any):
+        yield 2
+        yield 0xFF00, other
+        yield 0xFF00, asked
+
+    entity, port = AE(ae_title="PACS"), free_port()
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    for each in AllStoragePresentationContexts:
+        entity.add_supported_context(each.abstract_syntax, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_GET, on_get)])
+    inbox = Inbox(tmp_path / "inbox", Limits(keep_free_gib=0.0))
+    settings = DimseArchive(kind="dimse", ae_title="PACS", host="127.0.0.1", port=port, timeout=10)
+    found = Found(asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID)
+    with inbox.writing():
+        DimseSource(settings, inbox, "CONSILIUM").fetch(found.study, [found], whole=True)
+    server.shutdown()
+    assert [each.uid for each in inbox.instances()] == [asked.SOPInstanceUID]
+
+
+def test_of_an_answer_to_a_search_only_what_was_asked_for_is_kept(tmp_path: Path) -> None:
+    answer = {"0020000D": {"Value": ["1.2" + "3" * 10**6]}, "00080050": {"Value": ["A1"]}, "00100010": {"Value": ["x"]}}
+    pages = [[answer], []]
+    source = WebSource(WebArchive(kind="dicomweb", url="http://localhost/"), Inbox(tmp_path / "inbox", Limits()))
+    source._client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=pages.pop(0))))
+    (found,) = source._search("studies")
+    assert found == {"study": "1.2" + "3" * 62, "accession": "A1", "series": "", "instance": ""}
 
 
 def test_an_answer_that_is_not_in_parts_is_refused() -> None:

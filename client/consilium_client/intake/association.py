@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from consilium_client.intake.settings import Certificates
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.transport import storage_scp
 
-SUCCESS, NO_ROOM, FAILED, NOT_UNDERSTOOD = 0x0000, 0xA700, 0x0110, 0xC000
+SUCCESS, NO_ROOM, FAILED, NOT_ASKED_FOR, NOT_UNDERSTOOD = 0x0000, 0xA700, 0x0110, 0x0124, 0xC000
 
 log = logging.getLogger("consilium_client.intake")
 
@@ -55,16 +55,26 @@ def _loaded(context: ssl.SSLContext, files: Certificates) -> ssl.SSLContext:
     return context
 
 
-def keep(event: evt.Event, inbox: Inbox, how: str) -> int:
+def keep(event: evt.Event, inbox: Inbox, how: str, wanted: Container[str] | None = None) -> int:
     """Take an instance that arrived whole into the inbox; the handler of ``EVT_C_STORE``.
+
+    Args:
+        event: pynetdicom's.
+        inbox: takes it.
+        how: it came, for the journal.
+        wanted: UIDs of the instances that were asked for; None takes any.
 
     Returns:
         DICOM's status. Success is said when the instance is on the disk, never before.
     """
     peer = event.assoc.requestor if event.assoc.is_acceptor else event.assoc.acceptor
     source = f"{how} {str(peer.ae_title).strip()} ({peer.address})"
+    uid = str(event.request.AffectedSOPInstanceUID or "")
+    if wanted is not None and uid not in wanted:
+        log.warning("%s sent an instance that was not asked for", source)
+        return NOT_ASKED_FOR
     try:
-        inbox.keep(str(event.request.AffectedSOPInstanceUID or ""), event.dataset_path, source)
+        inbox.keep(uid, event.dataset_path, source)
     except NoRoom as error:
         log.error("%s", error)
         return NO_ROOM
@@ -88,10 +98,10 @@ def _room(inbox: Inbox) -> Callable[[int], None]:
     return look
 
 
-def handlers(inbox: Inbox, timeout: float, how: str) -> list[tuple[Any, ...]]:
-    """Event handlers of an association that may bring instances."""
+def handlers(inbox: Inbox, timeout: float, how: str, wanted: Container[str] | None = None) -> list[tuple[Any, ...]]:
+    """Event handlers of an association that may bring instances; arguments as ``keep`` has them."""
     return [
         (evt.EVT_CONN_OPEN, storage_scp.bound, [inbox.limits.object_mib * 2**20, timeout, _room(inbox)]),
         (evt.EVT_CONN_CLOSE, storage_scp.clean),
-        (evt.EVT_C_STORE, keep, [inbox, how]),
+        (evt.EVT_C_STORE, keep, [inbox, how, wanted]),
     ]

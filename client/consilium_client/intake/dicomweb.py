@@ -25,6 +25,8 @@ from consilium_shared.errors import ConfigurationError, DataError, TransportErro
 _PAGE = 500
 """Answers asked for at once."""
 _MOST = 1_000_000
+_LONGEST = 65
+"""Characters that are kept of a value: one more than a UID has, so that a longer one stays none."""
 _JSON_BYTES = 64 * 2**20
 _PIECE = 256 * 2**10
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
@@ -74,13 +76,13 @@ class WebSource:
         except httpx.HTTPError as error:
             raise TransportError(f"{self._archive.url} cannot be asked: {_cause(error)}") from error
 
-    def _search(self, path: str, **query: Any) -> list[dict[str, Any]]:
-        """Every answer to a search, page by page: a service may give fewer than were asked for."""
-        found: list[dict[str, Any]] = []
+    def _search(self, path: str, **query: Any) -> list[dict[str, str]]:
+        """UIDs and accession numbers of all answers, page by page: a service may give fewer than were asked for."""
+        found: list[dict[str, str]] = []
         while True:
             with self._asked(path, "application/dicom+json", limit=_PAGE, offset=len(found), **query) as answer:
                 body = b"" if answer.status_code == 204 else _bounded(answer)
-            page = _answers(body)
+            page = [{what: _value(each, what) for what in _TAGS} for each in _answers(body)]
             if not page or page[-1] in found[-len(page) :]:  # a service that knows no offset gives the same again
                 return found
             found += page
@@ -93,15 +95,15 @@ class WebSource:
         return [
             uid
             for each in self._search("studies", includefield="00080050", **key)
-            if (uid := _value(each, "study"))
-            and (uid == wanted.study if wanted.study else _value(each, "accession") == wanted.accession)
+            if (uid := each["study"])
+            and (uid == wanted.study if wanted.study else each["accession"] == wanted.accession)
         ]
 
     def instances(self, study: str) -> list[Found]:
         """Every instance of a study."""
         found = []
         for each in self._search(f"studies/{_path(study)}/instances"):
-            series, instance = _value(each, "series"), _value(each, "instance")
+            series, instance = each["series"], each["instance"]
             if series and instance:
                 found.append(Found(study, series, instance))
         return found
@@ -177,7 +179,7 @@ def _answers(body: bytes) -> list[dict[str, Any]]:
 
 def _value(answer: dict[str, Any], what: str) -> str:
     try:
-        return str(answer[_TAGS[what]]["Value"][0]).strip()
+        return str(answer[_TAGS[what]]["Value"][0]).strip()[:_LONGEST]
     except (KeyError, IndexError, TypeError):
         return ""
 

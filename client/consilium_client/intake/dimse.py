@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,8 @@ _ANSWERS = 1_000_000
 """Answers to one question; an archive that gives more is not listened to."""
 _CONTEXTS = 127
 """An association has at most 128 presentation contexts; one is for the question."""
+_LONGEST = 65
+"""Characters that are kept of an answer's value: one more than a UID has, so that a longer one stays none."""
 _NAMED_AT_ONCE = 100
 """Instances named in one question."""
 
@@ -53,7 +55,9 @@ class DimseSource:
         self._tls = None if archive.tls is None else (association.client_context(archive.tls), archive.host)
 
     @contextmanager
-    def _associated(self, contexts: Sequence[tuple[str, list[str]]], roles: Sequence[Any] = ()) -> Iterator[Any]:
+    def _associated(
+        self, contexts: Sequence[tuple[str, list[str]]], roles: Sequence[Any] = (), wanted: Container[str] = ()
+    ) -> Iterator[Any]:
         entity = AE(ae_title=self._archive.calling)
         entity.maximum_pdu_size = storage_scp.PDU_BYTES
         timeout = self._archive.timeout
@@ -66,7 +70,7 @@ class DimseSource:
             max_pdu=storage_scp.PDU_BYTES,
             ext_neg=list(roles),
             tls_args=self._tls,
-            evt_handlers=association.handlers(self._inbox, timeout, "C-GET from"),
+            evt_handlers=association.handlers(self._inbox, timeout, "C-GET from", wanted),
         )
         where = f"{self._archive.ae_title} at {self._archive.host}:{self._archive.port}"
         if not made.is_established:
@@ -81,7 +85,8 @@ class DimseSource:
         finally:
             made.release()
 
-    def _find(self, level: str, **keys: str) -> list[Dataset]:
+    def _find(self, level: str, **keys: str) -> list[dict[str, str]]:
+        """The values of these keys in every answer. Nothing else of an answer is kept."""
         query = Dataset()
         query.QueryRetrieveLevel = level
         for keyword, value in keys.items():
@@ -92,7 +97,7 @@ class DimseSource:
             for status, answer in made.send_c_find(query, model):
                 code = getattr(status, "Status", None)
                 if code in _PENDING and answer is not None:
-                    found.append(answer)
+                    found.append({each: str(answer.get(each) or "").strip()[:_LONGEST] for each in keys})
                     if len(found) > _ANSWERS:
                         raise DataError("the archive gives more answers than anybody can have asked for")
                 elif code != _SUCCESS:
@@ -104,23 +109,23 @@ class DimseSource:
         keys = {"AccessionNumber": wanted.accession, "StudyInstanceUID": wanted.study}
         # An archive may answer with more than was asked for: what it does not say itself to be the study is none.
         return [
-            str(each.StudyInstanceUID)
+            each["StudyInstanceUID"]
             for each in self._find("STUDY", **keys)
-            if (wanted.study and str(each.get("StudyInstanceUID")) == wanted.study)
-            or (wanted.accession and str(each.get("AccessionNumber", "")).strip() == wanted.accession)
+            if (wanted.study and each["StudyInstanceUID"] == wanted.study)
+            or (wanted.accession and each["AccessionNumber"] == wanted.accession)
         ]
 
     def instances(self, study: str) -> list[Found]:
         """Every instance of a study, series by series: the standard asks for the series' UID at this level."""
         found = []
         for series in self._find("SERIES", StudyInstanceUID=study, SeriesInstanceUID=""):
-            uid = str(series.get("SeriesInstanceUID", ""))
+            uid = series["SeriesInstanceUID"]
             found += [
-                Found(study, uid, str(each.SOPInstanceUID), str(each.get("SOPClassUID", "")))
+                Found(study, uid, each["SOPInstanceUID"], each["SOPClassUID"])
                 for each in self._find(
                     "IMAGE", StudyInstanceUID=study, SeriesInstanceUID=uid, SOPInstanceUID="", SOPClassUID=""
                 )
-                if str(each.get("SOPInstanceUID", ""))
+                if each["SOPInstanceUID"]
             ]
         return found
 
@@ -150,7 +155,7 @@ class DimseSource:
         model = StudyRootQueryRetrieveInformationModelGet
         for part in _offers(found.sop_class for found in coming):
             roles = [build_role(each, scp_role=True) for each in dict.fromkeys(abstract for abstract, _ in part)]
-            with self._associated([(model, plain), *part], roles) as made:
+            with self._associated([(model, plain), *part], roles, {found.instance for found in coming}) as made:
                 _heed("C-GET", made.send_c_get(query, model))
 
 

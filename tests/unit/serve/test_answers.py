@@ -213,3 +213,9 @@ def test_openapi_describes_every_path(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/models/{study}/predict", "/v1/models/{study}/batch", "/v2/models/{name}/infer"} <= set(paths)
     assert client.get("/docs").status_code == 404  # its page would load scripts from a content network
+
+
+def test_the_page_of_a_model_runs_no_script(client: TestClient) -> None:
+    page = client.get("/v1/models/a-logistic/page")
+    assert page.status_code == 200 and "<h1" in page.text
+    assert page.headers["content-security-policy"].startswith("sandbox; default-src 'none'")

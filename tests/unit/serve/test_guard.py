@@ -216,7 +216,8 @@ def test_strangers_hold_few_connections_and_known_clients_keep_theirs(monkeypatc
         config = uvicorn.Config(made(Inner()), log_config=None, ws="none", http=connections.Connections().protocol())
         config.load()
         loop, state = asyncio.get_running_loop(), ServerState()
-        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+        connection: Any = config.http_protocol_class
+        server = await loop.create_server(lambda: connection(config, state, {}), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         known = await asyncio.open_connection("127.0.0.1", port)
         known[1].write(b"GET /v1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ward\r\n\r\n")
