@@ -122,7 +122,11 @@ def read_labels(
         for column in columns:
             same = pd.Series(found[column].values, index=frame.index).groupby([frame[c] for c in doubles])
             drop("rows for the same record with different labels", same.transform("nunique") > 1)
-    drop("the same row again", frame.duplicated(subset=doubles))
+    # Numbers as numbers: as text they stand there only where some row, of anybody's, has a word among them.
+    compared = frame.copy(deep=False)
+    for name in set(numbers).difference(own, text):
+        compared[name] = to_numbers(frame[name])[0]
+    drop("the same row again", compared.duplicated(subset=doubles))
     if frame.empty:
         raise NothingUsable(f"{path}: no usable row", Report(aside, notes=notes))
 

@@ -80,6 +80,15 @@ def test_a_word_for_nothing_is_nobodys_identifier(tmp_path: Path, word: str) -> 
     assert list(records.report.set_aside.first.values()) == ["t.csv, lines 2, 4"]
 
 
+def test_a_word_in_one_patients_row_changes_no_other_patients_records(tmp_path: Path) -> None:
+    """A column with a word in it is read as text, in which 60 and 60.0 differ."""
+    found = []
+    for more in ("", "b,soon,0\nb,50,0\n"):
+        (tmp_path / "t.csv").write_text(f"patient,age,ill\na,60,1\na,60.0,1\n{more}", encoding="utf-8")
+        found.append(load(TableAsset(kind="table", path=tmp_path / "t.csv"), TABULAR))
+    assert [int((each.patients == 0).sum()) for each in found] == [1, 1]
+
+
 def test_identifiers_that_lost_their_last_digits_are_set_aside(tmp_path: Path) -> None:
     records = table(tmp_path, ["1.23457E+11", "1.23457E+11", "1,2e+05", "12E5", "a"])
     assert records.patient_count == 2
