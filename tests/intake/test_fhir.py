@@ -99,6 +99,37 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize(
+    ("value", "when"),
+    [
+        (quantity(90, "mg/dL"), "0001-01-01"),
+        (quantity(90, "mg/dL"), "0001-01-01T00:00:00+23:59"),
+        (quantity(90, "mg/dL"), "9999-12-31T23:59:59-23:59"),
+        (quantity(10**400, "mg/dL"), "2024-01-10"),
+        (quantity(1e308, "kg/uL"), "2024-01-10"),
+        (quantity(1, ".".join(["10*99"] * 5)), "2024-01-10"),
+    ],
+)
+def test_a_value_or_time_beyond_all_bounds_is_set_aside_alone(names, tmp_path: Path, value: Any, when: str) -> None:
+    export = declared(tmp_path, variables={"glucose": {**VARIABLES["glucose"], "high": None}})
+    good = observation(1, f"{LOINC}|2345-7", quantity(100, "mg/dL"))
+    written(
+        tmp_path / "export",
+        Patient=[patient(1), patient(2, birthDate="99999999999999999999-01-01")],
+        Observation=[observation(1, f"{LOINC}|2345-7", value, when), good],
+    )
+    imported = import_export(export, names)
+    assert (imported.patients, imported.samples, sum(imported.aside.values())) == (2, 1, 1)
+    assert [each["value"] for each in rows(tmp_path / "out" / "samples.csv")] == ["100.0"]
+
+
+def test_half_a_character_is_no_text(names, tmp_path: Path) -> None:
+    export = declared(tmp_path)
+    written(tmp_path / "export", Patient=[patient(1, identifier=[{"system": MRN, "value": "\ud800x"}])])
+    with pytest.raises(DataError, match="line 1: no JSON"):
+        import_export(export, names)
+
+
 def test_an_export_becomes_a_row_a_patient_and_a_row_a_sample(names, tmp_path: Path) -> None:
     export = declared(tmp_path)
     pressure = {"component": [

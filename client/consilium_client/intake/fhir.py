@@ -10,6 +10,7 @@ not at all. People have the same pseudonyms as in the images, and their times mo
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -173,6 +174,8 @@ def _converted(reading: Reading, variable: Variable) -> float:
         unit = variable.spellings[unit]
     scale, offset = factor(unit, variable.unit, variable.molar_mass)
     value = scale * reading.value + offset
+    if not math.isfinite(value):
+        raise DataError("a value that is no number in the declared unit")
     if (variable.low is not None and value < variable.low) or (variable.high is not None and value > variable.high):
         raise DataError("outside low … high")
     return value

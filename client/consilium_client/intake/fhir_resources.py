@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 UCUM = "http://unitsofmeasure.org"
+_YEARS = (1850, 9000)
+"""In which somebody can have been observed, as far as any zone or shift of days may move it."""
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SAID = {"final", "amended", "corrected"}
 _DENIED = {"refuted", "entered-in-error"}
@@ -88,9 +90,12 @@ def moment(resource: dict[str, Any]) -> datetime.datetime:
     if not isinstance(said, str) or not _DAY.match(said):
         raise Unread("no time, or one that is not exact to the day")
     try:
-        return datetime.datetime.fromisoformat(said)
+        found = datetime.datetime.fromisoformat(said)
     except ValueError:
         raise Unread("a time that is none") from None
+    if not _YEARS[0] <= found.year <= _YEARS[1]:
+        raise Unread("a time that is none")
+    return found
 
 
 def birthday(patient: dict[str, Any]) -> datetime.date | None:
@@ -101,7 +106,7 @@ def birthday(patient: dict[str, Any]) -> datetime.date | None:
     try:
         parts = [int(part) for part in said.split("-")]
         return datetime.date(*(parts + [7, 1][len(parts) - 1 :] if len(parts) < 3 else parts))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -146,9 +151,12 @@ def _value(part: dict[str, Any]) -> tuple[float, str, bool] | None:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Unread("a value that is no number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise Unread("a value that is no number")
 
 
 def flagged(resource: dict[str, Any]) -> frozenset[str]:

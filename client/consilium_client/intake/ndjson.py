@@ -65,6 +65,8 @@ def resources(path: Path, kind: str) -> Iterator[dict[str, Any]]:
 def _resource(line: bytes, kind: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
+        if b"\\ud" in line.lower():  # half of a pair of UTF-16 is no text, and could be written nowhere
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise DataError(f"{where}: no JSON") from None
     if not isinstance(found, dict) or found.get("resourceType") != kind:

@@ -6,8 +6,9 @@ guessed: the value is set aside.
 
 from __future__ import annotations
 
+import math
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pint
@@ -93,7 +94,7 @@ def _become(one: Any, other: Any, value: float, through: Any) -> float:
     return float(quantity.to(wanted).magnitude) / float(wanted_scale)
 
 
-@cache
+@lru_cache(4096)  # a source may spell one unit in any number of ways
 def _parsed(unit: str) -> tuple[float, Any]:
     """A factor and a unit of pint's."""
     text = _NOTE.sub("", _NOTE_ALONE.sub("1", unit.strip()))
@@ -110,6 +111,8 @@ def _parsed(unit: str) -> tuple[float, Any]:
         power = -exponent if divided else exponent
         scale *= float(number**power)
         made = made * atom**power
+    if not 0 < scale < math.inf:
+        raise DataError(f"unit {unit!r}, which no value can be in")
     return scale, made
 
 
