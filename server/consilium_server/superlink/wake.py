@@ -20,6 +20,8 @@ from consilium_shared.transport.long_polling import Holding
 
 REPLIES = "replies"
 """Name of the bell of every study."""
+ID_CHARACTERS = 64
+"""Of a message's id, a SHA-256: what a site names by something longer is none, and is not kept."""
 INCOMPLETE = 4096
 """Replies whose upload is followed at a time; of more, the oldest is found at the study's next look."""
 
@@ -62,8 +64,9 @@ def _ring_for_replies(holding: Holding) -> None:
         if not response.objects_to_push:
             holding.ring(REPLIES)
             return response
-        for message in request.messages_list:
-            incomplete[message.metadata.message_id] = None
+        message_id = request.messages_list[0].metadata.message_id  # Flower takes one of a request
+        if len(message_id) <= ID_CHARACTERS:
+            incomplete[message_id] = None
         while len(incomplete) > INCOMPLETE:
             incomplete.popitem(last=False)
         return response
