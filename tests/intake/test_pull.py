@@ -32,7 +32,7 @@ from consilium_client.intake.multipart import boundary_of, parts
 from consilium_client.intake.pull import Found
 from consilium_client.intake.settings import DimseArchive, Limits, WebArchive
 from consilium_client.intake.worklist import Wanted, read
-from consilium_shared.errors import ConfigurationError, TransportError
+from consilium_shared.errors import ConfigurationError, DataError, TransportError
 
 WAYS = ("get", "move", "dicomweb")
 
@@ -185,6 +185,29 @@ def test_of_an_answer_to_a_search_only_what_was_asked_for_is_kept(tmp_path: Path
     source._client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=pages.pop(0))))
     (found,) = source._search("studies")
     assert found == {"study": "1.2" + "3" * 62, "accession": "A1", "series": "", "instance": ""}
+
+
+def test_an_answer_without_end_is_left_after_the_one_instance_that_was_asked_for(tmp_path: Path) -> None:
+    made, file = studies.instance(0, 0), tmp_path / "made.dcm"
+    made.save_as(file, enforce_file_format=True)
+    sent = 0
+
+    def parts_for_ever():
+        nonlocal sent
+        while sent < 1000:
+            sent += 1
+            yield b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.read_bytes() + b"\r\n"
+
+    inbox = Inbox(tmp_path / "inbox", Limits(keep_free_gib=0.0))
+    source = WebSource(WebArchive(kind="dicomweb", url="http://localhost/"), inbox)
+    headers = {"content-type": "multipart/related; boundary=x"}
+    source._client = httpx.Client(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, content=parts_for_ever()))
+    )
+    found = Found(made.StudyInstanceUID, made.SeriesInstanceUID, made.SOPInstanceUID)
+    with pytest.raises(DataError, match="several instances"):
+        source.fetch(found.study, [found], whole=True)
+    assert inbox.counts() == {"inbox": 1, "repeats": 0, "differing": 0} and sent < 100
 
 
 def test_an_answer_that_is_not_in_parts_is_refused() -> None:

@@ -115,7 +115,9 @@ class WebSource:
             with self._asked(path, _DICOM) as answer:
                 self._inbox.require_room()
                 boundary = boundary_of(answer.headers.get("Content-Type", ""))
-                for content in parts(answer.iter_bytes(_PIECE), boundary):
+                for number, content in enumerate(parts(answer.iter_bytes(_PIECE), boundary)):
+                    if number:
+                        raise DataError("the archive sends several instances where one was asked for")
                     self._keep(found.instance, content)
 
     def _keep(self, instance: str, content: Iterator[bytes]) -> None:
