@@ -161,14 +161,25 @@ def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int, wor
     optimizer, after = _torch_optimizer(model, study)
     plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
 
+    device = next(model.parameters()).device
+
     def step(drawn: Batch) -> None:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # what torch's own dropout draws in this step follows from the round's seed too
-            torch.manual_seed(int(words.words(1)[0]) >> 1)
+        # What torch's own dropout draws in this step follows from the round's seed too.
+        with torch.random.fork_rng(devices=[]):
+            _seed(int(words.words(1)[0]) >> 1, device)
             _plain_step(plain, optimizer, loss, drawn.microbatches(rows), batch, after)
 
     return step
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """Seed torch's generators of the processor and of this device.
+
+    ``torch.manual_seed`` would note a call, with its traceback, for each kind of device that is not there, every time.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.Optimizer, Callable[[], None]]:

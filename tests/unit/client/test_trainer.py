@@ -543,3 +543,9 @@ def test_what_this_site_cannot_compute_is_refused_before_a_round_begins() -> Non
         trainer.check_mechanism(low, plan(), "opacus")
     with pytest.raises(ConfigurationError, match="too far from 1"):
         trainer.check_mechanism(study(privacy=DP), plan(clipping_norm=1e-7), "book-keeping")
+
+
+def test_a_plain_step_notes_nothing_for_devices_that_are_not_there() -> None:
+    before = len(torch.cuda._queued_calls)
+    run(study("mlp", OPEN, steps_per_round=20), records("mlp"))
+    assert len(torch.cuda._queued_calls) == before
