@@ -76,7 +76,7 @@ class Guard:
             return await refuse(
                 send, 401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
             )
-        scope.get("state", {}).get("known", lambda: None)()  # of ``connections``
+        scope.get("state", {}).get("known", lambda: None)()  # of ``strangers``
         if not self._may_ask(client):
             return await refuse(send, 429, "too many requests of this client in a minute", {"retry-after": "10"})
         if self._here >= self._most:

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from consilium_serve.app import guarded
-from consilium_serve.connections import AT_ONCE, Connections
 from consilium_serve.dicom.settings import Dicom
 from consilium_serve.home import Home, Settings
 from consilium_serve.record import Record
 from consilium_serve.service import Service, watch
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.process import logs
+from consilium_shared.transport.strangers import Strangers
 
 if TYPE_CHECKING:
     from consilium_serve.dicom.desk import Desk
+
+AT_ONCE = 256
+"""Connections of everybody; one more is told to come again."""
+STRANGERS = 128
+"""Connections without a request that passed the guard."""
+STRANGER_SECONDS = 30.0
+"""After which a connection without a request that passed the guard is closed."""
 
 
 def serve_forever(home: Home, say: Callable[[str], None]) -> None:
@@ -91,7 +98,7 @@ def configuration(home: Home, settings: Settings, service: Service) -> uvicorn.C
         log_config=None,
         timeout_keep_alive=30,
         limit_concurrency=AT_ONCE,
-        http=Connections().protocol(),
+        http=Strangers(STRANGERS, STRANGER_SECONDS).protocol(),
         ws="none",
         h11_max_incomplete_event_size=2**16,
         timeout_graceful_shutdown=30,

@@ -106,12 +106,8 @@ class Pseudonyms:
     def together(self) -> Iterator[None]:
         """Context in which many people go into the table at once: they are on the disk when it ends, or none is."""
         self._people.execute("BEGIN IMMEDIATE")
-        try:
+        with self._people:  # commits at its end, or rolls back
             yield
-        except BaseException:
-            self._people.execute("ROLLBACK")
-            raise
-        self._people.execute("COMMIT")
 
     def person(self, pseudonym: str) -> tuple[str, str]:
         """Identifier and issuer of a pseudonym; raises DataError where there is none."""

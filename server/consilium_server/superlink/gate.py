@@ -6,8 +6,7 @@ Flower's own check, which also looks at who the body speaks for, comes after thi
 on.
 
 Leans on these internals of flwr 1.41 (pinned): the names of the headers and their tolerances; the routes under
-``/v1/fleet/``, all of which are signed; ``LinkState.get_node_id_by_public_key``. And of uvicorn: ``H11Protocol``, whose
-``app_state`` comes with each request's scope, and which bounds a request's head (``httptools`` does not).
+``/v1/fleet/``, all of which are signed; ``LinkState.get_node_id_by_public_key``.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+from consilium_shared.transport.strangers import Strangers
 
 REQUEST_BYTES = 8 * 1024**2
 """Largest request of a site: Flower cuts arrays into pieces of 5 MiB, everything else is far smaller."""
@@ -71,13 +72,13 @@ class SignedOnly:
         self._app = app
         self._node_of = node_of
         self._under_way: Counter[bytes] = Counter()
-        self._strangers: dict[Any, asyncio.TimerHandle] = {}
+        self.strangers = Strangers(STRANGERS, STRANGER_SECONDS)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request from its head alone, or read it and hand it on."""
         if scope["type"] != "http":
             return
-        connection = scope["state"].pop("connection", None)
+        known = scope["state"].pop("known", lambda: None)
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
         # Without a declared length a body could grow in memory before anyone counts it.
@@ -96,7 +97,7 @@ class SignedOnly:
             if key is None or node is None:
                 await _answer(scope, send, 401)
                 return
-            self.leave(connection)
+            known()
             scope["state"]["node"] = node
             await self._pass(key, scope, receive, send)
 
@@ -118,44 +119,6 @@ class SignedOnly:
             self._under_way[key] -= 1
             if not self._under_way[key]:
                 del self._under_way[key]
-
-    def enter(self, connection: Any) -> None:
-        """A connection is there, of nobody known as yet: its time runs, and the oldest gives way to it."""
-        loop = asyncio.get_running_loop()
-        self._strangers[connection] = loop.call_later(STRANGER_SECONDS, self._close, connection)
-        if len(self._strangers) > STRANGERS:
-            self._close(next(iter(self._strangers)))
-
-    def leave(self, connection: Any) -> None:
-        """A connection belongs to a site, or is gone."""
-        timer = self._strangers.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _close(self, connection: Any) -> None:
-        self.leave(connection)
-        connection.transport.abort()
-
-    def connections(self) -> type[asyncio.Protocol]:
-        """Uvicorn's class for connections, told to this gate."""
-        from uvicorn.protocols.http.h11_impl import H11Protocol
-
-        gate = self
-
-        class Connection(H11Protocol):
-            def __init__(self, *arguments: Any, **named: Any) -> None:
-                super().__init__(*arguments, **named)
-                self.app_state = {**self.app_state, "connection": self}
-
-            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                super().connection_made(transport)
-                gate.enter(self)
-
-            def connection_lost(self, exc: Exception | None) -> None:
-                gate.leave(self)
-                super().connection_lost(exc)
-
-        return Connection
 
 
 def signer(headers: dict[bytes, bytes], now: datetime.datetime) -> bytes | None:

@@ -135,7 +135,7 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
     gate = SignedOnly(OnlyPaths(holding, PUBLIC_PATHS), node_of)
     private_paths = OnlyPaths(holding, PRIVATE_PATHS)
     inside = server(private_paths, "auto", "on")
-    outside = server(gate, gate.connections(), "off")
+    outside = server(gate, gate.strangers.protocol(), "off")
 
     def stop() -> None:
         inside.should_exit = outside.should_exit = True

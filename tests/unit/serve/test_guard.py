@@ -11,8 +11,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from consilium_serve import connections, guard
+from consilium_serve import guard
 from consilium_serve.guard import Guard
+from consilium_shared.transport.strangers import Strangers
 
 TOKENS = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ward", "icu")}
 
@@ -208,12 +209,9 @@ def test_who_does_not_take_an_answer_takes_nobodys_turn(monkeypatch: pytest.Monk
     assert asyncio.run(run()) == 200
 
 
-def test_strangers_hold_few_connections_and_known_clients_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "STRANGERS", 2)
-    monkeypatch.setattr(connections, "STRANGER_SECONDS", 0.5)
-
+def test_strangers_hold_few_connections_and_known_clients_keep_theirs() -> None:
     async def run() -> tuple[list[bool], bool]:
-        config = uvicorn.Config(made(Inner()), log_config=None, ws="none", http=connections.Connections().protocol())
+        config = uvicorn.Config(made(Inner()), log_config=None, ws="none", http=Strangers(2, 0.5).protocol())
         config.load()
         loop, state = asyncio.get_running_loop(), ServerState()
         connection: Any = config.http_protocol_class

@@ -179,13 +179,13 @@ def test_connections_without_a_signed_request_give_way_to_newer_ones_and_those_o
     async def work() -> None:
         at = gate()
         site = Connection()
-        at.enter(site)
+        at.strangers.enter(site)
         request = Request(signed(KEY, now()))
-        request.scope["state"] = {"connection": site}
+        request.scope["state"] = {"known": lambda: at.strangers.leave(site)}
         await at(request.scope, request.receive, request.send)
         strangers = [Connection() for _ in range(superlink_gate.STRANGERS + 3)]
         for each in strangers:
-            at.enter(each)
+            at.strangers.enter(each)
         assert [each.closed for each in strangers[:4]] == [True, True, True, False]
         assert not site.closed
 
@@ -197,9 +197,9 @@ def test_a_connection_on_which_nothing_signed_comes_is_closed(monkeypatch: pytes
 
     async def work() -> None:
         at, silent, gone = gate(), Connection(), Connection()
-        at.enter(silent)
-        at.enter(gone)
-        at.leave(gone)
+        at.strangers.enter(silent)
+        at.strangers.enter(gone)
+        at.strangers.leave(gone)
         while not silent.closed:
             await asyncio.sleep(0.01)
         assert not gone.closed
