@@ -23,4 +23,4 @@ class SiteConfig(Strict):
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
     """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
     intake: Intake | None = None
-    """Where data of the hospital's systems comes from. The agent has no business with it."""
+    """Sources of data in the hospital's systems. The agent has no business with it."""

@@ -30,7 +30,7 @@ class Code(Strict):
 
 
 class Codes(Strict):
-    """What of a Bundle is which column of a study."""
+    """Codes of a study's columns in a Bundle."""
 
     codes: dict[Column, Code]
     age: Column | None = None

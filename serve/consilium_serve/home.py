@@ -155,7 +155,7 @@ class Home:
         write_atomically(self.root / "predict.yaml", TEMPLATE.replace("FINGERPRINT", fingerprint).encode())
 
     def settings(self) -> Settings:
-        """What predict.yaml says; raises ConfigurationError with file, line and key."""
+        """Contents of predict.yaml; raises ConfigurationError with file, line and key."""
         file = self.root / "predict.yaml"
         if not file.exists():
             raise ConfigurationError(

@@ -20,7 +20,7 @@ from consilium_shared.study import Study
 Probabilities = npt.NDArray[np.float64]
 
 _NO_FOLDER = "/dev/null/none"
-"""Where a graph's further files would lie; without it onnxruntime takes them from the working folder."""
+"""Folder in which a graph's further files would lie; without it onnxruntime takes them from the working folder."""
 
 NOTICE = (
     "Output of a statistical model, to support people who are trained to decide. It is no diagnosis, and no ground to "
@@ -95,7 +95,7 @@ class Model:
 
 
 def answer(model: Model, prepared: Prepared, probabilities: Probabilities | None, threshold: float) -> dict[str, Any]:
-    """What a client is told of one record.
+    """Answer for one record, as a client is told it.
 
     Args:
         model: which answered.

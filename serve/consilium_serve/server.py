@@ -81,7 +81,7 @@ def _desk(home: Home, service: Service, settings: Dicom) -> Desk:
 
 
 def configuration(home: Home, settings: Settings, service: Service) -> uvicorn.Config:
-    """How uvicorn runs the service; raises ConfigurationError where a file of TLS cannot be used."""
+    """Uvicorn's configuration for the service; raises ConfigurationError where a file of TLS cannot be used."""
     listen = settings.listen
     files = {
         "ssl_certfile": listen.certificate,

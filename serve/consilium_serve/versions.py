@@ -46,7 +46,7 @@ class Versions:
         return tuple(sorted(file.stem for file in self.folder.glob("*.zip")))
 
     def state(self) -> State:
-        """Which version does what; raises IntegrityError where the file is damaged."""
+        """Role of each version; raises IntegrityError where the file is damaged."""
         file = self.folder / "state.json"
         try:
             return State.model_validate(json.loads(file.read_bytes())) if file.exists() else State()

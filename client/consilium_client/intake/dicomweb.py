@@ -31,7 +31,7 @@ _JSON_BYTES = 64 * 2**20
 _PIECE = 256 * 2**10
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-"""As the archive stores them: it need not decode anything."""
+"""Transfer syntaxes as the archive stores them: it need not decode anything."""
 _TAGS = {"study": "0020000D", "series": "0020000E", "instance": "00080018", "accession": "00080050"}
 
 

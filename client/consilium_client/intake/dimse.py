@@ -160,7 +160,7 @@ class DimseSource:
 
 
 def _offers(classes: Iterable[str]) -> Iterator[list[tuple[str, list[str]]]]:
-    """What to offer to take, in parts that fit into an association.
+    """Presentation contexts to offer, in parts that fit into an association.
 
     One context for each class and transfer syntax: of a context with several the archive picks one, and many cannot
     then send what they have in another.

@@ -57,7 +57,7 @@ class _Reasons(Counter[str]):
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an export: rows of each table, and what was left out, by reason."""
+    """Outcome of an export: rows of each table, and what was left out, by reason."""
 
     patients: int
     samples: int

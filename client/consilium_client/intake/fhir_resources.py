@@ -1,4 +1,4 @@
-"""What single FHIR R4 resources say: pure functions, which trust no field to be there or of the right kind."""
+"""Values read from single FHIR R4 resources: pure functions, which trust no field to be there or of the right kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reading:
     """``system|code`` of each of its codings."""
     value: float
     unit: str
-    """As it stands: UCUM's spelling where ``is_ucum``; empty where there is none."""
+    """Unit as it stands: UCUM's spelling where ``is_ucum``; empty where there is none."""
     is_ucum: bool
 
 
@@ -43,7 +43,7 @@ class Skipped:
 
 
 def of(value: Any, *path: str) -> Any:
-    """What stands at a path of keys, or None."""
+    """Value at a path of keys, or None."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -84,7 +84,7 @@ def identifier(patient: dict[str, Any], system: str | None) -> str:
 
 
 def moment(resource: dict[str, Any]) -> datetime.datetime:
-    """When an observation was made; raises Unread where that is not known to the day."""
+    """Time of an observation; raises Unread where that is not known to the day."""
     said = resource.get("effectiveDateTime") or resource.get("effectiveInstant")
     said = said or of(resource, "effectivePeriod", "start")
     if not isinstance(said, str) or not _DAY.match(said):

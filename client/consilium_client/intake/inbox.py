@@ -59,7 +59,7 @@ class Instance:
     bytes: int
     repeats: int
     differing: int
-    """How often other bytes came under the same UID. The first stayed."""
+    """Number of times that other bytes came under a known UID. The first stayed."""
     state: str
     """``inbox``: waiting; ``done``: de-identified; ``aside``: set aside, for ``reason``."""
     reason: str
@@ -120,7 +120,7 @@ class Inbox:
         return self.folder / "tmp"
 
     def path(self, digest: str) -> Path:
-        """Where an instance lies."""
+        """Path of an instance."""
         return self.folder / digest[:2] / f"{digest}.dcm"
 
     @contextlib.contextmanager
@@ -257,7 +257,7 @@ class Inbox:
                 yield path
 
     def counts(self) -> dict[str, int]:
-        """How many instances there are by state, and how many came again or came with other bytes."""
+        """Numbers of instances by state, and of those that came again or came with other bytes."""
         with self._lock:
             by_state = dict(self._journal.execute("SELECT state, count(*) FROM instances GROUP BY state").fetchall())
             repeats, differing = self._journal.execute(

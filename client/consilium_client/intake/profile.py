@@ -57,7 +57,7 @@ TABLES: Final = {
 """Values of lookup tables, by the descriptor that says how many there are; more go."""
 PIXELS: Final = _tag("PixelData")
 OFFSETS: Final = _tags("ExtendedOffsetTable ExtendedOffsetTableLengths")
-"""Where the frames of a compressed picture lie in it."""
+"""Places of a compressed picture's frames in it."""
 UIDS: Final = _tags("""
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ReferencedSOPClassUID
     ReferencedSOPInstanceUID DimensionOrganizationUID ConcatenationUID SynchronizationFrameOfReferenceUID

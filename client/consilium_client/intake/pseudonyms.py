@@ -126,7 +126,7 @@ class Pseudonyms:
         return f"2.25.{int.from_bytes(made, 'big')}"
 
     def days(self, pseudonym: str) -> int:
-        """By how many days a patient's dates move back: 1 … ``shift_days``."""
+        """Days by which a patient's dates move back: 1 … ``shift_days``."""
         return 1 + int.from_bytes(self._derive("days", pseudonym)[:8], "big") % self._shift_days
 
     def date(self, pseudonym: str, date: str) -> str:

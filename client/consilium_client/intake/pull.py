@@ -42,7 +42,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came of one study."""
+    """Outcome of one study."""
 
     wanted: str
     study: str

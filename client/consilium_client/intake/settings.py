@@ -24,7 +24,7 @@ class Certificates(Strict):
     """This site's certificate, with its chain."""
     key: Path | None = None
     ca: Path
-    """Who may have signed the other end's certificate. Nobody else is believed: the system's own list is not used."""
+    """Authorities that may have signed the other end's certificate, no others: the system's own list is not used."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -76,9 +76,9 @@ class Receive(Strict):
     host: Host = "0.0.0.0"  # noqa: S104  (a receiver listens where the archives reach it; the allow-list decides)
     port: Port = 11112
     peers: Annotated[list[Peer], Field(min_length=1, max_length=256)]
-    """Who may send. Everybody else is turned away: by address before a byte is read, by title at the association."""
+    """Peers that may send. Others are turned away: by address before a byte is read, by title at the association."""
     tls: Certificates | None = None
-    """With TLS each peer must show a certificate that ``ca`` signed."""
+    """Files of TLS: each peer must show a certificate that ``ca`` signed."""
     associations: Annotated[int, Field(ge=1, le=100)] = 10
     """Connections at once, associated or not."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
@@ -198,7 +198,7 @@ class LabelTable(Strict):
 
 
 class Deidentify(Strict):
-    """What of an instance stays after de-identification, and where it goes."""
+    """Rules of de-identification: what of an instance stays, and where it goes."""
 
     to: Path
     """Folder for the de-identified files: an asset's ``path``."""
@@ -207,7 +207,7 @@ class Deidentify(Strict):
     permit: list[Suspect] = Field(default_factory=list)
     """Kinds of image that would be set aside for text that may stand in their pixels, and that somebody looked at."""
     originals: Literal["delete", "keep"] = "delete"
-    """What becomes of a file in the inbox once its de-identified form is on the disk."""
+    """Fate of a file in the inbox once its de-identified form is on the disk."""
     tables: list[LabelTable] = Field(default_factory=list)
 
     def at(self, base: Path) -> Deidentify:
@@ -231,7 +231,7 @@ class Variable(Strict):
     molar_mass: Annotated[float, Field(gt=0)] | None = None
     """g/mol, where some values are amounts (mmol/L) and others masses (mg/dL)."""
     spellings: dict[Annotated[str, Field(max_length=60)], Unit] = Field(default_factory=dict)
-    """What a source writes that is not UCUM's -> UCUM's; the empty text is a value without a unit."""
+    """Units that a source writes otherwise than UCUM -> UCUM's; the empty text is a value without a unit."""
     low: float | None = None
     high: float | None = None
     take: Literal["first", "last", "mean", "min", "max"] = "last"
@@ -279,7 +279,7 @@ class FhirExport(Strict):
 
 
 class Intake(Strict):
-    """How this site takes in data from the hospital's systems. Absent: it does not."""
+    """Intake of data from the hospital's systems. Absent: it does not."""
 
     inbox: Path | None = None
     """Folder of received files, with the patients' names in them; ``intake/inbox`` in the home folder by default."""

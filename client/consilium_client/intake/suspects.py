@@ -20,7 +20,7 @@ _SCREENS = ("SCREEN", "REPORT", "PROTOCOL", "DOSE", "SUMMARY", "RESULT", "CAPTUR
 
 
 def suspicion(dataset: Dataset, permitted: Collection[Suspect]) -> str | None:
-    """Why text or a face may stand in an instance's pixels, or None.
+    """Reason why text or a face may stand in an instance's pixels, or None.
 
     Args:
         dataset: the instance as it came.

@@ -53,7 +53,7 @@ class Trials:
         return int(_read(self._file(about)).get("times", 0))
 
     def gone_wrong(self, about: dict[str, Any]) -> str:
-        """Why exactly this is not tried again, in words; empty where it may be."""
+        """Reason, in words, why exactly this is not tried again; empty where it may be."""
         times = self.times(about)
         if times < TIMES:
             return ""

@@ -66,7 +66,7 @@ class Marks(Protocol):
         """Around a trial of exactly this."""
 
     def gone_wrong(self, about: dict[str, Any]) -> str:
-        """Why exactly this is not tried again, or nothing."""
+        """Reason why exactly this is not tried again, or nothing."""
 
 
 def sizes(study: Study, where: torch.device) -> list[int]:

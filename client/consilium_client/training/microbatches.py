@@ -58,7 +58,7 @@ class _Transfer:
     """A microbatch that is being copied to the device."""
 
     def __init__(self, microbatch: Microbatch, device: torch.device) -> None:
-        """By the thread whose stream copies it."""
+        """Notes the copy's place in its stream; to be called by the thread that makes it."""
         self._microbatch, self._device = microbatch, device
         self._event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 

@@ -140,7 +140,7 @@ def _apply(inputs: Tensor, weight: Tensor, bias: Tensor | None, record: Callable
 
 
 def _mask(attn_mask: Tensor | None, padding: Tensor | None, heads: int, query: Tensor) -> Tensor | None:
-    """What is added to the scores ``[B, heads, T, S]``: -∞ where a mask is True, a mask of numbers as it is."""
+    """Term that is added to the scores ``[B, heads, T, S]``: -∞ where a mask is True, a mask of numbers as it is."""
     found = None
     if attn_mask is not None:
         found = _added(attn_mask, query)

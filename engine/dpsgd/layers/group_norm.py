@@ -87,7 +87,7 @@ def _refusal(module: InstanceNorm) -> str:
 
 
 def group_norms() -> Iterator[Example]:
-    """From one group to as many as there are channels."""
+    """Group norm with one group, and with as many as there are channels."""
     for groups in (1, 2, 6):
         yield Example(uneven(nn.GroupNorm(groups, 6)), random(6, 5, 4), f"{groups} groups")
     yield Example(uneven(nn.GroupNorm(4, 16)), random(16, 12, 12), "large")

@@ -86,7 +86,7 @@ class Exchanges:
         """Seconds that a site's last short answer took, from when it was there to be asked."""
         self._status: dict[str, str] = {}
         self._there: dict[str, float] = {}
-        """When a site that is asked was first seen to have the state."""
+        """Time at which a site that is asked was first seen to have the state."""
 
     def run(self, exchange: Exchange) -> ExchangeState:
         """Ask and ask again until the exchange is done; returns who answered, who refused, who was away."""

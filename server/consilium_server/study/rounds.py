@@ -156,7 +156,7 @@ class StudyRun:
         return stepped, average, moved
 
     def _record(self, number: int, recorded: Recorded | None, summed: SumResult) -> dict[str, Any]:
-        """What the round's record says of the sites and of the sum."""
+        """Fields of the round's record about the sites and the sum."""
         attendance, opened = self.recruitment.attendance, summed.opened
         updates = dict(sorted(summed.answers.items()))
         signatures = {site: getattr(answer, "countersignature", None) for site, (answer, _) in updates.items()}

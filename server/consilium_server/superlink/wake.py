@@ -21,7 +21,7 @@ from consilium_shared.transport.long_polling import Holding
 REPLIES = "replies"
 """Name of the bell of every study."""
 ID_CHARACTERS = 64
-"""Of a message's id, a SHA-256: what a site names by something longer is none, and is not kept."""
+"""Length of a message's id, a SHA-256: a longer name is none, and is not kept."""
 INCOMPLETE = 4096
 """Replies whose upload is followed at a time; of more, the oldest is found at the study's next look."""
 

@@ -22,7 +22,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 PIECE_BYTES = 1 << 20
 TYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4")}
-"""By the name that safetensors has for them, larger first."""
+"""Types by the name that safetensors has for them, larger first."""
 HEADER_BYTES = 1 << 24
 """Longest header that is read."""
 

@@ -23,12 +23,12 @@ from typing import Any
 WAITS = "consilium-waits"
 """Header of a request: seconds for which its sender would wait. Of an answer: that it was held back."""
 LONGEST_SECONDS = 25.0
-"""For which an answer is held. Flower's clients give an answer up after 30 s, and proxies cut after 30 to 60."""
+"""Seconds for which an answer is held. Flower's clients give one up after 30 s, and proxies cut after 30 to 60."""
 LEAST_SECONDS = 1.0
-"""To which an asker shortens its waiting where something on the way cuts connections that are silent."""
+"""Seconds to which an asker shortens its waiting where something on the way cuts connections that are silent."""
 
 Key = Callable[[Any], Hashable]
-"""By an ASGI scope: whose bell ends the waiting."""
+"""Name, by an ASGI scope, of the bell that ends the waiting."""
 
 
 class Holding:

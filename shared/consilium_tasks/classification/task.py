@@ -1,4 +1,4 @@
-"""What classifiers have in common: one class of several a record, whatever its input is."""
+"""Classifiers' common parts: one class of several a record, whatever its input is."""
 
 from __future__ import annotations
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import ssl
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from tests.support.listener import listening
 
 from consilium_client.commands import doctor
 from consilium_client.commands.doctor import Finding
@@ -30,33 +29,18 @@ def server(coordinator: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """``server(registered)``: the finding where a server takes a signer's key as that says."""
     answer: list[Registered] = []
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            headers = {name.lower().encode(): value.encode() for name, value in self.headers.items()}
-            key = signer(headers, datetime.datetime.now(datetime.UTC))
-            taken = self.path.startswith("/v1/fleet/") and answer[-1](key)
-            self.send_response_only(404 if taken else 401)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listening = HTTPServer(("127.0.0.1", 0), Answer)
-    context, keys = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), coordinator.home.keys
-    context.load_cert_chain(keys / "superlink.crt", keys / "superlink.key")
-    listening.socket = context.wrap_socket(listening.socket, server_side=True)
-    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    there = coordinator.site.invitation().model_copy(update={"port": listening.server_port})
-    monkeypatch.setattr(Home, "invitation", lambda _: there)
+    def reply(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str]]:
+        headers = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
+        key = signer(headers, datetime.datetime.now(datetime.UTC))
+        taken = request.command == "POST" and request.path.startswith("/v1/fleet/") and answer[-1](key)
+        return 404 if taken else 401, {}
 
     def found(registered: Registered) -> Finding:
         answer.append(registered)
         return doctor._admission(coordinator.site, OK)
 
-    yield found
-    listening.shutdown()
-    listening.server_close()
+    with listening(coordinator, monkeypatch, reply):
+        yield found
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+from tests.support.listener import listening
 
 from consilium_client.commands import doctor
 from consilium_client.commands.doctor import Finding
@@ -25,33 +24,16 @@ def clock(coordinator: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """``clock(told)``: the finding where a server with the federation's certificate says that it is ``told()``."""
     answer: list[Told] = []
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response_only(401)  # the status does not matter
-            date = answer[-1]()
-            if date is not None:
-                self.send_header("Date", date)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    context, keys = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), coordinator.home.keys
-    context.load_cert_chain(keys / "superlink.crt", keys / "superlink.key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    there = coordinator.site.invitation().model_copy(update={"port": server.server_port})
-    monkeypatch.setattr(Home, "invitation", lambda _: there)
+    def reply(_: BaseHTTPRequestHandler) -> tuple[int, dict[str, str]]:
+        date = answer[-1]()
+        return 401, {} if date is None else {"Date": date}  # the status does not matter
 
     def found(told: Told) -> Finding:
         answer.append(told)
         return doctor._clock(coordinator.site)
 
-    yield found
-    server.shutdown()
-    server.server_close()
+    with listening(coordinator, monkeypatch, reply):
+        yield found
 
 
 def shifted(seconds: float) -> Told:
