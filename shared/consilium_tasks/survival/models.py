@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import nn
 
 from consilium_shared.inputs import width
 from consilium_shared.study import Study
+from consilium_tasks.networks import MLP
 from consilium_tasks.survival import data_of, options_of
 
 RARE = -3.0
@@ -35,31 +34,15 @@ class LinearHazard(nn.Module):
         return logits
 
 
-class MLPHazard(nn.Module):
-    """``layers`` hidden layers of ``hidden`` rectified units, then a logit for each interval."""
-
-    def __init__(self, inputs: int, intervals: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        widths = [inputs] + [hidden] * layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.head = nn.Linear(hidden, intervals)
-        nn.init.constant_(self.head.bias, RARE)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, J]`` of records ``[B, F]``."""
-        for layer in self.hidden:
-            inputs = torch.relu(layer(inputs))
-        logits: torch.Tensor = self.head(inputs)
-        return logits
-
-
 def linear(study: Study) -> LinearHazard:
     """``LinearHazard`` over the contract's features and intervals."""
     data = data_of(study)
     return LinearHazard(width(data.features), len(data.edges))
 
 
-def mlp(study: Study) -> MLPHazard:
-    """``MLPHazard`` as the contract has it."""
+def mlp(study: Study) -> MLP:
+    """``MLP`` over the contract's features, with a logit for each interval; its hazards begin rare."""
     data, options = data_of(study), options_of(study)
-    return MLPHazard(width(data.features), len(data.edges), options.hidden, options.layers)
+    model = MLP(width(data.features), len(data.edges), options.hidden, options.layers)
+    nn.init.constant_(model.head.bias, RARE)
+    return model

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import nn
 
 from consilium_shared.inputs import width
 from consilium_shared.study import Study
 from consilium_tasks.classification.task import classes_of, options_of
+from consilium_tasks.networks import MLP
 from consilium_tasks.tabular_classification import features_of
 
 
@@ -24,23 +23,6 @@ class Logistic(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits ``[B, C]`` of records ``[B, F]``."""
-        logits: torch.Tensor = self.head(inputs)
-        return logits
-
-
-class MLP(nn.Module):
-    """``layers`` hidden layers of ``hidden`` rectified units."""
-
-    def __init__(self, inputs: int, classes: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        widths = [inputs] + [hidden] * layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.head = nn.Linear(hidden, classes)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, C]`` of records ``[B, F]``."""
-        for layer in self.hidden:
-            inputs = torch.relu(layer(inputs))
         logits: torch.Tensor = self.head(inputs)
         return logits
 

@@ -13,7 +13,7 @@ from torch import nn
 from consilium_client.training import steps
 from consilium_client.training.neighbours import dependence
 from consilium_shared.errors import ConfigurationError
-from consilium_tasks.tabular_classification.models import MLP
+from consilium_tasks.networks import MLP
 from dpsgd.engines import BookKeeping
 from dpsgd.row_randomness import RowRandomness, seeds_of
 
