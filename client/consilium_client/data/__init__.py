@@ -21,7 +21,7 @@ def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None]
     Args:
         asset: the site's asset with absolute paths (``asset.at(folder of site.yaml)``).
         study: says which columns, which preparation and which patients are held back.
-        on_progress: told ``(done, total)`` in units that differ between the kinds.
+        on_progress: called with ``(done, total)``, in units that differ between kinds of asset.
 
     Raises:
         DataError: the asset is of another kind than the task needs, a file or column is missing or unreadable, no

@@ -47,7 +47,7 @@ class DicomAsset(_Asset):
         return self
 
     def at(self, base: Path) -> DicomAsset:
-        """The same asset with its paths taken from the folder ``base``."""
+        """Copy of the asset whose paths start from the folder ``base``."""
         return self.model_copy(update={"path": base / self.path, "table": base / self.table})
 
 
@@ -79,7 +79,7 @@ class TimeseriesAsset(_Asset):
         return self
 
     def at(self, base: Path) -> TimeseriesAsset:
-        """The same asset with its paths taken from the folder ``base``."""
+        """Copy of the asset whose paths start from the folder ``base``."""
         return self.model_copy(update={"series": base / self.series, "table": base / self.table})
 
 
@@ -92,7 +92,7 @@ class TableAsset(_Asset):
     """Column that identifies a record. Without it only rows that agree in every column used count as one."""
 
     def at(self, base: Path) -> TableAsset:
-        """The same asset with its path taken from the folder ``base``."""
+        """Copy of the asset whose path starts from the folder ``base``."""
         return self.model_copy(update={"path": base / self.path})
 
 

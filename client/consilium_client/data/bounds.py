@@ -14,14 +14,14 @@ TABLE_COLUMNS = 10_000
 ROW_BYTES = 64 * 2**20
 """One row of a CSV file, with all its lines."""
 UNPACKED_FREELY = 64 * 2**20
-"""So much may come out of any compressed table; more only up to ``UNPACKED_TIMES`` its own size."""
+"""Bytes that any compressed table may unpack to; beyond, at most ``UNPACKED_TIMES`` the size of its file."""
 UNPACKED_TIMES = 100
 FILES = 5_000_000
 """Files in one folder of images."""
 
 
 def kind_of(mode: int) -> str:
-    """The kind of a file as its ``st_mode`` says it: a pipe or a device would be waited for, perhaps for ever."""
+    """Kind of a file by its ``st_mode``. Reading a pipe or a device might never end."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a named pipe",

@@ -23,7 +23,7 @@ from consilium_client.data.report import PLACES, SetAside
 from consilium_shared.errors import DataError
 
 MOST_NAMES = 20
-"""Most names of a table's columns in an error."""
+"""Largest number of a table's column names that an error lists."""
 _PARSE = pacsv.ParseOptions(newlines_in_values=True)
 
 _EXACT = 2**53
@@ -39,7 +39,7 @@ def read_columns(
     notes: SetAside | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Columns of a table, and no other, in the file's row order; the index is what ``place`` takes.
+    """Read these columns of a table and no others, in the file's row order; ``place`` takes the index.
 
     Args:
         path: a ``.csv`` (comma, UTF-8, header; may be ``.csv.gz``) or ``.parquet`` file.
@@ -47,7 +47,7 @@ def read_columns(
         numbers: columns that hold numbers. Those that do so throughout are float64, the others stay text for
             ``to_numbers`` to sort out.
         notes: counts the lines that stand inside quoted fields.
-        on_progress: told ``(done, total)`` in bytes of a CSV file while its lines are counted.
+        on_progress: called with ``(done, total)``, in bytes of a CSV file, while its lines are counted.
 
     Raises:
         DataError: no such file, not readable, more than ``bounds`` allows, without one of the columns, or of fewer rows
@@ -77,7 +77,7 @@ def read_columns(
 
 
 def place(path: Path, index: pd.Index) -> str:
-    """Place of rows, for a person with an editor: the lines of a CSV file, the rows of a Parquet file."""
+    """Places of rows as a person finds them: line numbers of a CSV file, row numbers of a Parquet file."""
     unit = "row" if _is_parquet(path) else "line"
     shown = [str(number) for number in list(index)[:PLACES]]
     return (
@@ -113,7 +113,7 @@ def plain(words: pd.Series) -> pd.Series:
 
 
 def to_numbers(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """float64 values (NaN where missing) and a mask of what stands there but is not a finite number."""
+    """Values float64 (NaN where missing), and a mask of cells that hold something other than a finite number."""
     if pd.api.types.is_numeric_dtype(column):
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = np.isinf(values)
@@ -127,7 +127,7 @@ def to_numbers(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_
 
 
 def header(path: Path) -> list[str]:
-    """The names of a table's columns; little more of it is read.
+    """Names of a table's columns, from the head of the file alone.
 
     Raises:
         DataError: no such file, no regular one, not readable by this account, or no table.

@@ -31,7 +31,7 @@ class Part:
 
     Attributes:
         records: int64 ``[n]``, ascending, their numbers among all.
-        patients: int64 ``[n]``, whose each is, 0 … ``patient_count`` - 1.
+        patients: int64 ``[n]``, the patient of each record, 0 … ``patient_count`` - 1.
         patient_count: number of these patients.
     """
 
@@ -51,7 +51,7 @@ class Dataset(ABC):
         patients: int64 ``[N]``, patient number 0 … ``patient_count`` - 1, each with at least one record.
         patient_count: number of patients.
         train: bool ``[patient_count]``; False is held back for evaluation.
-        report: what else there is to say of the asset.
+        report: findings about the asset: what was set aside, and why.
     """
 
     patients: NDArray[np.int64]
@@ -80,7 +80,7 @@ class Dataset(ABC):
         return self.take(records).targets
 
     def part(self, held_back: bool) -> Part:
-        """Which records are of patients held back (or of those for training), without a copy of any."""
+        """Numbers of the records of patients held back (or of those for training); no record is copied."""
         wanted = self.train != held_back
         kept = np.flatnonzero(wanted[self.patients])
         number = np.cumsum(wanted, dtype=np.int64) - 1

@@ -71,7 +71,7 @@ def _files(asset: DicomAsset, aside: SetAside) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Head:
-    """A file's header that announces an image that the study takes."""
+    """Header of a file whose image the study takes."""
 
     number: int
     patient: str

@@ -1,4 +1,4 @@
-"""The head of an asset's files: can this account open them, are the columns there that site.yaml names?"""
+"""Quick check of an asset: this account can open its files, and its tables have the columns that site.yaml names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consilium_shared.errors import DataError
 
 
 def look(asset: AssetSpec) -> int:
-    """Open every file of an asset (of a folder's images the first), and read of its tables the head and the patients.
+    """Open each file of an asset (the first image of a folder), and read the header and the patients of its tables.
 
     Args:
         asset: with absolute paths.

@@ -31,7 +31,7 @@ EXPONENT = "a number with an exponent, as spreadsheets shorten an identifier: it
 
 
 def canonical(word: str) -> str:
-    """One spelling of an identifier.
+    """Identifier in its one spelling.
 
     Invisible characters go, any blanks are one blank, canonically equal Unicode is one form, and ``7.0`` is ``7``.
     Leading zeros and case stay: ``007`` and ``7`` may be two people.
@@ -43,7 +43,7 @@ def canonical(word: str) -> str:
 
 
 def unusable(word: str) -> str | None:
-    """Why an identifier in its one spelling names nobody, or None."""
+    """Reason why an identifier, in its one spelling, names nobody, or None."""
     if word.casefold() in _NOTHING:
         return NOTHING
     return EXPONENT if _EXPONENT.fullmatch(word) else None
@@ -56,7 +56,7 @@ def settle(column: pd.Series) -> tuple[pd.Series, Mapping[str, NDArray[np.bool_]
         column: text, missing where there is none.
 
     Returns:
-        the column, missing also where what stands there names nobody; and for each reason a bool mask ``[N]`` of those.
+        the column, missing also where an identifier names nobody; and for each reason a bool mask ``[N]`` of rows.
     """
     codes, words = pd.factorize(column)
     spelt = [canonical(str(word)) for word in words]

@@ -1,4 +1,4 @@
-"""The label table of an asset: for each row the patient, the class and whether the patient is held back."""
+"""Label table of an asset: the patient, the targets and the split of each row."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_labels(
         asset: names of patient and label at this site.
         study: label and split.
         aside: takes the counts.
-        notes: takes what is used and looks odd.
+        notes: takes what is used although it looks odd.
         key: the site's columns that may stand in one row only; None where only rows alike in all columns are doubles.
         text: further columns of the site to read as text.
         numbers: further columns of the site to read as numbers.
@@ -142,7 +142,7 @@ def read_labels(
 
 
 class _Target(NamedTuple):
-    """One target of each row: its values, where there is none, and where it is none of the study's."""
+    """One target: its values by row, a mask of missing ones, and a mask of values that the study does not list."""
 
     values: NDArray[Any]
     missing: NDArray[np.bool_]
@@ -164,7 +164,7 @@ def _target(target: Label | Numeric, column: pd.Series) -> _Target:
 
 
 def identifiers(asset: AssetSpec, columns: Sequence[str]) -> list[str]:
-    """Those of the columns that name patients or records; a file or an instance is written in one way only."""
+    """Columns with identifiers of patients or records, which may be spelt in several ways; no files or instances."""
     return [column for column in columns if column in (asset.patient, getattr(asset, "record", None))]
 
 

@@ -13,7 +13,7 @@ from dpsgd.keystream import KeyStream
 
 
 def held_back(study: str, patient: str, fraction: float) -> bool:
-    """Whether a patient is held back for evaluation.
+    """True where a patient is held back for evaluation.
 
     SHA-256 of the study's name and the patient's identifier, read as a number in [0, 1), is below ``fraction``. It
     depends on no other patient: adding or removing one moves nobody else between the two parts, as the privacy
@@ -40,7 +40,7 @@ class Draw:
 
     Attributes:
         records: int64 ``[B]``, indices of records; those of one patient stand together.
-        owners: int64 ``[B]``, whose each is: 0 for the first patient drawn, 1 for the next …, without gaps.
+        owners: int64 ``[B]``, patient of each record: 0 for the first patient drawn, 1 for the next …, without gaps.
     """
 
     records: NDArray[np.int64]
@@ -109,7 +109,7 @@ class PatientSampler:
             yield Draw(self._records[self._starts[drawn][owners] + rank][chosen], owners[chosen])
 
     def _drawn(self) -> NDArray[np.int64]:
-        """The patients of one step."""
+        """Patients drawn for one step."""
         words = self._inclusion.words(len(self._counts))
         if self._rate == 1:
             return np.arange(len(self._counts))

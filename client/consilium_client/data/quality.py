@@ -33,11 +33,11 @@ class Quality:
         asset: the asset's name.
         records: usable records.
         patients: usable patients.
-        patients_held_back: those kept for evaluation.
+        patients_held_back: patients kept for evaluation.
         labels: class -> (records, patients); a patient may count in several classes.
         set_aside: reason -> (count of records, rows or files; the first places).
         values_set_aside: reason -> (single values taken as missing; the first places).
-        notes: what is used and looks odd -> (how often; the first places).
+        notes: what is used although it looks odd -> (how often; the first places).
         missing: feature or variable -> records without a usable value of it.
     """
 
@@ -57,7 +57,7 @@ class Quality:
         return asdict(self)
 
     def tables(self) -> Sequence[Table]:
-        """The report as tables; those with nothing to say are left out."""
+        """The report as tables; empty tables are left out."""
         counts = Table(
             f"{self.asset} for {self.study}",
             ("", "count"),
@@ -79,7 +79,7 @@ class Quality:
 
 
 def reasons(error: NothingUsable) -> Sequence[Table]:
-    """Why an asset has no usable record, as tables with the places; those with nothing to say are left out."""
+    """Tables that say why an asset has no usable record, with places; empty tables are left out."""
     found = error.report
     parts = (_placed(part) for part in (found.set_aside, found.values, found.notes))
     return [table for table in _reasons(*parts) if table.rows]
@@ -124,5 +124,5 @@ def _placed(aside: SetAside) -> dict[str, tuple[int, str]]:
 
 
 def _most(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Items, the largest first."""
+    """Items by count, the largest first."""
     return sorted(counts.items(), key=lambda item: (item[1], item[0]), reverse=True)

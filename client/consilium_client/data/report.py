@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from consilium_shared.errors import DataError
 
 PLACES = 5
-"""So many places of each reason are kept."""
+"""Number of places kept for each reason."""
 
 
 class SetAside:
@@ -38,7 +38,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a reader has to say besides the records.
+    """Findings of a reader besides the records.
 
     Attributes:
         set_aside: records (or rows, files) that are not used.
@@ -54,7 +54,7 @@ class Report:
 
 
 def explain(aside: SetAside) -> str:
-    """The reasons counted so far, for an error's text."""
+    """Reasons counted so far, as the text of an error."""
     return "".join(f"; {count} × {reason}" for reason, count in sorted(aside.counts.items(), key=lambda kv: -kv[1]))
 
 

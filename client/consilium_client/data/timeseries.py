@@ -148,7 +148,7 @@ def _read_samples(
 def _link(
     samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside: SetAside, notes: SetAside
 ) -> NDArray[np.int64]:
-    """Record of each sample, the position of its label row; -1 where it has none."""
+    """Record of each sample, as the position of its label row; -1 for samples without one."""
     keys = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     unknown = samples[keys].isna().any(axis=1).to_numpy(dtype=bool)
     _count(aside, "sample without a patient or record", unknown, asset, samples)
@@ -235,7 +235,7 @@ def _bins(
     record: NDArray[np.int64],
     values: SetAside,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Bin of each sample, and whether it lies in the study's window."""
+    """Bin of each sample, and a mask of the samples inside the study's window."""
     timed = ~np.isnan(minutes)
     # Moments such as 3/180 s, rounded to float32, must not fall below the edge of their own bin.
     position = np.floor(np.nan_to_num(minutes, nan=-1.0) / series.step_minutes + _EDGE)
@@ -245,7 +245,7 @@ def _bins(
 
 
 def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Seconds since 1970 of ISO 8601 moments, NaN where it is none; and the zone each says: none, UTC, another.
+    """Seconds since 1970 of ISO 8601 moments, NaN for other text; and the zone that each gives: none, UTC, another.
 
     Each by itself: pandas takes a unit for the whole column, by its finest moment, and what fits into nanoseconds (the
     years 1678 to 2261) fits into every unit. Another is none, whatever the others are.

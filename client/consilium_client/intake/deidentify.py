@@ -1,4 +1,4 @@
-"""One instance without whatever tells whose it is: the profile's attributes under new names, shifted dates."""
+"""De-identification of one instance: the profile's attributes stay, under new identifiers and shifted dates."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ def _words_of(source: Dataset) -> frozenset[str]:
 
 
 class _Worker:
-    """Holds each element against the profile."""
+    """Applies the profile to each element."""
 
     def __init__(self, names: Pseudonyms, pseudonym: str, retain: frozenset[Option], words: frozenset[str]) -> None:
         self._names, self._pseudonym, self._retain, self._words = names, pseudonym, retain, words
 
     def cleaned(self, source: Dataset, depth: int) -> Dataset:
-        """The elements that stay."""
+        """Elements of a data set that stay."""
         made = Dataset()
         for tag in list(source.keys()):
             if tag.is_private or tag.group == 2:
@@ -208,7 +208,7 @@ class _Worker:
 
 
 def _is_public(item: Dataset) -> bool:
-    """Whether an item is no code, or a code as a scheme that anybody can look up has them."""
+    """False for an item that is a code but not one of a public coding scheme."""
     if "CodeValue" not in item and "CodingSchemeDesignator" not in item:
         return True
     form = profile.SCHEMES.get(str(item.get("CodingSchemeDesignator", "")))

@@ -23,7 +23,7 @@ from consilium_shared.config import read_text
 from consilium_shared.errors import ConfigurationError, DataError, TransportError
 
 _PAGE = 500
-"""Answers asked for at once."""
+"""Results per page of a query."""
 _MOST = 1_000_000
 _LONGEST = 65
 """Characters that are kept of a value: one more than a UID has, so that a longer one stays none."""

@@ -25,9 +25,9 @@ from consilium_shared.transport import storage_scp
 
 _PENDING, _SUCCESS = (0xFF00, 0xFF01), 0x0000
 _NOT_ALL = (0xA702, 0xB000)
-"""The archive could send none of the instances, or not all."""
+"""Status codes by which an archive says that it could not send all instances."""
 _ANSWERS = 1_000_000
-"""Answers to one question; an archive that gives more is not listened to."""
+"""Largest number of answers to one query; an archive that gives more is cut off."""
 _CONTEXTS = 127
 """An association has at most 128 presentation contexts; one is for the question."""
 _LONGEST = 65
@@ -175,7 +175,7 @@ def _offers(classes: Iterable[str]) -> Iterator[list[tuple[str, list[str]]]]:
 
 
 def _heed(service: str, answers: Any) -> None:
-    """Wait for the last answer. What did not come is seen in the inbox, whatever the archive counts."""
+    """Wait for the last answer. The inbox shows what did not come, whatever the archive counts."""
     code = None
     for status, _ in answers:
         code = getattr(status, "Status", None)

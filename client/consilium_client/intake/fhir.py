@@ -42,7 +42,7 @@ class _Person:
     born: datetime.date | None
     first: datetime.datetime | None = None
     values: dict[str, tuple[str, float, int]] = field(default_factory=dict)
-    """Variable -> when its value was said, the value, how many went into it."""
+    """Variable -> time of its value, the value, the number of observations in it."""
     flags: set[str] = field(default_factory=set)
 
 
@@ -205,7 +205,7 @@ def _take(person: _Person, name: str, variable: Variable, when: datetime.datetim
 
 
 def _order(when: datetime.datetime) -> str:
-    """Text by which moments are in order; one without a zone counts as UTC."""
+    """Sort key of a moment; one without a zone counts as UTC."""
     at = when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
     return at.astimezone(datetime.UTC).isoformat()
 

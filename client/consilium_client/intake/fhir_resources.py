@@ -11,7 +11,7 @@ from typing import Any
 
 UCUM = "http://unitsofmeasure.org"
 _YEARS = (1850, 9000)
-"""In which somebody can have been observed, as far as any zone or shift of days may move it."""
+"""Years in which an observation can have been made, with room for time zones and shifted days."""
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SAID = {"final", "amended", "corrected"}
 _DENIED = {"refuted", "entered-in-error"}
@@ -36,7 +36,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A part of an observation that gives no number."""
+    """Part of an observation that gives no number, and the reason."""
 
     codes: frozenset[str]
     reason: str

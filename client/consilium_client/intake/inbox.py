@@ -161,7 +161,7 @@ class Inbox:
             raise NoRoom(f"less than {self.limits.keep_free_gib:g} GiB would stay free on the disk of {self.folder}")
 
     def known(self, digest: str) -> bool:
-        """Whether the journal has an instance, also one that was de-identified since."""
+        """True where the journal has an instance, also one that was de-identified since."""
         with self._lock:
             return self._journal.execute("SELECT 1 FROM instances WHERE digest = ?", (digest,)).fetchone() is not None
 

@@ -1,7 +1,7 @@
-"""Names that a site gives anew: pseudonyms of patients, UIDs, and by how much a patient's dates move.
+"""Pseudonyms of patients, new UIDs, and the days by which a patient's dates move.
 
 All follow from one key of the site's by HMAC-SHA-256, so that they are the same at every run and in every source, and
-without the key nobody can find out whose they are, also who knows all identifiers of the hospital. The table back from
+without the key nobody can link them to people, not even with a list of the hospital's identifiers. The table back from
 pseudonyms to people is for hospital IT alone.
 """
 

@@ -1,4 +1,4 @@
-"""Studies of a list are fetched from an archive until every instance that it has of them is here.
+"""Pull of a list of studies from an archive, until the inbox has every instance that the archive has of them.
 
 Nothing is kept of how far a pull came: what is in the inbox's journal is here, the rest is asked for. So a pull that
 was killed is simply run again.

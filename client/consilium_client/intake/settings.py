@@ -33,7 +33,7 @@ class Certificates(Strict):
         return self
 
     def at(self, base: Path) -> Certificates:
-        """The same files, taken from the folder ``base``."""
+        """Copy whose paths start from the folder ``base``."""
         return Certificates(
             certificate=None if self.certificate is None else base / self.certificate,
             key=None if self.key is None else base / self.key,
@@ -59,7 +59,7 @@ class Peer(Strict):
         return addresses
 
     def sends_from(self, address: str) -> bool:
-        """Whether this peer may send from an IP address.
+        """True where this peer may send from an IP address.
 
         >>> Peer(ae_title="PACS", addresses=["10.1.2.0/24"]).sends_from("10.1.2.7")
         True
@@ -78,18 +78,18 @@ class Receive(Strict):
     peers: Annotated[list[Peer], Field(min_length=1, max_length=256)]
     """Peers that may send. Others are turned away: by address before a byte is read, by title at the association."""
     tls: Certificates | None = None
-    """Files of TLS: each peer must show a certificate that ``ca`` signed."""
+    """TLS files; each peer must show a certificate that ``ca`` signed."""
     associations: Annotated[int, Field(ge=1, le=100)] = 10
     """Connections at once, associated or not."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds without progress after which a connection is closed."""
 
     def knows(self, title: str, address: str) -> bool:
-        """Whether a peer of this title may send from an IP address."""
+        """True where a peer of this title may send from an IP address."""
         return any(peer.ae_title == title and peer.sends_from(address) for peer in self.peers)
 
     def at(self, base: Path) -> Receive:
-        """The same settings with their paths taken from the folder ``base``."""
+        """Copy of the settings whose paths start from the folder ``base``."""
         return self.model_copy(update={"tls": None if self.tls is None else self.tls.at(base)})
 
     @model_validator(mode="after")
@@ -125,7 +125,7 @@ class DimseArchive(Strict):
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
     def at(self, base: Path) -> DimseArchive:
-        """The same archive with its paths taken from the folder ``base``."""
+        """Copy of the archive whose paths start from the folder ``base``."""
         return self.model_copy(update={"tls": None if self.tls is None else self.tls.at(base)})
 
 
@@ -143,7 +143,7 @@ class WebArchive(Strict):
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
     def at(self, base: Path) -> WebArchive:
-        """The same archive with its paths taken from the folder ``base``."""
+        """Copy of the archive whose paths start from the folder ``base``."""
         return self.model_copy(
             update={
                 "tls": None if self.tls is None else self.tls.at(base),
@@ -193,7 +193,7 @@ class LabelTable(Strict):
     encoding: Literal["utf-8", "cp1252", "iso-8859-1", "utf-16"] = "utf-8"
 
     def at(self, base: Path) -> LabelTable:
-        """The same table with its paths taken from the folder ``base``."""
+        """Copy of the table whose paths start from the folder ``base``."""
         return self.model_copy(update={"source": base / self.source, "to": base / self.to})
 
 
@@ -211,7 +211,7 @@ class Deidentify(Strict):
     tables: list[LabelTable] = Field(default_factory=list)
 
     def at(self, base: Path) -> Deidentify:
-        """The same settings with their paths taken from the folder ``base``."""
+        """Copy of the settings whose paths start from the folder ``base``."""
         tables = [table.at(base) for table in self.tables]
         return self.model_copy(update={"to": base / self.to, "tables": tables})
 
@@ -273,7 +273,7 @@ class FhirExport(Strict):
         return self
 
     def at(self, base: Path) -> FhirExport:
-        """The same export with its paths taken from the folder ``base``."""
+        """Copy of the export whose paths start from the folder ``base``."""
         paths = {name: base / getattr(self, name) for name in ("folder", "patients", "samples")}
         return self.model_copy(update=paths)
 

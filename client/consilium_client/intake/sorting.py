@@ -1,4 +1,4 @@
-"""The inbox's instances become an asset's files: de-identified, or set aside with the reason.
+"""Sorting of the inbox: instances become an asset's files, de-identified, or are set aside with the reason.
 
     TO/P…/2.25.….dcm     by pseudonym and new UID
 

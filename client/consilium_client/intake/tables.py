@@ -1,4 +1,4 @@
-"""Label tables of the hospital's under the same new names as its images."""
+"""Label tables rewritten with the same pseudonyms, UIDs and shifted dates as the images."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ _ATOMS = {
 }  # fmt: skip
 _PREFIXES = {"k": 3, "c": -2, "d": -1, "m": -3, "u": -6, "n": -9, "p": -12, "f": -15, "M": 6, "G": 9, "h": 2, "da": 1}
 _PLAIN = {"min", "h", "d", "wk", "mo", "a", "Cel", "[degF]", "%", "1", "[in_i]", "[ft_i]", "[lb_av]", "[oz_av]", "[pH]"}
-"""Atoms that take no prefix."""
+"""Units of UCUM that take no prefix."""
 _TERM = re.compile(
     r"(?P<ten>10[*^](?P<power>[+-]?[0-9]{1,2}))"
     r"|(?P<atom>[^0-9+\-./{}][^+\-./{}0-9]*(?:2O\])?|1|%)(?P<exponent>[+-]?[0-9])?"
 )
 _NOTE = re.compile(r"\{[^{}]*\}")
 _NOTE_ALONE = re.compile(r"(?<![^./])\{[^{}]*\}")
-"""One that stands for a whole term, as in ``{beats}/min``, is the number one."""
+"""Annotation that makes up a whole term, as in ``{beats}/min``; it counts as the number one."""
 _LONGEST = 60
 
 

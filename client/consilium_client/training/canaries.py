@@ -85,7 +85,7 @@ def audit(
         device: where the study's rounds compute.
         canaries: number of canaries, 10 or more.
         seed: everything random follows from it; None for fresh bytes. No patient's data is here that it could expose.
-        on_progress: told (steps done, steps in all).
+        on_progress: called with (steps done, steps in all).
         way: to per-sample gradients, as the study's rounds have it here.
         rows: of a piece in which several patients are, as the study's rounds have it here (``trainer.train``).
 
@@ -196,14 +196,14 @@ class _Run:
         self._sign = -self._sign
 
     def _places(self, size: int, owner: npt.NDArray[np.int64] | int) -> npt.NDArray[np.int64] | int:
-        """Coordinates of a canary, of ``size`` in all."""
+        """Coordinates that belong to one canary, of ``size`` in all."""
         return (size - 1 - owner) // self._stride + 1
 
 
 def _records(
     study: Study, plan: PrivacyPlan, size: int, inside: npt.NDArray[np.int64], draw: np.random.Generator
 ) -> tuple[Dataset, npt.NDArray[np.int64]]:
-    """Generated patients, then the canaries that are in; and whose each record is.
+    """Records of generated patients and then of the canaries that are in; and the canary of each record, or -1.
 
     The patients are fewer than the site has: they are there so that the run is one on patients, and what they add to a
     canary's coordinates (``size`` in all) can only hide it. An observer who knew their draws would subtract it.
@@ -221,7 +221,7 @@ def _records(
 
 @dataclass(frozen=True)
 class _Repeated(Dataset):
-    """Records of which each is one of a few invented ones, in turn."""
+    """Data set that repeats a few invented records in turn."""
 
     examples: Examples
 

@@ -1,4 +1,4 @@
-"""The global model on the patients that this site has held back: counts, with noise where the study has privacy."""
+"""Evaluation of the global model on the patients held back: counts, noised where the study has privacy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def evaluate(
         study: the study.
         records: the asset's records; patients for training are left out.
         device: where to compute.
-        layout: which counts.
+        layout: layout of the counts.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -102,7 +102,7 @@ def measured(
     *,
     forgiving: bool = False,
 ) -> NDArray[np.float64]:
-    """Numbers that the task measures of the chosen records ``[N, m]``; not finite where the model overflows.
+    """Measurements of the chosen records by the task, ``[N, m]``; not finite where the model overflows.
 
     A record's does not depend on the other records, to the last bit (``dpsgd/isolation.py``).
 

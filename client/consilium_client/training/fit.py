@@ -1,4 +1,4 @@
-"""Fit of a study to this machine: on which device, in pieces of how many rows; tried before anything is charged."""
+"""Fit of a study to this machine: the device and the size of a microbatch; tried before anything is charged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dpsgd.engines import Engine
 from dpsgd.isolation import ROWS
 
 _LARGE = 4 * ROWS
-"""Rows of a piece that a GPU may take where its kernels pass at that size, and steps are as large."""
+"""Rows of a microbatch on a GPU, where its kernels pass the neighbour test at that size and steps are as large."""
 
 _SETTINGS = ("ATEN_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_", "OPENBLAS_", "TORCH_")
 """Beginnings of the names of environment variables by which libraries choose their kernels."""
@@ -43,14 +43,14 @@ class Fit(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Finding of the neighbour test: the size of pieces that passed, or 0; what the others showed."""
+    """Finding of the neighbour test: the size of microbatch that passed, or 0; what the other sizes showed."""
 
     rows: int
     failed: str
 
 
 class Findings(Protocol):
-    """Findings of earlier tests."""
+    """Store of the findings of earlier neighbour tests."""
 
     def get(self, about: dict[str, Any]) -> Finding | None:
         """The finding about exactly this, or None."""
@@ -60,17 +60,17 @@ class Findings(Protocol):
 
 
 class Marks(Protocol):
-    """Marks of trials under way, which outlive the program (``state/trials.py``)."""
+    """Marks of trials under way; a mark outlives a program that the trial ends (``state/trials.py``)."""
 
     def trying(self, about: dict[str, Any]) -> AbstractContextManager[None]:
-        """Around a trial of exactly this."""
+        """Context of a trial of exactly this; its mark is taken away at the end."""
 
     def gone_wrong(self, about: dict[str, Any]) -> str:
         """Reason why exactly this is not tried again, or nothing."""
 
 
 def sizes(study: Study, where: torch.device) -> list[int]:
-    """Rows of a piece, the best first; at 1 each patient has a piece alone."""
+    """Sizes of a microbatch in rows, the best first; at size 1 each patient has a microbatch alone."""
     one = invented.records(study, [1])
     found = {private_rows(study, one), 1}
     batch = study.training.expected_batch * study.training.augment_multiplicity
@@ -87,12 +87,12 @@ def fitting(
     findings: Findings | None = None,
     marks: Marks | None = None,
 ) -> Fit:
-    """The first size of pieces in which no record depends on another (``neighbours``), and which this machine takes.
+    """First size of microbatch at which no record depends on another (``neighbours``) and this machine can compute.
 
     Where a GPU passes at no size, ``auto`` falls back on the CPU. What ended the program before is not tried again.
 
     Raises:
-        MachineError: none is both.
+        MachineError: no size is both.
         ConfigurationError: there is no such device.
     """
     where = device.choose(device_name)
@@ -122,7 +122,7 @@ def fitting(
 
 
 def fails(study: Study, device_name: str, engine: Engine, findings: Findings) -> bool:
-    """Whether a finding is kept by which no size of pieces passes, on the device and on the one that stands in."""
+    """True where a kept finding says that no size of microbatch passes, on the device and on its fallback."""
     where = device.choose(device_name)
     found = findings.get(_about(study, where, engine))
     if found is None or found.rows:
@@ -132,7 +132,7 @@ def fails(study: Study, device_name: str, engine: Engine, findings: Findings) ->
 
 
 def machine(where: torch.device) -> dict[str, Any]:
-    """Machine and kernels that a device computes with here: processor, libraries, driver, our own release."""
+    """Description of what a device computes with here: processor, libraries, driver, our own release."""
     about: dict[str, Any] = {
         "release": metadata.version("consilium"),
         "processor": _processor(),
@@ -154,7 +154,7 @@ def machine(where: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model and its instruction sets."""
+    """Model of the processor and its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -166,7 +166,7 @@ def _processor() -> str:
 
 
 def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
-    """All that a finding depends on."""
+    """Everything that a finding depends on, as a key."""
     training = study.training
     return {
         "machine": machine(where),
@@ -187,7 +187,7 @@ def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
 def _tried(
     study: Study, where: torch.device, engine: Engine, rows: int, what: str, marks: Marks | None
 ) -> Iterator[str]:
-    """Around one trial; gives why it is not to be made, or nothing."""
+    """Context of one trial; gives the reason why it must not be made, or ""."""
     about = {
         "study": study.digest,
         "name": study.study,
@@ -241,7 +241,7 @@ def _test(
 
 
 def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, engine: Engine, rows: int) -> str:
-    """Why the largest pieces cannot be computed, or nothing. It may quote an error: nobody's data is there."""
+    """Reason why the largest microbatches cannot be computed, or "". May quote an error: no patient's data is there."""
     try:
         rehearse(study, plan, where, engine, rows)
     except Exception as error:

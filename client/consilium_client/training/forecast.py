@@ -49,6 +49,6 @@ def least_seconds(study: Study, plan: PrivacyPlan, device: torch.device, engine:
 
 
 def drawn(study: Study, plan: PrivacyPlan) -> float:
-    """Patients that a step draws in the mean, by the noised number of them and by the contract, whichever is less."""
+    """Mean number of patients that a step draws: by their noised number or by the contract, whichever is less."""
     batch = float(study.training.expected_batch)
     return batch if plan.patients is None else min(batch, plan.sampling_rate * plan.patients)

@@ -12,7 +12,7 @@ from consilium_shared.study import Study
 
 
 def records(study: Study, counts: Sequence[int], seed: int = 0) -> ArrayDataset:
-    """So many records of each patient, all of them for training; the same for the same seed, and nobody's."""
+    """Data set of invented patients with this many records each, all for training; it depends on the seed alone."""
     examples = task.of(study).invented(study, sum(counts), np.random.default_rng(seed))
     patients = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ArrayDataset.of(*examples, patients)

@@ -63,7 +63,7 @@ class _Transfer:
         self._event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
     def here(self) -> Microbatch:
-        """For what the caller's stream computes from here on."""
+        """Microbatch for use by the caller's stream from here on."""
         if self._event is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(self._event)
@@ -122,7 +122,7 @@ class Batch:
     def _drawn(
         self, chunking: Chunking, generator: np.random.Generator, augmentation: Augmentation
     ) -> tuple[npt.NDArray[np.float64], ...]:
-        """The moves of all records, drawn microbatch by microbatch; filling takes its draws too."""
+        """Augmentations of all records, drawn microbatch by microbatch; filling rows take their draws too."""
         parts = [
             tuple(each[: end - start] for each in augmentation.draw(rows, generator))
             for start, end, rows in self._chunks(chunking)
@@ -161,7 +161,7 @@ class Batch:
             return self._microbatch(chunk)
 
     def begin(self, chunking: Chunking, prefetch: Prefetch) -> None:
-        """Have the first of these microbatches prepared."""
+        """Begin to prepare the first of these microbatches."""
         for chunk in self._chunks(chunking)[:1]:
             self._begin(chunk, prefetch)
 
@@ -231,7 +231,7 @@ class Batches:
         return self
 
     def __exit__(self, *about: object) -> None:
-        """Wait for what is being prepared, and drop it."""
+        """Wait for the microbatch being prepared, and drop it."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
@@ -251,7 +251,7 @@ class Batches:
         return Batch(study, records, draw, device, generator, chunking, prefetch)
 
     def _follow(self, chunking: Chunking) -> None:
-        """Have the next batch begun, for a step that cuts it as the last one was cut."""
+        """Begin to prepare the next batch, split into microbatches as the last one was."""
         if self._coming is None and self._thread is not None:
             self._coming = self._thread.submit(self._begun, chunking, self._thread)
 

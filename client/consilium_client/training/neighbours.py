@@ -1,4 +1,4 @@
-"""Neighbour test: does a record's result here depend on the records beside it? Bit by bit, on the study's own model.
+"""Neighbour test: with the study's model on this machine, no record's result may depend on others, to the last bit.
 
 What clipping and counts bound rests on it (``dpsgd/isolation.py``): a library's kernels may go by the number of rows,
 by a row's place, by a matrix's address. MKL is told not to (``dpsgd/blas.py``). No other library can be told, so none
@@ -97,7 +97,7 @@ def _inputs(data: Dataset, count: int) -> list[Tensor]:
 
 
 def _orders(count: int) -> list[npt.NDArray[np.int64]]:
-    """Everybody in turn; two halves, whose members are at other places; and a few alone."""
+    """Orders to compute patients in: all of them; two halves, so that each is at another place; and a few alone."""
     mixed = np.random.default_rng(0).permutation(count)
     first, second = mixed[: count // 2], mixed[count // 2 :]
     return [np.arange(count), first, second, second[:1]]
@@ -148,7 +148,7 @@ class _Step:
         self.unit = self._optimizer.lattice.step
 
     def __call__(self, data: Dataset, patients: npt.NDArray[np.int64]) -> tuple[dict[int, bytes], Tensor]:
-        """By patient, what its gradient is made of; and the clipped sum, in steps of the lattice."""
+        """Recorded tensors of each patient, and the clipped sum in steps of the lattice."""
         seen: dict[int, bytes] = {}
 
         def see(records: npt.NDArray[np.int64]) -> None:
@@ -169,15 +169,15 @@ class _Step:
 
 
 class _OneMove:
-    """The same turn and shift for every image."""
+    """Random generator that gives every image the same turn and shift."""
 
     def uniform(self, low: float, high: float, size: Any) -> Vector:
-        """Interface of a generator's ``uniform``."""
+        """Stand-in for ``Generator.uniform``."""
         return np.full(size, low + 0.3 * (high - low))
 
 
 def _digest(left: list[Tensor]) -> bytes:
-    """The same for the same numbers, whether they are float32 or the same in float64; 0 and -0 are one."""
+    """Digest of numbers, equal for float32 and float64 of the same values, and for 0 and -0."""
     hashing = hashlib.blake2b()
     for tensor in left:
         numbers = torch.nan_to_num(tensor.detach(), nan=1.5e38, posinf=2.5e38, neginf=-2.5e38).cpu() + 0.0

@@ -1,4 +1,4 @@
-"""One step of a round after the other, private or not: a batch's microbatches, and the optimizer's step.
+"""Steps of a round, private or plain: each batch's microbatches, then the optimizer's step.
 
 **What a patient can make break.** Every step of a private round was charged for, and ends in one noisy sum, whatever
 happens on the way: a refusal in its place would tell something of the patients that nobody has paid for. Memory and the
@@ -150,7 +150,7 @@ class PrivateSteps:
 
 
 def _settled(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Seconds of a clock, read once the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

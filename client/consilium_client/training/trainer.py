@@ -54,7 +54,7 @@ class TrainResult:
         update: float32 ``[t]``, local minus global weights, of those that the study trains (``models.vector``).
         steps: private steps that really ran.
         patients: patients that could have been drawn; the weight of the update.
-        clipping_norm: that the next round begins with; None without privacy.
+        clipping_norm: bound with which the next round begins; None without privacy.
         diverged: with privacy, that a weight moved farther than ``limits.UPDATE_COORDINATE``; the update is 0 then.
     """
 
@@ -105,7 +105,7 @@ def train(
         attempt: which charge for this round it is; where the study gives the seed, it tells them apart.
         clipping_norm: to begin with, where the study lets it follow the gradients and the round before ended with it;
             None for the plan's.
-        on_progress: told (steps done, steps of the round).
+        on_progress: called with (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
         engine: how per-sample gradients are found; the event is the same.
         rows: of a piece with privacy in which several patients are (``private_rows``, or what the machine passed).
@@ -214,12 +214,12 @@ def _seed(study: Study, round: int, attempt: int, site: str, secret: bytes | Non
 
 
 def _within(part: Part, draws: PatientSampler) -> Iterator[Draw]:
-    """Draws from a part, with the numbers that its records have among all."""
+    """Draws from one part, as record numbers of the whole data set."""
     return (Draw(part.records[draw.records], draw.owners) for draw in draws)
 
 
 def _sampler(study: Study, records: Part, plan: Plan, seed: bytes) -> PatientSampler:
-    """The round's draws: with privacy exactly the plan's."""
+    """Draws of the round; with privacy exactly as the plan has them."""
     if isinstance(plan, PrivacyPlan):
         rate, most = plan.sampling_rate, plan.records_per_patient
     else:
