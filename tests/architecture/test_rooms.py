@@ -42,6 +42,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "commands": {TOP, "state", "superlink", "export"},
     },
     "consilium_client": {
+        "prepared": set(),
         "data": set(),
         "training": {"data"},
         "transport": set(),

@@ -1,0 +1,216 @@
+"""Pack: a file of records of one size, encrypted and authenticated in chunks, mapped, and decrypted a chunk at a time.
+
+The format, version 1 (``docs/decisions/0024-prepared-store.md``)::
+
+    head     canonical JSON of ``Head``, ended by a newline
+    index    AES-256-GCM of bytes that say what the records are
+    chunks   AES-256-GCM of ``chunk`` records each, the last of what is left
+
+A file has a key of its own, derived from the site's store key and the salt in its head. The nonce is a counter, 0 for
+the index, from 1 for the chunks; the head is authenticated with each. So no piece can be altered, moved, left out or
+taken from another file unseen.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from consilium_client.prepared.key import KEY_BYTES, StoreKey
+from consilium_shared.canonical import canonical_bytes, parse_canonical
+from consilium_shared.config import Strict
+from consilium_shared.errors import IntegrityError, PeerError
+from consilium_shared.fields import Hex32
+from consilium_shared.files import write_pieces_atomically
+
+HEAD_BYTES = 4096
+"""Longest head."""
+CHUNK_BYTES = 2**14
+"""Small records share a chunk of about so many bytes: whoever wants one decrypts all of it."""
+_TAG = 16
+_NONCE = 12
+_Size = Annotated[int, Field(ge=0, le=2**48)]
+
+
+class DamagedPack(IntegrityError):
+    """A file of the store cannot be used: it is damaged, of another release's format, or under another key."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} cannot be decrypted: it is damaged or was written under another key. It is put aside; what was in "
+            "it is prepared anew when the study's data is next read"
+        )
+
+
+class Head(Strict):
+    """First line of a pack.
+
+    Attributes:
+        about: digest of what the records are; a file is read as nothing else.
+        salt: of the file's key.
+        index: bytes of the index.
+        records: number of records.
+        record: bytes of one.
+        chunk: records of a chunk.
+    """
+
+    format: Literal["consilium-pack"] = "consilium-pack"
+    version: Literal[1] = 1
+    about: Hex32
+    salt: Hex32
+    index: _Size
+    records: _Size
+    record: _Size
+    chunk: Annotated[int, Field(ge=1, le=2**48)]
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.records // self.chunk)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file after its head."""
+        return self.index + _TAG + self.records * self.record + self.chunks * _TAG
+
+
+def write_pack(path: Path, key: StoreKey, about: str, index: bytes, records: NDArray[np.uint8] | None = None) -> None:
+    """Write a pack durably, whole or not at all, mode 0600; nothing of it is on the disk in clear at any time.
+
+    Args:
+        path: the file; one that is there is replaced.
+        key: the site's.
+        about: digest of what the records are, 64 hex digits.
+        index: what the records are; it is encrypted, too.
+        records: uint8 ``[N, bytes of one]``; None for an index alone.
+    """
+    rows = np.zeros((0, 0), dtype=np.uint8) if records is None else np.ascontiguousarray(records)
+    count, record = rows.shape
+    salt = secrets.token_bytes(KEY_BYTES)
+    head = Head(
+        about=about,
+        salt=salt.hex(),
+        index=len(index),
+        records=count,
+        record=record,
+        chunk=max(1, CHUNK_BYTES // max(record, 1)),
+    )
+    line = canonical_bytes(head.model_dump(mode="json")) + b"\n"
+    cipher = AESGCM(key.of_file(salt))
+
+    def pieces() -> Iterator[bytes]:
+        yield line
+        yield cipher.encrypt(_nonce(0), index, line)
+        for number in range(head.chunks):
+            part = rows[number * head.chunk : (number + 1) * head.chunk]
+            yield cipher.encrypt(_nonce(number + 1), part.data, line)
+
+    write_pieces_atomically(path, pieces())
+
+
+class Pack:
+    """A pack that is open for reading: mapped, so that what is decrypted comes from the system's own memory of files.
+
+    Safe to use from several threads. The file may be deleted meanwhile.
+
+    Attributes:
+        path: the file.
+        head: its first line.
+        index: decrypted.
+        intact: False once a chunk could not be decrypted.
+    """
+
+    def __init__(self, path: Path, key: StoreKey, about: str) -> None:
+        """Opens a pack.
+
+        Raises:
+            DamagedPack: the file is damaged, about something else, or under another key.
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+        """
+        self.path, self.intact = path, True
+        with path.open("rb") as file:
+            self._line = file.readline(HEAD_BYTES)
+            try:
+                self.head = Head.model_validate(parse_canonical(self._line[:-1]))
+            except (PeerError, ValidationError):
+                raise DamagedPack(path) from None
+            whole = len(self._line) + self.head.size
+            if self._line[-1:] != b"\n" or os.fstat(file.fileno()).st_size != whole or self.head.about != about:
+                raise DamagedPack(path)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = memoryview(self._map)
+        self._cipher = AESGCM(key.of_file(bytes.fromhex(self.head.salt)))
+        self._start = len(self._line) + self.head.index + _TAG
+        sealed = self._bytes[len(self._line) : self._start]
+        try:
+            self.index = self._cipher.decrypt(_nonce(0), sealed, self._line)
+        except InvalidTag:
+            raise DamagedPack(path) from None
+        self._leave(len(self._line), self._start)
+
+    def __len__(self) -> int:
+        return self.head.records
+
+    def read(self, numbers: NDArray[np.int64], out: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
+        """Decrypt records into rows of an array.
+
+        Args:
+            numbers: int64 ``[n]``, of the records.
+            out: uint8 ``[N, bytes of one]``, contiguous.
+            places: int64 ``[n]``, the row of ``out`` into which each goes.
+
+        Raises:
+            DamagedPack: a chunk was altered. Nothing of it is used.
+        """
+        size, chunk = self.head.record, self.head.chunk
+        of = numbers // chunk
+        wanted = np.unique(of).tolist()
+        for number in wanted:  # the disk is asked for all of them before the first is waited for
+            self._advise(mmap.MADV_WILLNEED, *self._range(number))
+        if chunk == 1:
+            for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
+                self._decrypt(number, out[place])
+        else:
+            for number in wanted:
+                here = np.flatnonzero(of == number)
+                rows = np.empty((min(chunk, len(self) - number * chunk), size), dtype=np.uint8)
+                self._decrypt(number, rows.reshape(-1))
+                out[places[here]] = rows[numbers[here] - number * chunk]
+        for number in wanted:
+            self._leave(*self._range(number))
+
+    def _range(self, chunk: int) -> tuple[int, int]:
+        start = self._start + chunk * (self.head.chunk * self.head.record + _TAG)
+        records = min(self.head.chunk, len(self) - chunk * self.head.chunk)
+        return start, start + records * self.head.record + _TAG
+
+    def _decrypt(self, chunk: int, into: NDArray[np.uint8]) -> None:
+        start, end = self._range(chunk)
+        try:
+            self._cipher.decrypt_into(_nonce(chunk + 1), self._bytes[start:end], self._line, into.data)
+        except InvalidTag:
+            self.intact = False
+            raise DamagedPack(self.path) from None
+
+    def _leave(self, start: int, end: int) -> None:
+        """Give the pages back, which the system goes on keeping as its own: else an archive counts as our memory."""
+        self._advise(mmap.MADV_DONTNEED, start, end)
+
+    def _advise(self, advice: int, start: int, end: int) -> None:
+        begin = start - start % mmap.PAGESIZE
+        self._map.madvise(advice, begin, end - begin)
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(_NONCE, "big")
