@@ -11,7 +11,8 @@ import pydicom
 from consilium_serve.service import Case
 from consilium_shared import task
 from consilium_shared.errors import DataError
-from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph
+from consilium_shared.preparation.foreign import Unusable, read_header
+from consilium_shared.preparation.radiograph import read_image, require_radiograph
 from consilium_shared.preparation.record import Prepared, picture
 from consilium_shared.study import Study
 

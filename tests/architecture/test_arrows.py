@@ -45,7 +45,7 @@ ONLY = {
     },
     "pydicom": {
         "consilium_client/data/",
-        "consilium_shared/preparation/radiograph.py",
+        "consilium_shared/preparation/",
         "consilium_serve/",
         "consilium_client/intake/",
         "consilium_deploy/dicom_files.py",

@@ -21,7 +21,8 @@ from consilium_client.data.report import NothingUsable, Report, SetAside
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
-from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph
+from consilium_shared.preparation.foreign import Unusable, read_header
+from consilium_shared.preparation.radiograph import read_image, require_radiograph
 from consilium_shared.study import Study
 
 

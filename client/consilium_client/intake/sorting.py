@@ -25,7 +25,7 @@ from consilium_client.intake.settings import Deidentify
 from consilium_client.intake.suspects import suspicion
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.files import write_atomically
-from consilium_shared.preparation.radiograph import FILE_BYTES, Unusable, require_bounded
+from consilium_shared.preparation.foreign import FILE_BYTES, Unusable, require_bounded
 
 
 def sort(

@@ -19,7 +19,9 @@ from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import limits
 from consilium_shared.errors import DataError
-from consilium_shared.preparation.radiograph import Unusable, aspect, present, read_image, resize
+from consilium_shared.preparation.foreign import Unusable
+from consilium_shared.preparation.presentation import present
+from consilium_shared.preparation.radiograph import aspect, read_image, resize
 from consilium_shared.study import Study
 
 SIZE = 16
@@ -126,10 +128,18 @@ def test_resizing_keeps_the_mean_and_adds_margins_to_the_shorter_side() -> None:
     np.testing.assert_allclose(resize(np.ones((7, 7), np.float32), 5), 1.0, rtol=1e-6)
 
 
-def test_nonsense_spacing_is_refused_rather_than_followed() -> None:
+@pytest.mark.parametrize("spacing", [["0.000", "0.000"], ["0.14"], ["0.2", "0", "0.2"], "", ["-1", "1"], ["inf", "1"]])
+def test_spacing_that_means_nothing_is_passed_over_for_the_next_tag(spacing: Any) -> None:
     dataset = pydicom.Dataset()
+    dataset.PixelSpacing = spacing
     assert aspect(dataset) == 1.0
-    dataset.ImagerPixelSpacing = [0, 1]
+    dataset.ImagerPixelSpacing = ["0.3", "0.1"]
+    assert aspect(dataset) == pytest.approx(3.0)
+
+
+def test_a_spacing_beyond_all_reason_is_refused_rather_than_followed() -> None:
+    dataset = pydicom.Dataset()
+    dataset.ImagerPixelSpacing = [0.001, 1]
     with pytest.raises(Unusable, match="spacing"):
         aspect(dataset)
 
@@ -206,12 +216,15 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path) -> Non
     write(tmp_path, "ct.dcm", "p1", Scanner(tags={"Modality": "CT"}))
     write(tmp_path, "odd.dcm", "p1", Scanner(tags={"Modality": "SECRET 1"}))
     write(tmp_path, "frames.dcm", "p1", Scanner(tags={"NumberOfFrames": 2}))
-    write(tmp_path, "colour.dcm", "p1", Scanner(tags={"SamplesPerPixel": 3}))
+    write(tmp_path, "samples.dcm", "p1", Scanner(tags={"SamplesPerPixel": 3}))
     write(tmp_path, "palette.dcm", "p1", Scanner(tags={"PhotometricInterpretation": "PALETTE COLOR"}))
+    write(tmp_path, "hsv.dcm", "p1", Scanner(tags={"PhotometricInterpretation": "HSV"}))
     write(tmp_path, "huge.dcm", "p1", Scanner(tags={"Rows": 65535, "Columns": 65535}))
     write(tmp_path, "bits.dcm", "p1", Scanner(tags={"BitsStored": 0}))
     write(tmp_path, "slope.dcm", "p1", Scanner(tags={"RescaleSlope": 0}))
-    write(tmp_path, "window.dcm", "p1", Scanner(window=(1.0, 0.0)))
+    write(tmp_path, "window.dcm", "p1", Scanner(window=(1.0, 1.0), tags={"VOILUTFunction": "SECRET"}))
+    write(tmp_path, "black.dcm", "p1", Scanner(window=(5000.0, 2.0)))
+    write(tmp_path, "negative.dcm", "p1", Scanner(tags={"PresentationLUTShape": "INVERSE"}))
     cut = write(tmp_path, "cut.dcm", "p1")
     cut.write_bytes(cut.read_bytes()[:-400])
     empty = write(tmp_path, "no-pixels.dcm", "p1")
@@ -231,12 +244,16 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path: Path) -> Non
         "modality CT": 1,
         "modality unknown": 1,
         "more than one frame": 1,
-        "colour image": 1,
-        "photometric interpretation is neither MONOCHROME1 nor MONOCHROME2": 1,
+        "SamplesPerPixel contradicts PhotometricInterpretation": 1,
+        "the palette makes no sense": 1,
+        "photometric interpretation is neither grey, RGB, YBR_FULL nor PALETTE COLOR": 1,
         "more than 100 million pixels": 1,
         "BitsStored and BitsAllocated make no sense": 1,
         "pixel data missing, damaged or in an unknown encoding": 2,
-        "rescale, window or spacing tags make no sense": 2,
+        "RescaleSlope is 0": 1,
+        "VOILUTFunction is none of the standard's": 1,
+        "one brightness everywhere: nothing is to be seen": 1,
+        "PresentationLUTShape contradicts PhotometricInterpretation: black may be white": 1,
         "not a DICOM file": 1,
         "an empty file": 1,
         "hidden file, not read": 1,

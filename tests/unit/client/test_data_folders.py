@@ -31,9 +31,10 @@ from consilium_client.data.identity import NOTHING
 from consilium_client.data.report import SetAside
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
-from consilium_shared.preparation import radiograph
+from consilium_shared.preparation import foreign
 from consilium_shared.preparation.codestream import picture_size
-from consilium_shared.preparation.radiograph import Unusable, read_header, read_image
+from consilium_shared.preparation.foreign import Unusable, read_header
+from consilium_shared.preparation.radiograph import read_image
 
 PICTURE = np.tile(np.linspace(0.1, 0.7, 32), (32, 1))
 STUDY = studies.study(
@@ -175,7 +176,7 @@ def test_a_deflated_file_is_inflated_up_to_a_bound_and_no_further(
 ) -> None:
     plain, packed = write(tmp_path, "a", "p1"), deflated(write(tmp_path, "b", "p1"), 2**20)
     np.testing.assert_array_equal(read_image(packed, 16), read_image(plain, 16))
-    monkeypatch.setattr(radiograph, "INFLATED_BYTES", 2**24)
+    monkeypatch.setattr(foreign, "INFLATED_BYTES", 2**24)
     bomb = deflated(write(tmp_path, "c", "p1"), 2**26)
     assert bomb.stat().st_size < 2**18
     made: list[int] = []
@@ -207,7 +208,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, monkeypatch: p
     path = write(tmp_path, "a", "p1")
     with path.open("r+b") as file:
         file.truncate(2**20 + 1)  # sparse
-    monkeypatch.setattr(radiograph, "FILE_BYTES", 2**20)
+    monkeypatch.setattr(foreign, "FILE_BYTES", 2**20)
     monkeypatch.setattr(pydicom, "dcmread", None)
     with pytest.raises(Unusable, match="file larger than 1 MiB"):
         read_header(path)

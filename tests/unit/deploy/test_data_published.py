@@ -22,7 +22,9 @@ from consilium_client.data import AssetSpec
 from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.real_data import main
 from consilium_shared.config import load_yaml
-from consilium_shared.preparation.radiograph import Unusable, read_header, read_image, require_radiograph, stored_values
+from consilium_shared.preparation.foreign import Unusable, read_header
+from consilium_shared.preparation.pixels import stored_values
+from consilium_shared.preparation.radiograph import read_image, require_radiograph
 from consilium_shared.study import Study
 from consilium_tasks.classification.schema import Data
 
