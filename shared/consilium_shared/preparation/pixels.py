@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from consilium_shared.preparation.codestream import picture_size
 from consilium_shared.preparation.foreign import Unusable, any_failure
