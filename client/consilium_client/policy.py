@@ -34,7 +34,7 @@ class AssetBudget(Strict):
     """``unlimited`` promises these patients nothing; studies without privacy need it."""
     delta: Annotated[float, Field(ge=LEAST_DELTA, lt=1)]
     reason: Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)] = ""
-    """Why it was changed since the ledger opened the asset; needed for a change, and written into the ledger."""
+    """Reason of a change since the ledger opened the asset; needed for a change, and written into the ledger."""
 
     @property
     def budget(self) -> Budget:
@@ -70,12 +70,12 @@ class SitePolicy(Strict):
     """Largest standard deviation, in patients, of the noise on the number of patients (``privacy.count_noise``): the
     sampling rate follows from the noised number, and one that is far off asks for far larger steps than were meant."""
     allow_without_privacy: bool = False
-    """Whether studies without differential privacy may be approved."""
+    """Permission to approve studies without differential privacy."""
     same_sites_without_privacy: bool = False
-    """Whether a study without privacy must sum up the same sites in every round (``aggregation.same_sites``)."""
+    """Demand that a study without privacy sums up the same sites in every round (``aggregation.same_sites``)."""
     allow_evaluation_counts: bool = True
-    """Whether evaluation counts of held-back patients may leave: with noise and charged, in studies with differential
-    privacy; exact in those without."""
+    """Permission for evaluation counts of held-back patients to leave: with noise and charged in studies with privacy;
+    exact in those without."""
     quiet_days: Annotated[int, Field(ge=8, le=3650)] | None = None
     """Days without a word of the coordinator's after which a study that was approved and never closed is ended here:
     its approval is withdrawn, and its updates, answers, keys and seeds are deleted. null: by ``reject`` alone."""

@@ -26,7 +26,7 @@ class LocalFederationError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different loopback ports that nobody listens on now."""
+    """Find ``count`` different loopback ports that nobody listens on."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -181,7 +181,7 @@ class LocalFederation:
     def wait(
         self, look: Callable[[], Any], what: str, service: str | None = None, seconds: float = START_SECONDS
     ) -> Any:
-        """Until ``look`` returns something true.
+        """Wait until ``look`` returns something true.
 
         Raises:
             LocalFederationError: time is up, or the service ended; with the end of its log.

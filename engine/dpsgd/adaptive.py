@@ -37,10 +37,10 @@ SHARE = 2.0**-6
 """Share of the square of a patient's vector that its mark may take."""
 
 WIDTH = 2.0**-3
-"""Half of the ramp."""
+"""Half the width in u of the ramp that a mark is."""
 
 GRADIENT, MARK = math.sqrt(1.0 - SHARE), math.sqrt(SHARE)
-"""Longest gradient and largest mark, in row bounds."""
+"""Parts of ``lattice.row_bound`` that a gradient's norm and a mark may take at most: their squares add up to 1."""
 
 LEAST_NORM, MOST_NORM = 1e-6, 1e6
 """Range in which an adaptive clipping norm stays: float32 weights would hardly move below it, and overflow beyond."""
@@ -60,9 +60,15 @@ class AdaptiveClipping:
 
 
 def marks(ratios: torch.Tensor, spec: AdaptiveClipping) -> torch.Tensor:
-    """Float64 ``[P]`` in [-1, 1] from the patients' bound / norm, float64 ``[P]`` (0: dropped; infinite: no gradient).
+    """Marks of patients, float64 ``[P]`` in [-1, 1]: positive where the clipping norm is too large for the patient.
 
-    Positive says that the norm is too large for this patient, and negative that it is too small.
+    Args:
+        ratios: each patient's bound / gradient norm, float64 ``[P]``; 0 for a dropped patient, infinite for a gradient
+            of zero.
+        spec: the rule.
+
+    >>> marks(torch.tensor([0.5, 1.0, 2.0, 0.0]), AdaptiveClipping(quantile=0.5, rate=0.2)).tolist()
+    [-1.0, 0.0, 1.0, 0.0]
     """
     target = 2.0 * spec.quantile - 1.0
     found = (((ratios - 1.0) / WIDTH).clamp(-1.0, 1.0) - target) / (1.0 + abs(target))
@@ -70,12 +76,15 @@ def marks(ratios: torch.Tensor, spec: AdaptiveClipping) -> torch.Tensor:
 
 
 def following(norm: float, total: float, expected_batch: int, spec: AdaptiveClipping) -> float:
-    """C of the next step.
+    """Clipping norm of the next step.
 
     Args:
         norm: C of this one.
         total: the noised sum of marks.
         expected_batch: patients that a step expects.
+
+    >>> round(following(1.0, 4.0, 8, AdaptiveClipping(quantile=0.5, rate=0.2)), 3)  # half the batch is too far below
+    0.951
     """
     target = 2.0 * spec.quantile - 1.0
     off = 0.5 * (1.0 + abs(target)) * total / expected_batch  # b - γ

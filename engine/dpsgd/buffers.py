@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ConstantBuffers:
-    """Buffers of a model, as they were when this was made."""
+    """Buffers of a model, kept as they were when this was made."""
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = [
@@ -33,6 +33,6 @@ class ConstantBuffers:
 
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether a normalisation keeps a mean over the samples that it has seen."""
+    """True for a normalisation that keeps a mean over the samples that it has seen."""
     found: Tensor | None = getattr(module, "running_mean", None)
     return isinstance(module, nn.modules.batchnorm._NormBase) and found is not None

@@ -36,7 +36,7 @@ def choose(name: str = "auto") -> torch.device:
 
 
 def onto(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host's tensor on ``device``; on the CPU itself.
+    """Copy of a host's tensor on ``device``; on the CPU the tensor itself.
 
     Nothing is waited for: a GPU copies it, in the order of the caller's stream, from page-locked memory that is its own
     until then. ``tensor`` may be changed at once.

@@ -34,10 +34,10 @@ class PerSampleModel(Protocol):
         """The model's logits."""
 
     def backward(self, losses: Tensor) -> None:
-        """From the samples' losses ``[B]``. A parameter's ``.grad`` stays None."""
+        """Backward pass from the samples' losses ``[B]``. A parameter's ``.grad`` stays None."""
 
     def renew(self) -> None:
-        """Forget what passes that broke off have left, but what is on the tape."""
+        """Forget what passes that broke off have left in the model; the tape stays as it is."""
 
 
 def wrap(model: nn.Module, engine: Engine, precision: Precision = "float32") -> PerSampleModel:
@@ -67,17 +67,17 @@ class BookKeeping:
         self._model, self._buffers = model, ConstantBuffers(model)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """See ``PerSampleModel``."""
+        """Logits of the model, as ``PerSampleModel`` has it."""
         self._buffers.restore()
         return in_precision(self._model, inputs, self._precision)
 
     def backward(self, losses: Tensor) -> None:
-        """See ``PerSampleModel``."""
+        """Backward pass, as ``PerSampleModel`` has it."""
         if losses.dim() == 0 or len(losses):
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
 
     def renew(self) -> None:
-        """See ``PerSampleModel``: nothing stays in the layers."""
+        """Do nothing, as no layer keeps anything; for ``PerSampleModel``."""
 
 
 class OpacusHooks:
@@ -96,12 +96,12 @@ class OpacusHooks:
         return GradSampleModule(_with_opacus_layers(self._model), loss_reduction="sum", strict=True)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """See ``PerSampleModel``."""
+        """Logits of the model, as ``PerSampleModel`` has it."""
         logits: Tensor = self._hooked(*inputs)
         return logits
 
     def backward(self, losses: Tensor) -> None:
-        """See ``PerSampleModel``."""
+        """Backward pass, as ``PerSampleModel`` has it."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             per_sample_sum(losses, self.tape.owners.batch).backward()  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ class OpacusHooks:
             parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
 
     def renew(self) -> None:
-        """See ``PerSampleModel``: hooks count passes on modules and parameters, and are lost where one has no end."""
+        """Clear the hooks' counters of passes, which a pass that broke off leaves wrong; for ``PerSampleModel``."""
         for parameter in self._parameters:
             for left in ("grad_sample", "_current_grad_sample", "_forward_counter"):
                 parameter.__dict__.pop(left, None)

@@ -1,4 +1,4 @@
-"""Test before a study trains: does clipping one patient's gradient really bound what that patient can change?
+"""Independence test before a study trains: clipping one patient's gradient must bound what that patient changes.
 
 Two things must hold of the model and the loss, and both are tested, not assumed: every trainable layer has a known
 per-sample gradient, and no sample's gradient depends on who else is in its batch, or was in the one before.

@@ -1,4 +1,4 @@
-"""Everything that is random in a round: AES-256 in counter mode under keys derived from the round's seed.
+"""Random words of a round: AES-256 in counter mode, under keys derived from the round's seed.
 
 With a secret seed nobody can tell the words from random ones without breaking AES (counter mode: NIST SP 800-38A, 6.5).
 That its blocks never repeat shows with probability below n² / 2^129 after n blocks: 2^-57 for 10,000 steps of a model

@@ -1,4 +1,4 @@
-"""The numbers that a private sum may take: whole multiples of a step that depends on no data.
+"""Lattice of a private sum: the whole multiples of a step that depends on no data.
 
 **The attack.** Textbook noise in floating point leaves gaps and unequal spacings that depend on what the noise was
 added to, and so gives the sum away exactly (Mironov, CCS 2012); and adding floating-point numbers in another order, or

@@ -49,7 +49,7 @@ class PerSampleGrad:
         self.values.masked_fill_(patients[:, None], 0.0)
 
     def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_weighted_sum``."""
+        """Add to the clipped sum, as ``Tape.add_weighted_sum`` has it."""
         if len(self.weights) == 1:
             return _add_rows(totals[self.weights[0]], self.values, factors)
         total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
@@ -109,7 +109,7 @@ class OuterProduct:
         self.deltas = torch.where(rows.view(shape), self.deltas, nothing.to(self.deltas.dtype))
 
     def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_weighted_sum``."""
+        """Add to the clipped sum, as ``Tape.add_weighted_sum`` has it."""
         deltas = (self.deltas.double() * self.owners.to_rows(factors, len(self.deltas))[:, None, None]).flatten(0, 1)
         inputs = self.inputs.double().flatten(0, 1)
         if len(self.weights) > 1:
@@ -161,7 +161,7 @@ class SparseGrad:
         self.values.masked_fill_(patients[self.owners, None], 0.0)
 
     def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_weighted_sum``."""
+        """Add to the clipped sum, as ``Tape.add_weighted_sum`` has it."""
         (weight,) = self.weights
         total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         total.index_add_(0, self.at, self.values.double() * factors[self.owners, None])

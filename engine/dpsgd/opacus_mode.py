@@ -76,7 +76,7 @@ class BookKeepingOptimizer(TapeOptimizer):
     """Opacus's noise on our clipped sums."""
 
     split = False
-    """Whether batches are being split by ``PhysicalBatches``."""
+    """True while ``PhysicalBatches`` splits batches."""
 
     def signal_skip_step(self, do_skip: bool = True) -> None:
         """Skip signal, as in Opacus.
@@ -90,7 +90,7 @@ class BookKeepingOptimizer(TapeOptimizer):
 
     @property
     def half_way(self) -> bool:
-        """Whether a batch has begun, or was announced, and is not finished."""
+        """True while a batch that has begun, or was announced, is not finished."""
         return self._is_last_step_skipped or bool(self._step_skip_queue)
 
     def forget(self) -> None:

@@ -96,7 +96,7 @@ class Geometry:
         return nn.functional.unfold(inputs, self.kernel, self.dilation, self.padding, self.stride).transpose(1, 2)
 
     def by_pixels(self, pixels: int, places: int) -> bool:
-        """Whether a Gram matrix takes fewer multiplications of pixels than of patches."""
+        """True where the Gram matrix takes fewer multiplications from pixels than from patches."""
         return pixels**2 <= places**2 * math.prod(self.kernel)
 
     def cost_factored(self, pixels: int, channels: int, places: int, outputs: int) -> float:
@@ -125,7 +125,7 @@ class Geometry:
         return found
 
     def positions(self, pixels: tuple[int, ...], places: tuple[int, ...]) -> list[tuple[Cut, Cut]]:
-        """For each of the kernel's K positions the places at which it lies on a pixel and not on padding, and those
+        """Places, for each of the kernel's K positions, at which it lies on a pixel and not on padding, and those
         pixels; ``pixels`` and ``places`` are sizes."""
         along = [
             [_meeting(number * dilation - padding, stride, size, most) for number in range(kernel)]
@@ -165,7 +165,7 @@ class ConvolutionRecord(OuterProduct):
         return self._squares(grams, torch.bmm(deltas, deltas.transpose(1, 2)), terms)
 
     def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """See ``Tape.add_weighted_sum``."""
+        """Add to the clipped sum, as ``Tape.add_weighted_sum`` has it."""
         (weight,), (rows, channels, *pixels) = self.weights, self.inputs.shape
         outputs, *places = self.deltas.shape[1:]
         deltas = _to_float64(self.deltas.movedim(0, -1)).mul_(self.owners.to_rows(factors, rows))
@@ -200,5 +200,5 @@ class ConvolutionRecord(OuterProduct):
 
 
 def _to_float64(tensor: Tensor) -> Tensor:
-    """In float64, and in memory as it is indexed."""
+    """Copy in float64, contiguous in memory."""
     return torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device).copy_(tensor)

@@ -1,4 +1,4 @@
-"""Clip each patient's gradient, add the noise, scale: the private gradient of one step.
+"""Private gradient of one step: clip each patient's gradient, sum up, add the noise, scale.
 
 Opacus keeps the order of calls (``DPOptimizer``): clip and add up each physical batch, and once for all of them add
 noise, scale, step. What is clipped comes from a ``Tape``, whose norms are never too small and which drops a patient
@@ -21,8 +21,8 @@ from dpsgd.tape import Tape
 
 
 class _Sums(dict[torch.Tensor, torch.Tensor]):
-    """Flat totals by parameter, in its precision. One that is not there yet is 0, and takes its memory only then, when
-    others' records on the tape are gone."""
+    """Flat totals by parameter, in its precision. A total is made, as zeros, when it is first asked for: by then the
+    tape has let go of other parameters' records, so less memory is in use at once."""
 
     def __missing__(self, parameter: torch.Tensor) -> torch.Tensor:
         """Zeros."""
@@ -34,7 +34,7 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus's optimizer, which takes clipped sums from a tape in place of per-sample gradients."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, tape: Tape, **about: object) -> None:
-        """``about``: as of ``DPOptimizer``."""
+        """``about``: arguments of ``DPOptimizer``."""
         super().__init__(optimizer, **about)
         self.tape = tape
 
@@ -45,7 +45,7 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
 
     @property
     def accumulated_iterations(self) -> int:
-        """A physical batch's losses are summed over one backward pass."""
+        """Number of backward passes in a physical batch: always one."""
         return 1
 
     def clip_and_accumulate(self) -> None:
@@ -123,9 +123,9 @@ class PrivateOptimizer(TapeOptimizer):
         adaptive: AdaptiveClipping | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """``clipping_norm``: of the first step, with ``adaptive``. ``expected``: patients that a step expects at most,
-        where that is more than ``expected_batch``, by which the sum is divided. ``after`` is called on each step when
-        the private gradient stands in ``.grad``: post-processing.
+        """``clipping_norm``: with ``adaptive``, that of the first step. ``expected_batch``: divides the sum.
+        ``expected``: upper bound of the patients that a step expects, where above ``expected_batch``. ``after``: called
+        in each step once the private gradient is in ``.grad``; it may only post-process that.
 
         Raises:
             ConfigurationError: noise, bound or batch beyond what the lattice takes.
@@ -141,8 +141,8 @@ class PrivateOptimizer(TapeOptimizer):
         parameters = sum(p.numel() for p in self.params)
         self._adaptive = adaptive
         self._noise = noise
-        # The sum of the step under way and its noise, in steps of the lattice, and what the last one gave: flat. What
-        # follows the parameters is the sum of marks.
+        # All flat, in steps of the lattice: the sum of the step under way, its noise (`_drawn`), and the last private
+        # gradient. After the parameters' coordinates comes the sum of marks.
         self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
         self._expected = float(expected_batch) if expected is None else expected
         self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
@@ -157,7 +157,7 @@ class PrivateOptimizer(TapeOptimizer):
             self.attach_step_hook(lambda _: after())
 
     def begin(self) -> None:
-        """A step begins: its noise is drawn by another thread while gradients are computed. It depends on no data."""
+        """Begin a step: another thread draws its noise, which depends on no data, while gradients are computed."""
         if self._drawing is None:
             self._drawing = self._beside.submit(self._draw)
 
@@ -168,18 +168,18 @@ class PrivateOptimizer(TapeOptimizer):
             self._noise.add_to(self._drawn, deviation / self.lattice.step)
 
     def forget(self) -> None:
-        """The step under way begins again, with the same noise."""
+        """Begin the step under way again, with the same noise."""
         self.leave_out()
         self._sum.zero_()
 
     def leave_out(self) -> None:
-        """Entries on the tape are in no sum, or with a part of their clipped gradients: passes broke off."""
+        """Drop the patients on the tape, whose passes broke off; some of their clipped gradients may be in the sum."""
         self.tape.close()
         self._step_skip_queue.clear()
         self.zero_grad(set_to_none=True)
 
     def summed(self) -> torch.Tensor:
-        """The sum so far, without noise, in steps of the lattice: for a machine's test on invented records."""
+        """Sum so far, without noise, in steps of the lattice: for a machine's test on invented records."""
         return self._sum.round()
 
     def accumulate(self) -> None:
@@ -219,12 +219,12 @@ class PrivateOptimizer(TapeOptimizer):
 
     @property
     def longest(self) -> float:
-        """Norm that a patient's clipped gradient has at most in what the torch optimizer sees, before the mean."""
+        """Largest norm of a patient's clipped gradient in the sum that the torch optimizer sees, before the mean."""
         return self.clipping_norm if self._adaptive is None else 1.0
 
     @property
     def bound(self) -> float:
-        """Below the clipping norm by what rounding may add, and a mark."""
+        """L2 bound on a clipped gradient: the clipping norm, less what rounding and a mark may add."""
         return self.lattice.row_bound * (1.0 if self._adaptive is None else GRADIENT)
 
     def add_noise(self) -> None:

@@ -106,7 +106,7 @@ def _has_weights(module: nn.Module, whole: bool) -> bool:
 
 
 def _refusal(module: nn.Module) -> str:
-    """Why a module cannot be trained with privacy: it mixes samples, or its per-sample gradients are not known."""
+    """Reason why a module cannot be trained with privacy: it mixes samples, or its per-sample gradients are unknown."""
     layer = registered().get(type(module))
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "mixes the samples of a batch; use nn.GroupNorm instead"
@@ -125,7 +125,7 @@ def _refusal(module: nn.Module) -> str:
 
 
 def _one_for_all(parameter: nn.Parameter) -> bool:
-    """Whether a module's own parameter stands for all samples of a batch along its first dimension: ``[1, …]``."""
+    """True where a module's own parameter has one entry for all samples along its first dimension: ``[1, …]``."""
     return parameter.dim() > 1 and len(parameter) == 1
 
 

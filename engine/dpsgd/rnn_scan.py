@@ -88,12 +88,12 @@ class ReluScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, series: Tensor, h_0: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """As of ``TanhScan``."""
+        """Pass as ``TanhScan`` has it."""
         return _forward(ctx, lambda x, out: torch.clamp(x, min=0.0, out=out), series, h_0, given[:4], *given[4:])  # type: ignore[arg-type]
 
     @staticmethod
     @without_autocast
     @once_differentiable
     def backward(ctx: Any, at_states: Tensor, at_h: Tensor) -> tuple[Tensor | None, ...]:
-        """As of ``TanhScan``."""
+        """Pass as ``TanhScan`` has it."""
         return _backward(ctx, lambda dh, h, out: torch.mul(dh, h > 0, out=out), at_states, at_h)

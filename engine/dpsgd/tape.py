@@ -142,16 +142,16 @@ class Tape:
 
     @property
     def opened(self) -> bool:
-        """Whether a physical batch is open."""
+        """True while a physical batch is open."""
         return self._owners is not None
 
     @property
     def empty(self) -> bool:
-        """Whether no layer has left anything."""
+        """True where no layer has recorded anything."""
         return not self._records
 
     def materializes(self, steps: int, outputs: int, inputs: int, cost_factored: float | None = None) -> bool:
-        """Whether per-sample gradients are formed: where it is cheaper, or where a Gram matrix would be too large.
+        """True where per-sample gradients are formed: it is cheaper, or a Gram matrix would be too large.
 
         The forms are not clipped alike (of a product the reach is held too), so nothing of the choice may come from who
         was drawn: it is made for the most rows that a patient of the study may have, and the largest piece. (Not so in
@@ -164,7 +164,7 @@ class Tape:
         return large or materializing_is_cheaper(rows, steps, outputs, inputs, cost_factored)
 
     def _has_rows(self, left: Tensor) -> bool:
-        """Whether any row counts. Raises RuntimeError where what a layer left has not one row for each sample."""
+        """True where any row counts. Raises RuntimeError where a layer's record has not one row for each sample."""
         if len(left) != self.owners.batch:
             raise RuntimeError(
                 f"a layer's gradients have {len(left)} rows and the batch has {self.owners.batch}: the first dimension "

@@ -43,7 +43,7 @@ class One(Strict):
     record: dict[str, Any]
     """Names and values as the study declares them; ``preprocessing.json`` of the bundle lists them."""
     explain: bool = False
-    """Whether the answer has how much each part of the record moved it. That takes many times as long."""
+    """Request for an explanation: how much each part of the record moved the answer. Takes many times as long."""
     patient: Identifier | None = None
     """Identifier of the patient. The record of predictions keeps a pseudonym of it, no answer has it."""
 
@@ -163,12 +163,12 @@ def guarded(service: Service) -> Guard:
 
 
 def client(request: Request) -> str:
-    """Name of who asks, as the guard found it."""
+    """Name of the client that asks, as the guard found it."""
     return str(request.scope.get("consilium.client", "unknown"))
 
 
 def described(service: Service, model: Model) -> dict[str, Any]:
-    """A model, as a client is told of it."""
+    """Description of a model for clients."""
     return {
         "study": model.study.study,
         "version": model.version,
@@ -182,7 +182,7 @@ def described(service: Service, model: Model) -> dict[str, Any]:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """One shape for every error, and nothing of a record or of our own inside in it."""
+    """Answer every error in one shape, with nothing of a record or of the program's inside in it."""
 
     def told(status: int, message: str) -> JSONResponse:
         return JSONResponse({"error": {"status": status, "message": message}}, status)

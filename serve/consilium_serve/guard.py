@@ -18,10 +18,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""Paths that are answered without a token; they tell nothing of any patient."""
+"""Paths answered without a token; their answers hold nothing of any patient."""
 
 HELD = 4
-"""Largest bodies that are in memory together; of smaller ones more."""
+"""Number of bodies of the largest size that are in memory together; of smaller ones more."""
 
 BODY_SECONDS = 30.0
 """Longest time that a request's body may take."""
@@ -104,7 +104,7 @@ class Guard:
         return None
 
     def _client(self, scope: Scope) -> str | None:
-        """Name of who asks, or None."""
+        """Name of the client that asks, or None."""
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, token = given.partition(b" ")
         if kind.lower() == b"bearer":

@@ -95,7 +95,7 @@ class Model:
 
 
 def answer(model: Model, prepared: Prepared, probabilities: Probabilities | None, threshold: float) -> dict[str, Any]:
-    """Answer for one record, as a client is told it.
+    """Answer for one record, as a client gets it.
 
     Args:
         model: which answered.

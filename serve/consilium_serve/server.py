@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from consilium_serve.dicom.desk import Desk
 
 AT_ONCE = 256
-"""Connections of everybody; one more is told to come again."""
+"""Most connections of all clients; one more is told to come again."""
 STRANGERS = 128
 """Connections without a request that passed the guard."""
 STRANGER_SECONDS = 30.0
-"""After which a connection without a request that passed the guard is closed."""
+"""Seconds after which a connection without a request that passed the guard is closed."""
 
 
 def serve_forever(home: Home, say: Callable[[str], None]) -> None:

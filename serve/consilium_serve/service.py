@@ -78,7 +78,7 @@ class Service:
         return loaded.active
 
     def threshold(self, study: str) -> float:
-        """Probability of the second class from which it is the one that is said."""
+        """Probability of the second class from which on it is the answer."""
         return self.settings.thresholds.get(study, 0.5)
 
     def reload(self) -> None:

@@ -23,7 +23,7 @@ class State(Strict):
 
     active: Version | None = None
     before: tuple[Version, ...] = ()
-    """Versions that answered before, the last one last."""
+    """Versions that answered before, the latest last."""
     shadow: Version | None = None
     """Version whose answers are recorded and not shown."""
 

@@ -1,4 +1,4 @@
-"""Spending, recomputed from the events of a verified ledger, and held against what was allowed."""
+"""Spending, recomputed from the events of a verified ledger and compared with what was allowed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class SiteAccount:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Numbers of a file from which no cost can be computed are a LedgerError."""
+    """Turn errors of computing with a file's numbers into LedgerError."""
     try:
         yield
     except (ConfigurationError, ArithmeticError, ValueError) as error:
@@ -223,7 +223,7 @@ def _cost_of_steps(steps: Counter[Pair], delta: float | None) -> float:
 
 
 def check_limits(ledger: VerifiedLedger) -> None:
-    """Every charge fitted the budget of its asset, and what was approved for its study, when it was made.
+    """Check that every charge, when it was made, fitted its asset's budget and its study's approval.
 
     Raises:
         LedgerError: the first charge that did not, with its line.

@@ -1,4 +1,4 @@
-"""Claims of a model card, held against the round records and the contract."""
+"""Claims of a model card, compared with the round records and the contract."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _measured(card: ModelCard) -> dict[str, tuple[int, int, int]]:
 
 
 def _audits(closings: Mapping[str, Closed], study: Study) -> dict[str, tuple[int, int, int]]:
-    """Audits that the sites told of at the end; without privacy there is nothing to hold it against."""
+    """Audits that the sites reported at the end; without privacy there is no bound to compare them with."""
     said = {site: closed.closing.audit for site, closed in closings.items() if study.privacy.delta is not None}
     return {site: (each.canaries, each.guesses, each.correct) for site, each in said.items() if each is not None}

@@ -1,4 +1,4 @@
-"""The files that an auditor is handed, and what it means that one does not verify. Reads; judges nothing.
+"""Files handed to an auditor, and the failure of one that does not verify. Reads; judges nothing.
 
 A folder holds the coordinator's evidence of one study (``consilium-server evidence``) and each site's ledger, as
 ``<site>.jsonl`` or ``<site>/ledger.jsonl``.
@@ -65,7 +65,7 @@ class VerificationFailed(IntegrityError):
 
 @contextmanager
 def checking(step: int, file: Path) -> Iterator[None]:
-    """Errors inside become a failure of this step at this file."""
+    """Turn errors inside into a failure of this step at this file."""
     try:
         yield
     except LedgerError as error:

@@ -25,7 +25,7 @@ _TRY = 100
 """Cost of judging one block: that of so many different steps to compose."""
 
 _PATIENCE = 60
-"""So many different steps may be composed for each charge, and for 1,000 more, before it is given up: minutes."""
+"""Number of different steps composed for each charge, and for 1,000 more, before giving up: some minutes."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ _KINDS = (
 
 
 def there(file: Path) -> bool:
-    """Whether anything has that name, also a link to nothing, a FIFO or a folder."""
+    """True where anything has that name, also a link to nothing, a FIFO or a folder."""
     return _mode(file) is not None
 
 

@@ -39,7 +39,11 @@ class Odds:
 
 
 def odds(epsilon: float, delta: float) -> Odds:
-    """The odds of a guarantee; without one (infinity) everything is possible."""
+    """The odds of a guarantee; without one (infinity) everything is possible.
+
+    >>> round(odds(1.0, 1e-5).guess, 3)
+    0.731
+    """
     try:
         factor = math.exp(epsilon)
     except OverflowError:

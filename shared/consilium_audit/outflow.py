@@ -93,7 +93,7 @@ def _updates(updates: Sequence[Release], spent: StudyAccount | None) -> Outflow:
 def _counts(
     updates: Sequence[Release], alone: Sequence[Release], spent: StudyAccount | None, plan: DpSgdPlan | None
 ) -> Outflow:
-    """Those that rode on updates, and those that left by themselves, whose bytes alone can be told."""
+    """Counts that updates carried, and counts that left in a message of their own, whose size alone is known."""
     counts = [*(each for each in updates if each.counts), *alone]
 
     def row(paid: Paid, by: str, epsilon: float | None = None) -> Outflow:

@@ -34,7 +34,7 @@ BLOCK = 50
 """Rounds in one line of the participation chart."""
 
 MOST_CELLS = 400
-"""Beyond so many rounds the chart is left out: the table has the same by spans."""
+"""Most rounds in the participation chart; of a longer study the table alone has them, by spans."""
 
 MOST_RELEASES = 5_000
 """Releases of a site on the page; a browser opens no page with all of a very long study's."""
@@ -88,14 +88,14 @@ def render(report: Report) -> bytes:
 
 
 def shown_moves(found: Sequence[Move]) -> Sequence[Move]:
-    """Those that have room on the page: all, or where they are too many the remarkable ones."""
+    """Moves that the page has room for: all, or where they are too many the remarkable ones."""
     if len(found) <= MOST_MOVES:
         return found
     return [each for each in found if each.jump or each.no_metrics][:MOST_MOVES]
 
 
 def as_json(report: Report) -> str:
-    """The same facts for programs; infinity (no bound) is written as null."""
+    """Report as JSON for programs; infinity (no bound) is written as null."""
     return json.dumps(_plain(report), indent=2, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Which site took part in which round, and why not, as the signed records say. Pure."""
+"""Participation of each site in each round, and the reasons of absences, from the signed records. Pure."""
 
 from __future__ import annotations
 

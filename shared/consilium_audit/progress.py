@@ -31,7 +31,7 @@ class Bar:
         self._progress.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
-        """So much of something is done."""
+        """Show how much of ``what`` is done; the bar goes at the end."""
         now = time.monotonic()
         if what != self._what:
             self._end()

@@ -95,7 +95,7 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
 
 
 def _check_everybody(record: RoundRecord, roster: Roster) -> None:
-    """No site vanishes from a record, and none stands in it with two stories."""
+    """Check that no site is missing in a record, and that none is in it with two accounts."""
     named = Counter([*record.participants, *record.away, *record.refused])
     once = Counter(member.site for member in roster.members)
     wrong = sorted((named - once) | (once - named))
@@ -120,7 +120,7 @@ def _check_metrics(metrics: dict[str, Any] | None, least: int, most: int, what: 
 
 
 def check_models(records: Records) -> list[int]:
-    """Every round began with the model of the one before, and none stepped on a sum that it calls implausible.
+    """Check that every round began with the model of the one before, and that none applied a sum it calls implausible.
 
     Returns:
         The rounds without a step.
@@ -141,7 +141,7 @@ def check_models(records: Records) -> list[int]:
 
 
 def check_countersignatures(records: Records, digests: list[str], roster: Roster) -> int:
-    """Every participant of a round signed the record of the round before; how many signatures there are.
+    """Check that every participant of a round signed the record of the round before; returns the number of signatures.
 
     Raises:
         VerificationFailed: step 4.

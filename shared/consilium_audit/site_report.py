@@ -114,7 +114,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Compared:
-    """The same events by independent accountants.
+    """Costs of the same events by independent accountants.
 
     Attributes:
         scope: this study, or the asset over its lifetime.

@@ -1,4 +1,4 @@
-"""Opening of each secure sum: its terms made again from contract and record, and the hospitals' signatures on that.
+"""Opening of each secure sum: its terms, rebuilt from contract and record, and the hospitals' signatures on them.
 
 A site signs one set of survivors for a sum, once, and its share of the masks leaves only for a set that enough others
 signed. So the threshold's number of signatures over exactly the participants shows that no other set was opened, as
@@ -36,7 +36,7 @@ from consilium_shared.study import Study
 
 @dataclass(frozen=True)
 class Sum:
-    """A secure sum, as its record tells it.
+    """Secure sum as its record describes it.
 
     Attributes:
         of: updates, or counts of the last model, which have a sum of their own.
@@ -64,7 +64,7 @@ class Sum:
 
 
 def sums(records: Sequence[RoundRecord], study: Study, roster: int) -> Iterator[Sum]:
-    """Every sum that the records tell of, in order; ``roster``: of so many sites."""
+    """Secure sums in the records, in order; ``roster``: number of its sites."""
     liars = tolerated(study.aggregation, roster)
     for record in records:
         for purpose, summed, opened in _opened(record):
@@ -98,7 +98,7 @@ class Checked:
 
 
 def check_sums(records: Records, study: Study, roster: Roster) -> Checked:
-    """Each sum was opened as enough of its sites signed, and has the counts of none or enough of them.
+    """Check that enough sites signed each sum as it was opened, and that it has the counts of none or enough of them.
 
     Raises:
         VerificationFailed: step 4.

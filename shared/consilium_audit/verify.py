@@ -86,7 +86,7 @@ MOST_STRANGE = 20
 
 OnStep = Callable[[Passed], None]
 OnWork = Callable[[int, int, int], None]
-"""Told the number of a step that takes long, how much of it is done, and of how much."""
+"""Progress callback of a step that takes long: number of the step, how much is done, of how much."""
 
 
 class Verification:
@@ -292,7 +292,7 @@ class Verification:
         return f"{charges} charges of the study, each as approved, each before what it paid for left"
 
     def _check_left(self, site: str, message: str, sha256: str, head: int, source: Path) -> None:
-        """The site's ledger says, after that head, that exactly this message was about to leave."""
+        """Check that the site's ledger says, after that head, that exactly this message was about to leave."""
         if self.traces[site].released.get((message, sha256), 0) <= head:
             raise VerificationFailed(
                 8,

@@ -1,4 +1,4 @@
-"""Ledgers, records and the other sites' ledgers held against each other: nobody's past can be changed by one alone.
+"""Cross-check of ledgers, records and other sites' ledgers: nobody can change the past alone.
 
 A record names heads of ledgers; every participant of the next round entered that record and those heads in a ledger of
 its own (``witness``) and signed it; a closing does so for the last record.
@@ -27,7 +27,7 @@ def entry_digest(ledger: VerifiedLedger, seq: int) -> str | None:
 
 
 def check_heads(records: Records, closings: Mapping[str, Closed], ledgers: Ledgers) -> int:
-    """Every head that a record or a closing names is an entry of that ledger; how many there are.
+    """Check that every head named by a record or a closing is an entry of that ledger; returns their number.
 
     Raises:
         VerificationFailed: step 6.

@@ -30,6 +30,10 @@ def averaged(
 
     Raises:
         ValueError: no average before round ``number``, one before the first, or of another size.
+
+    >>> first = averaged(None, np.array([2.0], np.float32), 0.5, 1)
+    >>> averaged(first, np.array([5.0], np.float32), 0.5, 2).tolist()
+    [4.0]
     """
     if (before is None) != (number == 1) or (before is not None and before.shape != model.shape):
         found = "none" if before is None else str(before.shape)

@@ -16,7 +16,14 @@ from consilium_shared.limits import FILE_BYTES
 
 
 def seal(body: dict[str, Any], domain: str, signer: Identity) -> bytes:
-    """The document of ``body``, signed for ``domain``, as UTF-8 JSON that a person can read."""
+    """The document of ``body``, signed for ``domain``, as UTF-8 JSON that a person can read.
+
+    >>> coordinator = Identity.generate()
+    >>> body, signature = parse(seal({"site": "va"}, "consilium/example", coordinator))
+    >>> verify(body, signature, "consilium/example", coordinator.public)
+    >>> body
+    {'site': 'va'}
+    """
     signature = signer.sign(domain, canonical_bytes(body)).hex()
     text = json.dumps({"body": body, "signature": signature}, indent=2, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"

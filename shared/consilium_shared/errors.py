@@ -36,7 +36,7 @@ class ConfigurationError(ConsiliumError):
 
 
 class MachineError(ConfigurationError):
-    """This machine cannot compute a study as it must be: not enough memory, or kernels whose rows depend on others."""
+    """Machine unfit to compute a study as it must be: not enough memory, or kernels whose rows depend on others."""
 
 
 class DataError(ConsiliumError):
@@ -78,7 +78,7 @@ class TransportError(ConsiliumError):
 
 
 class PolicyRefusal(ConsiliumError):
-    """This hospital's policy refuses a request.
+    """Refusal of a request by this hospital's policy.
 
     Attributes:
         reason_code: one of ``protocol.reasons.Reason``; the only part besides ``detail`` that leaves the site.

@@ -18,7 +18,7 @@ class AssetData(Strict):
 
 
 class Label(Strict):
-    """Which column of the label table is predicted; its values in the order of the model's outputs."""
+    """Column of the label table that is predicted, and its values in the order of the model's outputs."""
 
     column: Column
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]

@@ -1,4 +1,4 @@
-"""Intervals of metrics of noised counts: where the metric of the true counts lies, as far as the noise leaves it open.
+"""Intervals of metrics of noised counts, which hold the metric of the true counts.
 
 The deviation of the noise on every number is known from the contract, so nothing is guessed. A ratio r of two sums of
 counts lies where the sum "part - r · whole" is no farther from 0 than its own noise explains (Fieller 1954): that holds

@@ -39,10 +39,10 @@ MOST_NOISE = 10_000.0
 """Largest noise multiplier that is calibrated to, asked for or credited: the model would be noise alone."""
 
 SMALL_NOISE = 0.1
-"""Below this noise multiplier a use counts as not private: one step that draws a patient may cost ε = 50 and more."""
+"""Noise multiplier below which a use counts as not private: one step with a patient may cost ε = 50 and more."""
 
 LEAST_DELTA = 1e-12
-"""Below this δ nothing is computed: it would promise what random generators and software cannot keep."""
+"""Smallest δ that is computed: a smaller one would promise what random generators and software cannot keep."""
 
 LEAST_CLIPPING_NORM = 1e-6
 """Smallest bound of a patient's gradient; below it float32 weights would hardly move."""

@@ -1,4 +1,4 @@
-"""Counts that honest sites cannot have given: no metrics are computed of those.
+"""Plausibility of counts: no metrics are computed of counts that honest sites cannot have given.
 
 Counts are not negative, no record is in one part and missing in another, no metric is outside its range, and no more
 patients are held back than the weights allow; all that but for the noise, whose deviation is known. Each test refuses
@@ -18,17 +18,17 @@ from consilium_shared.metrics import Counts, Layout, Vector
 from consilium_shared.study import Study
 
 CHANCE = 1e-9
-"""That one test refuses what honest sites gave."""
+"""Chance that one test refuses what honest sites gave."""
 
 _DEVIATIONS = -NormalDist().inv_cdf(CHANCE / 2)
 GROWTH = 1.5
-"""By so much a hospital's patients may grow between the approval, from which its weight is, and a round."""
+"""Growth of a hospital's patients allowed between its approval, which sets its weight, and a round."""
 _PATIENTS = 20.0
 """Logarithm of the chance that more are held back than ``most_held_back`` says: below 1e-8."""
 
 
 def contradiction(counts: Counts, layout: Layout, variance: Vector | None, most: float | None = None) -> str | None:
-    """Why honest sites cannot have given this sum of counts; None where they can.
+    """Reason why honest sites cannot have given this sum of counts; None where they can.
 
     Args:
         counts: the sum ``[k]``.

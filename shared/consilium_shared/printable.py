@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made safe for a screen, a log and a signed sentence."""
+"""Text from outside, made safe for a screen, a log and a signed sentence."""
 
 from __future__ import annotations
 
@@ -10,5 +10,8 @@ def printable(text: str, keep: str = "") -> str:
 
     Terminal escapes, line breaks, marks that change the writing direction and lone surrogates are not printable
     (``str.isprintable``); a terminal that gets them from a peer would show what the peer wants to be seen.
+
+    >>> printable("ward 3\x1b[2J")
+    'ward 3�[2J'
     """
     return "".join(c if c.isprintable() or c in keep else REPLACEMENT for c in text)

@@ -180,7 +180,7 @@ class Aggregation(Strict):
     """Number of sites of the study's roster that may help a ``malicious-server``, or ``third`` for fewer than a third
     of them. None, in older contracts, means fewer than a third of a round's cohort, whoever is in it."""
     same_sites: Annotated[bool, Since(2)] = False
-    """Whether every round is the sum of the same sites, those of the first one: else two rounds with other sites show
+    """Demand that every round sums up the same sites, those of the first one: else two rounds with other sites show
     what the difference had, which without privacy nothing bounds."""
     norm_bound: Annotated[float, Field(gt=0, le=limits.NORM_BOUND)] = 100.0
     """Largest L2 norm of a site's update; a larger one is scaled down to it."""

@@ -142,7 +142,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, study: Study) -> None:
-        """Whether the parts of a contract fit together, as far as only this task knows.
+        """Check that the parts of a contract fit together, as far as only this task knows.
 
         Raises:
             ValueError: with what to change in the study's file.

@@ -17,7 +17,7 @@ BY_POLICY = "site.yaml: policy.quiet_days"
 """Stands in the ledger for who withdrew the approval of a study of which nothing was heard."""
 
 QUIET = timedelta(days=7)
-"""After which somebody should ask whether a study goes on."""
+"""Silence of a coordinator after which somebody should ask whether a study goes on."""
 
 _BESIDE = {"refusal", "standing"}
 """Messages that are given also while the site is out."""

@@ -54,7 +54,7 @@ class Machine:
         return self._fits[key]
 
     def check_again(self, study: Study, plan: PrivacyPlan, device_name: str, engine: Engine) -> None:
-        """Whether this machine can compute a study that it could not the last time; others are not looked at.
+        """Test anew a study that this machine could not compute the last time; leave other studies alone.
 
         Quick where it can be known without a test: so it is asked before a key is given.
 

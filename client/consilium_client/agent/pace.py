@@ -51,7 +51,7 @@ class Pace:
             )
 
     def check(self, study: Study, number: int) -> None:
-        """Whether round ``number`` may be begun, by how long the last one took.
+        """Check that round ``number`` may be begun, by how long the last one took.
 
         Raises:
             PolicyRefusal: an earlier round took longer than ``round_timeout``, and what it gave was never opened.
@@ -69,7 +69,7 @@ class Pace:
         )
 
     def check_forecast(self, study: Study, plan: Plan, *, known: bool) -> None:
-        """Whether a first round can be in time on this machine, before anything of the study's rounds is charged.
+        """Refuse a first round that this machine cannot finish in time, before any round of the study is charged.
 
         It depends on nobody's data: records are invented, and the numbers are the plan's. Once a round was charged what
         it took is known, and ``check`` decides.

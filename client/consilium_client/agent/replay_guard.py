@@ -76,7 +76,7 @@ class ReplayGuard:
         return kept
 
     def counts_given(self, study: Study, slot: Slot) -> bool:
-        """Whether this site may offer counts for a slot; not where a kept result of its round goes without them."""
+        """True where this site may offer counts for a slot; not where a kept result of its round goes without them."""
         about = self.service.results.about(study.digest, slot.purpose)
         without = about is not None and about.round == slot.round and about.counts > 0 and not about.counted
         return self.service.config.policy.allow_evaluation_counts and not without
@@ -183,7 +183,7 @@ class ReplayGuard:
         self.service.sums.put_session(study.digest, session.model_copy(update={"seen": seen, "frozen": frozen}))
 
     def left(self, request: Train | Evaluate | Survivors) -> bool:
-        """Whether anything left on the last charge for this round; after a crash between the two, nothing did."""
+        """True where anything left on the last charge for this round; after a crash between the two, nothing did."""
         about, kind = (request.study, request.round), "update" if request.purpose == "training" else "counts"
         for entry in reversed(self.service.ledger.entries):
             body = entry.body
@@ -194,7 +194,7 @@ class ReplayGuard:
         return False
 
     def _left_before(self, study: Study, *kinds: str) -> bool:
-        """Whether an answer of these kinds left for the study, in any round."""
+        """True where an answer of these kinds left for the study, in any round."""
         bodies = [entry.body for entry in self.service.ledger.entries if isinstance(entry.body, Release)]
         return any(body.study == study.digest and body.message in kinds for body in bodies)
 
@@ -248,7 +248,7 @@ def _other_sites(why: str) -> PolicyRefusal:
 
 
 def _same_counts(together: Mapping[str, tuple[str, ...]], terms: Terms, survivors: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the survivors whose counts are in the sum; raises PolicyRefusal where an earlier one's were others."""
+    """Survivors whose counts are in the sum; raises PolicyRefusal where an earlier sum had those of others."""
     counting = tuple(site for site in survivors if terms.adverts[site].counts)
     before = together.get("counts", counting)
     if counting and before != counting:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def ready(service: StudyService, study: Study, plan: Plan) -> None:
-    """Whether this site's data, today's policy and this machine allow a round, as far as one sees without the model.
+    """Check that this site's data, today's policy and this machine allow a round, as far as known without the model.
 
     Asked before a key for a sum is given, so that a site that cannot take part costs the others nothing. The data is
     read where it was not, or could not be; a machine that failed before is tried again.

@@ -223,7 +223,7 @@ class Spending:
         self._ledger.append("settle", {"charge_seq": charged.seq, "steps": steps})
 
     def check(self, account: Account, uses: Sequence[Use]) -> tuple[Quote, float]:
-        """Whether uses of the data can all be charged now; none is.
+        """Check that uses of the data can all be charged now; none is.
 
         Returns:
             What they come to for the asset; and ε of this study's own history with them, at the study's δ, infinity
@@ -270,7 +270,7 @@ class Spending:
             return self._ledger.books.attempts(study, round_number, purpose)
 
     def begun(self, study: str) -> bool:
-        """Whether any round's training was charged for a study's digest."""
+        """True where any round's training was charged for a study's digest."""
         with self._ledger.exclusive():
             charges = self._ledger.books.charges.values()
             return any((each.body.study, each.body.purpose) == (study, "training") for each in charges)

@@ -32,7 +32,7 @@ class Audited:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Audited:
-        """From the answer to the administration's ``plan``; raises ConfigurationError for a study without privacy."""
+        """Read the agent's answer to ``plan``; raises ConfigurationError for a study without privacy."""
         study, plan = Study.from_contract(told["contract"]), plan_from_dict(told["plan"])
         if not isinstance(plan, PrivacyPlan):
             raise ConfigurationError(f"study {study.study} trains without privacy: it promises no bound to audit")

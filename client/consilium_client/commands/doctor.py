@@ -28,15 +28,15 @@ from consilium_shared.protocol.joining import open_request
 
 FREE_BYTES = 2 * 1024**3
 LEAST_FREE_BYTES = 64 * 1024**2
-"""With less no round can be charged and kept."""
+"""Least free space: with less no round can be charged and kept."""
 
 AHEAD_SECONDS = 5
 BEHIND_SECONDS = 300
-"""Beyond either the server's Flower refuses each message of the site, for its signed time (flwr 1.41:
+"""Clock errors beyond which the server's Flower refuses each message of the site, for its signed time (flwr 1.41:
 ``SYSTEM_TIME_TOLERANCE``, ``TIMESTAMP_TOLERANCE``)."""
 NOTED_AHEAD_SECONDS = 3
 NOTED_BEHIND_SECONDS = 60
-"""Beyond either a clock is not kept, and will be refused one day."""
+"""Clock errors beyond which a clock is not kept, and will be refused one day."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _trusted(home: Home) -> ssl.SSLContext:
 
 
 def _clock(home: Home) -> Finding:
-    """This machine's clock beside the server's, as far as the whole seconds of an HTTP answer tell it."""
+    """Check of this machine's clock against the server's, to the whole seconds of an HTTP answer."""
     try:
         ahead = _ahead(home)
     except (ConsiliumError, OSError, http.client.HTTPException):
@@ -197,7 +197,7 @@ def _clock(home: Home) -> Finding:
 
 
 def _admission(home: Home, clock: Finding) -> Finding:
-    """Whether the server takes this site's SuperNode key: it takes those of the roster alone."""
+    """Check that the server takes this site's SuperNode key: it takes those of the roster alone."""
     invitation = home.invitation()
     try:
         key = serialization.load_ssh_private_key((home.keys / "supernode.key").read_bytes(), password=None)

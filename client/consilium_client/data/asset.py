@@ -22,7 +22,7 @@ class _Asset(Strict):
     """The study's name of a column or variable -> this site's name, where the two differ."""
 
     def here(self, name: str) -> str:
-        """This site's name for the study's column or variable ``name``."""
+        """Name at this site of the study's column or variable ``name``."""
         return self.columns.get(name, name)
 
 

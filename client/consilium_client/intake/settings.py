@@ -21,7 +21,7 @@ class Certificates(Strict):
     """PEM files for TLS, relative to the home folder."""
 
     certificate: Path | None = None
-    """This site's certificate, with its chain."""
+    """Certificate of this site, with its chain."""
     key: Path | None = None
     ca: Path
     """Authorities that may have signed the other end's certificate, no others: the system's own list is not used."""
@@ -243,7 +243,7 @@ class Flag(Strict):
 
     resource: Literal["Condition", "MedicationStatement", "DiagnosticReport"] = "Condition"
     codes: Annotated[list[Code], Field(min_length=1)]
-    """Of a report: of its conclusion."""
+    """Codes that set the flag; of a report, those of its conclusion."""
 
 
 class FhirExport(Strict):

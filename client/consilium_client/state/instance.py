@@ -53,7 +53,7 @@ def note(home: Home, machine: Path = MACHINE, adapters: Path = ADAPTERS) -> bool
 
 
 def _elsewhere(before: Any, here: dict[str, Any]) -> bool:
-    """Whether that was another place. One adapter that stayed is enough: others are exchanged and added. A note of a
+    """True where that was another place. One adapter that stayed is enough: others are exchanged and added. A note of a
     release that knew none of them says nothing about them."""
     if not isinstance(before, dict):
         return True

@@ -79,7 +79,7 @@ class LedgerFile:
 
     @property
     def broken(self) -> str | None:
-        """Why nothing can be written any more, or None. Only opening the file again, in a new process, mends it."""
+        """Reason why nothing can be written any more, or None. Opening the file in a new process mends it."""
         return self._broken
 
     @property

@@ -55,7 +55,7 @@ class Proposals:
         write_atomically(folder / f"{proposal.study.digest}.json", canonical_bytes(content))
 
     def has(self, proposal: Proposal) -> bool:
-        """Whether this proposal is kept.
+        """True where this proposal is kept.
 
         Raises:
             PeerError: the same study came before with another roster.

@@ -45,7 +45,7 @@ class Probe(Protocol):
         rows are."""
 
     def observe(self, optimizer: PrivateOptimizer) -> None:
-        """See the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
+        """Look at the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
 
 
 Stepper = Callable[[Batch], None]

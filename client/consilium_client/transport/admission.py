@@ -24,7 +24,7 @@ REFUSED = 401
 
 
 def takes(address: str, port: int, context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey) -> bool | None:
-    """Whether the server takes requests that are signed with this key; None where its answers do not tell.
+    """True where the server takes requests that are signed with this key; None where its answers do not tell.
 
     Raises:
         OSError, http.client.HTTPException: it cannot be reached.

@@ -64,7 +64,7 @@ from consilium_shared.transport.upload import Upload
 logger = logging.getLogger("courier")
 
 POLL_S = 0.1
-"""Between two looks for a task, where the SuperNode holds no answer back."""
+"""Seconds between two looks for a task, where the SuperNode does not hold back its answer."""
 AWAY_POLL_S = 0.5
 AGENT_WAIT_S = 120.0
 """Seconds that a message waits here for an agent that is away, before the coordinator hears of it."""

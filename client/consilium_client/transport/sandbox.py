@@ -39,7 +39,7 @@ def without_network() -> list[str]:
 
 
 def forbid_network() -> None:
-    """From here on no Python code of this process opens or uses a network socket; cannot be undone.
+    """Forbid Python code of this process to open or use a network socket from here on; cannot be undone.
 
     A library that tries gets a PolicyRefusal. Compiled code, and programs that are started, are held by the namespace,
     not by this.

@@ -164,7 +164,7 @@ def _refusal(module: nn.MultiheadAttention) -> str:
 
 
 def examples() -> Iterator[Example]:
-    """Attention to itself and to others, with one tensor of projections and with three, with few steps and many."""
+    """Examples of self- and cross-attention, with one tensor of projections and three, few steps and many."""
     yield Example(uneven(nn.MultiheadAttention(6, 2, batch_first=True)), _same(5, 6), "to itself")
     yield Example(
         uneven(nn.MultiheadAttention(6, 3, bias=False, batch_first=True)), _others(6, 6), "to others, no bias"

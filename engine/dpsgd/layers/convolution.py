@@ -137,7 +137,7 @@ def _refusal(module: Transposed) -> str:
 
 
 def convolutions(kind: type[Convolution], *pixels: int) -> Callable[[], Iterator[Example]]:
-    """Small and large ones of one dimension, strided, dilated, padded, in groups."""
+    """Examples small and large, of one dimension, strided, dilated, padded, in groups."""
 
     def examples() -> Iterator[Example]:
         yield Example(kind(3, 4, 3), random(3, *pixels))
@@ -151,7 +151,7 @@ def convolutions(kind: type[Convolution], *pixels: int) -> Callable[[], Iterator
 
 
 def transposeds(kind: type[Transposed], *pixels: int) -> Callable[[], Iterator[Example]]:
-    """Small and large ones of one dimension, strided, padded, in groups."""
+    """Examples small and large, of one dimension, strided, padded, in groups."""
 
     def examples() -> Iterator[Example]:
         yield Example(kind(3, 4, 3), random(3, *pixels))

@@ -29,7 +29,7 @@ def by_channel(module: Dropout, tape: Tape, inputs: Tensor) -> Tensor:
 
 
 def examples(kind: type[Any], *shape: int) -> Callable[[], Iterator[Example]]:
-    """One, of inputs of this shape."""
+    """Example with inputs of this shape."""
     return lambda: iter([Example(kind(0.4), random(*shape))])
 
 

@@ -79,13 +79,13 @@ def places(words: int, *shape: int) -> Callable[[int], tuple[Tensor, ...]]:
 
 
 def embeddings() -> Iterator[Example]:
-    """Words that occur again within a sample, with and without padding."""
+    """Examples with repeated words in a sample, with and without padding."""
     yield Example(nn.Embedding(7, 3), places(7, 10))
     yield Example(nn.Embedding(7, 3, padding_idx=2), places(7, 4, 2), "padded")
 
 
 def bags() -> Iterator[Example]:
-    """Sums and means, with and without padding."""
+    """Examples of sums and means, with and without padding."""
     for mode in ("sum", "mean"):
         yield Example(nn.EmbeddingBag(7, 3, mode=mode), places(7, 6), mode)
         yield Example(nn.EmbeddingBag(7, 3, mode=mode, padding_idx=0), places(7, 6), f"{mode}, padded")

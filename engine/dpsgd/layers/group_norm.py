@@ -87,14 +87,14 @@ def _refusal(module: InstanceNorm) -> str:
 
 
 def group_norms() -> Iterator[Example]:
-    """Group norm with one group, and with as many as there are channels."""
+    """Examples with one group, and with as many groups as channels."""
     for groups in (1, 2, 6):
         yield Example(uneven(nn.GroupNorm(groups, 6)), random(6, 5, 4), f"{groups} groups")
     yield Example(uneven(nn.GroupNorm(4, 16)), random(16, 12, 12), "large")
 
 
 def instance_norms(kind: type[InstanceNorm], *pixels: int) -> Callable[[], Iterator[Example]]:
-    """One, of this many dimensions."""
+    """Example of this many dimensions."""
 
     def examples() -> Iterator[Example]:
         yield Example(uneven(kind(3, affine=True)), random(3, *pixels))

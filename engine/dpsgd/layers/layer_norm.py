@@ -89,13 +89,13 @@ def rms_norm(module: nn.RMSNorm, tape: Tape, inputs: Tensor) -> Tensor:
 
 
 def layer_norms() -> Iterator[Example]:
-    """Over one dimension and several, with and without a bias."""
+    """Examples over one dimension and several, with and without a bias."""
     yield Example(uneven(nn.LayerNorm(6)), random(5, 6))
     yield Example(uneven(nn.LayerNorm((4, 5), bias=False)), random(3, 4, 5), "two dimensions, no bias")
 
 
 def rms_norms() -> Iterator[Example]:
-    """Over one dimension and several."""
+    """Examples over one dimension and several."""
     yield Example(uneven(nn.RMSNorm(6)), random(5, 6))
     yield Example(uneven(nn.RMSNorm((4, 5), eps=1e-3)), random(3, 4, 5), "two dimensions")
 

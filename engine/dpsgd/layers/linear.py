@@ -48,7 +48,7 @@ def forward(module: nn.Linear, tape: Tape, inputs: Tensor) -> Tensor:
 
 
 def examples() -> Iterator[Example]:
-    """Vectors, and series of vectors."""
+    """Examples with vectors, and with series of vectors."""
     yield Example(nn.Linear(5, 3), random(5))
     yield Example(nn.Linear(4, 6, bias=False), random(7, 4), "many places, no bias")
     yield Example(nn.Linear(40, 30), random(64, 40), "large")

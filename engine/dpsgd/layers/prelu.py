@@ -44,7 +44,7 @@ def forward(module: nn.PReLU, tape: Tape, inputs: Tensor) -> Tensor:
 
 
 def examples() -> Iterator[Example]:
-    """One slope for all, and one for each channel."""
+    """Examples with one slope for all, and one for each channel."""
     yield Example(nn.PReLU(init=0.3), random(4, 5), "one slope")
     yield Example(nn.PReLU(4, init=0.1), random(4, 5, 3), "a slope for each channel")
     yield Example(nn.PReLU(6, init=-0.2), random(6), "vectors")

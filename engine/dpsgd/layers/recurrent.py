@@ -61,7 +61,7 @@ def rnn(module: nn.RNN, tape: Tape, series: Series, hx: Tensor | None = None) ->
 def _run(
     module: nn.RNNBase, scan: Scan, tape: Tape, series: Series, hx: tuple[Tensor, ...] | None
 ) -> tuple[Series, tuple[Tensor, ...]]:
-    """All layers and directions, on any form of series that the plain module takes."""
+    """Run all layers and directions, on any form of series that the plain module takes."""
     counts = lengths = sort = own = None
     if isinstance(series, PackedSequence):
         sort, own, counts = series.sorted_indices, series.unsorted_indices, series.batch_sizes.tolist()
@@ -148,7 +148,7 @@ def _refusal(module: nn.LSTM) -> str:
 
 
 def examples(kind: Callable[..., nn.RNNBase], **named: str) -> Callable[[], Iterator[Example]]:
-    """One direction and two, one layer and two, few steps and many."""
+    """Examples of one direction and two, one layer and two, few steps and many."""
 
     def found() -> Iterator[Example]:
         yield Example(kind(3, 4, batch_first=True, **named), random(6, 3))

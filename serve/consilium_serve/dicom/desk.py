@@ -1,4 +1,4 @@
-"""Images that were received become reports in the archive: predict, write the report, send it, forget the image.
+"""Reports on received images: predict, write the report, send it to the archive, delete the image.
 
 An image is deleted once its report is on the disk, a report once the archive has it; what a crash interrupts is done
 again, and gives the report with the same UID.
@@ -49,7 +49,7 @@ class Desk:
         self._thread.start()
 
     def stop(self) -> None:
-        """End both; what waits is done after the next start."""
+        """Stop both; what waits is done after the next start."""
         self._stop.set()
         self._thread.join(30)
         if self._receiver is not None:

@@ -30,7 +30,7 @@ class Peer(Strict):
         return address
 
     def sends_from(self, address: str) -> bool:
-        """Whether an IP address is this peer's.
+        """True for an IP address of this peer.
 
         >>> Peer(ae_title="PACS", address="10.1.2.0/24").sends_from("10.1.2.7")
         True
@@ -62,5 +62,5 @@ class Dicom(Strict):
     image_mib: Annotated[int, Field(ge=1, le=1024)] = 256
 
     def knows(self, title: str, address: str) -> bool:
-        """Whether a peer of this title may send from an IP address."""
+        """True where a peer of this title may send from an IP address."""
         return any(peer.ae_title == title and peer.sends_from(address) for peer in self.peers)

@@ -1,4 +1,4 @@
-"""A site's request becomes a line of the signed roster."""
+"""Admission of a site: its request becomes a line of the signed roster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From federation.yaml to a federation: the coordinator's key, the CA, the SuperLink's certificate, the invitations.
+"""Provisioning from federation.yaml: the coordinator's key, the CA, the SuperLink's certificate, the invitations.
 
 A re-run changes nothing that exists: keys and certificates are never made again, invitations of known sites stay as
 they are, new sites in the file get theirs.

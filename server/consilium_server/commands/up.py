@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.5
 
 
 def is_up(home: Home) -> bool:
-    """Whether ``consilium-server up`` runs for this home."""
+    """True while ``consilium-server up`` runs for this home."""
     return is_held(home.run / "up.lock")
 
 

@@ -1,4 +1,4 @@
-"""Heads of the sites' ledgers as their answers carry them, kept for ever: a home that runs twice or went back is found.
+"""Heads of the sites' ledgers from their answers, kept for ever, so that a home that runs twice or was set back shows.
 
 Each answer says the number and the digest of the last entry of its site's ledger when it was made. A ledger only grows,
 so of one site there is one digest for each number, in all studies. And what a site says is in its ledger before it is
@@ -44,7 +44,7 @@ class Doubt(PeerError):
 
 
 class _Seen:
-    """One site's file, read as far as it was written."""
+    """Reader of one site's file, as far as it was written."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.offset, self.inode = file, 0, 0
@@ -55,7 +55,7 @@ class _Seen:
         self.halted: str | None = None
 
     def read_on(self, data: bytes) -> None:
-        """Take in complete lines; one that a crash tore is passed over."""
+        """Read complete lines; pass over one that a crash tore."""
         for line in data.splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 return
@@ -99,7 +99,7 @@ class Heads:
         self._seen: dict[str, _Seen] = {}
 
     def ask(self, site: str, question: str) -> None:
-        """``site`` is about to be asked a question, of this digest; only the first time counts."""
+        """Note that ``site`` is about to be asked the question of this digest; only the first time counts."""
         with self._open(site) as (seen, write):
             if question not in seen.asked:
                 write("asked", question, seen.furthest + 1)
@@ -139,7 +139,7 @@ class Heads:
                 raise Doubt(f"its ledger had {least} entries or more, and {head.seq} when it answered: asked anew")
 
     def excuse(self, site: str, question: str) -> None:
-        """``site`` has shown that its ledger goes on: it was asked this question before, and may have answered then."""
+        """Clear the doubt about ``site``, whose ledger goes on: it may have answered this question the time before."""
         with self._open(site) as (_, write):
             write("excused", question)
 

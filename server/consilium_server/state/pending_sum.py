@@ -1,4 +1,4 @@
-"""The secure sum under way: who may be in it and, once that is closed, who is. On the disk before any site is told.
+"""Secure sum under way: its cohort and, once closed, its survivors. On the disk before any site learns of it.
 
 So a study's process that dies in the middle asks exactly the same again, and gets the same answers.
 """

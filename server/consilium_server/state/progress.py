@@ -40,7 +40,7 @@ class Progress:
     evaluated: int = 0
     """The round after which the model has these metrics."""
     no_metrics: str = ""
-    """Why a later round has none."""
+    """Reason why a later round has no metrics."""
     norms: dict[int, float | None] = field(default_factory=dict)
     """Round to the L2 norm of its mean update."""
     epsilon: dict[str, float | None] = field(default_factory=dict)

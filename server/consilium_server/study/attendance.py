@@ -41,7 +41,7 @@ class Out:
 
 
 class Attendance:
-    """ApprovalStatus of each site, and what happened to it in the round under way."""
+    """Status of each site, and what happened to it in the round under way."""
 
     def __init__(self, sites: Collection[str], rounds: int, file: Path) -> None:
         """``rounds``: of the study; ``file`` keeps a round's notes over a restart, and a damaged one is begun anew."""
@@ -79,12 +79,12 @@ class Attendance:
             pass
 
     def come(self, site: str) -> bool:
-        """``site`` takes part again; returns whether it was out."""
+        """Let ``site`` take part again; returns whether it was out."""
         self.standing[site] = "approved"
         return self.out.pop(site, None) is not None
 
     def took_part(self, sites: Collection[str]) -> None:
-        """These sites' updates are in the round's model."""
+        """Note the sites whose updates are in the round's model."""
         for site in sites:
             if site not in self._in_vain:
                 continue
@@ -102,7 +102,7 @@ class Attendance:
         return 1 << min(times, 10)
 
     def late(self, site: str, number: int) -> int:
-        """``site`` gave keys for round ``number`` and no update in time: it is left out for a while.
+        """Note that ``site`` gave keys for round ``number`` and no update in time: it is left out for a while.
 
         Returns:
             The first round for which it is asked again; its keys for rounds between are not asked for.
@@ -150,7 +150,7 @@ class Attendance:
         )
 
     def recall(self) -> None:
-        """Somebody resumed the study: whoever is out is asked again, whatever the reason was."""
+        """Ask again whoever is out, whatever the reason was, since somebody resumed the study."""
         for site, out in list(self.out.items()):
             self.out[site] = Out(out.since, out.reason, out.detail, 0)
         self._in_vain, self._good, self._rests = {}, {}, {}
@@ -158,12 +158,12 @@ class Attendance:
     # -- what happened in the round under way
 
     def note_refusal(self, site: str, reason: str, detail: str) -> None:
-        """It refused something in this round."""
+        """Note that ``site`` refused something in this round."""
         self._refused[site] = reason, detail
         self._remark(site, f"{reason}: {detail}" if detail else reason)
 
     def note_away(self, site: str, what: str) -> None:
-        """It was not there for something in this round."""
+        """Note that ``site`` was away for something in this round."""
         self._away[site] = what
         self._remark(site, what)
 

@@ -19,10 +19,10 @@ from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
 
 WEEK_SECONDS = 7 * 24 * 3600.0
-"""Effectively no timeout, in seconds: the caller decides when to stop waiting."""
+"""Timeout in effect without a limit, in seconds: the caller decides when to stop waiting."""
 
 LOOK_SECONDS = 1.0
-"""Between two looks whether somebody stopped the study, while it pauses."""
+"""Seconds between two looks, during a pause, whether somebody stopped the study."""
 
 
 class Halted(Exception):
@@ -30,7 +30,7 @@ class Halted(Exception):
 
 
 class AskAgain(PeerError):
-    """This answer counts for nothing. The site is asked what ``StudyContext.instead`` says, or once more."""
+    """Answer that counts for nothing: the site is asked what ``StudyContext.instead`` says, or once more."""
 
 
 class _Probe(NamedTuple):
@@ -80,7 +80,7 @@ class StudyContext:
         return None if probe is None else (probe.header, probe.payload)
 
     def note_asked(self, site: str, header: bytes) -> None:
-        """``site`` is about to be asked this; to be called before every question."""
+        """Note that ``site`` is about to be asked this; call it before every question."""
         self._heads.ask(site, digest(header))
 
     def encode(self, request: messages.Request) -> bytes:
@@ -165,7 +165,7 @@ class StudyContext:
             self._resumed = True
 
     def resumed(self) -> bool:
-        """Whether somebody resumed the study since this was last asked."""
+        """True where somebody resumed the study since this was last asked."""
         resumed, self._resumed = self._resumed, False
         return resumed
 

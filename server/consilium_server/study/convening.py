@@ -26,7 +26,7 @@ class NotOpened(Exception):
 
 
 class Abandoned(Exception):
-    """This attempt cannot be opened; the text says why.
+    """Attempt that cannot be opened; the text says why.
 
     Attributes:
         present: sites that answered until then.
@@ -186,7 +186,7 @@ class Convening:
         return {site: needed[site] for site in sent}
 
     def note_known(self, site: str, other: str) -> None:
-        """``site`` has taken the secret that ``other`` sent it."""
+        """Note that ``site`` has taken the secret that ``other`` sent it."""
         if other in self._bundles:
             known = self._known.setdefault(site, {})
             known[other] = self._bundles[other].digest

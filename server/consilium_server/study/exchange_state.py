@@ -50,13 +50,13 @@ class ExchangeState:
     """Sites that failed inside and are asked once more before that counts."""
 
     def answer(self, site: str) -> None:
-        """``site`` answered as asked."""
+        """Note that ``site`` answered as asked."""
         self._expect(site)
         self.answered.append(site)
         self.problems.pop(site, None)
 
     def refuse(self, site: str, reason: str, detail: str) -> None:
-        """``site`` does not do it. A failure inside the site is taken for a refusal the second time only."""
+        """Note a refusal of ``site``. A failure inside the site counts as a refusal the second time only."""
         self._expect(site)
         if reason == "internal" and site not in self.failed_once:
             self.failed_once.add(site)
@@ -66,7 +66,7 @@ class ExchangeState:
         self.problems.pop(site, None)
 
     def problem(self, site: str, what: str) -> None:
-        """``site`` could not be reached, or sent what cannot be used; it stays open."""
+        """Note that ``site`` could not be reached, or sent an unusable answer; it stays open."""
         self._expect(site)
         self.problems[site] = what
 
@@ -75,15 +75,15 @@ class ExchangeState:
         return tuple(site for site in self.sites if site not in self.answered and site not in self.refused)
 
     def enough(self) -> bool:
-        """Whether the minimum has answered."""
+        """True where the minimum has answered."""
         return len(self.answered) >= self.minimum
 
     def possible(self) -> bool:
-        """Whether enough can still be reached."""
+        """True where enough can still be reached."""
         return len(self.answered) + len(self.open()) >= self.minimum
 
     def done(self, now: float) -> bool:
-        """Everybody has answered; or enough have and time is up; or enough never will."""
+        """True once everybody has answered, or enough have and time is up, or enough never will."""
         if not self.open() or not self.possible():
             return True
         waited = now - self.opened

@@ -36,7 +36,7 @@ Accept = Callable[[messages.Answer, Arrival], None]
 
 @dataclass(frozen=True)
 class Aside:
-    """A question for keys that is put beside another; nobody waits for its answers.
+    """Request for keys sent alongside another exchange; nobody waits for its answers.
 
     Attributes:
         number: the round that it is about.
@@ -89,7 +89,7 @@ class Exchanges:
         """Time at which a site that is asked was first seen to have the state."""
 
     def run(self, exchange: Exchange) -> ExchangeState:
-        """Ask and ask again until the exchange is done; returns who answered, who refused, who was away."""
+        """Send the request, and again, until the exchange is done; returns who answered, who refused, who was away."""
         self.folder.event("round", round=exchange.number, phase=exchange.phase, sites=list(exchange.requests))
         state = ExchangeState(
             tuple(exchange.requests),
@@ -250,7 +250,7 @@ class Exchanges:
         return min(max([LATECOMER_SECONDS, *(2 * pace for pace in paces)]), state.timeout)
 
     def _told(self, site: str, phase: str, what: str, waited: float) -> str:
-        """Why a question closed without a site, in words."""
+        """Reason in words why a question closed without a site."""
         missed = {"keys": "gave no keys", "handshake": "no answer to the handshake", "training": "gave no update"}
         found = f"{missed.get(phase, f'no answer ({phase})')} in {waited:.1f} s"
         if site not in self.context.nodes or what not in ("no answer yet", "timeout", "unavailable"):

@@ -56,6 +56,10 @@ class ServerOptimizer:
 
         Raises:
             ValueError: shapes that differ, or a result that is not finite (the state is then as before).
+
+        >>> fedavg = ServerOptimizer.from_study(study.ServerOptimizer(name="fedavg"))
+        >>> fedavg.step(np.array([1.0, 2.0], np.float32), np.array([0.5, -0.5])).tolist()
+        [1.5, 1.5]
         """
         if model.ndim != 1 or mean_update.shape != model.shape:
             raise ValueError(f"the model is {model.shape}, the update {mean_update.shape}")

@@ -19,15 +19,15 @@ from consilium_shared.study import seconds
 log = logging.getLogger("consilium.study")
 
 PENDING_SECONDS = 2.0
-"""Between the first two questions to hospitals that have not decided."""
+"""Seconds between the first two questions to hospitals that have not decided."""
 PENDING_GROWTH = 1.25
-"""From one pause to the next while none of them decides: a question costs the server and each site work."""
+"""Growth of the pause while none of them decides: a question costs the server and each site work."""
 PENDING_LONGEST = 60.0
 """Seconds; a decision is seen within them."""
 
 
 class Recruitment:
-    """ApprovalStatus of the study with each site of its roster."""
+    """Status of the study with each site of its roster."""
 
     def __init__(self, context: StudyContext) -> None:
         self.context = context
@@ -140,7 +140,7 @@ class Recruitment:
         return self.attendance.resting(number)
 
     def too_few(self) -> str:
-        """Why the study cannot go on with those who are left."""
+        """Reason why the study cannot go on with the sites that are left."""
         refused = self.attendance.told_out() or "none"
         undecided = ", ".join(self.sites("pending")) or "none"
         roster, asked = len(self.context.roster.members), self.context.study.aggregation.min_sites

@@ -55,7 +55,7 @@ class StudyRun:
         self.sums = Summation(self.exchanges, width(self.study))
 
     def run(self) -> None:
-        """From the checkpoint to the registry; raises Halted or ConsiliumError."""
+        """Run the study from its checkpoint to the registry; raises Halted or ConsiliumError."""
         # Before round 1 everybody is waited for; after a restart those who took part in the last round.
         awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
         if self.point.record and not self._has_record(self.point.round):

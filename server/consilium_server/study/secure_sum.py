@@ -106,7 +106,7 @@ class Summation:
         self._least, self._tolerated = least_sites(*about), tolerated(*about)
 
     def run(self, asked: SumSpec, awaited: frozenset[str]) -> SumResult:
-        """Attempt after attempt.
+        """Run a sum, attempt after attempt, until one is opened.
 
         Args:
             awaited: sites that are waited for as long as ``round_timeout`` allows; others must come at once.
@@ -276,7 +276,7 @@ class Summation:
         answer_bytes: int,
         accept: Accept,
     ) -> None:
-        """Enough of them suffice: whoever is away is not waited for long.
+        """Ask the survivors until enough have answered; do not wait long for the others.
 
         For enough one waits as long as it takes, since who has signed can go on with no other set of the same update;
         but for counts on the last model, without which it can be published.

@@ -62,7 +62,7 @@ def make_whole(database: Path) -> None:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error is SQLite's and says that the file itself is damaged."""
+    """True for an error of SQLite's that says that the file itself is damaged."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED
 
 

@@ -32,7 +32,7 @@ DISCARDED_BYTES = 64 * 1024
 STRANGERS = 256
 """Connections without any signed request; one more, and the oldest of them is closed."""
 STRANGER_SECONDS = 30.0
-"""After which a connection without any signed request is closed."""
+"""Seconds after which a connection without any signed request is closed."""
 
 
 class OnlyPaths:

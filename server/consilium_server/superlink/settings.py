@@ -18,7 +18,7 @@ from consilium_shared.files import remove_leftovers, write_atomically
 from consilium_shared.process import flower_environment
 
 LAST_WORD = "the SuperLink ends: "
-"""Begins the last line of its log when it fails: the cause, for ``consilium-server up`` to show."""
+"""Prefix of the last line of its log when it fails, with the cause, for ``consilium-server up`` to show."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class SuperLinkSettings:
 
     @property
     def superexec_secret_file(self) -> Path:
-        """Whoever can read it may acquire tasks."""
+        """Secret for acquiring tasks: whoever can read it may."""
         return self.directory / "superexec.secret"
 
     @property
     def control_token_file(self) -> Path:
-        """Whoever can read it may register SuperNodes and start runs."""
+        """Token for registering SuperNodes and starting runs: whoever can read it may."""
         return self.directory / "control.token"
 
     @property
     def ca_certificate(self) -> Path:
-        """The certificate that every site trusts."""
+        """Certificate of the CA that every site trusts."""
         return self.home / "keys" / "ca.crt"
 
     @property
@@ -91,7 +91,7 @@ class SuperLinkSettings:
 
 
 def set_flower_environment(settings: SuperLinkSettings) -> None:
-    """That of every process of this coordinator. Call before flwr starts."""
+    """Set the environment of every process of this coordinator. Call before flwr starts."""
     flower_environment.set_flower_environment(settings.flower_home)
 
 

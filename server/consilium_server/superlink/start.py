@@ -13,7 +13,7 @@ from consilium_shared.errors import ConfigurationError, TransportError
 from consilium_shared.process.supervisor import Supervisor
 
 STILL_SECONDS = 180.0
-"""A start whose log and database have not changed for so long is given up; there is no limit while they do."""
+"""Seconds without a change of log and database after which a start is given up; there is no limit while they change."""
 SAID_EVERY_SECONDS = 30.0
 
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(: .+)?")

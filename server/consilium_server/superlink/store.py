@@ -22,9 +22,9 @@ from consilium_server.superlink.database import is_damage
 logger = logging.getLogger(__name__)
 
 LOOK_S = 3.0
-"""Between two looks at the file. It is quiet when no page became free or was used again in between."""
+"""Seconds between two looks at the file. It is quiet when no page became free or was used again in between."""
 LEAST_BYTES = 1024 * 1024
-"""Less than this is not worth rewriting the file."""
+"""Least free space in the file, in bytes, that is worth rewriting it."""
 
 
 def prepare_store(database: Path) -> None:
@@ -61,7 +61,7 @@ async def keep_small(database: Path, damaged: Callable[[], None]) -> None:
 
 
 def give_back(database: Path, free_before: int) -> int:
-    """In a quiet moment: make the file as small as its content, and empty the write-ahead log.
+    """Make the file as small as its content, and empty the write-ahead log, in a quiet moment.
 
     The file is rewritten (VACUUM) only when more than half of it is free, so that the work is never more than what
     was deleted. (Measured for 400 MB free and little content: 10 ms. Incremental vacuum, which frees one page a

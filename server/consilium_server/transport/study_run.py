@@ -64,7 +64,7 @@ from consilium_shared.transport.upload import Upload
 logger = logging.getLogger(__name__)
 
 UPLOADING_S = 0.05
-"""Between the first two looks for the rest of a reply that its site is uploading; then twice as long each time."""
+"""Seconds between the first two looks for the rest of a reply that its site uploads; then twice as long each time."""
 
 _BUNDLE = {
     "pyproject.toml": b"""
@@ -156,7 +156,7 @@ class StudyGrid(HttpGrid):
             yield reply
 
     def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
-        """As Flower's, but no content is made before its turn."""
+        """Push messages as Flower's grid does, but make no content before its turn."""
         messages = list(messages)
         objects = {each: found for message in messages for each, found in get_all_nested_objects(message).items()}
         request = PushAppMessagesRequest(

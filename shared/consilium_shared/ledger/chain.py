@@ -171,7 +171,7 @@ class Books:
         return approval.plan
 
     def has_counted(self, study: str, plan: DpSgdPlan | NonPrivatePlan) -> bool:
-        """Whether the release of the plan's noised number of patients was charged, or there is none."""
+        """True where the release of the plan's noised number of patients was charged, or the plan has none."""
         if isinstance(plan, NonPrivatePlan) or plan.patients is None:
             return True
         return plan.patients in self.counted.get(study, ())

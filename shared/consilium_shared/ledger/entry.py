@@ -106,7 +106,7 @@ class NonPrivatePlan(Body):
 
 
 class Open(Body):
-    """The budget that holds for an asset from here on; the first one opens the asset, a later one needs a reason."""
+    """Budget of an asset from this entry on; the first one opens the asset, a later one needs a reason."""
 
     asset: Name
     unit: Literal["patient"]
@@ -117,7 +117,7 @@ class Open(Body):
 
 
 class Approve(Body):
-    """Somebody at the hospital approved a study, with this plan, at most at this cost."""
+    """Approval of a study by somebody at the hospital, with this plan, at most at this cost."""
 
     study: Sha256
     name: Name
@@ -130,7 +130,7 @@ class Approve(Body):
 
 
 class Reject(Body):
-    """Somebody at the hospital said no to a study, or withdrew an approval."""
+    """Rejection of a study by somebody at the hospital, or withdrawal of an approval."""
 
     study: Sha256
     name: Name
@@ -139,7 +139,7 @@ class Reject(Body):
 
 
 class Charge(Body):
-    """Written before what it pays for begins. ``epsilon_after`` is for readers only; every program recomputes it.
+    """Charge, recorded before the computation it pays for. ``epsilon_after`` is for readers; programs recompute it.
 
     ``purpose``: a round's training; the evaluation counts after a round; or, in round 0, the noised number of patients.
     """
@@ -156,14 +156,14 @@ class Charge(Body):
 
 
 class Settle(Body):
-    """Of the charge in entry ``charge_seq`` so many steps ran; a charge without this counts in full."""
+    """Settlement of the charge in entry ``charge_seq``: ``steps`` ran. A charge without a settlement counts in full."""
 
     charge_seq: Annotated[int, Field(ge=1, le=LARGEST)]
     steps: Annotated[int, Field(ge=0, le=limits.STEPS_PER_ROUND)]
 
 
 class Refuse(Body):
-    """The site did not do what was asked."""
+    """Refusal of a request."""
 
     study: Sha256 | None
     round: Round | None
@@ -172,7 +172,7 @@ class Refuse(Body):
 
 
 class Release(Body):
-    """A message is about to leave: SHA-256 of its header (which names the payload's) and the bytes of both."""
+    """Release of a message about to leave: SHA-256 of its header (which names the payload's) and the bytes of both."""
 
     study: Sha256
     round: Round | None
@@ -184,18 +184,18 @@ class Release(Body):
     attempt: Annotated[int, Field(ge=1, le=limits.ATTEMPTS)] | None = None
     """Attempt of a signature over survivors."""
     again: bool = False
-    """The same update, or counts, as left before, under other masks: the attempt before was abandoned unopened."""
+    """True for an update, or counts, that left before under other masks, in an attempt that was abandoned unopened."""
 
 
 class Recover(Body):
-    """A crash left an incomplete last line; it was cut off. SHA-256 and length of what was cut."""
+    """Recovery after a crash: an incomplete last line was cut off; SHA-256 and length of what was cut."""
 
     sha256: Sha256
     bytes: Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class Policy(Body):
-    """The site's policy from here on."""
+    """Policy of the site from this entry on."""
 
     digest: Sha256
     reason: Sentence

@@ -1,4 +1,4 @@
-"""Which parameters of a model a study trains: all, its head, or its head and low-rank additions to the other weights.
+"""Parameters of a model that a study trains: all, its head, or its head and low-rank additions to other weights.
 
 Low rank (LoRA; Hu et al. 2021): a frozen linear or convolutional layer W gets B·A beside it, A to r outputs, B from r:
 r (inputs + outputs) numbers instead of inputs · outputs. A begins as torch begins such a layer, B at zero, so that the
@@ -69,5 +69,5 @@ def plain_name(name: str) -> str:
 
 
 def added(name: str) -> bool:
-    """Whether a parameter is of an addition."""
+    """True for a parameter of a low-rank addition."""
     return name.rpartition(".")[0].endswith((".down", ".up"))

@@ -1,4 +1,4 @@
-"""Starting from weights that a person has in a safetensors file, in place of those that follow from the seed."""
+"""Start from weights in a person's safetensors file, in place of those that follow from the seed."""
 
 from __future__ import annotations
 

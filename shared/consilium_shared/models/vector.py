@@ -27,7 +27,7 @@ from consilium_shared.study import Study
 Vector = npt.NDArray[np.float32]
 
 INITIAL = 1e-6
-"""By how much a weight may differ from what a seed gives here. One release of torch draws the same everywhere, but
+"""Difference allowed between a weight and the seed's here. One release of torch draws the same everywhere, but
 processors with fused multiply-add round it otherwise: by 3e-8, measured of every model."""
 
 
@@ -169,7 +169,7 @@ def width(study: Study) -> int:
 
 
 def check(data: bytes, study: Study, *, first: bool = False) -> str:
-    """Whether ``data`` is a model of the study, as far as a site can tell.
+    """Check that ``data`` is a model of the study, as far as a site can tell.
 
     Args:
         first: it is the model before round 1, so the very one that the contract names, or that its seed gives.

@@ -165,10 +165,10 @@ def picture(study: Study, pixels: npt.NDArray[np.float32]) -> Prepared:
 
 
 FLAT = 0.02
-"""Of the whole range of brightness: less contrast than that is no radiograph."""
+"""Least contrast of a radiograph, as a part of the whole range of brightness."""
 
 EDGE = 1e-4
-"""Of a step: moments such as 3/180 s, rounded, must not fall below the edge of their own bin."""
+"""Part of a step by which a moment is moved up: 3/180 s, rounded, must not fall below the edge of its own bin."""
 
 
 def fill(

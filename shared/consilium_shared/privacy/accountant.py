@@ -96,7 +96,7 @@ def as_steps(event: Event) -> tuple[Pair, int]:
 
 
 def within(steps: Mapping[Pair, int], delta: float, limit: float) -> bool:
-    """Whether these steps cost at most ``limit`` at ``delta``: as ``epsilon_of_steps`` says, mostly sooner.
+    """True where these steps cost at most ``limit`` at ``delta``: as ``epsilon_of_steps`` says, mostly sooner.
 
     First on coarse grids, where different steps become one that costs no less, and different histories one that is
     composed once; exactly only where that is too much.

@@ -1,4 +1,4 @@
-"""The same history, accounted by programs that others wrote: for an auditor to compare, never to decide by."""
+"""Cross-check of ε: one history accounted by programs of others, for an auditor to compare, never to decide by."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLD = "dp-accounting (privacy loss distributions)"
 RENYI = "dp-accounting (Rényi)"
 
 _LARGE = 1000.0
-"""Beyond this its distributions would fill the memory: its Rényi bound stands in both places."""
+"""Largest ε by its distributions, which beyond would fill the memory: then its Rényi bound stands in both places."""
 
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 

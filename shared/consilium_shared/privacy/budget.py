@@ -69,7 +69,7 @@ class Quote:
 
     @property
     def fits(self) -> bool:
-        """Whether the total stays within the limit."""
+        """True where the total stays within the limit."""
         return self.total <= self.limit
 
     @property
@@ -93,6 +93,12 @@ def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event], r
     """Cost of ``proposed`` on top of ``spent`` and what is ``reserved`` for others; see ``Quote.fits``.
 
     A proposal is judged by this alone: one that costs more than what is left by itself may still fit.
+
+    >>> from consilium_shared.privacy.event import DpSgdEvent
+    >>> spent = [DpSgdEvent(sampling_rate=0.01, noise_multiplier=1.0, steps=500)]
+    >>> quote = affords(Budget(epsilon=3.0, delta=1e-5), spent, spent)
+    >>> quote.fits, in_words(quote.spent), in_words(quote.left, up=False)
+    (True, '1.327', '1.171')
     """
     return Quote(
         limit=budget.epsilon,

@@ -85,7 +85,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Measured beside proven, at one δ: ``measured`` is a lower bound of ε, ``proven`` an upper one."""
+    """Bounds at one δ: ``measured`` is a lower bound of ε, ``proven`` an upper one."""
 
     delta: float
     measured: float
@@ -139,6 +139,9 @@ def lower_bound(outcome: Outcome, delta: float, confidence: float = CONFIDENCE, 
 
     Returns:
         The largest ε whose ``p_value`` is below one way's share of 1 - confidence, rounded down; 0 when there is none.
+
+    >>> round(lower_bound(Outcome(canaries=100, guesses=50, correct=50), 0.0), 1)
+    2.5
     """
     error = _error(confidence)
     if p_value(outcome, 0.0, delta) >= error:
@@ -186,7 +189,7 @@ class Power:
 
     @property
     def able(self) -> bool:
-        """Whether this audit could contradict what is proven at all."""
+        """True where this audit could contradict the proven bound at all."""
         return contradiction(self.most) is not None
 
 
@@ -233,7 +236,7 @@ def needed(outcome: Outcome, proven: float, delta: float) -> int | None:
 def strongest(
     outcomes: Sequence[Outcome], events: Iterable[Event], delta: float, confidence: float = CONFIDENCE
 ) -> Outcome:
-    """The one to report: that comes nearest to contradicting what was proven, or contradicts it the most."""
+    """Outcome to report: the nearest to contradicting the proven bound, or the strongest contradiction of it."""
     proven = _proven(events, delta)
     return max(outcomes, key=lambda outcome: _margin(_beside(outcome, proven, confidence)))
 

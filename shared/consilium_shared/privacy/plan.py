@@ -1,4 +1,4 @@
-"""One frozen thing that couples sampling, clipping, noise and the event that is accounted.
+"""Privacy plan: one frozen object that couples sampling, clipping, noise and the event that is accounted.
 
 The trainer runs a plan and nothing else, and the ledger charges the event that the same plan gives; so what was
 promised, what runs and what is charged cannot drift apart.

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which the kernel frees when its holder ends, however it ends."""
+"""Lock on a file, for one process at a time; the kernel frees it when its holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LockHeld(ConfigurationError):
 
 
 class ProcessLock:
-    """Held by one process at a time. As a context it names this process, and frees the lock at its end."""
+    """Lock held by one process at a time. As a context it names this process, and frees the lock at its end."""
 
     def __init__(self, path: Path, taken: str | None = None) -> None:
         """Takes the lock.
@@ -80,7 +80,7 @@ class ProcessLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process has the lock of this file now."""
+    """True while a process has the lock of this file."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

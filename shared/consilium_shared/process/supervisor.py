@@ -18,9 +18,9 @@ from pathlib import Path
 
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 STEADY_SECONDS = 60.0
-"""A program that ran this long begins its back-off anew."""
+"""Seconds of running after which a program's back-off begins anew."""
 STOP_SECONDS = 15.0
-"""Between SIGTERM and SIGKILL when everything stops."""
+"""Seconds between SIGTERM and SIGKILL when everything stops."""
 LOG_BYTES = 20 * 1024 * 1024
 """A log that is longer when its program starts is moved to <name>.log.1."""
 
@@ -61,12 +61,12 @@ class Supervisor:
         self._programs[program.name] = program
 
     def has(self, name: str) -> bool:
-        """Whether a program of that name is in and not finished."""
+        """True where a program of that name is in and not finished."""
         program = self._programs.get(name)
         return program is not None and not program.finished
 
     def alive(self, name: str) -> bool:
-        """Whether that program's process runs now."""
+        """True while that program's process runs."""
         program = self._programs.get(name)
         return program is not None and program.process is not None and program.process.poll() is None
 

@@ -34,7 +34,7 @@ COUNTERSIGNATURE_DOMAIN = "round-record-countersignature"
 """Label under which a site signs the 32 bytes of a record's SHA-256 that it has witnessed."""
 
 UNREAD = "0" * 64
-"""Stands for the study in a refusal of something that could not be read."""
+"""Placeholder for the study in a refusal of a request that could not be read."""
 
 Round = Annotated[int, Field(ge=1, le=limits.ROUNDS)]
 Protocol = Annotated[int, Field(ge=1, le=SCHEMA), Since(2)]
@@ -80,7 +80,7 @@ class Head(Strict):
 
 
 class Recorded(Strict):
-    """Contents the coordinator signed into the record of an earlier round, shown to the sites for their ledgers."""
+    """Record of an earlier round, as the coordinator signed it, shown to the sites for their ledgers."""
 
     round: Round
     record: Hex32
@@ -98,7 +98,7 @@ class _Request(Strict):
 
 
 class Propose(_Request):
-    """Question whether this study may run at your site. Carries the whole contract and the signed roster."""
+    """Proposal of a study. Carries the whole contract and the signed roster."""
 
     kind: Literal["propose"] = "propose"
     contract: dict[str, Any]
@@ -146,7 +146,7 @@ class Advertise(_OfSum):
 
 
 class Handshake(_Request):
-    """Agree on long-lived secrets with these sites; payload: canonical JSON, site to ``Bundle``."""
+    """Request to agree on long-lived secrets with these sites; payload: canonical JSON, site to ``Bundle``."""
 
     kind: Literal["handshake"] = "handshake"
 
@@ -155,11 +155,11 @@ class _Contribute(_Sum):
     adverts: Annotated[dict[Name, Advert], Field(min_length=2, max_length=limits.SITES)]
     """Advertisements of the cohort, this site's own among them."""
     encapsulated: Annotated[dict[Name, Encapsulated], Field(max_length=limits.SITES)]
-    """From sites of the cohort with which this one has no secret yet."""
+    """Encapsulations from sites of the cohort with which this one has no secret yet."""
 
 
 class Train(_Contribute):
-    """Train round ``round`` from the payload, the global model (safetensors)."""
+    """Request to train round ``round`` from the payload, the global model (safetensors)."""
 
     kind: Literal["train"] = "train"
     recorded: Recorded | None = None
@@ -172,7 +172,7 @@ class Train(_Contribute):
 
 
 class Evaluate(_Contribute):
-    """Count how the payload, the global model after the last round, does on held-back patients."""
+    """Request to evaluate the payload, the global model after the last round, on held-back patients."""
 
     kind: Literal["evaluate"] = "evaluate"
 
@@ -183,21 +183,21 @@ class Evaluate(_Contribute):
 
 
 class Survivors(_OfSum):
-    """These sites' vectors are in the sum: sign that. Payload: the shares that the others sealed to this site."""
+    """Request to sign that these sites' vectors are in the sum. Payload: shares that the others sealed to this site."""
 
     kind: Literal["survivors"] = "survivors"
     survivors: Annotated[tuple[Name, ...], Field(min_length=2, max_length=limits.SITES)]
 
 
 class Open(_OfSum):
-    """Enough have signed: release the shares that open the sum. Payload: as with ``Survivors``."""
+    """Request to release the shares that open the sum, as enough have signed. Payload: as with ``Survivors``."""
 
     kind: Literal["open"] = "open"
     signatures: Annotated[dict[Name, Hex64], Field(min_length=2, max_length=limits.SITES)]
 
 
 class Close(_Request):
-    """The study's last round is recorded: witness it."""
+    """Request to witness the record of the study's last round."""
 
     kind: Literal["close"] = "close"
     recorded: Recorded
@@ -229,14 +229,14 @@ class _Answer(Strict):
 
 
 class ApprovalStatus(_Answer):
-    """ApprovalStatus of the proposal at this hospital; a hospital that says no sends a ``Refusal``."""
+    """Status of the proposal at this hospital; a hospital that says no sends a ``Refusal``."""
 
     kind: Literal["standing"] = "standing"
     state: Literal["pending", "approved"]
 
 
 class Advertised(_Answer):
-    """This site's key for a sum, and its keys for the study."""
+    """Key of this site for a sum, and its keys for the study."""
 
     kind: Literal["advertised"] = "advertised"
     round: Round
@@ -277,7 +277,7 @@ class Counts(_Answer):
 
 
 class Signed(_Answer):
-    """The site has checked the set of survivors."""
+    """Signature of the site on the set of survivors, which it has checked."""
 
     kind: Literal["signed"] = "signed"
     round: Round
@@ -294,11 +294,11 @@ class Shares(_Answer):
     attempt: Attempt
     of: Purpose
     next: Advert | None = None
-    """This site's key for the sum that comes next, at its first attempt."""
+    """Key of this site for the next sum, at its first attempt."""
 
 
 class Closing(_Answer):
-    """The site has witnessed the last record."""
+    """Closing answer of a site, which has witnessed the last record."""
 
     kind: Literal["closing"] = "closing"
     round: Round
@@ -310,7 +310,7 @@ class Closing(_Answer):
 
 
 class Refusal(_Answer):
-    """The site does not do what was asked."""
+    """Refusal of a request by a site."""
 
     kind: Literal["refusal"] = "refusal"
     reason: Reason

@@ -68,9 +68,9 @@ class RoundRecord(Strict):
     sites; of noised counts they have ``interval``: metric to (low, high), which holds that of the true counts in 95 of
     100 cases."""
     no_metrics: str | None = None
-    """Why there are no ``metrics`` of the counts that were opened: no honest sites could have given them."""
+    """Reason why opened counts gave no ``metrics``: no honest sites could have given them."""
     no_metrics_before: str | None = None
-    """The same of ``metrics_before``."""
+    """Reason why opened counts gave no ``metrics_before``."""
     weight: Annotated[int, Field(ge=1)] | None = None
     """Σ of the participants' weights, where that is noised numbers of patients; else None."""
     update_norm: Annotated[float, Field(ge=0)] | None = None
@@ -80,7 +80,7 @@ class RoundRecord(Strict):
     opened: OpenedSum | None = None
     """The sum of this round's updates; None in records of versions that had no secure sums."""
     implausible: str | None = None
-    """Why the sum is none that honest sites could have given; no step was taken then."""
+    """Reason why honest sites could not have given this sum; no step was taken then."""
     opened_counts: OpenedSum | None = None
     """The sum of the counts behind ``metrics``."""
     previous: Hex32 | None = None

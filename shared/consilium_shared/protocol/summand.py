@@ -29,7 +29,7 @@ PIECE = 1 << 17
 
 
 def counts_with(study: Study, number: int) -> bool:
-    """Whether evaluation counts of the model after round ``number`` - 1 ride on the updates of round ``number``."""
+    """True where updates of round ``number`` carry evaluation counts of the model after round ``number`` - 1."""
     return number - 1 in study.evaluated_rounds
 
 

@@ -1,4 +1,4 @@
-"""Once a study every two sites agree on a secret that a quantum computer will not find from what was recorded.
+"""Handshake: once a study, each pair of sites agrees on a secret that a later quantum computer cannot recover.
 
 X25519 and ML-KEM-768 (FIPS 203) together: the secret holds as long as one of them does. It goes into every seed that
 the two share, so whoever records a study's messages today cannot unmask them when X25519 is broken one day. The
@@ -63,7 +63,7 @@ class Bundle(Strict):
         return canonical_digest(self.model_dump(mode="json"))
 
     def verify(self, study: str, roster: str, site: str, public: PublicIdentity) -> None:
-        """Whether ``site``, with this identity, made the bundle for this study and roster.
+        """Verify that ``site``, with this identity, made the bundle for this study and roster.
 
         Raises:
             SignatureError: it did not.
@@ -83,7 +83,7 @@ class Bundle(Strict):
 
 
 class Encapsulated(Strict):
-    """From the lower to the higher of two sites."""
+    """Encapsulated secret, from the lower to the higher of two sites by name."""
 
     ciphertext: Annotated[str, Field(max_length=2 * CIPHERTEXT_BYTES), _base64_of(CIPHERTEXT_BYTES)]
     """ML-KEM-768, base64."""

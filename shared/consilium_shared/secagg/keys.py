@@ -61,7 +61,11 @@ def check_public(public: bytes) -> None:
 
 
 def seal(key: bytes, text: bytes, about: bytes) -> bytes:
-    """``text`` encrypted, with a tag over it and ``about``: 16 bytes longer. ``key`` seals nothing else, ever."""
+    """Ciphertext of ``text``, with a tag over it and ``about``: 16 bytes longer. ``key`` seals nothing else, ever.
+
+    >>> unseal(bytes(32), seal(bytes(32), b"share", b"from va to bremen"), b"from va to bremen")
+    b'share'
+    """
     return AESGCM(key).encrypt(_NONCE, text, about)
 
 

@@ -89,6 +89,12 @@ def apply(
 
     Raises:
         ValueError: another kind of vector, a key of another length, a negative tile.
+
+    >>> vector = np.array([1, 2, 3], dtype="<u4")
+    >>> apply(vector, plus=[bytes(32)], minus=[])
+    >>> apply(vector, plus=[], minus=[bytes(32)])
+    >>> vector.tolist()
+    [1, 2, 3]
     """
     if vector.dtype.kind != "u" or vector.dtype.str.startswith(">") or vector.ndim != 1:
         raise ValueError("a mask is added to one vector of unsigned little-endian integers")

@@ -46,14 +46,14 @@ class SiteState(Strict):
     counts: bool
     stage: Stage
     terms: Terms | None = None
-    """From ``masked`` on; of an abandoned attempt, if it had come so far."""
+    """Terms agreed to, from ``masked`` on; of an abandoned attempt, if it had come so far."""
     survivors: tuple[Name, ...] | None = None
-    """From ``signed`` on: the set that was signed."""
+    """Set of survivors that was signed, from ``signed`` on."""
     result: Hex32 | None = None
     """SHA-256 of the result that these masks hide, with its weight: they never hide anything else, or the difference of
     the two would be seen."""
     counted: bool | None = None
-    """Whether its counts are under them too, or zeros; None where nothing is, and in states of older versions."""
+    """True where its counts are under these masks, False for zeros; None where nothing is, and in older states."""
 
     def __repr__(self) -> str:
         return f"SiteState({self.slot.purpose} {self.slot.round}.{self.slot.attempt}, {self.stage}, seed hidden)"
@@ -192,7 +192,7 @@ class SitePart:
         return state
 
     def adds_counts(self, state: SiteState, terms: Terms) -> bool:
-        """Whether this site adds counts under these terms: as it has offered, if enough others do; few show whose."""
+        """True where this site adds counts under these terms: it has offered them, and so have enough others."""
         return state.counts and terms.adds_counts(self._least(terms))
 
     def sign(self, state: SiteState, survivors: tuple[str, ...], sealed: bytes) -> tuple[SiteState, bytes]:
@@ -223,7 +223,7 @@ class SitePart:
         return _next(state, stage="signed", survivors=survivors), signature
 
     def release(self, state: SiteState, signatures: Mapping[str, bytes], sealed: bytes) -> tuple[SiteState, bytes]:
-        """This site's shares of what opens the sum over the set that it signed, and of nothing else.
+        """Shares of this site that open the sum over the set that it signed, and nothing else.
 
         Args:
             signatures: survivor to its signature over the set; of at least the threshold.

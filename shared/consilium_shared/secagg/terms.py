@@ -32,7 +32,7 @@ Bits = Literal[16, 32, 64]
 
 
 class Slot(Strict):
-    """Which sum a site's keys are for; keys of one slot serve no other."""
+    """Slot of a sum: study, purpose, round and attempt that a site's keys are for; they serve no other."""
 
     federation: Hex32
     study: Hex32
@@ -51,7 +51,7 @@ class Advert(Strict):
     """Earlier attempts at the same sum in which the site has signed a set of survivors. In all others before this one
     it has not, and never will."""
     counts: bool = False
-    """Whether the site adds evaluation counts where some ride on the sum, if enough others of the cohort do."""
+    """Offer to add evaluation counts where a sum carries some, if enough others of the cohort offer them too."""
     signature: Hex64
 
     @classmethod
@@ -161,7 +161,7 @@ class Terms(Strict):
         return canonical_bytes({"terms": self.digest, "survivors": list(survivors)})
 
     def dead(self, successors: Mapping[str, Advert]) -> bool:
-        """Whether this attempt can never be opened any more, as the advertisements for the next one prove.
+        """True where this attempt can never be opened any more, as the advertisements for the next one prove.
 
         Whoever advertises a key for a later attempt has promised to sign no set of survivors here, unless it says that
         it has. Only then may the same update be masked anew.
@@ -181,7 +181,7 @@ class Terms(Strict):
         return sum(self.adverts[site].counts for site in sites)
 
     def adds_counts(self, minimum: int) -> bool:
-        """Whether the sites that offer counts add them: some ride on the sum, and ``minimum`` of the cohort offer some.
+        """True where the sites that offer counts add them: the sum carries some, and ``minimum`` of the cohort offer.
 
         It follows from what every site of the cohort knows, so that no one adds counts where the others add zeros.
         """
@@ -261,7 +261,7 @@ def fewest_sites(study: Study, roster: Sized) -> int:
 
 
 def holds_against(rules: Aggregation, roster: int, liars: int) -> bool:
-    """Whether no cohort under the contract can be split or emptied by so many liars of the roster.
+    """True where no cohort under the contract can be split or emptied by so many lying sites of the roster.
 
     Nor may their false promises make an attempt look dead that can be opened (``Terms.enough_to_abandon``).
     """
@@ -274,7 +274,7 @@ def holds_against(rules: Aggregation, roster: int, liars: int) -> bool:
 
 
 def _liars(sites: int, threat_model: ThreatModel, told: int | None) -> int:
-    """With how many liars among so many sites the rules for giving up an attempt reckon."""
+    """Number of lying sites, of so many, that the rules for giving up an attempt reckon with."""
     return max(corrupt(sites, threat_model), told or 0)
 
 

@@ -79,7 +79,7 @@ class Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is 
         self._counting, self._beginning = threading.Lock(), 0
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a connection is taken, by its address and by how many there are."""
+        """True where a connection is taken, by its address and by how many there are."""
         if not self._known(client_address[0]):
             self._log.warning("a connection from %s, which is no peer's address, was closed", client_address[0])
             return False

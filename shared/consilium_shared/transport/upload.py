@@ -11,7 +11,7 @@ from types import TracebackType
 from consilium_shared.errors import TransportError
 
 IN_MEMORY_BYTES = 1024 * 1024
-"""Beyond this a payload goes to the disk: counts and signatures stay in memory, updates do not."""
+"""Largest payload kept in memory: counts and signatures stay there, updates go to the disk."""
 
 
 class Upload:

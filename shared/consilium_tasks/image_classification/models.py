@@ -18,7 +18,7 @@ from consilium_tasks.classification.task import classes_of, options_of
 from consilium_tasks.image_classification import image_of
 
 LARGE_IMAGE = 64
-"""From this edge on ResNet-18 begins with the 7 × 7 stride-2 stem and pooling of He et al. 2016."""
+"""Edge of an image from which on ResNet-18 begins with the 7 × 7 stride-2 stem and pooling of He et al. 2016."""
 
 CENTER, SCALE = 0.5, 0.25
 """Brightness in [0, 1] to about mean 0 and deviation 1."""

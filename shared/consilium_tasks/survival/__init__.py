@@ -58,7 +58,7 @@ class Survival(Task):
         return Examples((inputs,), (times, np.arange(count, dtype=np.int64) % 2))
 
     def groups(self, study: Study, targets: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
-        """Those whose event is known, and those whose is only known to be later."""
+        """Groups by outcome: patients whose event is known, and patients whose event is only known to be later."""
         return {name: targets[1] == number for number, name in enumerate(data_of(study).event.classes)}
 
     def loss(self, study: Study, device: torch.device) -> Loss:

@@ -18,15 +18,24 @@ MODULES = sorted(
 )
 """Modules with examples; only these are imported."""
 SEAMS = (
+    "consilium_server.study.optimizer",
+    "consilium_shared.averaging",
     "consilium_shared.canonical",
+    "consilium_shared.documents",
     "consilium_shared.identity",
     "consilium_shared.metrics",
     "consilium_shared.privacy.accountant",
+    "consilium_shared.privacy.budget",
+    "consilium_shared.privacy.canaries",
     "consilium_shared.privacy.plan",
+    "consilium_shared.secagg.keys",
+    "consilium_shared.secagg.prg",
     "consilium_shared.secagg.ring",
     "consilium_shared.secagg.shamir",
     "consilium_shared.secagg.terms",
     "consilium_shared.study",
+    "dpsgd.adaptive",
+    "dpsgd.training",
 )
 """Modules that others call first, and that therefore have an example."""
 
