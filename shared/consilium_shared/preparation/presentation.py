@@ -103,7 +103,7 @@ def _seen(dataset: pydicom.Dataset, stored: NDArray[Any], low: int, high: int) -
 
 
 def _padding(dataset: pydicom.Dataset, stored: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:
-    """Which of these stored values stand for no measurement at all."""
+    """Mask of the stored values that stand for no measurement at all."""
     first, last = first_number(dataset, "PixelPaddingValue"), first_number(dataset, "PixelPaddingRangeLimit")
     if first is None:
         return np.zeros(stored.shape, dtype=bool)
