@@ -61,6 +61,11 @@ class Home:
         return self.intake / "inbox" if settings.inbox is None else self.root / settings.inbox
 
     @property
+    def data_check(self) -> Path:
+        """Pages of ``consilium-site data check``: exact numbers of the site's own patients are in there."""
+        return self.root / "data-check"
+
+    @property
     def agent_socket(self) -> Path:
         """Socket at which the courier hands messages in."""
         return self.root / "run" / "agent.sock"

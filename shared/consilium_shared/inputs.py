@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from consilium_shared.config import Strict
 from consilium_shared.fields import Column, Name, Positive
+from consilium_shared.schema import Since
 
 
 class AssetData(Strict):
@@ -30,6 +31,10 @@ class Label(Strict):
         return self
 
 
+UnitName = Annotated[str, Field(pattern=r"^[!-~]{1,60}$")]
+"""Unit in UCUM's spelling (``mg/dL``, ``mm[Hg]``, ``Cel``)."""
+
+
 class Numeric(Strict):
     """A numeric column, scaled by constants of the study: ``(value - center) / scale``.
 
@@ -42,6 +47,8 @@ class Numeric(Strict):
     scale: Positive = 1.0
     low: float | None = None
     high: float | None = None
+    unit: Annotated[UnitName | None, Since(2)] = None
+    """Unit of the constants. A site that declares its own unit of the variable has its values converted to this one."""
 
 
 class Categorical(Strict):

@@ -47,10 +47,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "training": {"data"},
         "transport": set(),
         "intake": {"data"},
+        "quality": {"data"},
         TOP: {"data", "intake"},
         "state": {TOP},
-        "agent": {TOP, "data", "training", "transport", "state"},
-        "commands": {TOP, "data", "training", "transport", "intake", "state", "agent"},
+        "agent": {TOP, "data", "quality", "training", "transport", "state"},
+        "commands": {TOP, "data", "quality", "training", "transport", "intake", "state", "agent"},
     },
 }
 """A package to its rooms, and each room to those that it may import. A room imports only such as stand before it, so no

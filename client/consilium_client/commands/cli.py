@@ -100,13 +100,17 @@ def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 def check(
     study: StudyFile, home: HomeOption = DEFAULT_HOME, asset: AssetOption = None, as_json: JsonOption = False
 ) -> None:
-    """Read an asset as a study would, and show what is usable, set aside or missing. Stays on this screen."""
+    """Read an asset as a study would, and show what is usable, odd, set aside or missing. Stays at this site.
+
+    The same, with histograms, becomes a page for a browser in the home's folder data-check.
+    """
     from consilium_client.commands.baseline import load_asset
-    from consilium_client.data.quality import assess, reasons
     from consilium_client.data.report import NothingUsable
+    from consilium_client.quality import page
+    from consilium_client.quality.assessment import assess, reasons
 
     place, contract = Home(home.resolve()), _contract(study)
-    name = asset or contract.data.asset
+    name, config = asset or contract.data.asset, place.config()
     try:
         with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
             task = bar.add_task(f"reading {name}", total=None)
@@ -114,17 +118,22 @@ def check(
             def progress(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            records = load_asset(place.config(), place.root, name, contract, progress)
+            records = load_asset(config, place.root, name, contract, progress)
     except NothingUsable as error:
-        for table in reasons(error) if not as_json else ():
+        for table in reasons(error, contract) if not as_json else ():
             console.table(table.title, table.columns, table.rows)
         raise
-    quality = assess(records, contract, name)
+    quality = assess(records, contract, name, config.policy.minimum_patients)
+    try:
+        written = page.write(quality, config.site, place.data_check)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write the page into {place.data_check}: {error.strerror}") from error
     if as_json:
-        print(json.dumps(quality.to_json(), indent=2, sort_keys=True))
+        print(json.dumps({**quality.to_json(), "page": str(written)}, indent=2, sort_keys=True))
         return
     for table in quality.tables():
         console.table(table.title, table.columns, table.rows)
+    _say(f"As a page, for this hospital's eyes only: {written}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.folder import files
 from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
-from consilium_client.data.report import NothingUsable, Report, SetAside
+from consilium_client.data.report import NothingUsable, Report, SetAside, Values
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
@@ -34,11 +34,11 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
     image = task.reads(study).image
     if image is None:
         raise DataError(f"study {study.study} has no images")
-    aside, notes = SetAside(), SetAside()
+    aside, values, notes = SetAside(), Values(), SetAside()
     link = asset.file or asset.instance
     # An image's row belongs to its patient: with the patient in the key nobody's row can push out another's.
     key = [asset.patient] if link is None else [asset.patient, link]
-    rows = read_labels(asset.table, asset, study, aside, notes, key=key)
+    rows = read_labels(asset.table, asset, study, aside, notes, values, key=key)
     found = _files(asset, aside)
     total = 2 * len(found)
     chosen, row_of = _choose(found, asset, image, rows, aside, notes, lambda done: on_progress(done, total))
@@ -54,7 +54,7 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
             aside.add(str(error), where=_place(found[number], asset))
         on_progress(total - len(chosen) + place + 1, total)
     if not keep.any():
-        raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", Report(aside, notes=notes))
+        raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", Report(aside, values, notes))
     positions = np.asarray(row_of, dtype=np.int64)[keep]
     unused = rows.frame.index[~np.isin(np.arange(len(rows)), positions)]
     where = place_of(asset.table, unused) if len(unused) else ""
@@ -62,7 +62,7 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
     taken = rows.take(positions)
     patients, train = number_rows(taken)
     inputs = inputs if keep.all() else inputs[keep]
-    return ArrayDataset.of((inputs,), taken.targets, patients, train, Report(aside, notes=notes))
+    return ArrayDataset.of((inputs,), taken.targets, patients, train, Report(aside, values, notes))
 
 
 def _files(asset: DicomAsset, aside: SetAside) -> list[Path]:

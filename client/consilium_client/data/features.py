@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, to_numbers
-from consilium_client.data.report import SetAside
+from consilium_client.data.report import SetAside, Values
 from consilium_shared.inputs import Categorical, Feature, Numeric
 
 
@@ -23,12 +23,14 @@ def columns_of(features: Sequence[Feature], asset: AssetSpec) -> tuple[list[str]
 
 
 def scale(
-    feature: Numeric, values: NDArray[np.float64], aside: SetAside, path: Path, index: pd.Index
+    feature: Numeric, values: NDArray[np.float64], aside: Values, path: Path, index: pd.Index
 ) -> NDArray[np.float64]:
     """``(value - center) / scale``, NaN where missing, outside ``low`` … ``high``, or too large for a float32.
 
-    What becomes NaN is counted in ``aside``, with its place in the file by ``index`` (see ``columns.place``).
+    What becomes NaN is counted in ``aside``, with its place in the file by ``index`` (see ``columns.place``); all of
+    them are in its profile.
     """
+    aside.profile.numbers(feature, values)
     low = -np.inf if feature.low is None else feature.low
     high = np.inf if feature.high is None else feature.high
     outside = (values < low) | (values > high)
@@ -47,13 +49,20 @@ def number(name: str, column: pd.Series, aside: SetAside, path: Path, index: pd.
     return values
 
 
+def count_words(values: Values, name: str, words: pd.Series, study: Sequence[str]) -> None:
+    """Adds a column's words to the profile; ``study``: those that the study knows."""
+    found = words.value_counts()
+    counts = zip(found.index.astype(str), found.to_numpy(), strict=True)
+    values.profile.words(name, study, ((word, int(n)) for word, n in counts), int(words.isna().sum()))
+
+
 def _count(aside: SetAside, reason: str, wrong: NDArray[np.bool_], path: Path, index: pd.Index) -> None:
     if wrong.any():
         aside.add(reason, int(wrong.sum()), place(path, index[wrong]))
 
 
 def encode(
-    frame: pd.DataFrame, features: Sequence[Feature], asset: AssetSpec, aside: SetAside, path: Path
+    frame: pd.DataFrame, features: Sequence[Feature], asset: AssetSpec, aside: Values, path: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Features of each row.
 
@@ -83,6 +92,7 @@ def encode(
             strange = (codes < 0) & words.notna().to_numpy(dtype=bool)
             _count(aside, f"{feature.name}: none of the study's categories", strange, path, frame.index)
             missing[:, at] = codes < 0
+            count_words(aside, feature.name, words, list(categories))
             parts.append((codes[:, None] == np.arange(len(categories))).astype(np.float64))
     matrix = np.concatenate(parts, axis=1) if parts else np.zeros((len(frame), 0))
     return matrix.astype(np.float32), missing

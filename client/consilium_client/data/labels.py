@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, read_columns, to_numbers
+from consilium_client.data.features import count_words
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
-from consilium_client.data.report import NothingUsable, Report, SetAside
+from consilium_client.data.report import NothingUsable, Report, SetAside, Values
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Label, Numeric
@@ -55,6 +56,7 @@ def read_labels(
     study: Study,
     aside: SetAside,
     notes: SetAside,
+    values: Values,
     *,
     key: Sequence[str] | None,
     text: Sequence[str] = (),
@@ -69,6 +71,7 @@ def read_labels(
         study: label and split.
         aside: takes the counts.
         notes: takes what is used although it looks odd.
+        values: takes the profile of the targets.
         key: the site's columns that may stand in one row only; None where only rows alike in all columns are doubles.
         text: further columns of the site to read as text.
         numbers: further columns of the site to read as numbers.
@@ -87,7 +90,7 @@ def read_labels(
     classes = [column for column, target in columns.items() if isinstance(target, Label)]
     own = [asset.patient, *classes, *(key or ()), *([split_column] if split_column else ())]
     frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress)
-    found = {column: _target(target, frame[column]) for column, target in columns.items()}
+    found = {column: _target(target, frame[column], values) for column, target in columns.items()}
 
     def drop(reason: str, bad: pd.Series | NDArray[np.bool_]) -> None:
         nonlocal frame, found
@@ -128,7 +131,7 @@ def read_labels(
         compared[name] = to_numbers(frame[name])[0]
     drop("the same row again", compared.duplicated(subset=doubles))
     if frame.empty:
-        raise NothingUsable(f"{path}: no usable row", Report(aside, notes=notes))
+        raise NothingUsable(f"{path}: no usable row", Report(aside, values, notes))
 
     patient = frame[asset.patient].to_numpy(dtype=object)
     _note_near(path, frame[asset.patient], notes)
@@ -149,13 +152,15 @@ class _Target(NamedTuple):
     wrong: NDArray[np.bool_]
 
 
-def _target(target: Label | Numeric, column: pd.Series) -> _Target:
+def _target(target: Label | Numeric, column: pd.Series, values: Values) -> _Target:
     if isinstance(target, Label):
         index = {word: number for number, word in enumerate(plain(pd.Series(target.classes)))}
         words = plain(column)
+        count_words(values, target.column, words, list(index))
         label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
         return _Target(label, words.isna().to_numpy(dtype=bool), label < 0)
     numbers, wrong = to_numbers(column)
+    values.profile.numbers(target, numbers)
     low = -np.inf if target.low is None else target.low
     high = np.inf if target.high is None else target.high
     outside = (numbers < low) | (numbers > high)

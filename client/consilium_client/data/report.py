@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from consilium_client.data.profile import Profile
 from consilium_shared.errors import DataError
 
 PLACES = 5
@@ -36,21 +37,31 @@ class SetAside:
         return {reason: "; ".join(places) for reason, places in self._places.items() if places}
 
 
+class Values(SetAside):
+    """Counts single values that are taken as missing, and keeps the profile of all that were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profile = Profile()
+
+
 @dataclass(frozen=True)
 class Report:
     """Findings of a reader besides the records.
 
     Attributes:
         set_aside: records (or rows, files) that are not used.
-        values: single values taken as missing (not a number, out of the study's range …).
+        values: single values taken as missing (not a number, out of the study's range …), and the profile of all.
         notes: what is used and looks odd (identifiers that are nearly the same, quoted lines …).
         missing: feature or variable -> records without a single usable value of it.
+        looked_at: records among which these were counted, also those that are then set aside for it.
     """
 
     set_aside: SetAside = field(default_factory=SetAside)
-    values: SetAside = field(default_factory=SetAside)
+    values: Values = field(default_factory=Values)
     notes: SetAside = field(default_factory=SetAside)
     missing: Mapping[str, int] = field(default_factory=dict)
+    looked_at: int = 0
 
 
 def explain(aside: SetAside) -> str:

@@ -14,7 +14,7 @@ from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.features import columns_of, encode, number, scale
 from consilium_client.data.identity import alike, settle, strangers
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
-from consilium_client.data.report import NothingUsable, Report, SetAside
+from consilium_client.data.report import NothingUsable, Report, SetAside, Values
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Numeric, Series
@@ -34,8 +34,8 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     series = reading.series
     if series is None:
         raise DataError(f"study {study.study} has no series")
-    aside, values, notes = SetAside(), SetAside(), SetAside()
-    rows = _label_rows(asset, study, series, aside, notes)
+    aside, values, notes = SetAside(), Values(), SetAside()
+    rows = _label_rows(asset, study, series, aside, notes, values)
     check_size(len(rows), series.bins * series.inputs + series.statics_width)
     statics, absent = encode(rows.frame, series.statics, asset, values, asset.table)
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
@@ -71,8 +71,9 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         _set_aside(aside, reason, lost, asset, rows)
     _set_aside(aside, "a static value is missing (the study refuses such records)", sampled & refused, asset, rows)
     keep = sampled & ~refused
+    report = Report(aside, values, notes, missing, len(rows))
     if not keep.any():
-        raise NothingUsable(f"{asset.series}: no usable record", Report(aside, values, notes))
+        raise NothingUsable(f"{asset.series}: no usable record", report)
     rows = rows.take(keep)
     patients, train = number_rows(rows)
     return ArrayDataset.of(
@@ -80,7 +81,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         rows.targets,
         patients,
         train,
-        Report(aside, values, notes, missing),
+        report,
     )
 
 
@@ -117,13 +118,15 @@ def fill(
     return np.where(last == _NEVER, 0.0, held), mask, gap
 
 
-def _label_rows(asset: TimeseriesAsset, study: Study, series: Series, aside: SetAside, notes: SetAside) -> LabelRows:
+def _label_rows(
+    asset: TimeseriesAsset, study: Study, series: Series, aside: SetAside, notes: SetAside, values: Values
+) -> LabelRows:
     text, numbers = columns_of(series.statics, asset)
     # A record's name belongs to its patient: with the patient in the key nobody's row can push out another's.
     key = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     if asset.start is not None:
         text = [*text, asset.start]
-    return read_labels(asset.table, asset, study, aside, notes, key=key, text=text, numbers=numbers)
+    return read_labels(asset.table, asset, study, aside, notes, values, key=key, text=text, numbers=numbers)
 
 
 def _read_samples(

@@ -19,8 +19,8 @@ from tests.support.datasets import load
 from consilium_client.data.asset import TableAsset, TimeseriesAsset
 from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.identity import EXPONENT, NOTHING, canonical, near, strangers
-from consilium_client.data.quality import assess, reasons
 from consilium_client.data.report import NothingUsable
+from consilium_client.quality.assessment import assess, reasons
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
 
@@ -157,7 +157,7 @@ def test_where_nothing_is_usable_the_places_are_for_the_screen_and_not_in_the_er
     with pytest.raises(NothingUsable) as error:
         table(tmp_path, ["nan", "1E+07", "nan"])
     assert "line" not in str(error.value).removeprefix(str(tmp_path))
-    (shown,) = reasons(error.value)
+    (shown,) = reasons(error.value, TABULAR)
     assert [row[1:] for row in shown.rows] == [("2", "t.csv, lines 2, 4"), ("1", "t.csv, line 3")]
 
 

@@ -15,7 +15,7 @@ from tests.support.datasets import load
 
 from consilium_client.data.asset import DicomAsset, TableAsset
 from consilium_client.data.columns import read_columns
-from consilium_client.data.quality import assess
+from consilium_client.quality.assessment import assess
 from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
@@ -203,8 +203,8 @@ def test_the_quality_report_counts_everything_and_names_nobody(tmp_path: Path) -
     asset = table(tmp_path, "patient,age,pain,ill\nSECRET,60,1,no\nSECRET,61,1,yes\nb,?,1,no\nc,1,1,maybe\n")
     report = assess(load(asset, study(missing="center")), study(missing="center"))
     assert (report.records, report.patients) == (3, 2)
-    assert report.labels == {"no": (2, 2), "yes": (1, 1)}
+    assert report.labels == {"no": (2, 2, 0), "yes": (1, 1, 0)}
     assert report.missing == {"age": 1, "pain": 0}
     titles = [each.title for each in report.tables()]
-    assert titles == ["heart for tables", "Labels", "Set aside", "Records without a value"]
+    assert titles == ["heart for tables", "Look at", "Classes", "Values", "Set aside"]
     assert "SECRET" not in str(report.to_json())
