@@ -13,7 +13,7 @@ import click
 import typer
 from rich.progress import Progress
 
-from consilium_client.commands import intake, screen
+from consilium_client.commands import data_check, intake, screen
 from consilium_client.commands.ask import ask
 from consilium_client.commands.enroll import enroll as enroll_site
 from consilium_client.commands.up import up_forever
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a site: enroll, up, approve, budget.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
-app.add_typer(data_app, name="data")
 version.add_to(app)
 intake.add_to(app)
+data_check.add_to(app)
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -94,46 +93,6 @@ def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     )
     if any(finding.state == "error" for finding in found):
         raise typer.Exit(2)
-
-
-@data_app.command()
-def check(
-    study: StudyFile, home: HomeOption = DEFAULT_HOME, asset: AssetOption = None, as_json: JsonOption = False
-) -> None:
-    """Read an asset as a study would, and show what is usable, odd, set aside or missing. Stays at this site.
-
-    The same, with histograms, becomes a page for a browser in the home's folder data-check.
-    """
-    from consilium_client.commands.baseline import load_asset
-    from consilium_client.data.report import NothingUsable
-    from consilium_client.quality import page
-    from consilium_client.quality.assessment import assess, reasons
-
-    place, contract = Home(home.resolve()), _contract(study)
-    name, config = asset or contract.data.asset, place.config()
-    try:
-        with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
-            task = bar.add_task(f"reading {name}", total=None)
-
-            def progress(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
-
-            records = load_asset(config, place.root, name, contract, progress)
-    except NothingUsable as error:
-        for table in reasons(error, contract) if not as_json else ():
-            console.table(table.title, table.columns, table.rows)
-        raise
-    quality = assess(records, contract, name, config.policy.minimum_patients)
-    try:
-        written = page.write(quality, config.site, place.data_check)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write the page into {place.data_check}: {error.strerror}") from error
-    if as_json:
-        print(json.dumps({**quality.to_json(), "page": str(written)}, indent=2, sort_keys=True))
-        return
-    for table in quality.tables():
-        console.table(table.title, table.columns, table.rows)
-    _say(f"As a page, for this hospital's eyes only: {written}")
 
 
 @app.command()
