@@ -145,7 +145,7 @@ def _numbers(feature: Numeric | None, spread: Spread) -> Iterator[Finding]:
 
 
 def _apart(code: float, spread: Spread, count: int) -> bool:
-    """Whether a code lies far from every other value and is more than an accident."""
+    """True for a code that lies far from every other value and is more than an accident."""
     others = spread.sample[spread.sample != code]
     if count < 3 or len(np.unique(others)) < _ROWS_TO_JUDGE:
         return False

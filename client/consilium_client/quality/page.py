@@ -80,5 +80,5 @@ def _number(value: float | None) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints: markup as it is, a number as it is, all else of others without what cannot be printed."""
+    """Printed form of a value in the template: text without characters that cannot be printed, all else as it is."""
     return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -35,7 +35,7 @@ class Conversion:
 
     @property
     def back(self) -> Conversion:
-        """The same the other way round."""
+        """Conversion of the other unit into this one."""
         return Conversion(self.other, self.unit, 1 / self.factor, -self.offset / self.factor)
 
 
