@@ -6,20 +6,32 @@ also where the noise of what one divides by is large, where an error to first or
 which multiplies counts, the deviation of that sum is estimated from the noised counts themselves, on the large side.
 A mean over classes lies between the means of the classes' ends, which is on the large side too.
 
+Metrics that are no such ratio (calibration, average precision) are read off a smoothed table, and off ``DRAWS`` of them
+to which noise was added once more, half as much again: their interval reaches as far as those lie from the metric, and
+as far to its other side. It held the metric of the true counts in 95 of 100 cases or more, that of the calibration's
+slope in 90, whose value noise draws towards 0. They are unknown where noise is a fifth of how many have the outcome.
+
 That is the noise alone. That the patients are few, and others could have been held back, is an uncertainty beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium_shared.metrics import Counts, Layout, Values, Vector, metrics
+from consilium_shared.metrics import Counts, Layout, Part, Values, Vector, mean, metrics, read
+from consilium_shared.score_table import settled, smoothed
 
 LEVEL = 0.95
+DRAWS = 200
+"""Tables drawn for the interval of one metric."""
+WIDER = 1.5
+"""Noise of a drawn table, in deviations of the counts' noise: what smoothing and settling bend grows with it."""
+TOLD = 5.0
+"""Deviations of its noise that an outcome's number of records is to have at least."""
 DEVIATIONS = 1.959963984540054
 """Standard deviations of a normal distribution, to either side, that leave out 1 - ``LEVEL``."""
 
@@ -46,17 +58,48 @@ def intervals(
     Returns:
         (low, high), not cut off at 0 and 1; None where the noise leaves every value open.
     """
-    numbers, found = counts.astype(np.float64), dict[str, list[Interval | None]]()
-    for name, positive, negative in layout.orders():
+    return _of_part(counts.astype(np.float64), layout.whole, variance, deviations)
+
+
+def _of_part(numbers: Vector, part: Part, variance: Vector, deviations: float) -> dict[str, Interval | None]:
+    """Intervals of a part's orders and ratios."""
+    found = dict[str, list[Interval | None]]()
+    for name, positive, negative in part.orders:
         found.setdefault(name, []).append(_ordered(numbers, positive, negative, variance, deviations))
-    for name, part, whole in layout.ratios():
+    for name, above, below in part.ratios:
         moments = (
-            float(part * part @ variance),
-            float(part * whole @ variance),
-            float(whole * whole @ variance),
+            float(above * above @ variance),
+            float(above * below @ variance),
+            float(below * below @ variance),
         )
-        found.setdefault(name, []).append(_fieller(float(part @ numbers), float(whole @ numbers), moments, deviations))
+        found.setdefault(name, []).append(_fieller(float(above @ numbers), float(below @ numbers), moments, deviations))
     return {name: _mean(each) for name, each in found.items()}
+
+
+def _drawn(numbers: Vector, part: Part, variance: Vector) -> tuple[Values, dict[str, Interval | None]]:
+    """Values and intervals of what is derived of a part's tables: by tables drawn about the one that was settled."""
+    values, found = dict[str, list[float | None]](), dict[str, list[Interval | None]]()
+    for name, places, function in part.derived:
+        value, ends = _about(numbers[places], variance[places], function)
+        values.setdefault(name, []).append(value)
+        found.setdefault(name, []).append(ends)
+    return {name: mean(each) for name, each in values.items()}, {name: _mean(each) for name, each in found.items()}
+
+
+def _about(
+    numbers: Vector, variance: Vector, function: Callable[[Vector], Vector]
+) -> tuple[float | None, Interval | None]:
+    totals, noise = numbers.sum(axis=-1), np.sqrt(variance.sum(axis=-1))
+    if not (totals > TOLD * noise).all():
+        return None, None
+    centre = settled(smoothed(numbers))
+    more = np.random.default_rng(0).standard_normal((DRAWS, *centre.shape)) * np.sqrt(variance) * WIDER
+    value, drawn = float(function(centre)), function(settled(smoothed(centre + more)))
+    if not math.isfinite(value) or np.isnan(drawn).mean() > (1 - LEVEL) / 2:
+        return None, None
+    low, high = (float(each) for each in np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    ends = (low, high, 2 * value - low, 2 * value - high)
+    return value, (min(ends), max(ends))
 
 
 def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Values, dict[str, Interval]]:
@@ -64,9 +107,31 @@ def noised_metrics(counts: Counts, layout: Layout, variance: Vector) -> tuple[Va
 
     A metric of which the noise leaves every value open is None: a number there would be nothing but noise.
     """
-    values, found = metrics(counts, layout), intervals(counts, layout, variance)
+    values, known = _noised(counts, layout.whole, variance)
+    return {**values, "n": metrics(counts, layout)["n"]}, known
+
+
+def noised_parts(
+    counts: Counts, layout: Layout, variance: Vector | None
+) -> list[tuple[Part, Values, dict[str, Interval]]]:
+    """Each part of the layout, its metrics and their intervals: none of exact counts, which have no ``variance``."""
+    found = []
+    for part in layout.parts_of():
+        if variance is None:
+            values: tuple[Values, dict[str, Interval]] = ({**read(counts.astype(np.float64), part)}, {})
+        else:
+            values = _noised(counts, part, variance)
+        found.append((part, *values))
+    return found
+
+
+def _noised(counts: Counts, part: Part, variance: Vector) -> tuple[Values, dict[str, Interval]]:
+    numbers = counts.astype(np.float64)
+    derived, drawn = _drawn(numbers, part, variance)
+    values = {**read(numbers, part._replace(derived=())), **derived}
+    found = _of_part(numbers, part, variance, DEVIATIONS) | drawn
     known = {name: ends for name, ends in found.items() if ends is not None and values[name] is not None}
-    return {name: value if name in known or name == "n" else None for name, value in values.items()}, known
+    return {name: value if name in known else None for name, value in values.items()}, known
 
 
 def _ordered(

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from consilium_shared.score_table import settled
 
 if TYPE_CHECKING:
     from consilium_shared.study import Study
@@ -106,6 +108,36 @@ class Order(NamedTuple):
     negative: tuple[npt.NDArray[np.int64], ...]
 
 
+class Derived(NamedTuple):
+    """Metric that is any other function of one table of scores by outcome (``score_table``).
+
+    Attributes:
+        name: as of ``Ratio``.
+        places: int64 ``[2, bins]``, where the table's numbers stand in the vector; all are of one block.
+        read: settled tables float64 ``[…, 2, bins]`` to values ``[…]``; NaN where there is none.
+    """
+
+    name: str
+    places: npt.NDArray[np.int64]
+    read: Callable[[Vector], Vector]
+
+
+class Part(NamedTuple):
+    """Metrics of a part of what was counted: of a group of patients, a threshold, a label.
+
+    Attributes:
+        kind: what it is a part by, such as ``groups``.
+        name: of the part, once in its kind.
+        orders: as of a layout, and so ``ratios`` and ``derived``.
+    """
+
+    kind: str
+    name: str
+    orders: tuple[Order, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    derived: tuple[Derived, ...] = ()
+
+
 class Layout(ABC):
     """Layout of a counts vector: its blocks, and what is read off them. A task has a class of its own."""
 
@@ -129,6 +161,14 @@ class Layout(ABC):
         """Metrics that are shares of ordered pairs."""
         return iter(())
 
+    def derived(self) -> Iterator[Derived]:
+        """Metrics that are other functions of a table of scores."""
+        return iter(())
+
+    def parts_of(self) -> Iterator[Part]:
+        """Parts that have metrics of their own, read off the same counts."""
+        return iter(())
+
     @abstractmethod
     def every_record(self) -> Vector:
         """Linear form ``[k]`` whose value on a counts vector is its number of records."""
@@ -141,8 +181,17 @@ class Layout(ABC):
         return iter(())
 
     def most(self, metric: str) -> float:
-        """Largest value of a metric; the smallest is 0."""
+        """Largest value of a metric."""
         return 1.0
+
+    def least(self, metric: str) -> float:
+        """Smallest value of a metric."""
+        return 0.0
+
+    @property
+    def whole(self) -> Part:
+        """All of it as one part."""
+        return Part("", "", tuple(self.orders()), tuple(self.ratios()), tuple(self.derived()))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -188,13 +237,21 @@ def metrics(counts: Counts, layout: Layout) -> Values:
         ValueError: a counts vector of another length.
     """
     layout.parts(counts)  # of this layout's length
-    numbers, shares = counts.astype(np.float64), dict[str, list[float | None]]()
-    for name, positive, negative in layout.orders():
+    numbers = counts.astype(np.float64)
+    return {**read(numbers, layout.whole), "n": max(int(layout.every_record() @ numbers), 0)}
+
+
+def read(numbers: Vector, part: Part) -> dict[str, float | None]:
+    """Metrics of one part of the counts ``[k]``; None where one is not defined."""
+    shares = dict[str, list[float | None]]()
+    for name, positive, negative in part.orders:
         shares.setdefault(name, []).append(_ordered(numbers, positive, negative))
-    for name, part, whole in layout.ratios():
-        shares.setdefault(name, []).append(_ratio(float(part @ numbers), float(whole @ numbers)))
-    found = {name: _mean(values) for name, values in shares.items()}
-    return {**found, "n": max(int(layout.every_record() @ numbers), 0)}
+    for name, above, below in part.ratios:
+        shares.setdefault(name, []).append(_ratio(float(above @ numbers), float(below @ numbers)))
+    for name, places, function in part.derived:
+        value = float(function(settled(numbers[places])))
+        shares.setdefault(name, []).append(value if math.isfinite(value) else None)
+    return {name: mean(values) for name, values in shares.items()}
 
 
 def _ordered(
@@ -220,6 +277,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of values; None where one of them is."""
     defined = [v for v in values if v is not None]
     return float(np.mean(defined)) if len(defined) == len(values) else None

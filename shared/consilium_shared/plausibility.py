@@ -66,9 +66,9 @@ def _below(counts: Vector) -> str | None:
 def _beyond(counts: Counts, layout: Layout, variance: Vector) -> str | None:
     """A metric that is farther outside its range than noise takes it."""
     for name, ends in intervals(counts, layout, variance, _DEVIATIONS).items():
-        most = layout.most(name)
-        if ends is not None and (ends[0] > most or ends[1] < 0):
-            return f"{name} would be between {ends[0]:.3f} and {ends[1]:.3f}, and is between 0 and {most:g}"
+        least, most = layout.least(name), layout.most(name)
+        if ends is not None and (ends[0] > most or ends[1] < least):
+            return f"{name} would be between {ends[0]:.3f} and {ends[1]:.3f}, and is between {least:g} and {most:g}"
     return None
 
 

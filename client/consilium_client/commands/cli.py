@@ -343,10 +343,10 @@ def _show_metrics(as_json: bool, found: dict[str, dict[str, Any]]) -> None:
         as_json,
         found,
         "held-back patients",
-        ["asset", *names],
+        ["metric", *found],
         lambda: [
-            (asset, *(f"{v:.3f}" if isinstance(v := values.get(name), float) else v for name in names))
-            for asset, values in found.items()
+            (name, *(f"{v:.3f}" if isinstance(v := values.get(name), float) else v for values in found.values()))
+            for name in names
         ],
     )
 

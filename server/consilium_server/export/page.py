@@ -25,6 +25,8 @@ _METRICS = {
     "loss": "Mean loss in nats (smaller is better)",
     "ece": "Expected calibration error: how far probabilities are from frequencies",
     "brier": "Brier score: mean squared error of the probability (smaller is better)",
+    "calibration-intercept": "Calibration intercept: 0 where probabilities are right on average, above 0 if too low",
+    "calibration-slope": "Calibration slope: 1 where probabilities are as far apart as they should be",
 }
 """A metric's name on the page; others stand under their own."""
 
@@ -55,6 +57,7 @@ def render(
         card=card,
         fingerprint=key.fingerprint,
         metrics=metrics(card["metrics"]),
+        parts=parts(card["metrics"]),
         noised="interval" in (card["metrics"] or {}),
         rounds=rounds,
         sites=sorted({*card["roster"]["sites"], *rounds}),
@@ -78,6 +81,25 @@ def metrics(found: dict[str, Any] | None) -> list[tuple[str, str, str]]:
                 (_METRICS.get(name, name), shown, f"{low_high[0]:.3f} – {low_high[1]:.3f}" if low_high else "–")
             )
     return rows
+
+
+def parts(found: dict[str, Any] | None) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables of the metrics of parts: the kind of part, the names of the columns, and a row for each part."""
+    tables = []
+    for kind, rows in (found or {}).get("parts", {}).items():
+        names = [name for name in next(iter(rows.values())) if name != "interval"]
+        shown = [
+            [part, *(_within(values[name], values.get("interval", {}).get(name)) for name in names)]
+            for part, values in rows.items()
+        ]
+        tables.append((kind, [kind, *names], shown))
+    return tables
+
+
+def _within(value: float | None, ends: list[float] | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def _features(study: Study) -> tuple[Feature, ...]:

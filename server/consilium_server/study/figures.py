@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consilium_shared.intervals import noised_metrics, variances
+from consilium_shared.intervals import noised_metrics, noised_parts, variances
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.plausibility import contradiction, most_held_back
 from consilium_shared.privacy.plan import noise_of_evaluations
@@ -40,8 +40,8 @@ class Figures:
             training: the record of a round in which every site of the sum took part (``weight``, ``participants``).
 
         Returns:
-            (metrics by name, with ``sites`` that counted and, of noised counts, ``interval``; None), (None, reason), or
-            (None, None) where too few sites have counted.
+            (metrics by name, with ``sites`` that counted, of noised counts ``interval``, and where the layout has them
+            ``parts``; None), (None, reason), or (None, None) where too few sites have counted.
         """
         if opened.counts is None or opened.counted < self.least:
             return None, None
@@ -60,7 +60,11 @@ class Figures:
         kept["sites"] = opened.counted
         if known is not None:
             kept["interval"] = {name: list(known[name]) for name in self.study.evaluation.metrics if name in known}
-        return kept, None
+        parts: dict[str, dict[str, Any]] = {}
+        for part, own, ends in noised_parts(opened.counts, self.layout, variance):
+            told = {"interval": {name: list(each) for name, each in ends.items()}} if ends else {}
+            parts.setdefault(part.kind, {})[part.name] = {**own, **told}
+        return kept | ({"parts": parts} if parts else {}), None
 
 
 def noised_weight(study: Study, opened: Opened) -> int | None:

@@ -7,8 +7,13 @@ off it; the sum of the losses in sixteenths; and, where no other block tells it,
 the same for everybody, no data chose them: they are even in the inverse hyperbolic sine of the logit.
 
 ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy`` and
-``loss`` (mean cross entropy, nats) are over all records. ``f1``, ``sensitivity`` and ``specificity``: of class index 1
-for two classes, else the mean over classes.
+``loss`` (mean cross entropy, nats) are over all records. ``f1``, ``sensitivity``, ``specificity`` and ``RICH`` are of
+class index 1 for two classes, else the mean over classes of one against the rest. ``calibration-intercept`` holds the
+slope at 1.
+
+A study that asks for one of ``RICH`` asks for one table: of two classes everything but the loss is then read off the
+histograms of the scores, whose bins have a border at one half, and with privacy no confusion matrix is released beside
+them. From it also follow sensitivity, specificity and predictive value at thresholds, and calibration.
 
 What is lost without noise: the AUROC of a model whose logits spread by less than about two steps (0.05 each near logit
 0, 0.33 near 6) falls towards 0.5, because pairs within one bin count half; otherwise it is within 0.005. The mean loss
@@ -17,20 +22,39 @@ is within 1/32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from consilium_shared.metrics import Block, Counts, Layout, Order, Ratio, Vector, histograms, table, total
+from consilium_shared import score_table
+from consilium_shared.metrics import (
+    Block,
+    Counts,
+    Derived,
+    Layout,
+    Order,
+    Part,
+    Ratio,
+    Vector,
+    histograms,
+    table,
+    total,
+)
 
 LOSS_SCALE = 16
 """Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
 
 _OF_CONFUSION = {"accuracy", "f1", "sensitivity", "specificity"}
 METRICS = ("auroc", *sorted(_OF_CONFUSION), "loss")
+"""Metrics that contracts of schema 1 have."""
+RICH = ("auprc", "brier", "ece", "calibration-intercept", "calibration-slope")
+"""Metrics of a table of scores by outcome."""
+
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Probabilities of which the nearest borders of bins are shown as thresholds."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class ClassLayout(Layout):
 
     Attributes:
         classes: C.
-        asked: names of metrics, of ``METRICS``.
+        asked: names of metrics, of ``METRICS`` and ``RICH``.
         noised: whether the counts carry noise and every patient counts with one record.
     """
 
@@ -50,12 +74,34 @@ class ClassLayout(Layout):
     @classmethod
     def local(cls, classes: int) -> ClassLayout:
         """Everything, exactly: for the site's own eyes."""
-        return cls(classes, frozenset(METRICS), noised=False)
+        return cls(classes, frozenset((*METRICS, *RICH)), noised=False)
+
+    @property
+    def rich(self) -> bool:
+        """Whether the histograms of the scores are to tell more than their order."""
+        return bool(self.asked & set(RICH))
+
+    @property
+    def told_by_scores(self) -> bool:
+        """Whether what a confusion matrix has is read off the scores, so that there is none."""
+        return self.rich and self.noised and self.classes == 2
 
     @property
     def bins(self) -> int:
         """Score bins of a histogram."""
-        return 16 if self.noised else 128
+        return (32 if self.rich else 16) if self.noised else 128
+
+    @property
+    def borders(self) -> Vector:
+        """Logits between the bins, float64 ``[bins - 1]``; the middle one is 0."""
+        along = np.arange(1, self.bins) / (self.bins / 2) - 1.0
+        return np.asarray(np.sinh(along * np.arcsinh(self.logit_range)), dtype=np.float64)
+
+    @property
+    def logits(self) -> Vector:
+        """Logit that stands for each bin, float64 ``[bins]``: in its middle."""
+        along = (np.arange(self.bins) + 0.5) / (self.bins / 2) - 1.0
+        return np.asarray(np.sinh(along * np.arcsinh(self.logit_range)), dtype=np.float64)
 
     @property
     def logit_range(self) -> float:
@@ -70,7 +116,7 @@ class ClassLayout(Layout):
     @property
     def scored(self) -> tuple[int, ...]:
         """Classes whose scores have histograms."""
-        if "auroc" not in self.asked:
+        if "auroc" not in self.asked and not self.rich:
             return ()
         return (1,) if self.classes == 2 else tuple(range(self.classes))
 
@@ -80,7 +126,7 @@ class ClassLayout(Layout):
         found = []
         if self.scored:
             found.append(histograms("scores", len(self.scored), self.bins))
-        if self.asked & _OF_CONFUSION:
+        if self.asked & _OF_CONFUSION and not self.told_by_scores:
             found.append(table("confusion", self.classes, self.classes))
         told = bool(found)
         if "loss" in self.asked:
@@ -102,32 +148,45 @@ class ClassLayout(Layout):
 
     def orders(self) -> Iterator[Order]:
         """AUROC of each class that has scores."""
-        of = self.places()
-        if "scores" in of:
-            for negative, positive in of["scores"].reshape(-1, 2, self.bins):
+        if "auroc" in self.asked:
+            for negative, positive in self._scores():
                 yield Order("auroc", (positive[:, None],), (negative[:, None],))
 
+    def derived(self) -> Iterator[Derived]:
+        """Average precision and calibration of each class that has scores: those that are asked for."""
+        for places in self._scores():
+            yield from (Derived(name, places, function) for name, function in self._read.items() if name in self.asked)
+
+    @property
+    def _read(self) -> dict[str, Callable[[Vector], Vector]]:
+        logits, probabilities = self.logits, 1.0 / (1.0 + np.exp(-self.logits))
+        return {
+            "auprc": score_table.average_precision,
+            "ece": lambda found: score_table.calibration_error(found, probabilities),
+            "calibration-intercept": lambda found: score_table.calibration(found, logits, sloped=False)[0],
+            "calibration-slope": lambda found: score_table.calibration(found, logits)[1],
+        }
+
     def ratios(self) -> Iterator[Ratio]:
-        """Loss, accuracy, and of each class F1, sensitivity, specificity: those that are asked for."""
+        """Loss, Brier score, accuracy, and of each class F1, sensitivity, specificity: those that are asked for."""
         of, everybody = self.places(), self.every_record()
         if "loss" in self.asked:
             losses = np.zeros(self.width)
             losses[of["loss"]] = 1 / LOSS_SCALE
             yield Ratio("loss", losses, everybody)
+        for places in self._scores() if "brier" in self.asked else ():
+            squares = np.zeros(self.width)
+            squares[places] = (np.array([[0.0], [1.0]]) - 1.0 / (1.0 + np.exp(-self.logits))) ** 2
+            yield Ratio("brier", squares, everybody)
+        if self.told_by_scores:
+            yield from self._at(self.bins // 2, self._scores()[0], ("accuracy", "f1", "sensitivity", "specificity"))
         if "confusion" not in of:
             return
         place = of["confusion"].reshape(self.classes, self.classes)
-
-        def form(*chosen: npt.NDArray[np.int64]) -> Vector:
-            made = np.zeros(self.width)
-            for places in chosen:
-                made[places] += 1.0
-            return made
-
         if "accuracy" in self.asked:
-            yield Ratio("accuracy", form(place.diagonal()), everybody)
+            yield Ratio("accuracy", self._form(place.diagonal()), everybody)
         for c in [1] if self.classes == 2 else range(self.classes):
-            right, of_class, called = form(place[c, c]), form(place[c]), form(place[:, c])
+            right, of_class, called = self._form(place[c, c]), self._form(place[c]), self._form(place[:, c])
             named = {
                 "f1": (2 * right, of_class + called),
                 "sensitivity": (right, of_class),
@@ -135,9 +194,55 @@ class ClassLayout(Layout):
             }
             yield from (Ratio(name, *named[name]) for name in named if name in self.asked)
 
+    def parts_of(self) -> Iterator[Part]:
+        """Thresholds of two classes, where the study asks for one of ``RICH``."""
+        if not (self.rich and self.classes == 2):
+            return
+        borders, (places,) = 1.0 / (1.0 + np.exp(-self.borders)), self._scores()
+        nearest = sorted({int(np.abs(borders - wanted).argmin()) for wanted in THRESHOLDS})
+        for at in nearest:
+            ratios = tuple(self._at(at + 1, places, ("sensitivity", "specificity", "ppv", "npv"), every=True))
+            yield Part("thresholds", f"{borders[at]:.3f}", ratios=ratios)
+
+    def _at(
+        self, first: int, places: npt.NDArray[np.int64], names: tuple[str, ...], *, every: bool = False
+    ) -> Iterator[Ratio]:
+        """Metrics of calling 1 whoever has a score in the bin ``first`` or above, of the table at ``places``."""
+        (true_negative, false_positive), (missed, right) = (
+            (self._form(row[:first]), self._form(row[first:])) for row in places
+        )
+        negative, positive = true_negative + false_positive, missed + right
+        named = {
+            "accuracy": (true_negative + right, negative + positive),
+            "f1": (2 * right, positive + right + false_positive),
+            "sensitivity": (right, positive),
+            "specificity": (true_negative, negative),
+            "ppv": (right, right + false_positive),
+            "npv": (true_negative, true_negative + missed),
+        }
+        yield from (Ratio(name, *named[name]) for name in names if every or name in self.asked)
+
+    def _scores(self) -> list[npt.NDArray[np.int64]]:
+        """Places of each scored class's histograms ``[2, bins]``."""
+        of = self.places()
+        return list(of["scores"].reshape(-1, 2, self.bins)) if "scores" in of else []
+
+    def _form(self, *chosen: npt.NDArray[np.int64]) -> Vector:
+        """Linear form that adds up the numbers at these places."""
+        made = np.zeros(self.width)
+        for places in chosen:
+            made[places] += 1.0
+        return made
+
     def most(self, metric: str) -> float:
-        """The largest loss that is added up; 1 of every other metric."""
+        """The largest loss that is added up; no end of slope and intercept; 1 of every other metric."""
+        if metric.startswith("calibration-"):
+            return np.inf
         return self.loss_limit if metric == "loss" else 1.0
+
+    def least(self, metric: str) -> float:
+        """No end of slope and intercept; 0 of every other metric."""
+        return -np.inf if metric.startswith("calibration-") else 0.0
 
     def never_positive(self) -> Iterator[tuple[Vector, str]]:
         """Losses beyond the largest; blocks that differ in how many records there are, in all and of each class."""
@@ -146,7 +251,7 @@ class ClassLayout(Layout):
             loss = -LOSS_SCALE * self.loss_limit * records
             loss[of["loss"]] += 1.0
             yield loss, "the losses are larger than those of so many records can be"
-        scores = list(of["scores"].reshape(-1, 2, self.bins)) if "scores" in of else []
+        scores = self._scores()
         confusion = of["confusion"].reshape(self.classes, self.classes) if "confusion" in of else None
         for c, each in zip(self.scored, scores, strict=True):
             whole = -records

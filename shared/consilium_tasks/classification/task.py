@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from consilium_shared.metrics import Counts
 from consilium_shared.study import Study
 from consilium_shared.task import Examples, Task
-from consilium_tasks.classification.counts import METRICS, ClassLayout, count
+from consilium_tasks.classification.counts import METRICS, RICH, ClassLayout, count
 from consilium_tasks.classification.schema import Data, ModelSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Classification(Task):
 
     since = 1
     data = Data
-    metrics = METRICS
+    metrics = (*METRICS, *RICH)
     exported = True
     part: ClassVar[str]
 
@@ -39,6 +39,9 @@ class Classification(Task):
         weights = study.training.class_weights
         if weights is not None and len(weights) != len(found.label.classes):
             raise ValueError("training.class_weights needs one number for each class")
+        later = sorted(set(study.evaluation.metrics) & set(RICH))
+        if later and study.schema_version < 2:
+            raise ValueError(f"evaluation.metrics: {later[0]} came with schema 2")
 
     @abstractmethod
     def inputs(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.support.site import CONTRACT
 
+from consilium_server.export.page import parts
 from consilium_server.state.progress import Progress, format_metrics
 from consilium_server.study.figures import Figures, noised_weight
 from consilium_shared.metrics import Counts, metrics
@@ -63,6 +64,22 @@ def exactly(records: int) -> tuple[np.ndarray, np.ndarray]:
     labels = draw.integers(0, 2, records)
     scores = 1 / (1 + np.exp(-draw.normal(2.0 * labels - 1.0, 1.0)))
     return labels, np.stack([1 - scores, scores], 1)
+
+
+def test_thresholds_stand_beside_the_metrics_and_on_the_page() -> None:
+    asked = {**CONTRACT["evaluation"], "metrics": ["auroc", "auprc", "calibration-slope"]}
+    found, _ = (of := figures(evaluation=asked)).of(opened(honest(of, 6000)))
+    assert found is not None
+    exact = metrics(count(*exactly(6000), layout_of(of)), of.layout)
+    for name, (low, high) in found["interval"].items():
+        assert low < (exact[name] or 0.0) < high
+    kind, columns, rows = parts(found)[0]
+    assert (kind, columns) == ("thresholds", ["thresholds", "sensitivity", "specificity", "ppv", "npv"])
+    middle = next(values for name, values in found["parts"]["thresholds"].items() if name == "0.500")
+    assert middle["interval"]["sensitivity"][0] < middle["sensitivity"] < middle["interval"]["sensitivity"][1]
+    assert ["0.500", f"{middle['sensitivity']:.3f}"] == [
+        next(r for r in rows if r[0] == "0.500")[i][:5] for i in (0, 1)
+    ]
 
 
 def test_exact_metrics_have_none() -> None:

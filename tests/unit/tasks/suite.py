@@ -219,7 +219,7 @@ class TaskSuite:
             assert contradiction(counts, layout, None) is None
             for name, value in metrics(counts, layout).items():
                 if name != "n" and value is not None:
-                    assert 0 <= value <= layout.most(name), name
+                    assert layout.least(name) <= value <= layout.most(name), name
 
     def test_noise_leaves_the_true_metric_within_its_interval(self, own: Task, study: Study) -> None:
         every = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"metrics": own.metrics})})
