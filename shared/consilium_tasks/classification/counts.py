@@ -78,12 +78,12 @@ class ClassLayout(Layout):
 
     @property
     def rich(self) -> bool:
-        """Whether the histograms of the scores are to tell more than their order."""
+        """True where the histograms of the scores are to tell more than their order."""
         return bool(self.asked & set(RICH))
 
     @property
     def told_by_scores(self) -> bool:
-        """Whether what a confusion matrix has is read off the scores, so that there is none."""
+        """True where what a confusion matrix has is read off the scores, so that there is none."""
         return self.rich and self.noised and self.classes == 2
 
     @property
