@@ -50,7 +50,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "quality": {"data"},
         TOP: {"data", "intake"},
         "state": {TOP},
-        "agent": {TOP, "data", "training", "transport", "state"},
+        "agent": {TOP, "data", "quality", "training", "transport", "state"},
         "commands": {TOP, "data", "quality", "training", "transport", "intake", "state", "agent"},
     },
 }

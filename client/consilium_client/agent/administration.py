@@ -14,9 +14,11 @@ from typing import Any
 from consilium_client.agent import absence
 from consilium_client.agent.estimates import Estimate
 from consilium_client.agent.study_service import StudyService
+from consilium_client.data.report import NothingUsable
+from consilium_client.quality import fit
 from consilium_client.state.proposals import Proposal
 from consilium_shared.canonical import canonical_digest
-from consilium_shared.errors import ConfigurationError, ConsiliumError, PolicyRefusal
+from consilium_shared.errors import ConfigurationError, ConsiliumError, DataError, PolicyRefusal
 from consilium_shared.ledger.entry import Reject
 from consilium_shared.ledger.spending import StudySpending
 from consilium_shared.privacy.accountant import epsilon
@@ -112,7 +114,14 @@ class Administration:
         # The contract with what absent keys mean.
         found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
         found["least_sites"] = fewest_sites(proposal.study, proposal.identities)
-        return found if found["refused"] else {**found, **self._estimate(self.service.estimates.of(proposal.study))}
+        if found["refused"]:
+            return found
+        try:
+            estimate = self._estimate(self.service.estimates.of(proposal.study))
+        except NothingUsable as error:
+            told = (f"{each.where}: {each.what}" for each in fit.of_report(proposal.study, error.report))
+            raise DataError("; ".join([str(error), *told])) from None  # for the screen that asked: nothing logs it
+        return {**found, **estimate, "fit": [asdict(each) for each in self.service.data.findings(proposal.study)]}
 
     def _estimate(self, estimate: Estimate) -> dict[str, Any]:
         plan = estimate.plan

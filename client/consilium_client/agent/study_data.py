@@ -12,6 +12,8 @@ from consilium_client import data
 from consilium_client.agent.activity import Activity
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.dataset import Dataset
+from consilium_client.quality import fit
+from consilium_client.quality.fit import Finding
 from consilium_client.site_config import SiteConfig
 from consilium_shared.errors import PolicyRefusal
 from consilium_shared.study import Study
@@ -19,7 +21,7 @@ from consilium_shared.study import Study
 log = logging.getLogger("consilium.agent")
 
 REMEMBERED = 32
-"""Studies whose numbers of patients are kept."""
+"""Studies whose numbers of patients and findings are kept."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class StudyData:
         self._activity = activity
         self._records: tuple[str, Dataset] | None = None
         self._patients: OrderedDict[str, Patients] = OrderedDict()
+        self._findings: OrderedDict[str, list[Finding]] = OrderedDict()
         self._loading = threading.Lock()
 
     def records(self, study: Study) -> Dataset:
@@ -66,6 +69,7 @@ class StudyData:
             spec = self.asset(study)
             self._records = None  # free the old before reading the new
             self._patients.pop(study.digest, None)  # as long as it cannot be read, nothing is known of it
+            self._findings.pop(study.digest, None)
             self._activity.begin("reading data", study=study.study)
             try:
                 records = data.load(spec.at(self._root), study)
@@ -86,6 +90,20 @@ class StudyData:
         """
         self.asset(study)
         return self._patients.get(study.digest) or Patients.of(self.records(study))
+
+    def findings(self, study: Study) -> list[Finding]:
+        """Findings of what does not fit the study, for the screen of the hospital's people alone.
+
+        Taken when somebody asks, never in a round; kept until the data is read anew. Raises as ``records``.
+        """
+        self.asset(study)
+        if (known := self._findings.get(study.digest)) is not None:
+            return known
+        found = fit.findings(study, self.records(study), self.config.policy.minimum_patients)
+        self._findings[study.digest] = found
+        if len(self._findings) > REMEMBERED:
+            self._findings.popitem(last=False)
+        return found
 
     def asset(self, study: Study) -> AssetSpec:
         """The asset that the study names; raises PolicyRefusal where site.yaml has none of that name."""

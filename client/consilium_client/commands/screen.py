@@ -75,6 +75,7 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
     who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
     yield (f"  on asset   {study['asset']}{who}",)
+    yield from _fit(study)
     aggregation = contract["aggregation"]
     yield (f"  sites      at least {study['least_sites']} in every sum ({aggregation['threat_model']}), of",)
     for site, fingerprint in study["sites"].items():
@@ -97,6 +98,14 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
         yield "  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red"
     yield (f"  budget     {study['arithmetic']}",)
     yield (f"  evaluates  {_evaluation(study)}",)
+
+
+def _fit(study: Mapping[str, Any]) -> Iterator[Line]:
+    """Lines about what of this site's data does not fit the study, or looks odd."""
+    for each in sorted(study.get("fit", ()), key=lambda each: str(each["level"]) != "misfit"):
+        misfit = each["level"] == "misfit"
+        text = f"  {'DOES NOT FIT' if misfit else 'odd':<10} {each['where']}: {each['what']}"
+        yield (text + (f"; {each['advice']}" if each["advice"] else ""), "bold red" if misfit else "yellow")
 
 
 def _refused(study: Mapping[str, Any]) -> Iterator[Line]:

@@ -49,7 +49,7 @@ class Finding:
 
 def findings(study: Study, records: Dataset, minimum_patients: int = 0) -> list[Finding]:
     """Findings on records that were read for a study; ``minimum_patients``: of the site's policy."""
-    found = [*_patients(study, records, minimum_patients), *_groups(study, records)]
+    found = [*_patients(records, minimum_patients), *_groups(study, records)]
     return found + of_report(study, records.report)
 
 
@@ -72,17 +72,13 @@ def numeric(study: Study) -> dict[str, Numeric]:
     return {each.name: each for each in every if isinstance(each, Numeric)}
 
 
-def _patients(study: Study, records: Dataset, minimum: int) -> Iterator[Finding]:
+def _patients(records: Dataset, minimum: int) -> Iterator[Finding]:
     train = int(records.train.sum())
     if train < minimum:
         what = f"{train} patients to train on, fewer than minimum_patients ({minimum}) of this site's policy"
         yield Finding("misfit", "patients", what, "the site refuses the study; look at what was set aside")
     elif train < FEW_PATIENTS:
         yield Finding("odd", "patients", f"{train} patients to train on", "is this the whole asset?")
-    batch = study.training.expected_batch
-    if 0 < train < batch:
-        what = f"the study draws {batch:g} patients a step on average, and there are {train}"
-        yield Finding("odd", "patients", what, "every step uses everybody, and privacy costs more noise")
     if not records.patient_count - train:
         yield Finding("odd", "patients", "nobody is held back for evaluation", "the study's split leaves no patient")
     each = np.bincount(records.patients, minlength=1)

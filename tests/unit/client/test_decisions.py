@@ -176,3 +176,35 @@ def test_a_command_in_a_folder_that_is_no_home_says_so(tmp_path: Path, coordinat
         SiteHome(tmp_path / "elsewhere").config()
     with pytest.raises(ConfigurationError, match=r"programs are not running.* start them: consilium-site up"):
         cli.studies(home=coordinator.site.root)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([f"P{i},a,{i % 7},{i % 3}" for i in range(60)], "DOES NOT FIT classes: only records of a"),
+        (
+            [f"P{i},{'ab'[i % 2]},4.5,{i % 3}" for i in range(60)],
+            "odd x: all 60 values are 4.5; is it the right column?",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_shown_before_anybody_decides(
+    running: Any, capsys: pytest.CaptureFixture[str], rows: list[str], shown: str
+) -> None:
+    file = running.coordinator.site.root / "synthetic.csv"
+    file.write_text("\n".join(["patient,label,x,y", *rows]) + "\n", encoding="utf-8")
+    cli.show("synthetic-study")
+    assert shown in " ".join(capsys.readouterr().out.split())
+    cli.show("synthetic-study", as_json=True)
+    assert json.loads(capsys.readouterr().out)["fit"][0]["what"] in shown
+
+
+def test_a_study_that_leaves_no_record_is_shown_with_the_cause_and_cannot_be_approved(running: Any) -> None:
+    file = running.coordinator.site.root / "synthetic.csv"
+    file.write_text("patient,label,x,y\n" + "".join(f"P{i},ill,1,2\n" for i in range(60)), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="label: 60 of 60 rows say 'ill'"):
+        cli.approve("synthetic-study", by="Dr Synthetic", yes=True)
+    file.write_text("patient,label,z,y\n" + "".join(f"P{i},a,1,2\n" for i in range(60)), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="no column 'x'"):
+        cli.approve("synthetic-study", by="Dr Synthetic", yes=True)
+    assert "approve" not in running.kinds()
