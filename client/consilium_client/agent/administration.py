@@ -25,6 +25,7 @@ from consilium_shared.privacy.accountant import epsilon
 from consilium_shared.privacy.budget import Budget, Quote, affords
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.protocol.version import about
 from consilium_shared.secagg.terms import fewest_sites
 
 
@@ -66,6 +67,8 @@ class Administration:
         return {
             "site": self.service.site,
             "federation": self.service.federation,
+            "release": about()["consilium"],
+            "site_yaml": self.service.site_yaml,
             "activity": self.service.activity.now,
             "up_seconds": round(time.time() - self._started),
             "ledger": {"entries": head.seq, "head": head.sha256},

@@ -26,6 +26,7 @@ from consilium_client.state.proposals import Proposal, Proposals
 from consilium_client.state.responses import Responses
 from consilium_client.state.results import Results
 from consilium_client.state.sum_store import SumStore
+from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity, PublicIdentity
 
 log = logging.getLogger("consilium.agent")
@@ -40,12 +41,14 @@ class StudyService:
         approvals: what was decided, and what may be.
         charges: of rounds, with the seeds of their draws.
         activity: what the agent does now.
+        site_yaml: digest of the site.yaml that was read.
     """
 
     def __init__(self, home: Home) -> None:
         """Raises ConfigurationError, LedgerError or IntegrityError when the site's files do not allow a start."""
         self.home = home
         self.config: SiteConfig = home.config()
+        self.site_yaml = digest(home.config_file.read_bytes())
         invitation = home.invitation()
         self.site = invitation.site
         self.federation = invitation.federation

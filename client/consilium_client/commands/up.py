@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from consilium_client.site import Home
 from consilium_client.transport.sandbox import without_network
+from consilium_client.transport.supernode import LAST_WORD
 from consilium_shared.process.process_lock import ProcessLock
 from consilium_shared.process.supervisor import Program, Supervisor
 
@@ -40,6 +41,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
                     *(python, "-m", "consilium_client.transport.supernode", *place, "--runtime-port", port),
                     *("--superlink", f"{invitation.address}:{invitation.port}"),
                 ],
+                last_word=LAST_WORD,
             )
         )
         supervisor.add(

@@ -34,6 +34,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from consilium_client.transport import connection
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
@@ -48,6 +49,8 @@ IDLE_POLL_S = 1.0
 IDLE_AFTER_S = 120.0
 HELD_PAUSE_S = 0.01
 """Pause after an answer that was held back: there is something now, or it was held long enough."""
+LAST_WORD = "the SuperNode ends: "
+"""Begins the last line of its log when it fails: the cause, for ``consilium-site up`` to show."""
 EXIT_LEFT_LOOP = 75
 EXIT_HEARTBEAT = 76
 
@@ -273,8 +276,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = run(given.superlink, given.home.resolve(), given.runtime_port)
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        print(f"{LAST_WORD}{error}", file=sys.stderr)
         status = 2
+    if status not in (0, 2):  # a SuperNode that was told to end gives 0
+        print(f"{LAST_WORD}{connection.cause(given.home.resolve())}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # the Runtime interface's thread would keep a dead SuperNode alive

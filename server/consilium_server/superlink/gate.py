@@ -14,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import binascii
 import datetime
+import json
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from consilium_shared.protocol.version import about
 from consilium_shared.transport.strangers import Strangers
 
+ABOUT_PATH = "/v1/fleet/consilium-doctor"
+"""Asked by a site's doctor; answered by the release, and the formats that it speaks."""
 REQUEST_BYTES = 8 * 1024**2
 """Largest request of a site: Flower cuts arrays into pieces of 5 MiB, everything else is far smaller."""
 REQUESTS_OF_A_SITE = 16
@@ -98,6 +102,9 @@ class SignedOnly:
                 await _answer(scope, send, 401)
                 return
             known()
+            if scope["path"] == ABOUT_PATH:
+                await _answer(scope, send, 200, json.dumps(about()).encode())
+                return
             scope["state"]["node"] = node
             await self._pass(key, scope, receive, send)
 
@@ -168,10 +175,10 @@ def _replay(body: bytes, receive: Any) -> Any:
     return replayed
 
 
-async def _answer(scope: Any, send: Any, status: int) -> None:
-    headers = [(b"content-length", b"0")]
+async def _answer(scope: Any, send: Any, status: int, body: bytes = b"") -> None:
+    headers = [(b"content-length", str(len(body)).encode())]
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if not declared.isdigit() or int(declared[:20]) > DISCARDED_BYTES:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": body})

@@ -21,6 +21,8 @@ STEADY_SECONDS = 60.0
 """Seconds of running after which a program's back-off begins anew."""
 STOP_SECONDS = 15.0
 """Seconds between SIGTERM and SIGKILL when everything stops."""
+TAIL_BYTES = 4096
+"""Length of the end of a log in which a program's last word is looked for."""
 LOG_BYTES = 20 * 1024 * 1024
 """A log that is longer when its program starts is moved to <name>.log.1."""
 
@@ -32,6 +34,7 @@ class Program:
     Attributes:
         command: argument list, no shell.
         restart: False for a program whose exit with status 0 is its end.
+        last_word: how the last line of its log begins when it says why it ended; empty where it says nothing.
         takes_down: a program that is started anew when this one dies, because it waits for what this one held.
     """
 
@@ -39,6 +42,7 @@ class Program:
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     restart: bool = True
+    last_word: str = ""
     takes_down: str | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -96,8 +100,18 @@ class Supervisor:
             wait = BACKOFF_SECONDS[min(program.failures, len(BACKOFF_SECONDS) - 1)]
             program.next_start = now + wait
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            how += self._why(program)
             self._take_down(program.takes_down)
             self._say(f"{program.name} {how}; starting it again in {wait:g} s (log: {self._log(program)})")
+
+    def _why(self, program: Program) -> str:
+        """The program's last word, where its log ends with one."""
+        if not program.last_word:
+            return ""
+        with self._log(program).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines() or [""]
+        return f": {lines[-1].removeprefix(program.last_word)}" if lines[-1].startswith(program.last_word) else ""
 
     def _take_down(self, name: str | None) -> None:
         other = self._programs.get(name or "")

@@ -1,35 +1,21 @@
-"""What would stop a site is found by its doctor, with what to do; what would not is no error."""
+"""A site's doctor opens the data as a study would, and counts; test_doctor_faults.py has the table of faults."""
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from consilium_client.commands import doctor
-from consilium_client.commands.doctor import Finding, examine
-from consilium_client.commands.enroll import STARTER
-from consilium_client.data import columns, head, lines
+from consilium_client.commands.checks import installation, resources
+from consilium_client.data import columns, head
 from consilium_client.site import Home
 from consilium_shared.errors import DataError
+from consilium_shared.findings import Finding
 
 ASSET = "asset synthetic-table"
 Change = Callable[[str, str], None]
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server and no namespaces here."""
-    monkeypatch.setattr(doctor, "_reach", lambda _: "not asked")
-    monkeypatch.setattr(doctor, "_ahead", lambda _: 0.0)
-    monkeypatch.setattr(doctor, "takes", lambda *_: True)
-    monkeypatch.setattr(doctor, "without_network", lambda: True)
 
 
 @pytest.fixture
@@ -49,12 +35,12 @@ def change(home: Home) -> Change:
 
 
 def found(home: Home, check: str) -> Finding:
-    (finding,) = (each for each in examine(home) if each.check == check)
+    findings = [*installation.look(home), *resources.assets(home)]
+    (finding,) = (each for each in findings if each.check == check)
     return finding
 
 
-def test_a_sound_site_is_all_ok_and_its_patients_are_counted(home: Home) -> None:
-    assert {each.state for each in examine(home)} == {"ok"}
+def test_the_patients_of_a_sound_site_are_counted(home: Home) -> None:
     assert found(home, ASSET).detail.endswith("synthetic.csv: 80 patients")
     assert found(home, "site.yaml").detail == "1 asset, 1 budget"
 
@@ -67,24 +53,6 @@ def test_a_ledger_that_was_there_once_and_is_gone_is_an_error(home: Home, site: 
     assert gone.state == "error"
     assert "missing, although this site had a ledger" in gone.detail
     assert "restore it from the backup" in gone.detail
-
-
-def test_a_file_that_this_account_may_not_open_is_an_error(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(path: Path, *_: Any) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(lines, "_chunks", forbidden)
-    finding = found(home, ASSET)
-    assert (finding.state, finding.detail.split(": ")[-1]) == ("error", "Permission denied")
-
-
-def test_a_folder_where_a_table_is_meant_is_an_error(home: Home) -> None:
-    table = home.root / "synthetic.csv"
-    table.unlink()
-    assert "not there" in found(home, ASSET).detail
-    table.mkdir()
-    assert found(home, ASSET).state == "error"
-    assert "is a folder, where a table is meant" in found(home, ASSET).detail
 
 
 @pytest.mark.parametrize(
@@ -147,48 +115,9 @@ def test_a_delta_that_promises_these_patients_nothing_is_said(
     assert "delta = 0.1 is too large for 80 patients" in finding.detail
 
 
-@pytest.mark.parametrize(("free", "state"), [(0, "error"), (2**20, "error"), (2**30, "warning"), (2**33, "ok")])
-def test_a_disk_without_room_is_an_error(home: Home, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
-    usage = shutil.disk_usage(home.root)._replace(free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert found(home, "disk").state == state
-
-
-def test_a_site_yaml_as_enrolling_wrote_it_says_what_to_fill_in(home: Home) -> None:
-    home.config_file.write_text(STARTER.format(site="hospital-a"))
-    finding = found(home, "site.yaml")
-    assert finding.state == "warning"
-    assert "name under assets: what data there is" in finding.detail
-    assert "policy.budgets, with epsilon and delta" in finding.detail
-
-
 def test_a_budget_under_another_name_than_its_asset_is_said_on_both_sides(home: Home, change: Change) -> None:
     change("budgets: {synthetic-table:", "budgets: {synthetic-tabel:")
     finding = found(home, "site.yaml")
     assert finding.state == "warning"
     assert "give synthetic-table a budget" in finding.detail
     assert "synthetic-tabel, which is no asset" in finding.detail
-
-
-def another(file: Path) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PrivateFormat.OpenSSH
-    file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-
-
-@pytest.mark.parametrize(
-    ("happens", "words"),
-    [
-        (Path.unlink, "cannot read .*supernode.key: No such file"),
-        (lambda file: file.write_bytes(b"-"), "damaged"),
-        (another, "another key than this site joined with"),
-    ],
-)
-def test_a_lost_damaged_or_other_key_of_the_supernode_is_an_error(
-    home: Home, happens: Callable[[Path], Any], words: str
-) -> None:
-    happens(home.keys / "supernode.key")
-    finding = found(home, "SuperNode key")
-    assert finding.state == "error"
-    assert re.search(words, finding.detail)
-    assert "restore keys/ from the backup" in finding.detail

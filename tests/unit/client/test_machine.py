@@ -11,7 +11,7 @@ from tests.support import studies
 from torch import Tensor, nn
 
 from consilium_client.agent.machine import FindingFiles, Machine
-from consilium_client.commands import doctor
+from consilium_client.commands.checks import resources as doctor
 from consilium_client.training import evaluation, fit, neighbours
 from consilium_client.training.fit import Finding, fitting
 from consilium_client.training.neighbours import dependence

@@ -12,7 +12,7 @@ from tests.unit.client.test_machine import a_plan, a_study
 
 from consilium_client.agent.administration import Administration
 from consilium_client.agent.machine import Machine
-from consilium_client.commands import doctor
+from consilium_client.commands.checks import resources as doctor
 from consilium_client.state.trials import Trials
 from consilium_client.training import fit
 from consilium_shared.errors import ConsiliumError, MachineError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -212,3 +213,10 @@ def test_a_signature_is_taken_while_flower_takes_it() -> None:
     for seconds, taken in ((-6, False), (-4, True), (0, True), (304, True), (306, False)):
         headers = signed(KEY, NOW - datetime.timedelta(seconds=seconds))
         assert (signer(headers, NOW) == pem(KEY)) is taken, seconds
+
+
+def test_only_a_registered_site_is_told_the_release() -> None:
+    known, stranger = (ask(Request(signed(key, now()), 0, superlink_gate.ABOUT_PATH)) for key in (KEY, OTHER))
+    assert (known.status, stranger.status) == (200, 401)
+    assert set(json.loads(known.answer[1]["body"])) == {"consilium", "formats"}
+    assert stranger.answer[1]["body"] == b""
