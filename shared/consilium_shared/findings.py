@@ -13,7 +13,7 @@ from consilium_shared.errors import ConsiliumError
 
 FREE_BYTES = 2 * 1024**3
 LEAST_FREE_BYTES = 64 * 1024**2
-"""With less no round can be charged and kept."""
+"""Least free space: with less no round can be charged and kept."""
 PINNED = re.compile(r"""^([A-Za-z0-9_.-]+)\s*==\s*([0-9][^\s;,]*)\s*;\s*extra\s*==\s*["']([a-z]+)["']""")
 
 

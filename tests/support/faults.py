@@ -198,8 +198,7 @@ def _disk(free: int) -> Plant:
 def _gpu_that_torch_cannot_use(ground: Ground) -> None:
     driver = ground.home.root / "nvidia"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.1  Mon Nov 30\n")
-    real = resources.device
-    ground.monkeypatch.setattr(resources, "device", lambda wanted: real(wanted, driver))
+    ground.monkeypatch.setattr(resources, "DRIVER", driver)
     ground.edit("device: cpu", "device: auto")
 
 

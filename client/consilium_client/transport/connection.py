@@ -31,11 +31,11 @@ from consilium_shared.protocol.version import about
 
 AHEAD_SECONDS = 5
 BEHIND_SECONDS = 300
-"""Beyond either the server's Flower refuses each message of the site, for its signed time (flwr 1.41:
+"""Clock errors beyond which the server's Flower refuses each message of the site, for its signed time (flwr 1.41:
 ``SYSTEM_TIME_TOLERANCE``, ``TIMESTAMP_TOLERANCE``)."""
 NOTED_AHEAD_SECONDS = 3
 NOTED_BEHIND_SECONDS = 60
-"""Beyond either a clock is not kept, and will be refused one day."""
+"""Clock errors beyond which a clock is not kept, and will be refused one day."""
 RENEWAL = "the coordinator's people renew it (runbook key-loss.md); this site needs nothing new for it"
 
 
@@ -220,7 +220,7 @@ def _certificate(way: Way) -> Finding:
 
 
 def _clock(way: Way) -> Finding:
-    """This machine's clock beside the server's, as far as the whole seconds of an HTTP answer tell it."""
+    """Clock of this machine beside the server's, as far as the whole seconds of an HTTP answer tell it."""
     try:
         ahead = _ahead(way)
     except (ConsiliumError, OSError, http.client.HTTPException):
@@ -279,7 +279,7 @@ def _ask(way: Way) -> Answer | None:
 
 
 def admitted(way: Way, answer: Answer | None, clock: Finding) -> Finding:
-    """Whether the server takes this site's SuperNode key: it takes those of the roster alone."""
+    """The answer to whether the server takes this site's SuperNode key: it takes those of the roster alone."""
     if answer is None:
         return Finding("admission", "warning", "cannot be told: see SuperNode key and coordinator")
     if answer.taken is None:

@@ -79,7 +79,7 @@ def test_the_clocks_that_are_refused_are_those_that_flower_refuses() -> None:
 def test_with_a_wrong_clock_it_is_the_clock_that_is_named(ground: Ground) -> None:
     ground.ahead, ground.admitted = 7200.0, False
     found = {each.check: each for each in examine(ground.home)}
-    assert "7200 s ahead of the server's" in found["clock"].detail
+    assert "s ahead of the server's; Flower refuses" in found["clock"].detail
     assert (found["admission"].state, "with this clock" in found["admission"].detail) == ("warning", True)
 
 

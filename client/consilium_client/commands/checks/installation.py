@@ -38,7 +38,7 @@ def look(home: Home) -> Iterator[Finding]:
 
 
 def account(home: Home) -> Finding:
-    """This account beside the one that the agent runs as: the owner of the home folder."""
+    """Account of this process beside the one that the agent runs as: the owner of the home folder."""
     try:
         owner = home.root.stat().st_uid
     except OSError as error:
@@ -179,7 +179,7 @@ def intake(home: Home) -> Finding | None:
 
 
 def _receives(receive: Receive, inbox: Path) -> bool:
-    """Whether the receiver runs: a program writes into the inbox, and somebody listens."""
+    """True where the receiver runs: a program writes into the inbox, and somebody listens."""
     try:
         inode = (inbox / "lock").stat().st_ino
         # Read, not tried: who takes the lock for a moment keeps a receiver that starts from putting the inbox in order.

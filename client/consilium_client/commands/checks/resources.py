@@ -88,7 +88,9 @@ def machine(home: Home) -> Iterator[Finding]:
         wanted = home.config().device
     except ConsiliumError:  # said under site.yaml
         return
-    yield device(wanted)
+    from consilium_client.training import graphics  # torch is slow to load
+
+    yield graphics.look(wanted, DRIVER)
     yield attempt("rows", lambda: _rows(home))
 
 
@@ -100,44 +102,6 @@ def _isolation() -> Finding:
         "warning",
         "this account may not start programs without network: use the three units of deploy/systemd, whose "
         "PrivateNetwork=yes does it",
-    )
-
-
-def device(wanted: str, driver: Path = DRIVER) -> Finding:
-    """The device on which studies are computed, held against a GPU's driver that torch may not get on with."""
-    import torch
-
-    from dpsgd import device as devices
-
-    built = f"torch {torch.__version__}"
-    try:
-        chosen = devices.choose(wanted)
-    except ConfigurationError as error:
-        return Finding("device", "error", f"{error}{_driver(driver, built)}")
-    if chosen.type == "cuda":
-        free, total = torch.cuda.mem_get_info(chosen)
-        said = f"{chosen}, {torch.cuda.get_device_name(chosen)}, {free / 1024**3:.1f} of {total / 1024**3:.1f} GiB free"
-        if free < total / 2:
-            return Finding("device", "warning", f"{said}: another program holds the rest; nvidia-smi shows which")
-        return Finding("device", "ok", f"{said}, {built}")
-    if wanted == "auto" and driver.exists():
-        return Finding("device", "warning", f"{chosen}, although a GPU may be there{_driver(driver, built)}")
-    return Finding("device", "ok", f"{chosen}, {built}")
-
-
-def _driver(file: Path, built: str) -> str:
-    """The reason for which torch sees no GPU, where the kernel has NVIDIA's driver."""
-    import torch
-
-    try:
-        version = file.read_text().splitlines()[0].split("Module")[-1].split()[0]
-    except (OSError, IndexError):
-        return "; no NVIDIA driver runs on this machine"
-    if torch.version.cuda is None:
-        return f": driver {version} is there, and {built} is its build for CPUs; install the one for CUDA"
-    return (
-        f": driver {version} is there, and {built} is built for CUDA {torch.version.cuda}, of which that driver is too "
-        "old, or this account may not open /dev/nvidia*: a newer driver, or the groups video and render"
     )
 
 
