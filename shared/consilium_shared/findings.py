@@ -80,7 +80,7 @@ def _available(root: Path) -> int | None:
 
 
 def _left_to_the_group(root: Path) -> int | None:
-    """What a control group's limit leaves (version 2, as systemd and containers set it)."""
+    """Memory that a control group's limit leaves (version 2, as systemd and containers set it)."""
     try:
         group = (root / "proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         place = root / "sys/fs/cgroup" / group
