@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
-LONG = 2500
-"""Steps that take about a second: a moment in the middle of them can be hit."""
+LONG = 1250
+"""Steps that take half a second and more: a moment in the middle of them can be hit."""
 
 TWO_ROUNDS = {"rounds": 2, "steps_per_round": LONG, "weight_average": 0.5}
 """The model is the average over both: what is known of the first must outlive a kill in the second."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tests.federation.conftest import Hospitals
 
 SITES = ["north", "south", "west"]
-LONG = 2500
-"""Steps that take about a second: a moment in the middle of them can be hit."""
+LONG = 1250
+"""Steps that take half a second and more: a moment in the middle of them can be hit."""
 CUT_SECONDS = 4.0
 BLINK_SECONDS = 0.1
 """Shorter than the pause between a SuperNode's looks for a message."""

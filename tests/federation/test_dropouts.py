@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 SITES = ["north", "south", "west"]
 ENDED = ("finished", "stopped", "failed")
+SHORT = 300
+"""Steps of a round in which nothing happens while the sites train."""
 LONG = 2500
-"""Steps that take about a second."""
+"""Steps that take about a second: a site can die in the middle of them."""
 CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout": "30s"}
 """Two of three open a sum."""
 
@@ -26,7 +28,7 @@ CURIOUS = {"threat_model": "honest-but-curious", "min_sites": 2, "round_timeout"
 @pytest.fixture(scope="module")
 def reference(shaken: Hospitals, contract: Callable[..., dict[str, Any]]) -> dict[str, bytes]:
     """The weights after two rounds of all three sites in which nothing happened."""
-    study = shaken.run_study(contract("nothing-happens", private=False, rounds=2, steps_per_round=LONG))
+    study = shaken.run_study(contract("nothing-happens", private=False, rounds=2, steps_per_round=SHORT))
     assert shaken.ended(study.study) == "finished"
     return shaken.weights(study.study)
 
@@ -52,7 +54,7 @@ def test_a_killed_program_is_back_in_the_same_attempt_and_the_model_is_the_same(
     what: str,
 ) -> None:
     name = f"{phase}-{what.rpartition('.')[2]}"
-    study = shaken.run_study(contract(name, private=False, rounds=2, steps_per_round=LONG))
+    study = shaken.run_study(contract(name, private=False, rounds=2, steps_per_round=SHORT))
     shaken.until_phase(study.study, number, phase)
     shaken.kill("server" if what.startswith("consilium_server") else "south", what)
 
@@ -62,7 +64,7 @@ def test_a_killed_program_is_back_in_the_same_attempt_and_the_model_is_the_same(
     assert [(r["participants"], r["away"], r["opened"]["attempt"]) for r in records] == [(SITES, {}, 1)] * 2
     for site in SITES:
         charges = [(each.body.round, each.body.attempt, each.settled) for each in shaken.charges(site, study)]
-        assert charges == [(1, 1, LONG), (2, 1, LONG)]
+        assert charges == [(1, 1, SHORT), (2, 1, SHORT)]
 
 
 @pytest.fixture(scope="module")
