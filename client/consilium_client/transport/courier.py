@@ -58,7 +58,7 @@ from consilium_shared import limits
 from consilium_shared.errors import PeerError, TransportError
 from consilium_shared.process import logs
 from consilium_shared.transport.long_polling import Waits
-from consilium_shared.transport.objects import ReplyUnusable, content, decode, push
+from consilium_shared.transport.objects import Decoded, ReplyUnusable, content, decode, push
 from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger("courier")
@@ -129,19 +129,19 @@ class Courier:
                 question, tree = _announced(supernode)
                 with Upload(self._spool) as payload, contextlib.ExitStack() as opened:
                     try:
-                        header = _fetch(supernode, question, tree, context, payload)
+                        asked = _fetch(supernode, question, tree, context, payload)
                     except PeerError:
                         logger.warning("refused: not a message of ours")
                         reply = Message(NOT_OURS, reply_to=question)
                     else:
-                        reply = self._ask_agent(question, header, payload, opened)
+                        reply = self._ask_agent(question, asked, payload, opened)
                     _push(supernode, reply, context)
                 supernode.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
             finally:
                 if heartbeats.is_running:
                     heartbeats.stop()
 
-    def _ask_agent(self, question: Message, header: bytes, payload: Upload, opened: contextlib.ExitStack) -> Message:
+    def _ask_agent(self, question: Message, asked: Decoded, payload: Upload, opened: contextlib.ExitStack) -> Message:
         """The agent's answer as a reply; the same message is given again to an agent that was restarted.
 
         The reply's payload is read from a file that ``opened`` closes.
@@ -151,7 +151,7 @@ class Courier:
         while True:
             answer = opened.enter_context(Upload(self._spool))
             try:
-                said = self._agent.stream(header, payload.pieces(limits.CHUNK_BYTES), answer.write)
+                said = self._agent.stream(asked.header, payload.pieces(limits.CHUNK_BYTES), answer.write)
             except AgentAway as away:
                 answer.close()
                 deliveries += away.delivered
@@ -166,9 +166,9 @@ class Courier:
                 logger.error("the agent failed on a message")
                 return Message(AGENT_FAILED, reply_to=question)
             else:
-                sizes = len(header), payload.size, len(said), answer.size
+                sizes = len(asked.header), payload.size, len(said), answer.size
                 logger.info("carried %d+%d bytes in, %d+%d out; %.2f s", *sizes, time.monotonic() - started)
-                return Message(content(said, answer), reply_to=question)
+                return Message(content(said, answer, asked.compact), reply_to=question)
 
     def _connect(self, *access: Any) -> RuntimeHttpClient:
         # Without a retry invoker: Flower's own sends SIGINT to this process when the SuperNode forgot a token.
@@ -201,7 +201,7 @@ def _announced(supernode: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
 
 def _fetch(
     supernode: RuntimeHttpClient, question: Message, tree: ObjectTree, context: Context, payload: Upload
-) -> bytes:
+) -> Decoded:
     """The header of the message, whose payload is written as its pieces come from the SuperNode.
 
     Raises:
@@ -228,7 +228,7 @@ def _fetch(
         while True:
             wanted = objects.send(pull(wanted))
     except StopIteration as complete:
-        header: bytes = complete.value
+        asked: Decoded = complete.value
     except ReplyUnusable:
         for each in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
             pull(each)  # the SuperNode takes no confirmation of a message that it has not downloaded
@@ -238,7 +238,7 @@ def _fetch(
             supernode.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(node=node, run_id=context.run_id, message_object_id=tree.object_id)
             )
-    return header
+    return asked
 
 
 def _push(supernode: RuntimeHttpClient, reply: Message, context: Context) -> None:

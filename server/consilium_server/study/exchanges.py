@@ -18,6 +18,7 @@ from consilium_shared.errors import PeerError
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Refusal
 from consilium_shared.protocol.reasons import PASSING
+from consilium_shared.schema import OLDEST
 from consilium_shared.study import seconds
 
 log = logging.getLogger("consilium.study")
@@ -164,6 +165,7 @@ class Exchanges:
             payload_bytes=exchange.answer_bytes,
             on_wait=look,
             abort=abort,
+            compact=asked if self.context.study.schema_version > OLDEST else (),
         )
         for arrival in arrivals:
             left.discard(arrival.site)

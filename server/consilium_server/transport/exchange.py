@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def ask(
     payload_bytes: int = limits.PAYLOAD_BYTES,
     on_wait: Callable[[Mapping[str, str]], None] | None = None,
     abort: Callable[[], bool] | None = None,
+    compact: Container[str] = (),
 ) -> Iterator[Answer]:
     """Ask every site its question; yield each answer as it arrives, and one ``Answer`` per site in the end.
 
@@ -92,13 +93,14 @@ def ask(
         payload_bytes: largest payload accepted in an answer.
         on_wait: called before each pause with site -> ``offline`` or ``asked`` for the sites still missing.
         abort: return True to stop waiting.
+        compact: sites that read compact messages (``consilium_shared/transport/objects.py``).
 
     Raises:
         TransportError: the SuperLink was away too long, or has ended this study's run.
     """
     shared: dict[int, ArrayRecord] = {}
     waiting = {
-        site: _Question(site, nodes[site], content_of(header, payload, shared))
+        site: _Question(site, nodes[site], content_of(header, payload, shared, site in compact))
         for site, (header, payload) in requests.items()
     }
     asked: dict[str, str] = {}  # message id -> site; a repeated question has several ids

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
@@ -58,7 +58,7 @@ from consilium_server.superlink.settings import SuperLinkSettings, set_flower_en
 from consilium_shared.errors import TransportError
 from consilium_shared.files import write_atomically
 from consilium_shared.transport.long_polling import Waits
-from consilium_shared.transport.objects import BYTES, ReplyUnusable, decode, push
+from consilium_shared.transport.objects import BYTES, INLINE_BYTES, ReplyUnusable, decode, header_record, push
 from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class StudyGrid(HttpGrid):
                 self._in_vain = 0
                 incoming.wanted = incoming.objects.send(response.object_content)
         except StopIteration as complete:
-            return Reply(incoming.question, complete.value, incoming.payload)
+            return Reply(incoming.question, complete.value.header, incoming.payload)
         except ReplyUnusable as failure:
             incoming.payload.close()
             return Reply(incoming.question, b"", Upload(incoming.spool), failure.problem)
@@ -236,10 +236,15 @@ class _Incoming:
         self.wanted = next(self.objects)
 
 
-def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord]) -> RecordDict:
-    """A message's content; ``shared`` makes one array of one payload object, so that it is sent and stored once."""
-    content = RecordDict({"header": ConfigRecord({"header": header})})
-    if payload:
+def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord], compact: bool = False) -> RecordDict:
+    """A message's content; ``shared`` makes one array of one payload object, so that it is sent and stored once.
+
+    Args:
+        compact: for a site that reads compact messages; a small payload is then stored with each site's header.
+    """
+    beside = compact and len(payload) <= INLINE_BYTES
+    content = RecordDict({"header": header_record(header, (payload if beside else b"") if compact else None)})
+    if payload and not beside:
         if id(payload) not in shared:
             array = Array(dtype="uint8", shape=(len(payload),), stype=BYTES, data=payload)
             shared[id(payload)] = ArrayRecord({"payload": array})

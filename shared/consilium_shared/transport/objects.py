@@ -6,6 +6,11 @@ Flower cuts a message into a tree of objects, each named by the SHA-256 of its c
     Message ── RecordDict ─┬─ "header":  ConfigRecord {"header": bytes}
                            └─ "payload": ArrayRecord ── "payload": Array (uint8 [n]) ── chunks
 
+Each object is a request of its own at every hop, so a compact message, of studies from protocol 2 on, carries a small
+payload beside the header, and of a large one nothing there. An answer is compact where its question was:
+
+    Message ── RecordDict ── "header": ConfigRecord {"header": bytes, "payload": bytes}
+
 ``decode`` says which object is wanted next, and whether what came is what must come; the chunks go on to an ``Upload``,
 in the array's order. ``content`` makes a message's content whose chunks are read from an ``Upload`` when they are sent.
 
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -50,6 +56,9 @@ _PROBLEM_OF_CODE = {
     ErrorCode.CLIENT_APP_CRASHED: "lost",  # the courier died; it is supervised and comes back
 }
 
+INLINE_BYTES = 128 * 1024
+"""Largest payload that a compact message carries beside its header."""
+
 Objects = Generator[str, bytes, Any]
 """Yields the id of an object that is wanted, and is sent its content."""
 
@@ -66,7 +75,20 @@ class ReplyUnusable(Exception):
         self.problem = problem
 
 
-def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[str, bytes, bytes]:
+@dataclass(frozen=True)
+class Decoded:
+    """Header of a message that was read whole.
+
+    Attributes:
+        header: unverified bytes.
+        compact: whether the message was compact, so that its answer may be.
+    """
+
+    header: bytes
+    compact: bool
+
+
+def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[str, bytes, Decoded]:
     """Yield the ids of the objects of a message, one by one, to be sent their contents; return the header.
 
     The first wanted is the message itself, which is uploaded last: one that is still on its way costs one look.
@@ -81,16 +103,27 @@ def decode(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Generator[s
         TransportError: the disk does not take the payload.
     """
     try:
-        header: bytes = yield from _message(tree, payload_bytes, payload)
+        decoded: Decoded = yield from _message(tree, payload_bytes, payload)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, DecodeError):
         raise ReplyUnusable("malformed") from None
-    return header
+    return decoded
 
 
-def content(header: bytes, payload: Upload) -> RecordDict:
+def header_record(header: bytes, payload: bytes | None) -> ConfigRecord:
+    """Record of a message's header; of a compact message with its small payload, or with b"" for none or a large one.
+
+    >>> sorted(header_record(b"h", None)), sorted(header_record(b"h", b""))
+    (['header'], ['header', 'payload'])
+    """
+    return ConfigRecord({"header": header} if payload is None else {"header": header, "payload": payload})
+
+
+def content(header: bytes, payload: Upload, compact: bool = False) -> RecordDict:
     """A message's content, to be sent with ``push`` while the payload is open."""
-    found = RecordDict({"header": ConfigRecord({"header": header})})
-    if payload.size:
+    beside = compact and payload.size <= INLINE_BYTES
+    carried = (payload.read() if beside else b"") if compact else None
+    found = RecordDict({"header": header_record(header, carried)})
+    if payload.size and not beside:
         parts = [_Part(payload, start) for start in range(0, payload.size, CHUNK_BYTES)]
         record = ArrayRecord({"payload": Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")})
         record["payload"].__dict__["_chunks"] = [(part.object_id, part) for part in parts]  # the record made a copy
@@ -142,15 +175,22 @@ def _message(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Objects:
     if not {"header"} <= records.keys() <= {"header", "payload"}:
         raise ValueError("records")
     record = ConfigRecord.inflate((yield from _object(records["header"], ConfigRecord)))
-    header = record["header"]
-    if list(record) != ["header"] or not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
+    header, compact = record["header"], "payload" in record
+    if set(record) != {"header", *(["payload"] if compact else [])}:
+        raise ValueError("fields")
+    if not isinstance(header, bytes) or not 0 < len(header) <= limits.HEADER_BYTES:
         raise ValueError("header")
+    if compact and record["payload"] != b"":
+        carried = record["payload"]
+        if not isinstance(carried, bytes) or len(carried) > min(INLINE_BYTES, payload_bytes) or "payload" in records:
+            raise ValueError("payload")
+        payload.write(carried)
     if "payload" in records:
         arrays = yield from _named(records["payload"], ArrayRecord)
         if list(arrays) != ["payload"]:
             raise ValueError("arrays")
         yield from _array(arrays["payload"], payload_bytes, payload)
-    return header
+    return Decoded(header, compact)
 
 
 def _array(tree: ObjectTree, payload_bytes: int, payload: Upload) -> Objects:

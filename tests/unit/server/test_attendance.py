@@ -272,7 +272,7 @@ def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     def make(delays: Mapping[str, float], said: Mapping[str, Any] | None = None) -> Any:
         clock, events = Clock(), []
         sites = Sites(clock, delays, said or {})
-        study = SimpleNamespace(aggregation=SimpleNamespace(round_timeout="60s"))
+        study = SimpleNamespace(aggregation=SimpleNamespace(round_timeout="60s"), schema_version=2)
         folder = SimpleNamespace(root=None, event=lambda kind, **about: events.append({"event": kind, **about}))
         answer: Any = Advertised.model_construct()
         context = SimpleNamespace(

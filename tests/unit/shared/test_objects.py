@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from consilium_server.transport.study_run import content_of
 from consilium_shared import limits
 from consilium_shared.errors import TransportError
-from consilium_shared.transport.objects import ReplyUnusable, content, decode, push
+from consilium_shared.transport.objects import INLINE_BYTES, Decoded, ReplyUnusable, content, decode, push
 from consilium_shared.transport.upload import IN_MEMORY_BYTES, Upload
 
 LARGE = 3 * CHUNK_BYTES
@@ -63,7 +63,7 @@ def receive(reply: Sent, upload: Upload, largest: int = LARGE) -> tuple[bytes, l
         while True:
             wanted.append(objects.send(reply.contents[wanted[-1]]))
     except StopIteration as done:
-        return done.value, wanted
+        return done.value.header, wanted
 
 
 def problem(reply: Sent, folder: Path, largest: int = LARGE) -> str:
@@ -101,6 +101,50 @@ def test_a_payload_arrives_in_its_order_with_its_size_and_digest(tmp_path: Path,
         assert (header, upload.size, upload.sha256) == (b"header", len(payload), hashlib.sha256(payload).hexdigest())
         assert upload.read() == payload
     assert len(wanted) == (5 if payload else 3) + -(-len(payload) // CHUNK_BYTES)
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1])
+def test_a_compact_message_has_three_objects_unless_its_payload_is_large_and_says_that_its_answer_may_be(
+    tmp_path: Path, size: int
+) -> None:
+    data = secrets.token_bytes(size)
+    with Upload(tmp_path) as spooled, Upload(tmp_path) as got:
+        spooled.write(data)
+        message = sent(content(b"header", spooled, compact=True))
+        assert message == sent(content_of(b"header", data, {}, compact=True)), "both ends make the same"
+        objects = decode(message.tree, LARGE, got)
+        wanted = [next(objects)]
+        with pytest.raises(StopIteration) as end:
+            while True:
+                wanted.append(objects.send(message.contents[wanted[-1]]))
+        assert (end.value.value, got.read()) == (Decoded(b"header", compact=True), data)
+    assert len(wanted) == (3 if size <= INLINE_BYTES else 6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"header": b"header", "payload": bytes(INLINE_BYTES + 1)},
+        {"header": b"header", "payload": "text"},
+        {"header": b"header", "payload": [b"x"]},
+        {"header": b"header", "other": b"x"},
+        {"header": b"header", "payload": b"x", "other": b"x"},
+        {"payload": b"x"},
+    ],
+    ids=["too large", "text", "a list", "another field", "one field more", "no header"],
+)
+def test_a_compact_message_of_another_form_is_malformed(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert problem(sent(RecordDict({"header": ConfigRecord(fields)})), tmp_path) == "malformed"
+
+
+def test_a_compact_message_with_a_payload_beside_its_header_and_another_below_is_malformed(tmp_path: Path) -> None:
+    both = payload_record(b"payload")
+    both["header"] = ConfigRecord({"header": b"header", "payload": b"payload"})
+    assert problem(sent(both), tmp_path) == "malformed"
+
+
+def test_a_compact_payload_is_no_larger_than_its_reader_permits(tmp_path: Path) -> None:
+    assert problem(sent(content_of(b"header", b"payload", {}, compact=True)), tmp_path, largest=6) == "malformed"
 
 
 @settings(max_examples=30)
@@ -314,4 +358,4 @@ def test_a_message_made_from_an_upload_is_read_back_and_is_what_flower_makes_of_
         with pytest.raises(StopIteration) as end:
             while True:
                 wanted = objects.send(contents[wanted])
-        assert (end.value.value, got.read()) == (b"header", data)
+        assert (end.value.value, got.read()) == (Decoded(b"header", compact=False), data)
