@@ -13,6 +13,7 @@ from consilium_shared import limits, task
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError, PolicyRefusal
+from consilium_shared.graphs.model import GraphModel
 from consilium_shared.ledger.entry import Person
 from consilium_shared.limits import LEAST_DELTA
 from consilium_shared.privacy.accountant import check_delta
@@ -76,6 +77,8 @@ class SitePolicy(Strict):
     allow_evaluation_counts: bool = True
     """Permission for evaluation counts of held-back patients to leave: with noise and charged in studies with privacy;
     exact in those without."""
+    allow_graphs: bool = False
+    """Permission for a study to bring its model as a graph, a bounded list of known layers, in place of one by name."""
     quiet_days: Annotated[int, Field(ge=8, le=3650)] | None = None
     """Days without a word of the coordinator's after which a study that was approved and never closed is ended here:
     its approval is withdrawn, and its updates, answers, keys and seeds are deleted. null: by ``reject`` alone."""
@@ -189,6 +192,13 @@ def _check_task(policy: SitePolicy, study: Study) -> None:
         )
 
 
+def _check_graph(policy: SitePolicy, study: Study) -> None:
+    if isinstance(study.model, GraphModel) and not policy.allow_graphs:
+        raise PolicyRefusal(
+            "policy", "this site permits no study that brings its model as a graph", "policy.allow_graphs: true"
+        )
+
+
 def _check_listed(policy: SitePolicy, study: Study) -> None:
     if policy.studies is not None and study.study not in policy.studies:
         raise PolicyRefusal(
@@ -260,6 +270,7 @@ def _check_count_noise(policy: SitePolicy, study: Study) -> None:
 RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_budgeted,
     _check_task,
+    _check_graph,
     _check_schema,
     _check_listed,
     _check_threat_model,

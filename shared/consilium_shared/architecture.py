@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from consilium_shared.config import Strict
+
+if TYPE_CHECKING:
+    from consilium_shared.study import Study
 
 SEED_LIMIT = 2**53 - 1  # the largest integer that canonical JSON carries
 
@@ -40,3 +43,6 @@ class Architecture(Strict):
         if (self.trainable == "lora") != (self.lora_rank is not None):
             raise ValueError("lora_rank goes with trainable: lora, and trainable: lora with a lora_rank")
         return self
+
+    def check(self, study: Study) -> None:
+        """Whether the model fits the rest of the contract; raises ValueError with what to change in its file."""

@@ -82,3 +82,18 @@ CARD_BYTES = 128 * 1024**2
 
 FILE_BYTES = 1024 * 1024
 """Largest YAML or JSON file that a person hands us (study, federation, invitation, request)."""
+
+GRAPH_NODES = 500
+"""Most layers of a graph: a densely connected network of 121 convolutions has some 430."""
+
+GRAPH_BYTES = 128 * 1024
+"""Longest canonical JSON of a graph: with a roster it still fits a header."""
+
+GRAPH_PARAMETERS = 50_000_000
+"""Most parameters of a graph: a site tests it in float64, some records at once, before anybody approves it."""
+
+GRAPH_NUMBERS = 2**28
+"""Most numbers that the layers of a graph give of one record, together: 1 GiB of float32."""
+
+GRAPH_WORK = 2**40
+"""Most multiplications of a graph for one record, forward: a volume of 128³ through a network in three dimensions."""

@@ -225,12 +225,17 @@ def _of_its_task(value: Any, handler: ValidatorFunctionWrapHandler, info: Valida
         return (AssetData if info.field_name == "data" else Architecture).model_construct()
     kind: type[BaseModel] = task.get(name).data
     if info.field_name == "model":
-        models = task.get(name).models
+        models = task.kinds(name)
         model = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
         if not isinstance(model, str) or model not in models:
             raise ValueError(f"task {name} takes one of the models {', '.join(sorted(models))}")
         kind = models[model].options
     return handler(kind.model_validate(value, context=info.context))
+
+
+def _brought(study: Study) -> tuple[tuple[int, str], ...]:
+    """Schemas that brought the task and the model, and what they brought."""
+    return (task.of(study).since, f"task {study.task}"), (task.kind(study).since, f"model {study.model.name}")
 
 
 _AS_GIVEN = {"as given": True}
@@ -263,9 +268,9 @@ class Study(Strict):
         if info.context is _AS_GIVEN:
             return study
         schema = study.schema_version if "schema_version" in study.model_fields_set else SCHEMA
-        since = task.of(study).since
-        if schema < since:
-            raise ValueError(f"schema_version: {schema} has no task {study.task}, which came with {since}")
+        for since, what in _brought(study):
+            if schema < since:
+                raise ValueError(f"schema_version: {schema} has no {what}, which came with {since}")
         later = [f"{key} (schema {number})" for key, number in later_keys(study, schema) if key != "schema_version"]
         if later:
             raise ValueError(f"schema_version: {schema} has no {', '.join(later)}")
@@ -274,10 +279,8 @@ class Study(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         own, metrics = task.of(self), self.evaluation.metrics
-        if self.model.trainable == "lora" and not own.models[self.model.name].low_rank:
-            able = (
-                ", ".join(sorted(name for name, kind in own.models.items() if kind.low_rank)) or "no model of its task"
-            )
+        if self.model.trainable == "lora" and not task.kind(self).low_rank:
+            able = ", ".join(sorted(name for name, kind in task.kinds(self.task).items() if kind.low_rank))
             raise ValueError(f"trainable: lora is for {able}; for {self.model.name} take head")
         unknown = sorted(set(metrics) - set(own.metrics))
         if unknown:
@@ -286,6 +289,7 @@ class Study(Strict):
             known = ", ".join(("none", *own.augmentations))
             raise ValueError(f"training.augment: task {self.task} has {known}, not {self.training.augment}")
         own.check(self)
+        self.model.check(self)
         if self.training.seed is not None and self.privacy.mode == "dp":
             raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
         if self.training.adaptive_clipping is not None and self.privacy.mode == "none":
@@ -349,8 +353,9 @@ class Study(Strict):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise PeerError(printable(f"study: {where}: {first['msg']}")) from error
-        if study.schema_version < task.of(study).since:
-            raise PeerError(f"study: task {study.task} came with schema {task.of(study).since}")
+        for since, what in _brought(study):
+            if study.schema_version < since:
+                raise PeerError(f"study: {what} came with schema {since}")
         for key, number in later_keys(study, study.schema_version):
             raise PeerError(f"study: {key} is a key of schema {number}, the contract is of {study.schema_version}")
         if canonical_bytes(study.contract) != canonical_bytes(contract):

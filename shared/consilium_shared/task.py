@@ -109,12 +109,14 @@ class ModelKind:
         builder: ``module:function`` that makes it (``nn.Module``) from a study; imported only then.
         low_rank: whether it has linear or convolutional layers besides the head, for ``trainable: lora``.
         stepwise: whether it waits from step to step of a sequence, so that larger microbatches pay.
+        since: contract schema that brought it.
     """
 
     options: type[Architecture]
     builder: str
     low_rank: bool = True
     stepwise: bool = False
+    since: int = 1
 
 
 class Task(ABC):
@@ -124,7 +126,7 @@ class Task(ABC):
         name: in a contract's ``task``.
         since: contract schema that brought it.
         data: class of the contract's ``data``.
-        models: kinds of model by name.
+        models: kinds of model by name, beside those that every task has (``kinds``).
         metrics: names that ``evaluation.metrics`` may have.
         augmentations: names that ``training.augment`` may have besides ``none``.
         exported: whether a finished model leaves as a bundle, whose outputs are logits and probabilities of classes.
@@ -179,7 +181,7 @@ class Task(ABC):
 
     def construct(self, study: Study) -> nn.Module:
         """The study's model, its weights drawn from torch's global generator. ``models.build`` calls it."""
-        module, _, function = self.models[study.model.name].builder.partition(":")
+        module, _, function = kinds(self.name)[study.model.name].builder.partition(":")
         model: nn.Module = getattr(import_module(module), function)(study)
         return model
 
@@ -200,6 +202,10 @@ class Task(ABC):
     @abstractmethod
     def outputs(self, study: Study) -> tuple[str, ...]:
         """Names of the m numbers that are measured of each record."""
+
+    def output_shape(self, study: Study) -> tuple[int, ...]:
+        """Shape of the model's output for one record: a number for each of ``outputs``, where a task says no other."""
+        return (len(self.outputs(study)),)
 
     @abstractmethod
     def measure(self, study: Study) -> Measure:
@@ -256,6 +262,18 @@ def get(name: str) -> Task:
 def of(study: Study) -> Task:
     """The task of a study."""
     return get(study.task)
+
+
+@cache
+def kinds(name: str) -> Mapping[str, ModelKind]:
+    """Kinds of model of the task of that name: its own, and those that every task has (``consilium_tasks.MODELS``)."""
+    everywhere: Mapping[str, str] = import_module("consilium_tasks").MODELS
+    return {**get(name).models, **{each: import_module(module).KIND for each, module in everywhere.items()}}
+
+
+def kind(study: Study) -> ModelKind:
+    """Kind of a study's model."""
+    return kinds(study.task)[study.model.name]
 
 
 def reads(study: Study) -> Reading:

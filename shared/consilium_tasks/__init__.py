@@ -13,3 +13,6 @@ TASKS = {
     "survival": "consilium_tasks.survival",
 }
 """Task, as a contract names it, to the module that has it as ``TASK``."""
+
+MODELS = {"graph": "consilium_shared.graphs.model"}
+"""Model that every task has, as a contract names it, to the module that has its ``ModelKind`` as ``KIND``."""

@@ -64,6 +64,7 @@ ONLY = {
     "pint": {"consilium_client/intake/"},
     "torch": {
         "consilium_shared/models/",
+        "consilium_shared/graphs/",
         "consilium_shared/task.py",  # types alone; importing a task imports no torch: tests/unit/tasks/suite.py
         "consilium_client/training/",
         "consilium_tasks/",

@@ -29,7 +29,7 @@ def contract_parts() -> Iterator[type[BaseModel]]:
     yield from parts(Study)
     for own in map(task.get, task.names()):
         yield from parts(own.data)
-        for kind in own.models.values():
+        for kind in task.kinds(own.name).values():
             yield from parts(kind.options)
 
 

@@ -25,6 +25,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "transport": {TOP},
         "privacy": {TOP},
         "models": {TOP},
+        "graphs": {TOP},
         "preparation": {TOP, "models"},
         "ledger": {TOP, "privacy"},
         "secagg": {TOP},

@@ -19,6 +19,8 @@ from consilium_client.quality import fit
 from consilium_client.state.proposals import Proposal
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, DataError, PolicyRefusal
+from consilium_shared.graphs.graph import Graph
+from consilium_shared.graphs.model import GraphModel
 from consilium_shared.ledger.entry import Reject
 from consilium_shared.ledger.spending import StudySpending
 from consilium_shared.privacy.accountant import epsilon
@@ -27,6 +29,7 @@ from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.protocol.version import about
 from consilium_shared.secagg.terms import fewest_sites
+from dpsgd.isolation import ROWS
 
 
 class Administration:
@@ -117,6 +120,8 @@ class Administration:
         # The contract with what absent keys mean.
         found = {**self._describe(proposal), "contract": proposal.study.model_dump(mode="json")}
         found["least_sites"] = fewest_sites(proposal.study, proposal.identities)
+        if isinstance(proposal.study.model, GraphModel):
+            found["graph"] = _graph(proposal.study.model.graph)
         if found["refused"]:
             return found
         try:
@@ -221,6 +226,17 @@ class Administration:
             )
         whole = affords(budget, state.events, (), [event for each in held for event in each.events])
         return {"asset": asset, **_in_numbers(whole), "epsilon": _finite(budget.epsilon), "studies": studies}
+
+
+def _graph(graph: Graph) -> dict[str, Any]:
+    """Graph as it is shown: its layers one by one, its weights, and the memory of a step."""
+    return {
+        "layers": [list(row) for row in graph.described()],
+        "parameters": graph.parameters,
+        "record_numbers": graph.numbers,
+        "step_bytes": graph.step_bytes(ROWS),
+        "rows": ROWS,
+    }
 
 
 def _in_numbers(quote: Quote) -> dict[str, float | None]:

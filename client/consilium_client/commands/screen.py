@@ -73,6 +73,8 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     if contract["schema_version"] < SCHEMA:
         yield (f"  written    in contract schema {contract['schema_version']}: what came later is not in it",)
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
+    if "graph" in study:
+        yield from _graph(study["graph"])
     who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
     yield (f"  on asset   {study['asset']}{who}",)
     yield from _fit(study)
@@ -126,6 +128,17 @@ def _model(spec: Mapping[str, Any]) -> str:
     parts = {"all": "", "head": ", its last layer alone", "lora": f", its last layer and rank {spec['lora_rank']}"}
     start = "" if spec["start"] is None else f", starting from weights {spec['start']['sha256'][:12]}"
     return f"{spec['name']}{parts[spec['trainable']]}{start}"
+
+
+def _graph(graph: Mapping[str, Any]) -> Iterator[Line]:
+    """Layers of a model that the study brings, with its weights and the memory that it takes."""
+    yield (
+        f"             {graph['parameters']:,} parameters; {graph['record_numbers']:,} numbers of a record on the way; "
+        f"a step of {graph['rows']} records takes at least {graph['step_bytes'] / 2**20:,.0f} MiB",
+    )
+    for name, layer, shape, parameters in graph["layers"]:
+        weights = f", {parameters:,} parameters" if parameters else ""
+        yield (f"             {name}: {layer} → {shape}{weights}",)
 
 
 def _evaluation(study: Mapping[str, Any]) -> str:

@@ -197,7 +197,7 @@ def private_rows(study: Study, records: Dataset) -> int:
     Anything between would let kernels tell one row from another (``isolation``). Recurrent layers spend most of a small
     piece on waiting from step to step, so of a large batch they take twice as many.
     """
-    if task.of(study).models[study.model.name].stepwise and study.training.expected_batch >= 4 * ROWS:
+    if task.kind(study).stepwise and study.training.expected_batch >= 4 * ROWS:
         return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
     return ROWS if physical_batch(records) >= ROWS else 1
 
