@@ -45,4 +45,4 @@ class Architecture(Strict):
         return self
 
     def check(self, study: Study) -> None:
-        """Whether the model fits the rest of the contract; raises ValueError with what to change in its file."""
+        """Check of the model against the rest of the contract; raises ValueError with what to change in its file."""

@@ -36,7 +36,7 @@ class Activation(Node):
     ]
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return given[0]
 
 
@@ -47,7 +47,7 @@ class LeakyReLU(Node):
     slope: Annotated[float, Field(ge=0, le=1)] = 0.01
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return given[0]
 
 
@@ -58,7 +58,7 @@ class Softmax(Node):
     axis: Axis
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         within((self.axis,), given[0])
         return given[0]
 
@@ -71,7 +71,7 @@ class Dropout(Node):
     channels: bool = False
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return ranked(given[0], 2, 4, "channels and at least one dimension") if self.channels else given[0]
 
 
@@ -83,7 +83,7 @@ class Affine(Node):
     shift: Constant = 0.0
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return given[0]
 
 
@@ -113,7 +113,7 @@ class Reduce(Node):
     layer: Literal["mean", "sum", "max"]
     axes: Axes
     keep: bool = False
-    """Whether such an axis stays, with one number."""
+    """Such an axis stays, with one number."""
 
     def shape(self, given: Sequence[Shape]) -> Shape:
         """Without these axes."""
@@ -140,13 +140,13 @@ class Flatten(Node):
 
 
 class Reshape(Node):
-    """The same numbers in another shape."""
+    """Numbers in another shape."""
 
     layer: Literal["reshape"]
     to: Sizes
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As asked for."""
+        """Shape as asked for."""
         if math.prod(self.to) != math.prod(given[0]):
             raise ValueError(f"cannot make {said(self.to)} of {said(given[0])}")
         return self.to

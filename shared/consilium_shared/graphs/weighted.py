@@ -173,7 +173,7 @@ class GroupNorm(Node):
     eps: Epsilon = 1e-5
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         shape = ranked(given[0], 2, 4, "channels and at least one dimension")
         if shape[0] % self.groups:
             raise ValueError(f"has {self.groups} groups, which do not divide {shape[0]} channels")
@@ -195,7 +195,7 @@ class LayerNorm(Node):
     eps: Epsilon = 1e-5
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return ranked(given[0], self.axes, 5, f"at least {self.axes} axes")
 
     def parameters(self, given: Sequence[Shape]) -> int:
@@ -211,7 +211,7 @@ class PReLU(Node):
     start: Annotated[float, Field(ge=-1, le=1)] = 0.25
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return ranked(given[0], 1, 5, "at least one axis")
 
     def parameters(self, given: Sequence[Shape]) -> int:
@@ -260,7 +260,7 @@ class Attention(Node):
     takes: ClassVar[tuple[int, int]] = (1, 3)
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As the queries are."""
+        """Shape of the queries."""
         if len(given) == 2:
             raise ValueError("takes one series, or queries, keys and values")
         for each in given:
@@ -296,11 +296,11 @@ class Positions(Node):
     layer: Literal["positions"]
 
     def shape(self, given: Sequence[Shape]) -> Shape:
-        """As given."""
+        """Shape as given."""
         return ranked(given[0], 1, 4, "at least one axis")
 
     def parameters(self, given: Sequence[Shape]) -> int:
-        """As many as a record has numbers."""
+        """One for each of a record's numbers."""
         return math.prod(given[0])
 
 
