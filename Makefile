@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check docs bench-round bench-large bench-secagg bench-dp bench-predict clean
+.PHONY: help demo test quick test-long check docs doctor bench-round bench-large bench-secagg bench-dp bench-predict clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,9 @@ test-long: check          ## properties and attacks again and again, each time f
 docs: $(READY)           ## all pages as a site that needs no network: build/docs/index.html
 	$(BIN)/mkdocs build --strict
 	@echo 'build/docs/index.html; with a search: python3 -m http.server --directory build/docs'
+
+doctor: $(READY)         ## plants every fault at a site and a server, and writes docs/results/doctor.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.doctor
 
 bench-round: $(READY)    ## what a round and waiting cost outside training, as users run them
 	PYTHONPATH=. $(BIN)/python tests/bench/round_cost.py

@@ -312,7 +312,7 @@ FAULTS = (
         "copy it out of invitation.json",
     ),
     Fault("the ledger is gone", lambda g: _begun(g, None), "ledger", "missing, although this site had a ledger"),
-    Fault("the ledger is damaged", lambda g: _begun(g, b"{}\n"), "ledger", "line 1"),
+    Fault("the ledger is damaged", lambda g: _begun(g, b"{}\n"), "ledger", "the newest whole copy"),
     Fault("the home's path is too long for a socket", _long_path, "sockets", "move the home to a shorter path"),
     Fault("the data is not there", _table(Path.unlink), "asset synthetic-table", "correct the path in site.yaml"),
     Fault("the data may not be read", _forbidden, "asset synthetic-table", "Permission denied"),
@@ -455,3 +455,11 @@ FAULTS = (
         "cannot read",
     ),
 )
+
+
+def copy(sound: Path, here: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> Ground:
+    """Ground of its own for one fault, in the folder ``here``."""
+    shutil.copytree(sound, here)
+    made = Ground(Home(here / "a"), ServerHome(here / "server"), monkeypatch, stack)
+    made.begin()
+    return made

@@ -36,7 +36,7 @@ BEHIND_SECONDS = 300
 NOTED_AHEAD_SECONDS = 3
 NOTED_BEHIND_SECONDS = 60
 """Clock errors beyond which a clock is not kept, and will be refused one day."""
-RENEWAL = "the coordinator's people renew it (runbook key-loss.md); this site needs nothing new for it"
+RENEWAL = "the coordinator's people renew it (consilium-server renew); this site needs nothing new for it"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _untrusted(way: Way, error: ssl.SSLCertVerificationError) -> str:
     return (
         f"the server's certificate is for {', '.join(certificates.names(shown))}, and this site calls "
         f"{invitation.address}: the coordinator adds that name under also_known_as and renews the certificate "
-        "(runbook key-loss.md)"
+        "(consilium-server renew)"
     )
 
 

@@ -38,6 +38,7 @@ from consilium_client.transport import connection
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
+from consilium_shared.protocol import version
 from consilium_shared.transport.long_polling import Holding, Waits
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ HELD_PAUSE_S = 0.01
 """Pause after an answer that was held back: there is something now, or it was held long enough."""
 LAST_WORD = "the SuperNode ends: "
 """Begins the last line of its log when it fails: the cause, for ``consilium-site up`` to show."""
+RELEASE = "consilium-release"
+"""Header that says this site's release to the server's people."""
 EXIT_LEFT_LOOP = 75
 EXIT_HEARTBEAT = 76
 
@@ -180,12 +183,15 @@ def install_shims(home: Path) -> None:
 
 
 def ask_for_held_answers(waits: Waits) -> None:
-    """Say in each look for a message for how long the SuperLink may hold its answer back."""
+    """Say in each request which release this is, and in each look for a message for how long an answer may be held."""
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     sign = NodeAuthHttpInterceptor.intercept
 
+    release = version.about()["consilium"]
+
     def intercept(self: Any, context: Any, call_next: Any) -> Any:
+        context.request.headers[RELEASE] = release
         return waits.intercept(context, lambda signed: sign(self, signed, call_next))
 
     NodeAuthHttpInterceptor.intercept = intercept  # type: ignore[method-assign]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from consilium_server import registry
 from consilium_server.commands import evidence as study_evidence
+from consilium_server.commands import status
 from consilium_server.commands.admission import admit as admit_request
 from consilium_server.commands.provision import provision as provision_federation
+from consilium_server.commands.provision import renew as renew_certificate
 from consilium_server.commands.up import is_up, up_forever
 from consilium_server.federation import Home
 from consilium_server.state import progress, study_folder
 from consilium_server.state.heads import Heads
-from consilium_server.superlink.control import online_nodes
-from consilium_server.superlink.settings import settings_of
-from consilium_shared import console
-from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError, TransportError
+from consilium_shared import certificates, console
+from consilium_shared.errors import ConfigurationError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import version
 from consilium_shared.secagg.terms import fewest_sites
@@ -27,6 +26,7 @@ from consilium_shared.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
 version.add_to(app)
+status.add_to(app)
 
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="CONSILIUM_SERVER_HOME", help="The coordinator's folder.", show_default=True)
@@ -65,6 +65,17 @@ def admit(
         what = "admitted" if changed else "was admitted before, nothing changed"
         console.console.print(f"{joined.site} {what}; its fingerprint: {fingerprint}", markup=False)
     console.console.print("Compare each fingerprint with the one that the hospital reads to you.", markup=False)
+
+
+@app.command()
+def renew(home: HomeOption = DEFAULT_HOME) -> None:
+    """Make the server's certificate anew, under the same CA. Studies go on, and no site needs anything."""
+    made = renew_certificate(Home(home.resolve()))
+    console.console.print(
+        f"valid until {made.not_valid_after_utc:%Y-%m-%d}, for {', '.join(certificates.names(made))}; a server that "
+        "runs takes it within seconds",
+        markup=False,
+    )
 
 
 @app.command()
@@ -203,77 +214,6 @@ def readmit(site: Annotated[str, typer.Argument(help="name of the site")], home:
         "consilium-server resume STUDY",
         markup=False,
     )
-
-
-@app.command()
-def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show sites and studies."""
-    place = Home(home.resolve())
-    found = [progress.read(folder) for folder in study_folder.all_folders(place)]
-    connected = _connected(place)
-    value: dict[str, Any] = {
-        "up": is_up(place),
-        "sites": _sites(place),
-        "connected": connected,
-        "studies": {
-            p.name: {
-                "state": p.state,
-                "why": p.why,
-                "rounds_done": p.round,
-                "rounds": p.rounds,
-                "sites": p.sites,
-                "waiting": p.waiting,
-                "metrics": p.metrics,
-                "no_metrics": p.no_metrics,
-                "update_norms": p.norms,
-                "epsilon": p.epsilon,
-                "model": p.model,
-            }
-            for p in found
-        },
-    }
-    if as_json:
-        print(json.dumps(value, indent=2, sort_keys=True))
-        return
-    console.console.print(f"serving: {'yes' if value['up'] else 'no (consilium-server up)'}", markup=False)
-    rows = [
-        (site, state, "?" if connected is None else "yes" if site in connected else "no")
-        for site, state in value["sites"].items()
-    ]
-    console.table("sites", ["site", "state", "connected"], rows)
-    console.table(
-        "studies",
-        ["study", "state", "rounds", f"metrics, {progress.REPORTED}", "sites"],
-        [
-            (
-                p.name,
-                p.state + (f": {p.why}" if p.why else ""),
-                f"{p.round}/{p.rounds}",
-                progress.format_metrics(p.metrics) + (f"\n{p.no_metrics}" if p.no_metrics else ""),
-                "\n".join(f"{site}: {what}" for site, what in sorted(p.sites.items())) + (f"\n{p.waiting}"),
-            )
-            for p in found
-        ],
-    )
-
-
-def _sites(home: Home) -> dict[str, str]:
-    """Each invited site's state."""
-    invited = {file.stem for file in home.invitations.glob("*.json")}
-    admitted, heads = {member.site for member in home.roster().members}, Heads(home.heads)
-    states = {site: "admitted" if site in admitted else "invited" for site in sorted(invited | admitted)}
-    halted = {site: heads.halted(site) for site in admitted}
-    return states | {site: f"halted: {proof}" for site, proof in halted.items() if proof is not None}
-
-
-def _connected(home: Home) -> list[str] | None:
-    """Sites whose SuperNode is connected now; None where the SuperLink cannot be asked."""
-    if not is_up(home):
-        return None
-    try:
-        return sorted(online_nodes(settings_of(home)))
-    except ConsiliumError:
-        return None
 
 
 @app.command()

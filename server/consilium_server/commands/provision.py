@@ -80,6 +80,22 @@ def provision(home: Home, federation_yaml: Path) -> list[str]:
     return made
 
 
+def renew(home: Home) -> x509.Certificate:
+    """Make a new certificate and key for the server, under the same CA; a server that runs takes them by itself.
+
+    Raises:
+        ConfigurationError: nothing was provisioned, or the CA's key is not here.
+    """
+    federation = home.federation()
+    if not (home.keys / "ca.key").is_file():
+        raise ConfigurationError(
+            f"{home.keys / 'ca.key'} is missing, and signs the certificate: put it there for the renewal (where it was "
+            "kept apart), or restore it from the backup"
+        )
+    _make_certificate(home, federation)
+    return x509.load_pem_x509_certificate((home.keys / "superlink.crt").read_bytes())
+
+
 def _check_unchanged(old: Federation, new: Federation, file: Path) -> None:
     for field in ("federation", "address", "port"):
         if getattr(old, field) != getattr(new, field):

@@ -45,11 +45,15 @@ class Progress:
     """Round to the L2 norm of its mean update."""
     epsilon: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    heard: dict[str, float] = field(default_factory=dict)
+    """Site to the time of its last answer, refusals among them."""
     waiting: str = ""
     model: str = ""
 
     def apply(self, event: dict[str, Any]) -> str | None:
         """Take one event in; returns a line for the log, or None for one that needs none."""
+        if event["event"] in ("answer", "proposal", "refusal", "back"):
+            self.heard[event["site"]] = event["time"]
         handler = getattr(self, f"_on_{event['event']}", None)
         return handler(event) if handler is not None else None
 

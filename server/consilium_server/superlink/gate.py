@@ -20,9 +20,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from consilium_server.superlink.presence import Presences
 from consilium_shared.protocol.version import about
 from consilium_shared.transport.strangers import Strangers
 
+RELEASE = b"consilium-release"
+"""Header in which a SuperNode of ours says its release."""
 ABOUT_PATH = "/v1/fleet/consilium-doctor"
 """Asked by a site's doctor; answered by the release, and the formats that it speaks."""
 REQUEST_BYTES = 8 * 1024**2
@@ -66,15 +69,17 @@ class OnlyPaths:
 class SignedOnly:
     """ASGI wrapper: a body is read for a registered SuperNode alone, of bounded size, in bounded time."""
 
-    def __init__(self, app: Any, node_of: Callable[[bytes], int | None]) -> None:
+    def __init__(self, app: Any, node_of: Callable[[bytes], int | None], presences: Presences | None = None) -> None:
         """Wraps an application.
 
         Args:
             app: what answers requests that pass; finds the SuperNode's id as ``node`` in the state of the scope.
             node_of: the id of the SuperNode with a public key (PEM), or None; may block, and is called in a thread.
+            presences: told who was heard, and whose clock was refused.
         """
         self._app = app
         self._node_of = node_of
+        self._presences = presences
         self._under_way: Counter[bytes] = Counter()
         self.strangers = Strangers(STRANGERS, STRANGER_SECONDS)
 
@@ -96,12 +101,16 @@ class SignedOnly:
             else:
                 await self._app(scope, receive, send)
         else:
-            key = signer(headers, datetime.datetime.now(datetime.UTC))
+            key, ahead = stamped(headers, datetime.datetime.now(datetime.UTC))
             node = None if key is None else await _in_thread(self._node_of, key)
-            if key is None or node is None:
+            if key is None or node is None or not _in_time(ahead):
+                if key is not None and node is not None and self._presences is not None:
+                    self._presences.refused(key, ahead)
                 await _answer(scope, send, 401)
                 return
             known()
+            if self._presences is not None:
+                self._presences.taken(key, headers.get(RELEASE))
             if scope["path"] == ABOUT_PATH:
                 await _answer(scope, send, 200, json.dumps(about()).encode())
                 return
@@ -130,8 +139,21 @@ class SignedOnly:
 
 def signer(headers: dict[bytes, bytes], now: datetime.datetime) -> bytes | None:
     """The public key (PEM) with which a request's time is signed; None where it is not, or is not of ``now``."""
+    key, ahead = stamped(headers, now)
+    return key if _in_time(ahead) else None
+
+
+def _in_time(ahead: float) -> bool:
+    """True for a time that Flower takes, so many seconds ahead of ours."""
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+    return -SYSTEM_TIME_TOLERANCE < -ahead < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+def stamped(headers: dict[bytes, bytes], now: datetime.datetime) -> tuple[bytes | None, float]:
+    """The public key (PEM) with which a request's time is signed, None where it is not; seconds of it after ``now``."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+    from flwr.common.constant import TIMESTAMP_HEADER
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
     from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
@@ -139,12 +161,10 @@ def signer(headers: dict[bytes, bytes], now: datetime.datetime) -> bytes | None:
         key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)
         signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
         stamp = headers[TIMESTAMP_HEADER.encode()]
-        age = (now - datetime.datetime.fromisoformat(stamp.decode("ascii"))).total_seconds()
-        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
-            return None
-        return key if verify_signature(bytes_to_public_key(key), stamp, signature) else None
+        ahead = (datetime.datetime.fromisoformat(stamp.decode("ascii")) - now).total_seconds()
+        return (key if verify_signature(bytes_to_public_key(key), stamp, signature) else None), ahead
     except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
-        return None
+        return None, 0.0
 
 
 async def _in_thread(work: Callable[[bytes], int | None], argument: bytes) -> int | None:

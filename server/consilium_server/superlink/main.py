@@ -35,6 +35,8 @@ from typing import Any
 from consilium_server.superlink.database import make_whole, watch_for_damage
 from consilium_server.superlink.gate import OnlyPaths, SignedOnly
 from consilium_server.superlink.layers import without_idle_layers
+from consilium_server.superlink.presence import Presences
+from consilium_server.superlink.renewal import Renewal
 from consilium_server.superlink.settings import LAST_WORD, SuperLinkSettings, prepare, set_flower_environment
 from consilium_server.superlink.store import keep_small, prepare_store
 from consilium_server.superlink.wake import hold_back_empty_answers
@@ -132,7 +134,9 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
         return found
 
     holding = hold_back_empty_answers(without_idle_layers(application))
-    gate = SignedOnly(OnlyPaths(holding, PUBLIC_PATHS), node_of)
+    presences = Presences(settings.directory)
+    renewal = Renewal(settings.certificate, settings.private_key)
+    gate = SignedOnly(OnlyPaths(holding, PUBLIC_PATHS), node_of, presences)
     private_paths = OnlyPaths(holding, PRIVATE_PATHS)
     inside = server(private_paths, "auto", "on")
     outside = server(gate, gate.strangers.protocol(), "off")
@@ -160,6 +164,10 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
     beside = [
         asyncio.create_task(keep_small(settings.database, damage_found)),
         asyncio.create_task(until_it_ends(damage.wait())),
+        asyncio.create_task(presences.keep()),
+        asyncio.create_task(
+            renewal.keep(lambda: [s.config.ssl for s in (inside, outside) if s.config.ssl is not None])
+        ),
     ]
     try:
         await asyncio.gather(

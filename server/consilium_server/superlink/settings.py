@@ -122,7 +122,7 @@ def check_certificates(settings: SuperLinkSettings, now: datetime.datetime) -> N
     Raises:
         ConfigurationError: a certificate is damaged, is not valid at ``now``, or belongs to another key.
     """
-    renewal = "deploy/runbooks/key-loss.md says how to renew it."
+    renewal = "Renew it: consilium-server renew."
     found = {}
     for path in (settings.ca_certificate, settings.certificate):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -12,13 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from tests.support import faults, server_faults
 from tests.support.faults import FAULTS, Fault, Ground
 from tests.support.site import Coordinator
 
 from consilium_client.commands.doctor import examine
-from consilium_client.site import Home
 from consilium_client.transport import admission, connection
-from consilium_server.federation import Home as ServerHome
 from consilium_server.superlink.gate import signer
 from consilium_shared.findings import Finding
 
@@ -33,11 +31,14 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ground(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    here = shutil.copytree(sound, tmp_path / "f")
     with ExitStack() as stack:
-        made = Ground(Home(here / "a"), ServerHome(here / "server"), monkeypatch, stack)
-        made.begin()
-        yield made
+        yield faults.copy(sound, tmp_path / "f", monkeypatch, stack)
+
+
+def test_the_table_in_the_documents_has_every_fault_of_both_ends() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "results" / "doctor.md").read_text(encoding="utf-8")
+    told = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert told == ["fault", *(f.what for f in FAULTS), "fault", *(f.what for f in server_faults.FAULTS)]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.what for fault in FAULTS])

@@ -17,7 +17,7 @@ from consilium_client.intake.settings import Receive
 from consilium_client.site import Home
 from consilium_client.state.ledger_file import check_never_begun, read_ledger
 from consilium_shared.canonical import digest
-from consilium_shared.errors import ConfigurationError, ConsiliumError, PeerError
+from consilium_shared.errors import ConfigurationError, ConsiliumError, IntegrityError, PeerError
 from consilium_shared.findings import Finding, attempt
 from consilium_shared.protocol.joining import open_request
 from consilium_shared.protocol.version import about
@@ -108,7 +108,13 @@ def _ledger(home: Home) -> str:
     if not home.ledger.exists():
         check_never_begun(home.ledger)
         return "none yet; the first start begins it"
-    verified = read_ledger(home.ledger, home.invitation().site, home.identity().public)
+    try:
+        verified = read_ledger(home.ledger, home.invitation().site, home.identity().public)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{home.ledger}: {error}: it was edited or damaged. Keep it, and put the newest whole copy of the backup "
+            "in its place (runbook restore.md)"
+        ) from error
     return f"{verified.head.seq} entries, all verified"
 
 

@@ -66,7 +66,7 @@ def _hidden(paths: list[Path]) -> str | None:
         (
             "PrivateTmp=yes",
             HIDDEN_BY_PRIVATE_TMP,
-            "PrivateTmp=no, or better lay the data elsewhere",
+            "PrivateTmp=no",
         ),
     )
     for unit in sorted(UNITS.glob("consilium-site*.service")):
@@ -74,7 +74,8 @@ def _hidden(paths: list[Path]) -> str | None:
         for line, folders, cure in ways:
             for path in paths:
                 if line in lines and any(path.resolve().is_relative_to(folder) for folder in folders):
-                    return f"{path} is hidden from the agent by {line} in {unit}; write {cure} there"
+                    where = f"{path} is hidden from the agent by {line} in {unit}"
+                    return f"{where}; lay the data elsewhere, or write {cure} there"
     return None
 
 
