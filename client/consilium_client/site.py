@@ -52,6 +52,16 @@ class Home:
         return self.root / "store"
 
     @property
+    def prepared(self) -> Path:
+        """Prepared records of the site's data, encrypted; they can be made again."""
+        return self.store / "prepared"
+
+    @property
+    def store_key(self) -> Path:
+        """Key of the prepared records."""
+        return self.keys / "store.key"
+
+    @property
     def intake(self) -> Path:
         """Key and table of the pseudonyms, and the inbox: people's names are in there."""
         return self.root / "intake"

@@ -22,5 +22,7 @@ class SiteConfig(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
     gradients: Literal["book-keeping", "opacus"] = "book-keeping"
     """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processes that decode and prepare data at once; null for one for each core that this account may use."""
     intake: Intake | None = None
     """Sources of data in the hospital's systems. The agent has no business with it."""

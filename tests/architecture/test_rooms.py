@@ -44,15 +44,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "consilium_client": {
         "prepared": set(),
-        "data": set(),
+        "data": {"prepared"},
         "training": {"data"},
         "transport": set(),
         "intake": {"data"},
         "quality": {"data"},
         TOP: {"data", "intake"},
         "state": {TOP},
-        "agent": {TOP, "data", "quality", "training", "transport", "state"},
-        "commands": {TOP, "data", "quality", "training", "transport", "intake", "state", "agent"},
+        "agent": {TOP, "prepared", "data", "quality", "training", "transport", "state"},
+        "commands": {TOP, "prepared", "data", "quality", "training", "transport", "intake", "state", "agent"},
     },
 }
 """A package to its rooms, and each room to those that it may import. A room imports only such as stand before it, so no

@@ -12,6 +12,7 @@ from consilium_client import data
 from consilium_client.agent.activity import Activity
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.dataset import Dataset
+from consilium_client.prepared.store import PreparedStore
 from consilium_client.quality import fit
 from consilium_client.quality.fit import Finding
 from consilium_client.site_config import SiteConfig
@@ -46,10 +47,10 @@ class Patients:
 class StudyData:
     """Data of the site's assets, as studies use it. Safe to use from several threads."""
 
-    def __init__(self, config: SiteConfig, root: Path, activity: Activity) -> None:
-        """``root``: the folder from which relative paths in site.yaml are read."""
+    def __init__(self, config: SiteConfig, root: Path, activity: Activity, store: PreparedStore) -> None:
+        """``root``: the folder from which relative paths in site.yaml are read; ``store``: of what was prepared."""
         self.config = config
-        self._root = root
+        self._root, self._store = root, store
         self._activity = activity
         self._records: tuple[str, Dataset] | None = None
         self._patients: OrderedDict[str, Patients] = OrderedDict()
@@ -64,15 +65,19 @@ class StudyData:
             DataError: the data cannot be used; the text stays at the site.
         """
         with self._loading:
-            if self._records is not None and self._records[0] == study.digest:
+            if self._records is not None and self._records[0] == study.digest and self._records[1].intact:
                 return self._records[1]
             spec = self.asset(study)
             self._records = None  # free the old before reading the new
             self._patients.pop(study.digest, None)  # as long as it cannot be read, nothing is known of it
             self._findings.pop(study.digest, None)
             self._activity.begin("reading data", study=study.study)
+
+            def watch(done: int, of: int) -> None:
+                self._activity.begin("reading data", study=study.study, done=done, of=of)
+
             try:
-                records = data.load(spec.at(self._root), study)
+                records = data.load(spec.at(self._root), study, watch, self._store.asset(study.data.asset))
             finally:
                 self._activity.wait()
             log.info("study %s: data of asset %s is read", study.study, study.data.asset)

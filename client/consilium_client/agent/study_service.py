@@ -15,6 +15,8 @@ from consilium_client.agent.leftovers import Leftovers
 from consilium_client.agent.machine import Machine
 from consilium_client.agent.spending import Spending
 from consilium_client.agent.study_data import StudyData
+from consilium_client.prepared.key import StoreKey
+from consilium_client.prepared.store import PreparedStore
 from consilium_client.site import Home
 from consilium_client.site_config import SiteConfig
 from consilium_client.state.clipping_norms import ClippingNorms
@@ -72,7 +74,9 @@ class StudyService:
         self.leftovers.forget_rejected()
         self.activity = Activity()
         self.spending = Spending(self.ledger)
-        self.data = StudyData(self.config, home.root, self.activity)
+        self.prepared = PreparedStore(home.prepared, StoreKey.at(home.store_key), self.config.processes)
+        self.prepared.keep_only(self.config.assets)
+        self.data = StudyData(self.config, home.root, self.activity, self.prepared)
         self.patient_counts = PatientCounts(home.store / "cohorts")
         self.estimates = Estimates(self.config, self.data, self.patient_counts, self.spending)
         self.approvals = Approvals(self.config, self.proposals, self.data, self.estimates, self.spending)

@@ -232,6 +232,7 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     where = f" {activity['study']}" if "study" in activity else ""
     where += f" round {activity['round']}" if "round" in activity else ""
     where += f" step {activity['step']} of {activity['steps']}" if "step" in activity else ""
+    where += f", {activity['done']} of {activity['of']}" if "done" in activity else ""
     _say(f"site {value['site']}: {activity['doing']}{where}")
     _say(f"ledger: {value['ledger']['entries']} entries, head {value['ledger']['head'][:16]}")
     for study in value["studies"]:

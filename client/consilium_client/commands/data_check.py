@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from consilium_client.commands.prepared import prepared
 from consilium_client.site import Home
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError
@@ -21,9 +22,10 @@ DEFAULT_HOME = Path("consilium-site")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give consilium-site this command."""
+    """Give consilium-site the commands about its data."""
     data = typer.Typer(no_args_is_help=True, help="Look at the site's data.")
     data.command()(check)
+    data.command()(prepared)
     app.add_typer(data, name="data")
 
 

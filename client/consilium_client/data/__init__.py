@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from consilium_client.data.asset import AssetSpec, DicomAsset, TimeseriesAsset
 from consilium_client.data.dataset import Dataset
+from consilium_client.prepared.store import AssetFolder
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.study import Study
@@ -13,7 +14,12 @@ from consilium_shared.study import Study
 __all__ = ["AssetSpec", "Dataset", "load"]
 
 
-def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None] | None = None) -> Dataset:
+def load(
+    asset: AssetSpec,
+    study: Study,
+    on_progress: Callable[[int, int], None] | None = None,
+    store: AssetFolder | None = None,
+) -> Dataset:
     """Read an asset and prepare its records for a study's model.
 
     What cannot be used is set aside, by record and with a reason, and counted; nothing is dropped in silence.
@@ -25,7 +31,8 @@ def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None]
 
     Raises:
         DataError: the asset is of another kind than the task needs, a file or column is missing or unreadable, no
-            record is left, or the inputs would exceed ``limits.INPUT_BYTES``. Names files and columns, never a patient.
+            record is left, or the inputs would exceed ``limits.INPUT_BYTES`` of memory, or the store's disk. Names
+            files and columns, never a patient.
     """
     progress = on_progress or (lambda _done, _total: None)
     kind = task.reads(study).kind
@@ -34,7 +41,7 @@ def load(asset: AssetSpec, study: Study, on_progress: Callable[[int, int], None]
     if isinstance(asset, DicomAsset):
         from consilium_client.data.dicom import load_dicom
 
-        return load_dicom(asset, study, progress)
+        return load_dicom(asset, study, progress, store)
     if isinstance(asset, TimeseriesAsset):
         from consilium_client.data.timeseries import load_timeseries
 

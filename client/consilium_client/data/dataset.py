@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.data.report import Report
+from consilium_client.prepared.rows import StoredRows
 from consilium_shared import limits
 from consilium_shared.errors import DataError
 from consilium_shared.task import Examples
@@ -66,6 +67,11 @@ class Dataset(ABC):
     @abstractmethod
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of one record in each of the model's inputs."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether it can still be used; one that cannot is loaded anew."""
+        return True
 
     @abstractmethod
     def take(self, records: NDArray[np.int64]) -> Examples:
@@ -147,3 +153,37 @@ class ArrayDataset(Dataset):
             patient_count=part.patient_count,
             train=self.train[self.train != held_back],
         )
+
+
+@dataclass(frozen=True)
+class StoredDataset(Dataset):
+    """Records that lie in the prepared store, and are decrypted when they are taken. Targets are in memory.
+
+    Attributes:
+        rows: of the store, row i of record i; their fields are the model's inputs.
+        labels: arrays ``[N, …]``, the targets.
+        more: arrays ``[N, …]`` in memory, further inputs of the model after those in the store.
+    """
+
+    rows: StoredRows = field(kw_only=True)
+    labels: tuple[NDArray[Any], ...] = field(kw_only=True)
+    more: tuple[NDArray[Any], ...] = field(default=(), kw_only=True)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one record in each of the model's inputs."""
+        return (*(each.shape for each in self.rows.fields), *(each.shape[1:] for each in self.more))
+
+    @property
+    def intact(self) -> bool:
+        """Whether everything that was taken until now could be authenticated."""
+        return self.rows.intact
+
+    def take(self, records: NDArray[np.int64]) -> Examples:
+        """Inputs and targets of these records; raises DamagedPack where the disk gives another file than was written,
+        which no patient decides."""
+        return Examples((*self.rows.take(records), *(each[records] for each in self.more)), self.targets(records))
+
+    def targets(self, records: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Targets of these records alone."""
+        return tuple(each[records] for each in self.labels)

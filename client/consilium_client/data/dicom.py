@@ -13,23 +13,29 @@ import pydicom
 
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.columns import place as place_of
-from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
+from consilium_client.data.dataset import Dataset
 from consilium_client.data.folder import files
 from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, number_rows, read_labels
+from consilium_client.data.made import make_all
+from consilium_client.data.recipes import ImageRecipe
 from consilium_client.data.report import NothingUsable, Report, SetAside, Values
+from consilium_client.prepared.recipe import Source
+from consilium_client.prepared.store import AssetFolder
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
 from consilium_shared.preparation.foreign import Unusable, read_header
-from consilium_shared.preparation.radiograph import read_image, require_radiograph
+from consilium_shared.preparation.radiograph import require_radiograph
 from consilium_shared.study import Study
 
 
-def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int], None]) -> Dataset:
+def load_dicom(
+    asset: DicomAsset, study: Study, on_progress: Callable[[int, int], None], store: AssetFolder | None = None
+) -> Dataset:
     """Data set of a folder of DICOM files and its label table; see ``data.load``.
 
-    Headers are read first, without pixels, so that only files that count are decoded, one at a time.
+    Headers are read first, without pixels, so that only files that count are decoded.
     """
     image = task.reads(study).image
     if image is None:
@@ -43,16 +49,11 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
     total = 2 * len(found)
     chosen, row_of = _choose(found, asset, image, rows, aside, notes, lambda done: on_progress(done, total))
 
-    check_size(len(chosen), image.size**2)
-    inputs = np.zeros((len(chosen), 1, image.size, image.size), dtype=np.float32)
-    keep = np.ones(len(chosen), dtype=bool)
-    for place, number in enumerate(chosen):
-        try:
-            inputs[place, 0] = read_image(found[number], image.size)
-        except Unusable as error:
-            keep[place] = False
-            aside.add(str(error), where=_place(found[number], asset))
-        on_progress(total - len(chosen) + place + 1, total)
+    recipe, sources = ImageRecipe(image.size), [Source((found[number],)) for number in chosen]
+    made = make_all(recipe, sources, found, store, lambda done: on_progress(total - len(chosen) + done, total))
+    for place in sorted(made.reasons):
+        aside.add(made.reasons[place], where=_place(found[chosen[place]], asset))
+    keep = made.usable
     if not keep.any():
         raise NothingUsable(f"{asset.path}: no usable image in {len(found)} files", Report(aside, values, notes))
     positions = np.asarray(row_of, dtype=np.int64)[keep]
@@ -61,8 +62,7 @@ def load_dicom(asset: DicomAsset, study: Study, on_progress: Callable[[int, int]
     aside.add("label table: row without a usable image", len(unused), where)
     taken = rows.take(positions)
     patients, train = number_rows(taken)
-    inputs = inputs if keep.all() else inputs[keep]
-    return ArrayDataset.of((inputs,), taken.targets, patients, train, Report(aside, values, notes))
+    return made.dataset(taken.targets, patients, train, Report(aside, values, notes))
 
 
 def _files(asset: DicomAsset, aside: SetAside) -> list[Path]:

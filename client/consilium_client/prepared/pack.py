@@ -47,8 +47,8 @@ class DamagedPack(IntegrityError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"{path} cannot be decrypted: it is damaged or was written under another key. It is put aside; what was in "
-            "it is prepared anew when the study's data is next read"
+            f"{path} cannot be decrypted: it is damaged or was written under another key. What was in it is prepared "
+            "anew when the study's data is next read"
         )
 
 
@@ -171,7 +171,7 @@ class Pack:
             places: int64 ``[n]``, the row of ``out`` into which each goes.
 
         Raises:
-            DamagedPack: a chunk was altered. Nothing of it is used.
+            DamagedPack: a chunk was altered. Nothing of it is used, and the file is deleted.
         """
         size, chunk = self.head.record, self.head.chunk
         of = numbers // chunk
@@ -201,6 +201,7 @@ class Pack:
             self._cipher.decrypt_into(_nonce(chunk + 1), self._bytes[start:end], self._line, into.data)
         except InvalidTag:
             self.intact = False
+            self.path.unlink(missing_ok=True)  # so that what was in it is prepared anew
             raise DamagedPack(self.path) from None
 
     def _leave(self, start: int, end: int) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tests.support import studies
 from tests.support.datasets import load
 
-from consilium_client.data import dicom
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import limits
 from consilium_shared.errors import DataError
+from consilium_shared.preparation import radiograph
 from consilium_shared.preparation.foreign import Unusable
 from consilium_shared.preparation.presentation import present
 from consilium_shared.preparation.radiograph import aspect, read_image, resize
@@ -203,7 +203,7 @@ def test_more_than_fits_in_memory_is_refused_before_it_is_read(tmp_path: Path, m
     monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4)
     assert len(load(folder(tmp_path), study())) == 2
     monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4 - 1)
-    monkeypatch.setattr(dicom, "read_image", None)  # nothing is decoded any more
+    monkeypatch.setattr(radiograph, "read_image", None)  # nothing is decoded any more
     with pytest.raises(DataError, match="GiB of memory"):
         load(folder(tmp_path), study())
 

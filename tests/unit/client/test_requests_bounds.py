@@ -234,9 +234,9 @@ def test_polling_a_pending_study_reads_no_data_again(site: Any, monkeypatch: pyt
     c = site.coordinator
     load, read = data.load, []
 
-    def counted(spec: Any, study: Study) -> Any:
+    def counted(spec: Any, study: Study, *more: Any) -> Any:
         read.append(study.study)
-        return load(spec, study)
+        return load(spec, study, *more)
 
     monkeypatch.setattr(data, "load", counted)
     site.approve()

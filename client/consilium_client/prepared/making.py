@@ -1,0 +1,54 @@
+"""Making of records from sources, here or in a process beside: digest first, and only what is not there is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from consilium_client.prepared.catalogue import File, Stamp, read_file
+from consilium_client.prepared.recipe import Recipe, Source, packed
+from consilium_shared.preparation.foreign import Unusable
+
+CHANGED = "changed while it was read"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A source that gives no record.
+
+    Attributes:
+        reason: under which it is set aside.
+        lasting: whether it follows from the content, so that it need not be tried again.
+    """
+
+    reason: str
+    lasting: bool = True
+
+
+def files_of(source: Source) -> tuple[File, ...] | None:
+    """The source's files as they were read; None where one cannot be."""
+    try:
+        return tuple(read_file(path) for path in source.paths)
+    except OSError:
+        return None
+
+
+def make(recipe: Recipe, source: Source, files: tuple[File, ...] | None) -> bytes | Failed:
+    """The record's bytes, or why there is none.
+
+    Args:
+        recipe: the preparation.
+        source: files that exist.
+        files: as they were read before; one that is another by now is set aside.
+    """
+    try:
+        record = packed(recipe.make(source), recipe.fields)
+    except Unusable as error:
+        return Failed(str(error), files is not None and _same(source, files))
+    return record if files is not None and _same(source, files) else Failed(CHANGED, lasting=False)
+
+
+def _same(source: Source, files: tuple[File, ...]) -> bool:
+    try:
+        return all(Stamp.of(path) == file.stamp for path, file in zip(source.paths, files, strict=True))
+    except OSError:
+        return False
