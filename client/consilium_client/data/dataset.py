@@ -70,7 +70,7 @@ class Dataset(ABC):
 
     @property
     def intact(self) -> bool:
-        """Whether it can still be used; one that cannot is loaded anew."""
+        """Fitness to be used: a data set that is not intact is loaded anew."""
         return True
 
     @abstractmethod
@@ -176,7 +176,7 @@ class StoredDataset(Dataset):
 
     @property
     def intact(self) -> bool:
-        """Whether everything that was taken until now could be authenticated."""
+        """True while everything that was taken could be authenticated."""
         return self.rows.intact
 
     def take(self, records: NDArray[np.int64]) -> Examples:

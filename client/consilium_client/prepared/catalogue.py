@@ -29,12 +29,12 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """Of a file as it is now; raises OSError."""
+        """Stamp of a file as it is now; raises OSError."""
         found = path.stat()
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
 
     def settled(self, at_ns: int) -> bool:
-        """Whether a change after this moment must show in the stamp."""
+        """True where a change after this moment must show in the stamp."""
         return max(self.modified_ns, self.changed_ns) < at_ns - _SETTLED_NS
 
 

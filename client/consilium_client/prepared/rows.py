@@ -27,7 +27,7 @@ class StoredRows:
 
     @property
     def intact(self) -> bool:
-        """Whether every chunk that was read until now could be authenticated."""
+        """True while every chunk that was read could be authenticated."""
         return all(pack.intact for pack in self._packs)
 
     def select(self, positions: NDArray[np.int64]) -> StoredRows:

@@ -19,7 +19,7 @@ PACK = ".pack"
 
 @dataclass(frozen=True)
 class Held:
-    """What the store holds of an asset.
+    """Content of the store of one asset.
 
     Attributes:
         asset: its name.
@@ -57,7 +57,7 @@ class PreparedStore:
 
 @dataclass(frozen=True)
 class AssetFolder:
-    """What is kept of one asset: a catalogue of its files, and a folder for each preparation.
+    """Folder of one asset: a catalogue of its files, and a folder for each preparation.
 
     Attributes:
         path: the folder.
@@ -99,7 +99,7 @@ class AssetFolder:
 
 
 def held(folder: Path) -> list[Held]:
-    """What a store's folder holds, by asset."""
+    """Content of a store's folder, by asset."""
     return [_held(each) for each in _folders(folder)]
 
 
