@@ -241,7 +241,7 @@ data.load(asset, Study.model_validate_json(contract), None, AssetFolder(Path(fol
 def test_of_a_preparation_that_was_killed_nothing_half_is_read(asset: DicomAsset, folder: AssetFolder) -> None:
     contract = study()
     for number in range(PATIENTS, 300):  # so that there is a middle to be killed in
-        picture = np.full((20, 20), number / 300)
+        picture = np.linspace(0, number / 300, 400).reshape(20, 20)
         write_radiograph(asset.path / f"q{number}.dcm", picture, "p0", f"q{number}", Scanner(12))
     rows = ["patient,file,finding", *(f"p0,q{number}.dcm,normal" for number in range(PATIENTS, 300))]
     asset.table.write_text("\n".join(rows) + "\n")
