@@ -192,7 +192,7 @@ def _about() -> str:
 
 def test_nothing_is_on_the_disk_in_clear_and_nobody_else_can_read_it(asset: DicomAsset, folder: AssetFolder) -> None:
     found = data.load(asset, study(), None, folder)
-    secrets = [inputs(found)[0, 0, 12].tobytes(), b"p1.dcm", b"images", b"not readable", b"p3"]
+    secrets = [inputs(found)[0, 0, 12].tobytes(), b"p1.dcm", b"images", b"not readable", b"p3.dcm"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files(folder)} == {0o600}
     assert {stat.S_IMODE(p.stat().st_mode) for p in folder.path.rglob("*") if p.is_dir()} == {0o700}
     for path in files(folder):
