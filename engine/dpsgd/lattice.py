@@ -23,6 +23,10 @@ and leaves the sum as it is.
 for 11 million parameters clipping gives up 2·10^-6·max(1, σ) of C; and a step is still 2^20 float64 numbers wide where
 the deviates have size 1.
 
+**A given grid.** ``Lattice.on_grid`` takes g from a study whose sums are added up over several sites as whole numbers.
+There g is coarser, 2^-14 of C or so, and the noise many steps wide all the same. K, the clipped gradients' rounded sum,
+is cut off at a bound first: a projection, which brings no two sums further apart. The rest holds word for word.
+
 **More patients than that.** The number of patients of a plan has noise, and ``Lattice.patients`` takes in ten of its
 deviations: by chance a step never draws more. Where a hospital's patients have become many times more since the
 approval, it may; the sum goes on all the same, since whether it fails would be for one patient to decide. Each patient
@@ -85,9 +89,32 @@ class Lattice:
         if expected + 10.0 * math.sqrt(expected) > PATIENTS:
             raise ConfigurationError(f"a step of {expected:g} patients: the sum of more than {PATIENTS} is too coarse")
         step = 2.0 ** (math.ceil(math.log2(largest)) - 32)
-        patients = min(PATIENTS, math.ceil(2.0 * expected) + 1024)
+        patients = _made_for(expected)
         widest = 2.0**-31 * max(1.0, noise_multiplier)  # of the step in units of C, whichever C is
         if patients * ERROR + widest * math.sqrt(parameters) > 1 / 50:
             raise ConfigurationError(f"noise multiplier {noise_multiplier:g} is too large for {parameters} parameters")
-        lost = patients * ERROR * clipping_norm + step * math.sqrt(parameters)
-        return cls(step=step, row_bound=clipping_norm - lost, patients=patients)
+        return cls(step, _row_bound(clipping_norm, step, parameters, patients), patients)
+
+    @classmethod
+    def on_grid(cls, step: float, clipping_norm: float, parameters: int, expected: float) -> Lattice:
+        """The lattice of a given step g, a power of two; the rest as of ``of``. The noise may be of any size: coarse
+        or fine, it is rounded to whole steps, and what is lost to rounding is taken off the bound of the gradients.
+
+        Raises:
+            ConfigurationError: a step that is no power of two, or with which rounding takes more than a fiftieth of C.
+        """
+        if math.frexp(step)[0] != 0.5 or not SMALLEST < clipping_norm < _LARGEST:
+            raise ConfigurationError(f"a grid of {step:g} for clipping_norm {clipping_norm:g}: no power of two, or far")
+        patients = _made_for(expected)
+        bound = _row_bound(clipping_norm, step, parameters, patients)
+        if bound < clipping_norm * (1 - 1 / 50):
+            raise ConfigurationError(f"a grid of {step:g} is too coarse for {parameters} parameters")
+        return cls(step, bound, patients)
+
+
+def _made_for(expected: float) -> int:
+    return min(PATIENTS, math.ceil(2.0 * expected) + 1024)
+
+
+def _row_bound(clipping_norm: float, step: float, parameters: int, patients: int) -> float:
+    return clipping_norm - (patients * ERROR * clipping_norm + step * math.sqrt(parameters))

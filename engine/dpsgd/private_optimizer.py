@@ -122,10 +122,14 @@ class PrivateOptimizer(TapeOptimizer):
         expected: float | None = None,
         adaptive: AdaptiveClipping | None = None,
         after: Callable[[], None] | None = None,
+        lattice: Lattice | None = None,
+        limit: int | None = None,
     ) -> None:
         """``clipping_norm``: with ``adaptive``, that of the first step. ``expected_batch``: divides the sum.
         ``expected``: upper bound of the patients that a step expects, where above ``expected_batch``. ``after``: called
-        in each step once the private gradient is in ``.grad``; it may only post-process that.
+        in each step once the private gradient is in ``.grad``; it may only post-process that. ``lattice``:
+        that of a study that says on which grid its sums lie; not with ``adaptive``. ``limit``: largest absolute
+        coordinate of the sum in steps of the lattice, cut off before the noise, which brings no two sums further apart.
 
         Raises:
             ConfigurationError: noise, bound or batch beyond what the lattice takes.
@@ -145,7 +149,11 @@ class PrivateOptimizer(TapeOptimizer):
         # gradient. After the parameters' coordinates comes the sum of marks.
         self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
         self._expected = float(expected_batch) if expected is None else expected
-        self.lattice = Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
+        given = lattice is not None
+        self.lattice = lattice or Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
+        self._limit = limit
+        self.released = self._sum.clone() if given else None
+        """What the last step released, whole numbers of the grid's steps: float64 ``[d]``; kept for a given lattice."""
         parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)
@@ -233,7 +241,12 @@ class PrivateOptimizer(TapeOptimizer):
         assert self._drawing is not None  # noqa: S101  (begin gave it)
         self._drawing.result()
         self._drawing = None
-        released = self._sum.round_().add_(self._drawn)
+        self._sum.round_()
+        if self._limit is not None:
+            self._sum.clamp_(-self._limit, self._limit)
+        released = self._sum.add_(self._drawn)
+        if self.released is not None:
+            self.released.copy_(released)
         unit = self.lattice.step * self.longest / self.clipping_norm
         self._gradient.copy_(released[: len(self._gradient)].mul_(unit))
         self._marks.copy_(released[len(self._gradient) :]).mul_(self.lattice.step)

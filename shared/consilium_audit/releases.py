@@ -92,7 +92,8 @@ def _approved_plan(body: Approve, study: Study, line: int) -> Plan:
     private = isinstance(plan, PrivacyPlan)
     patients = plan.patients if isinstance(plan, PrivacyPlan) else None
     named = (body.name, body.asset, body.epsilon) == (study.study, study.data.asset, study.privacy.epsilon)
-    if not named or private != (study.privacy.mode == "dp") or private != (patients is not None):
+    counted = private and study.privacy.sums is None
+    if not named or private != (study.privacy.mode == "dp") or counted != (patients is not None):
         raise LedgerError("what was approved is not what the study's contract says", line=line)
     try:
         asked = plan_of(study, patients or 0).to_dict()

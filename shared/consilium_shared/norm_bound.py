@@ -12,6 +12,9 @@ what was drawn above the expected. With adaptive clipping the gradient counts in
 Adam moves each coordinate by about lr a step, at most lr · S · √d.
 Weight decay may take off what is there: lr · decay · S of a model whose weights are about 1 at most.
 
+With ``privacy.sums`` the bound is of the opened sum without its noise: the mean of all sites' clipped gradients is at
+most lr · C long, and twice that where a step draws twice as many patients as it expects.
+
 Without privacy nothing bounds a gradient. Mean gradients of a batch are seldom longer than ``LONG_GRADIENT``
 except at the very start; a longer update is then shortened and keeps its direction. The bound is never above what it
 was before there was a rule (``UNRULED``).
@@ -40,6 +43,8 @@ def derived_norm_bound(study: Study) -> float:
     training, parameters = study.training, width(study)
     spec, steps = training.optimizer, training.steps_per_round
     norm = study.privacy.clipping_norm
+    if study.privacy.sums is not None and norm is not None:
+        return min(_up(2.0 * spec.lr * norm), NORM_BOUND)
     if spec.name == "adam":
         bound = spec.lr * steps * math.sqrt(parameters)
     elif norm is None:

@@ -84,6 +84,8 @@ def most_held_back(study: Study, sites: int, weight: int) -> float | None:
         weight: Σ of their weights.
     """
     part, rules = study.evaluation.split, study.aggregation
+    if study.privacy.sums is not None:
+        return None
     if part is None or study.privacy.mode != "dp" or rules.weighting != "patients" or weight >= rules.max_weight:
         return None
     training = weight + _DEVIATIONS * math.sqrt(sites * (study.privacy.count_noise**2 + 1 / 12))

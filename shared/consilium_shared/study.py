@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from consilium_shared import limits, task
+from consilium_shared import limits, private_sums, task
 from consilium_shared.architecture import SEED_LIMIT, Architecture
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import Strict
@@ -33,6 +33,7 @@ from consilium_shared.fields import Positive as Positive
 from consilium_shared.fields import seconds as seconds
 from consilium_shared.inputs import AssetData
 from consilium_shared.printable import printable
+from consilium_shared.private_sums import PrivateSums
 from consilium_shared.schema import SCHEMA, Since, check_known, later_keys, written_out
 from consilium_shared.task import TaskName
 
@@ -64,7 +65,7 @@ class Training(Strict):
     rounds: Annotated[int, Field(ge=1, le=limits.ROUNDS)]
     steps_per_round: Annotated[int, Field(ge=1, le=limits.STEPS_PER_ROUND)]
     expected_batch: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Expected number of patients in a Poisson-sampled step."""
+    """Expected number of patients in a Poisson-sampled step: of a site, or with ``privacy.sums`` of all together."""
     records_per_patient: Annotated[int, Field(ge=1, le=limits.RECORDS_PER_PATIENT)] = 1
     """Most records of a drawn patient in a step: their mean is that patient's gradient. 1 draws a single one."""
     optimizer: LocalOptimizer
@@ -113,7 +114,9 @@ class Privacy(Strict):
     noise_multiplier: Literal["auto"] | Positive = "auto"
     count_noise: Positive = 10.0
     """Standard deviation, in patients, of the noise on a site's number of patients; with privacy no other form of it
-    is used outside the site (sampling rate, weight). Without privacy it is not used."""
+    is used outside the site (sampling rate, weight). Without privacy, or with ``sums``, it is not used."""
+    sums: Annotated[PrivateSums | None, Since(2)] = None
+    """Every opened sum is one private step of all sites together; None: a round is steps of each site's own."""
 
     @model_validator(mode="after")
     def _complete(self) -> Privacy:
@@ -290,6 +293,7 @@ class Study(Strict):
             raise ValueError(f"training.augment: task {self.task} has {known}, not {self.training.augment}")
         own.check(self)
         self.model.check(self)
+        private_sums.check(self)
         if self.training.seed is not None and self.privacy.mode == "dp":
             raise ValueError("training.seed is for studies without privacy: a known seed would undo the noise")
         if self.training.adaptive_clipping is not None and self.privacy.mode == "none":

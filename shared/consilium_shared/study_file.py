@@ -9,21 +9,31 @@ from typing import Any
 from pydantic import ValidationError
 
 from consilium_shared.config import load_yaml, read_yaml
+from consilium_shared.models.vector import width
 from consilium_shared.norm_bound import UNRULED, derived_norm_bound
+from consilium_shared.privacy.plan import PrivacyPlan, plan_of
+from consilium_shared.private_sums import Grid
 from consilium_shared.schema import SCHEMA
 from consilium_shared.study import Study
 
 
 def read(file: Path) -> Study:
-    """The contract of a study file; ``aggregation.norm_bound`` follows from the plan where the file names none.
+    """The contract of a study file; ``aggregation.norm_bound`` follows from the plan where the file names none, and
+    with ``privacy.sums`` the noise multiplier from ε.
 
     Raises:
         ConfigurationError: as ``config.load_yaml``.
     """
     study = load_yaml(file, Study)
-    if _names_bound(read_yaml(file)):
-        return study
-    return Study.model_validate(_with_bound(study.contract, derived_norm_bound(study)))
+    content = study.contract
+    if study.privacy.sums is not None:  # every site's noise is the contract's
+        plan = plan_of(study, 0)
+        assert isinstance(plan, PrivacyPlan)  # noqa: S101  (sums are for studies with privacy)
+        Grid.of(study, width(study)).check_noise(plan.noise_multiplier * plan.clipping_norm)
+        content["privacy"] = {**content["privacy"], "noise_multiplier": plan.noise_multiplier}
+    if not _names_bound(read_yaml(file)):
+        content = _with_bound(content, derived_norm_bound(study))
+    return Study.model_validate(content)
 
 
 def read_as(file: Path, digest: str | None, bound: float = UNRULED) -> Study:

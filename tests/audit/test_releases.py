@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.audit.conftest import PRIVATE, a_federation, a_study
+
+from consilium_audit.evidence import VerificationFailed
+from consilium_shared.study import Study
 
 Evidence = Any
 """``conftest.Evidence``: a folder as an auditor gets it; and, for cheating, every key."""
@@ -249,3 +254,50 @@ def test_a_charge_for_a_noised_release_that_is_given_back_is_found(evidence: Evi
 
     evidence.rewrite("west", given_back)
     assert "0 of 1 steps" in evidence.fails(8, evidence.ledger("west"))
+
+
+# -- sums that are one private step each
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    contract = a_study(PRIVATE).contract
+    contract["training"] |= {"steps_per_round": 1, "expected_batch": 1200}
+    contract["privacy"] |= {"sums": {"sampling_rate": 0.25}, "noise_multiplier": 6.0}
+    return a_federation(tmp_path_factory.mktemp("summed") / "f", Study.model_validate(contract))
+
+
+def test_a_study_of_private_sums_is_verified_without_any_number_of_patients(summed: Evidence, tmp_path: Path) -> None:
+    found = summed.copy(tmp_path / "faithful")
+    found.verified()
+    plan = found.lines("west")[found.seq_of("west", "approve") - 1][3]["plan"]
+    assert plan["patients"] is None and plan["noise_multiplier"] == 6.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "why"),
+    [
+        ({"noise_multiplier": 5.9}, 8, "noise_multiplier is 5.9"),
+        ({"sampling_rate": 0.2}, 8, "sampling_rate is 0.2"),
+        ({"patients": 1000, "count_noise": 10.0}, 5, "before the number of patients"),
+    ],
+)
+def test_a_site_that_has_less_noise_in_its_sums_than_the_others_is_found(
+    summed: Evidence, tmp_path: Path, changes: dict[str, Any], step: int, why: str
+) -> None:
+    found = summed.copy(tmp_path / "evidence")
+    found.rewrite("west", planned(found, **changes))
+    assert why in found.fails(step)
+
+
+def test_a_charge_of_less_than_the_contracts_step_is_found(summed: Evidence, tmp_path: Path) -> None:
+    found = summed.copy(tmp_path / "evidence")
+    line = found.charge_of("west", 1)
+
+    def cheaper(lines: list[Line]) -> list[Line]:
+        lines[line - 1][3]["event"]["noise_multiplier"] = 60.0
+        return lines
+
+    found.rewrite("west", cheaper)
+    with pytest.raises(VerificationFailed):
+        found.verified()

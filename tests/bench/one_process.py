@@ -87,7 +87,7 @@ def plans(name: str, study: Study, sites: Mapping[str, Dataset], seed: int = 0) 
     found = {}
     for site, part in sites.items():
         patients = int(part.train.sum())
-        if study.privacy.mode == "dp":
+        if study.privacy.mode == "dp" and study.privacy.sums is None:
             patients = max(patients + round(draw.gauss(0.0, study.privacy.count_noise)), least, 1)
         found[site] = make_plan(study, patients)
     return found
@@ -142,9 +142,12 @@ def rounds(
                 clipping_norm=norms[site],
             )
             norms[site] = result.clipping_norm
-            bound(result.update, study)
             weight = min(result.patients, largest_weight(study))
-            encoding.encode(result.update, encoded, weight / largest_weight(study))
+            if result.integers is not None:
+                encoded[:] = result.integers
+            else:
+                bound(result.update, study)
+                encoding.encode(result.update, encoded, weight / largest_weight(study))
             total, weights = total + encoded, weights + weight
         totals = {"update": total, "weight": np.asarray([weights], dtype=np.uint64)}
         mean = read(study, "training", len(sites), len(sites), totals).mean

@@ -59,7 +59,9 @@ class Estimates:
         check_contract(policy, study)
         patients = self._data.patients(study)
         check_patients(policy, study, patients.train, patients.held_back)
-        size = self._patient_counts.noised(study, patients.train, policy.minimum_patients)
+        size = patients.train  # with sums it is in no plan
+        if study.privacy.sums is None:
+            size = self._patient_counts.noised(study, patients.train, policy.minimum_patients)
         plan = self._plans.get((study.digest, size)) or make_plan(study, size)
         self._plans[study.digest, size] = plan
         if len(self._plans) > REMEMBERED:

@@ -111,7 +111,9 @@ def _encode(
     counts: bool,
 ) -> None:
     sites = len(contribution.terms.cohort)
-    if segment.name == "update":
+    if segment.name == "update" and result.about.integers:
+        out[:] = result.integers(start, out.size)
+    elif segment.name == "update":
         scale = result.about.weight / largest_weight(study)
         fixed_point(study, sites).encode(result.update(start, out.size), out, scale)
     elif segment.name == "weight":

@@ -131,7 +131,11 @@ def train(
         elif counts_with(study, number):
             numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
         last = training if counting is None else counting
-        bound(found.update, study)
+        leaves: npt.NDArray[np.float32] | npt.NDArray[np.uint32] = found.update
+        if found.integers is None:
+            bound(found.update, study)
+        else:
+            leaves = found.integers  # nothing comes after the noise
         about = About(
             purpose="training",
             round=number,
@@ -140,12 +144,13 @@ def train(
             weight=_weight(study, plan, found.patients),
             counted=counted,
             epsilon=reported(last.study_epsilon),
-            parameters=found.update.size,
+            parameters=leaves.size,
             counts=0 if numbers is None else numbers.size,
+            integers=found.integers is not None,
         )
         if found.clipping_norm is not None and study.training.adaptive_clipping is not None:
             service.clipping_norms.put(study.digest, number, found.clipping_norm)
-        result = service.results.put(study.digest, about, found.update, numbers)
+        result = service.results.put(study.digest, about, leaves, numbers)
         service.charges.settle(training, found.steps)
         if counting is not None:
             service.charges.settle(counting, 1)
@@ -209,7 +214,7 @@ def _count(
 
 def _weight(study: Study, plan: Plan, patients: int) -> int:
     """Weight of the update. With privacy the true number of patients stays here."""
-    if study.aggregation.weighting == "equal":
+    if study.aggregation.weighting == "equal" or study.privacy.sums is not None:
         return 1
     if isinstance(plan, NonPrivatePlan):
         return min(patients, largest_weight(study))

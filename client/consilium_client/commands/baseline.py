@@ -89,6 +89,9 @@ def train_alone(
     plan = make_plan(study, int(records.train.sum()))
     where = device.choose(device_name)
     vector = to_vector(build(study)) if start is None else start
+    sums, share = study.privacy.sums, 1.0
+    if sums is not None:  # the contract's step is of all sites' patients; alone it is of these
+        share = study.training.expected_batch / (sums.sampling_rate * records.train.sum())
     average, decay, norm = None, study.aggregation.weight_average, None
     for number in range(1, study.training.rounds + 1):
         result = train(
@@ -105,7 +108,7 @@ def train_alone(
         if result.diverged:
             raise DataError(f"study {study.study}, round {number}: {DIVERGED}")
         norm = result.clipping_norm
-        vector = with_trained(vector, trained(vector, study) + result.update, study)
+        vector = with_trained(vector, trained(vector, study) + share * result.update, study)
         if decay:
             average = averaged(average, trained(vector, study), decay, number)
         if on_progress is not None:

@@ -95,7 +95,12 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
             f"  plan       sampling rate {plan['sampling_rate']:.4g}, clipping norm {plan['clipping_norm']:g}{begins}, "
             f"noise multiplier {plan['noise_multiplier']:g}",
         )
-        yield (f"  tells      {plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})",)
+        if plan["patients"] is None:
+            yield ("  sums       each round one step of all sites together; this site's own noise is the whole noise",)
+            yield ("  tells      no number of patients",)
+        else:
+            told = f"{plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})"
+            yield (f"  tells      {told}",)
     else:
         yield "  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red"
     yield (f"  budget     {study['arithmetic']}",)

@@ -45,6 +45,8 @@ class About(Strict):
     parameters: Annotated[int, Field(ge=0, le=limits.PARAMETERS)]
     counts: Annotated[int, Field(ge=0)]
     """Length of the counts; 0 where none were asked for."""
+    integers: bool = False
+    """Whether the update is the integers of a study with ``privacy.sums``, to be masked as they are."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Result:
         """Coordinates of the bounded update, float32 [length]."""
         return np.fromfile(self._file, dtype="<f4", count=length, offset=self._start + 4 * start)
 
+    def integers(self, start: int, length: int) -> npt.NDArray[np.uint32]:
+        """Integers of a study with ``privacy.sums``, uint32 [length]."""
+        return np.fromfile(self._file, dtype="<u4", count=length, offset=self._start + 4 * start)
+
     def counts(self) -> npt.NDArray[np.int64]:
         """The counts, int64; empty where none were asked for."""
         at = self._start + 4 * self.about.parameters
@@ -79,11 +85,15 @@ class Results:
         remove_leftovers(folder)
 
     def put(
-        self, study: str, about: About, update: npt.NDArray[np.float32], counts: npt.NDArray[np.int64] | None
+        self,
+        study: str,
+        about: About,
+        update: npt.NDArray[np.float32] | npt.NDArray[np.uint32],
+        counts: npt.NDArray[np.int64] | None,
     ) -> Result:
         """Keep a result durably; whatever was kept before for the purpose is gone."""
         line = canonical_bytes(about.model_dump(mode="json")) + b"\n"
-        pieces: list[bytes | memoryview] = [line, update.astype("<f4", copy=False).data]
+        pieces: list[bytes | memoryview] = [line, update.astype("<u4" if about.integers else "<f4", copy=False).data]
         if counts is not None:
             pieces.append(counts.astype("<i8").data)
         hashing = hashlib.sha256()

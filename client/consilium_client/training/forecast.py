@@ -50,5 +50,7 @@ def least_seconds(study: Study, plan: PrivacyPlan, device: torch.device, engine:
 
 def drawn(study: Study, plan: PrivacyPlan) -> float:
     """Mean number of patients that a step draws: by their noised number or by the contract, whichever is less."""
+    if study.privacy.sums is not None:
+        return 0.0  # the contract's batch is of all sites, and the number of patients here is nobody's to know
     batch = float(study.training.expected_batch)
     return batch if plan.patients is None else min(batch, plan.sampling_rate * plan.patients)

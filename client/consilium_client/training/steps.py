@@ -21,6 +21,7 @@ import torch
 
 from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.private_sums import Grid, Integers
 from consilium_shared.study import Study
 from dpsgd import engines
 from dpsgd.adaptive import AdaptiveClipping
@@ -28,6 +29,7 @@ from dpsgd.device import in_precision, onto
 from dpsgd.engines import Engine, PerSampleModel
 from dpsgd.isolation import one_thread, without_denormals
 from dpsgd.keystream import KeyStream
+from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
 from dpsgd.per_sample import Loss
 from dpsgd.private_optimizer import PrivateOptimizer
@@ -46,6 +48,16 @@ class Probe(Protocol):
 
     def observe(self, optimizer: PrivateOptimizer) -> None:
         """Look at the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
+
+
+def lattice_of(study: Study, plan: PrivacyPlan, numbers: int) -> Lattice:
+    """Lattice of the plan's sums of so many numbers; raises ConfigurationError where they do not fit on it."""
+    expected = plan.expected(study.training.expected_batch)
+    if study.privacy.sums is None:
+        return Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, expected)
+    grid = Grid.of(study, numbers)
+    grid.check_noise(plan.noise_multiplier * plan.clipping_norm)
+    return Lattice.on_grid(grid.step, plan.clipping_norm, numbers, expected)
 
 
 Stepper = Callable[[Batch], None]
@@ -77,7 +89,8 @@ class PrivateSteps:
             after()
 
         self._loss, self._rows, self._words, self._step = loss, rows, words, 0
-        adaptive = study.training.adaptive_clipping
+        adaptive, size = study.training.adaptive_clipping, sum(p.numel() for p in model.parameters() if p.requires_grad)
+        grid = None if study.privacy.sums is None else Grid.of(study, size)
         self._model = engines.wrap(model, engine, study.training.precision)
         self.optimizer = PrivateOptimizer(
             optimizer,
@@ -89,6 +102,8 @@ class PrivateSteps:
             noise=noise,
             adaptive=None if adaptive is None else AdaptiveClipping(adaptive.quantile, adaptive.rate),
             after=then,
+            lattice=None if grid is None else lattice_of(study, plan, size),
+            limit=None if grid is None else grid.limit,
         )
         self._plant = None if probe is None else partial(probe.plant, self.optimizer)
         self._limit = plan.records_per_patient * study.training.augment_multiplicity
@@ -102,6 +117,16 @@ class PrivateSteps:
             self._model.renew()
             self._one_by_one(drawn)
         self.optimizer.finish()  # never twice: what has noise on it was released
+
+    def integers(self) -> Integers:
+        """What the one step of a sum released: uint32 ``[t]``, whole steps of the study's grid modulo 2^32.
+
+        Nothing else of the step may leave: the gradient sum and its noise, and no function of them that another site's
+        part does not go through as well.
+        """
+        released = self.optimizer.released
+        assert released is not None  # noqa: S101  (a study with sums gave the lattice)
+        return released.cpu().numpy().astype(np.int64).astype(np.uint32)  # from int64 it wraps around
 
     def try_out(self, batches: Iterable[Batch]) -> None:
         """One step of all these batches, of invented records; raises whatever breaks off."""

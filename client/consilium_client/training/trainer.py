@@ -16,13 +16,14 @@ import torch
 from consilium_client.data.dataset import Dataset, Part
 from consilium_client.data.patients import Draw, PatientSampler
 from consilium_client.training.microbatches import Batches, Chunking
-from consilium_client.training.steps import PrivateSteps, Probe, Stepper, plain_steps
+from consilium_client.training.steps import PrivateSteps, Probe, Stepper, lattice_of, plain_steps
 from consilium_shared import task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build
 from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
+from consilium_shared.private_sums import Integers
 from consilium_shared.study import Study
 from dpsgd import engines
 from dpsgd.device import exact_arithmetic
@@ -30,7 +31,6 @@ from dpsgd.engines import Engine
 from dpsgd.independence import check_once
 from dpsgd.isolation import ROWS
 from dpsgd.keystream import SEED_BYTES, KeyStream
-from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
 
 INPUT_NUMBERS = 2**21
@@ -56,6 +56,8 @@ class TrainResult:
         patients: patients that could have been drawn; the weight of the update.
         clipping_norm: bound with which the next round begins; None without privacy.
         diverged: with privacy, that a weight moved farther than ``limits.UPDATE_COORDINATE``; the update is 0 then.
+        integers: uint32 ``[t]``, the sum of clipped gradients with its noise, on the grid of a study with
+            ``privacy.sums``: what leaves in place of ``update``, which is what it would move the model by alone.
     """
 
     update: npt.NDArray[np.float32]
@@ -63,6 +65,7 @@ class TrainResult:
     patients: int
     clipping_norm: float | None
     diverged: bool = False
+    integers: Integers | None = None
 
 
 def train(
@@ -159,7 +162,8 @@ def train(
         log.error("study %s, round %d: %s. This site's update is 0", study.study, round, DIVERGED)
         update = np.zeros_like(update)
     norm = None if steps is None else steps.optimizer.clipping_norm
-    return TrainResult(update, done, part.patient_count, norm, diverged)
+    integers = None if steps is None or study.privacy.sums is None else steps.integers()
+    return TrainResult(update, done, part.patient_count, norm, diverged, integers)
 
 
 def check_independence(study: Study) -> None:
@@ -180,7 +184,7 @@ def check_mechanism(study: Study, plan: PrivacyPlan, engine: Engine) -> None:
     bound are beyond what the lattice takes."""
     engines.check_precision(engine, study.training.precision)
     numbers = width(study) + (study.training.adaptive_clipping is not None)
-    Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, plan.expected(study.training.expected_batch))
+    lattice_of(study, plan, numbers)
 
 
 def physical_batch(records: Dataset) -> int:

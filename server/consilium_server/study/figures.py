@@ -69,7 +69,8 @@ class Figures:
 
 def noised_weight(study: Study, opened: Opened) -> int | None:
     """The summed weight where it is made of noised numbers of patients, which leave anyway; else None."""
-    return opened.weight or None if study.privacy.mode == "dp" and study.aggregation.weighting == "patients" else None
+    noised = study.privacy.mode == "dp" and study.aggregation.weighting == "patients" and study.privacy.sums is None
+    return opened.weight or None if noised else None
 
 
 def length(vector: npt.NDArray[np.floating[Any]]) -> float:

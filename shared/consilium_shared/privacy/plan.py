@@ -238,6 +238,7 @@ def plan_of(study: Study, patients: int) -> Plan:
     """Plan that a contract asks of a site: with privacy, at ``patients`` patients, the noised number.
 
     A site approves this plan, and an auditor makes it again. The noise follows from the steps that will really run.
+    With ``privacy.sums`` it follows from the contract alone, and ``patients`` is only held against δ and the step.
 
     >>> study = Study.model_validate(
     ...     {
@@ -263,6 +264,10 @@ def plan_of(study: Study, patients: int) -> Plan:
     training, privacy = study.training, study.privacy
     if privacy.epsilon is None or privacy.delta is None or privacy.clipping_norm is None:
         return NonPrivatePlan(steps_per_round=training.steps_per_round, rounds=training.rounds)
+    if privacy.sums is not None:
+        return _of_sums(
+            study, privacy.sums.sampling_rate, privacy.epsilon, privacy.delta, privacy.clipping_norm, patients
+        )
     return PrivacyPlan.for_study(
         patients=patients,
         expected_batch=training.expected_batch,
@@ -277,6 +282,47 @@ def plan_of(study: Study, patients: int) -> Plan:
         evaluations=len(study.evaluated_rounds),
         evaluation_epsilon=study.evaluation.epsilon,
     )
+
+
+def _of_sums(
+    study: Study, rate: float, epsilon: float, delta: float, clipping_norm: float, patients: int
+) -> PrivacyPlan:
+    """Plan in which each opened sum is one private step: the same at every site, so no number of patients is released.
+
+    ``patients``: of this site, known to itself; 0 where it is not known, as to an auditor.
+    """
+    check_delta(delta, patients or None)
+    if patients * rate > study.training.expected_batch:
+        raise ConfigurationError(
+            f"{patients} patients at a sampling rate of {rate:g} are more in a step than the "
+            f"{study.training.expected_batch} that the study expects of all sites together"
+        )
+    rounds, evaluations = study.training.rounds, len(study.evaluated_rounds)
+    counting: float | None = None
+    if evaluations:
+        assert study.evaluation.epsilon is not None  # noqa: S101  (else none are evaluated)
+        counting = noise_of_evaluations(evaluations, study.evaluation.epsilon, delta)
+    sigma = study.privacy.noise_multiplier
+    if sigma == "auto":
+        beside = [] if counting is None else [GaussianEvent(counting)] * evaluations
+        sigma = calibrate_noise(rate, rounds, epsilon, delta, beside)
+    plan = PrivacyPlan(
+        sampling_rate=rate,
+        clipping_norm=clipping_norm,
+        noise_multiplier=sigma,
+        steps_per_round=1,
+        rounds=rounds,
+        delta=delta,
+        epsilon=epsilon,
+        records_per_patient=study.training.records_per_patient,
+        evaluations=evaluations,
+        evaluation_noise=counting,
+    )
+    if plan.cost() > epsilon:
+        raise ConfigurationError(
+            f"with noise multiplier {sigma:g} the study would cost ε = {plan.cost():.3f}, more than its ε = {epsilon:g}"
+        )
+    return plan
 
 
 def noise_of_evaluations(evaluations: int, epsilon: float, delta: float) -> float:

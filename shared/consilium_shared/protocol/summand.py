@@ -1,6 +1,7 @@
 """Summand of one site in a round's secure sum, and what is read off the sum.
 
-    training     update   [t]      weight × update in fixed point, modulo 2^ring_bits
+    training     update   [t]      weight × update in fixed point, modulo 2^ring_bits; or, in a study with
+                                   privacy.sums, the site's integers (private_sums.py)
                  weight   [1]      modulo 2^64
                  counts   [1 + k]  where they ride along: how many sites counted, and their counts, modulo 2^64
     evaluation   counts   [1 + k]
@@ -20,12 +21,18 @@ import numpy.typing as npt
 
 from consilium_shared.errors import DataError
 from consilium_shared.metrics import Layout
+from consilium_shared.privacy.plan import PrivacyPlan, plan_of
+from consilium_shared.private_sums import Grid
 from consilium_shared.secagg.ring import FixedPoint, integers_limit
 from consilium_shared.secagg.terms import Purpose, Segment
 from consilium_shared.study import Study
 
 PIECE = 1 << 17
 """Coordinates worked on at a time: a megabyte of float64."""
+_ROUNDING = 1e-5
+"""Of float32, beside what it is added to."""
+_DEVIATIONS = 10.0
+"""Of the noise, that no coordinate and no length is beyond its mean by, but for a chance below 1e-14 of ten million."""
 
 
 def counts_with(study: Study, number: int) -> bool:
@@ -50,7 +57,8 @@ def fixed_point(study: Study, sites: int) -> FixedPoint:
 
 def largest_weight(study: Study) -> int:
     """The weight that the encoding of updates is made for."""
-    return 1 if study.aggregation.weighting == "equal" else study.aggregation.max_weight
+    equal = study.aggregation.weighting == "equal" or study.privacy.sums is not None
+    return 1 if equal else study.aggregation.max_weight
 
 
 def bound(update: npt.NDArray[np.float32], study: Study) -> float:
@@ -139,12 +147,43 @@ def read(
     weight = int(totals["weight"].view(np.int64)[0])
     if not survivors <= weight <= survivors * largest_weight(study):
         return _spoilt(f"the summed weight of {survivors} sites is {weight}")
+    if study.privacy.sums is not None:
+        return _of_private_sum(study, survivors, totals["update"], weight, counted, counts)
     total, encoding = totals["update"], fixed_point(study, cohort)
     mean = total.view(np.float32) if total.itemsize == 4 else np.empty(total.size, dtype=np.float32)
     encoding.decode(total, mean, divisor=weight / largest_weight(study))
     slack = survivors * encoding.error * largest_weight(study) / weight
     norm, largest = _size(mean)
     return Opened(mean, weight, counted, counts, _implausible(study, mean.size, norm, largest, slack), norm)
+
+
+def _of_private_sum(
+    study: Study,
+    survivors: int,
+    total: npt.NDArray[np.unsignedinteger[Any]],
+    weight: int,
+    counted: int,
+    counts: npt.NDArray[np.int64] | None,
+) -> Opened:
+    """Contents of an opened sum of gradients: ``mean`` is the step against their mean over the expected patients.
+
+    Its bounds are those of the sites' gradients, and beside them the noise, whose size is known.
+    """
+    grid, mean = Grid.of(study, total.size), total.view(np.float32)
+    grid.update(total, mean)
+    plan = plan_of(study, 0)
+    assert isinstance(plan, PrivacyPlan)  # noqa: S101  (sums are for studies with privacy)
+    noise = plan.noise_multiplier * plan.clipping_norm * math.sqrt(survivors) * grid.per_step / grid.step
+    norm, largest = _size(mean)
+    bounds, implausible = study.aggregation, None
+    if norm > bounds.norm_bound * (1 + _ROUNDING) + noise * (math.sqrt(mean.size) + _DEVIATIONS):
+        implausible = (
+            f"the update has norm {norm:.4g}; norm_bound is {bounds.norm_bound:g}, and the noise explains "
+            f"{noise * math.sqrt(mean.size):.4g} more"
+        )
+    elif largest > survivors * bounds.coordinate_bound * (1 + _ROUNDING) + noise * _DEVIATIONS:
+        implausible = f"a coordinate of the update is {largest:.4g}: beyond coordinate_bound at every site, and noise"
+    return Opened(mean, weight, counted, counts, implausible, norm)
 
 
 def _spoilt(why: str) -> Opened:
@@ -164,9 +203,8 @@ def _size(mean: npt.NDArray[np.float32]) -> tuple[float, float]:
 def _implausible(study: Study, size: int, norm: float, largest: float, slack: float) -> str | None:
     """The mean of vectors within a bound is within it, but for the rounding, ``slack`` on each coordinate."""
     bounds = study.aggregation
-    rounding = 1e-5  # of float32
-    if norm > bounds.norm_bound * (1 + rounding) + slack * math.sqrt(size):
+    if norm > bounds.norm_bound * (1 + _ROUNDING) + slack * math.sqrt(size):
         return f"the mean update has norm {norm:.4g}, and every site's own is at most {bounds.norm_bound:g}"
-    if largest > bounds.coordinate_bound * (1 + rounding) + slack:
+    if largest > bounds.coordinate_bound * (1 + _ROUNDING) + slack:
         return f"a coordinate of the mean update is {largest:.4g}, and every site's at most {bounds.coordinate_bound:g}"
     return None

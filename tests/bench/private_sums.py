@@ -1,0 +1,186 @@
+"""Private studies whose every opened sum is one step, beside several local steps a round: a Markdown table.
+
+    CONSILIUM_DATA=FOLDER python tests/bench/private_sums.py SET [--sites 4 20] [--epsilon 1 3] [--seeds 3]
+        [--forms local sums] [--sums 48] [--sampling 0.25] [--rate 1.0] [--splits] [--prepared FOLDER] [--json FILE]
+
+``local``: the settings of ``dp_accuracy.py``, several private steps of small batches at each site a round. ``sums``:
+``privacy.sums``, each opened sum one step of all sites together, each site's own noise the whole. ``--sites 20`` cuts
+the set's sites into so many, each from one of them. ``--splits``: each seed has other patients held back, as many at
+each site, instead of the set's own. Every row costs each site the same ε. Metrics are of the last
+model's probabilities on all held-back patients, without noise: mean over seeds ± their standard deviation. The figures
+kept: ``docs/results/accuracy.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from consilium_client.data import Dataset
+from consilium_client.data.dataset import ArrayDataset
+from consilium_client.training.evaluation import measured
+from consilium_shared.study import Study
+from dp_accuracy import SETS, changed
+from one_process import CPU, contract, federated, hospitals, plans, records
+
+LOCAL: Mapping[str, Mapping[str, Mapping[float, float]]] = {
+    "heart-disease": {"lr": {1.0: 1.0, 3.0: 3.0}},
+    "pneumoniamnist": {"lr": {1.0: 0.5, 3.0: 0.5}},
+    "physionet2012": {"lr": {1.0: 2.0, 3.0: 4.0}},
+}
+"""The best rate of each ε in ``docs/results/accuracy.md``."""
+COLUMNS = ("AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE", "Brier", "mean p / rate")
+
+
+def scores(truth: NDArray[np.int64], found: NDArray[np.float64]) -> tuple[float, ...]:
+    """The columns' numbers of classes int64 ``[N]`` of two and probabilities of the second float64 ``[N]``."""
+    order = np.argsort(-found, kind="stable")
+    hits, positive = np.cumsum(truth[order]), int(truth.sum())
+    ends = np.flatnonzero(np.append(np.diff(found[order]) != 0, True))  # equal scores are one threshold
+    right, called = hits[ends], ends + 1
+    wrong = np.concatenate([[0], called - right])
+    auroc = float(np.trapezoid(np.concatenate([[0], right]), wrong)) / (positive * (len(truth) - positive))
+    precision = float(np.sum(np.diff(np.concatenate([[0], right])) * right / called)) / positive
+    said = found > 0.5
+    sensitivity, specificity = float(said[truth == 1].mean()), float((~said[truth == 0]).mean())
+    bins = np.minimum((found * 10).astype(int), 9)
+    off = sum(abs(float((truth - found)[bins == b].sum())) for b in range(10)) / len(truth)
+    brier = float(np.square(found - truth).mean())
+    accuracy, balanced = float((said == truth).mean()), (sensitivity + specificity) / 2
+    return auroc, precision, accuracy, balanced, off, brier, float(found.mean() / truth.mean())
+
+
+def cut(sites: Mapping[str, Dataset], number: int) -> dict[str, Dataset]:
+    """So many sites of patients of one site each, the largest ones cut first."""
+    draw = np.random.default_rng(5)
+    parts = [(name, draw.permutation(data.patient_count)) for name, data in sites.items()]
+    while len(parts) < number:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i][1]))
+        name, patients = parts.pop(largest)
+        parts += [(name, patients[::2]), (name, patients[1::2])]
+    return {f"{name}-{i}": _of(sites[name], np.sort(chosen)) for i, (name, chosen) in enumerate(parts)}
+
+
+def _of(data: Dataset, patients: NDArray[np.int64]) -> Dataset:
+    assert isinstance(data, ArrayDataset)  # every set here is small
+    number = np.full(data.patient_count, -1, dtype=np.int64)
+    number[patients] = np.arange(len(patients))
+    kept = np.flatnonzero(number[data.patients] >= 0)
+    return replace(
+        data,
+        inputs=tuple(each[kept] for each in data.inputs),
+        labels=tuple(each[kept] for each in data.labels),
+        patients=number[data.patients[kept]],
+        patient_count=len(patients),
+        train=data.train[patients],
+    )
+
+
+def study_of(
+    name: str, form: str, epsilon: float, seed: int, sites: Mapping[str, Dataset], options: argparse.Namespace
+) -> Study:
+    """The set's contract in that form."""
+    setting = SETS[name]
+    privacy = {"mode": "dp", "epsilon": epsilon, "delta": setting.delta, "clipping_norm": 1.0}
+    study = contract(name, setting.file, seed, **privacy, count_noise=max(10.0, 10.0 / epsilon))
+    if form == "local":
+        rate = options.rate or LOCAL[name]["lr"][epsilon]
+        return changed(study, {**setting.changes, "training.optimizer": {"name": "sgd", "lr": rate}})
+    everybody = sum(int(each.train.sum()) for each in sites.values())
+    return changed(
+        study,
+        {
+            **setting.changes,
+            "training.rounds": options.sums,
+            "training.steps_per_round": 1,
+            "training.expected_batch": round(options.sampling * everybody),
+            "training.optimizer": {"name": "sgd", "lr": options.rate or 1.0},
+            "privacy.sums": {"sampling_rate": options.sampling},
+            "aggregation.weighting": "patients",
+            **({"aggregation.optimizer": json.loads(options.optimizer)} if options.optimizer else {}),
+            **({"model": {**study.contract["model"], **json.loads(options.model)}} if options.model else {}),
+        },
+    )
+
+
+def split_anew(data: Dataset, seed: int) -> Dataset:
+    """The site with as many others held back."""
+    return replace(data, train=np.random.default_rng([100, seed]).permutation(data.train))
+
+
+def probabilities(
+    study: Study, model: bytes, sites: Mapping[str, Dataset]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Class and probability of the second class of each held-back record of all sites."""
+    truth, found = [], []
+    for data in sites.values():
+        chosen = data.part(held_back=True).records
+        truth.append(data.targets(chosen)[0])
+        found.append(measured(model, study, data, CPU, chosen)[:, 1])
+    return np.concatenate(truth), np.concatenate(found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=sorted(LOCAL))
+    parser.add_argument("--sites", nargs="+", type=int, default=[4])
+    parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--forms", nargs="+", choices=("local", "sums"), default=["local", "sums"])
+    parser.add_argument("--sums", type=int, default=48)
+    parser.add_argument("--sampling", type=float, default=0.25, help="sums: sampling rate")
+    parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument("--optimizer", help="JSON of the contract's aggregation.optimizer")
+    parser.add_argument("--model", help="JSON of keys of the contract's model")
+    parser.add_argument("--splits", action="store_true", help="other patients held back with each seed")
+    parser.add_argument("--prepared", type=Path, help="keep the prepared files in this folder, one folder a set")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    print(f"| ε | sites | form | {' | '.join(COLUMNS)} |\n|{'---|' * (3 + len(COLUMNS))}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="consilium-bench-") as temporary:
+        folder = (options.prepared or Path(temporary)) / options.set
+        folder.mkdir(parents=True, exist_ok=True)
+        template = contract(options.set, SETS[options.set].file)
+        with contextlib.redirect_stdout(sys.stderr):
+            data = records(options.set, template, Path(os.environ.get("CONSILIUM_DATA", ".")), folder)
+        for epsilon in options.epsilon:
+            for number in options.sites:
+                natural = hospitals(data)
+                sites = natural if number == len(natural) else cut(natural, number)
+                for form in options.forms:
+                    rows = []
+                    for seed in range(options.seeds):
+                        here = {s: split_anew(d, seed) if options.splits else d for s, d in sites.items()}
+                        study = study_of(options.set, form, epsilon, seed, here, options)
+                        model = federated(study, here, plans(options.set, study, here, seed), seed)
+                        rows.append(scores(*probabilities(study, model, here)))
+                    print(line(epsilon, number, form, np.array(rows)), flush=True)
+                    found.append({"epsilon": epsilon, "sites": number, "form": form, "rows": rows})
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def line(epsilon: float, sites: int, form: str, rows: NDArray[np.float64]) -> str:
+    """A row of the table."""
+    cells = [f"{mean:.3f} ± {off:.3f}" for mean, off in zip(rows.mean(0), rows.std(0), strict=True)]
+    return f"| {epsilon:g} | {sites} | {form} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
