@@ -50,6 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Integers]:
 
     def note(*arguments: Any, **named: Any) -> Any:
         result = train(*arguments, **named)
+        assert result.integers is not None
         found.append(result.integers)
         return result
 
