@@ -153,7 +153,7 @@ class PrivateOptimizer(TapeOptimizer):
         self.lattice = lattice or Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
         self._limit = limit
         self.released = self._sum.clone() if given else None
-        """What the last step released, whole numbers of the grid's steps: float64 ``[d]``; kept for a given lattice."""
+        """Numbers that the last step released, whole steps of the grid: float64 ``[d]``; kept for a given lattice."""
         parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)

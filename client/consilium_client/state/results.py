@@ -46,7 +46,7 @@ class About(Strict):
     counts: Annotated[int, Field(ge=0)]
     """Length of the counts; 0 where none were asked for."""
     integers: bool = False
-    """Whether the update is the integers of a study with ``privacy.sums``, to be masked as they are."""
+    """Mark of an update that is the integers of a study with ``privacy.sums``, to be masked as they are."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class PrivateSteps:
         self.optimizer.finish()  # never twice: what has noise on it was released
 
     def integers(self) -> Integers:
-        """What the one step of a sum released: uint32 ``[t]``, whole steps of the study's grid modulo 2^32.
+        """Integers that the one step of a sum released: uint32 ``[t]``, whole steps of the study's grid modulo 2^32.
 
         Nothing else of the step may leave: the gradient sum and its noise, and no function of them that another site's
         part does not go through as well.

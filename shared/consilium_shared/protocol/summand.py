@@ -30,9 +30,9 @@ from consilium_shared.study import Study
 PIECE = 1 << 17
 """Coordinates worked on at a time: a megabyte of float64."""
 _ROUNDING = 1e-5
-"""Of float32, beside what it is added to."""
+"""Relative error of float32 beside what it is added to."""
 _DEVIATIONS = 10.0
-"""Of the noise, that no coordinate and no length is beyond its mean by, but for a chance below 1e-14 of ten million."""
+"""Deviations of the noise that no coordinate of ten million and no length is off by, but for a chance of 1e-14."""
 
 
 def counts_with(study: Study, number: int) -> bool:
