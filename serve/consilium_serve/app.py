@@ -127,7 +127,7 @@ def make_app(service: Service) -> FastAPI:
             raise DataError("a resource of the Bundle is not as FHIR R4 has it") from None
         case = Case(prepare(model.study, found.record), found.patient[:256])
         told = service.predict(model, [case], client(request))[0]
-        assessment = fhir.risk_assessment(told, found, datetime.now(UTC))
+        assessment = fhir.risk_assessment(told, model.predictions, found, datetime.now(UTC))
         return JSONResponse(assessment, media_type="application/fhir+json")
 
     @app.post("/v1/models/{study}/dicom", tags=["predict"], openapi_extra=_DICOM_BODY)
@@ -174,8 +174,8 @@ def described(service: Service, model: Model) -> dict[str, Any]:
         "version": model.version,
         "sha256": model.sha256,
         "task": model.study.task,
-        "classes": list(model.classes),
-        "threshold": service.threshold(model.study.study),
+        **model.predictions.declared(),
+        "threshold": service.threshold(model.study.study) if model.predictions.thresholds else None,
         "metrics": model.card.get("metrics"),
         "notice": NOTICE,
     }

@@ -43,7 +43,7 @@ def check(bundle: BundleArgument, fingerprint: FingerprintOption, as_json: JsonO
         "version": model.version,
         "model": model.sha256,
         "files": {name: file.sha256 for name, file in found.manifest.files.items()},
-        "classes": list(model.classes),
+        **model.predictions.declared(),
     }
     if as_json:
         print(json.dumps(value, indent=2, sort_keys=True))

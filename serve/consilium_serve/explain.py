@@ -1,6 +1,7 @@
 """Explanation of one answer: how much each part of the record moved it, as Shapley values against the study's centre.
 
-The value that is shared out is the logit of the class that was said, over the mean of the others'. A part that is taken
+The quantity that is shared out is the task's: a classifier's is the logit of the most probable class, over the mean of
+the others'. A part that is taken
 away is what the study declares as nothing known: a number at its center, no category, a variable without a sample; of
 an image a tile's place in a blurred picture. The values add up to the difference that all parts together make; only the
 model is asked, so that any model can be explained, and the same record always gets the same explanation.
@@ -46,11 +47,11 @@ class Part:
 
 
 def explain(model: Model, prepared: Prepared) -> dict[str, Any]:
-    """Shapley values of a record's parts, for the class that the model finds most probable."""
+    """Shapley values of a record's parts, for the quantity that the task names."""
     inputs = prepared.inputs
     parts, nothing = parts_of(model.study, inputs)
     logits = model.run({name: values[None] for name, values in inputs.items()})["logits"][0]
-    chosen = int(np.argmax(logits))
+    words, quantity = model.predictions.explained(np.asarray(logits, dtype=np.float64))
 
     def margins(coalitions: npt.NDArray[np.bool_]) -> Values:
         batch = {name: np.repeat(nothing[name][None], len(coalitions), axis=0) for name in inputs}
@@ -58,13 +59,12 @@ def explain(model: Model, prepared: Prepared) -> dict[str, Any]:
             for part in itertools.compress(parts, taken):
                 for name, mask in part.masks.items():
                     batch[name][row][mask] = inputs[name][mask]
-        found = np.asarray(model.run(batch)["logits"], dtype=np.float64)
-        return np.asarray(found[:, chosen] - np.delete(found, chosen, axis=1).mean(axis=1))
+        return quantity(np.asarray(model.run(batch)["logits"], dtype=np.float64))
 
     values, whole = shapley(margins, len(parts), ORDERS_OF_TILES if "image" in inputs else ORDERS)
     told: dict[str, Any] = {
         "method": "Shapley values of the logit, against nothing known",
-        "class": model.classes[chosen],
+        **words,
         "adds_up_to": whole,
     }
     if "image" in inputs:

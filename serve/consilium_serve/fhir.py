@@ -12,6 +12,7 @@ from consilium_shared import task
 from consilium_shared.config import Strict
 from consilium_shared.errors import DataError
 from consilium_shared.fields import Column
+from consilium_shared.prediction import Predictions
 from consilium_shared.study import Study
 
 _COUNTED = {"final", "amended", "corrected", "preliminary"}
@@ -115,7 +116,7 @@ def read(study: Study, bundle: Mapping[str, Any], mapping: Codes, start: datetim
     return Read(record=record, patient=patient["id"], basis=sorted(set(basis)), notes=notes)
 
 
-def risk_assessment(told: Mapping[str, Any], found: Read, when: datetime) -> dict[str, Any]:
+def risk_assessment(told: Mapping[str, Any], own: Predictions, found: Read, when: datetime) -> dict[str, Any]:
     """The answer as a RiskAssessment; one that has no prediction is ``cancelled`` and says why."""
     prediction, model = told["prediction"], told["model"]
     notes = [*(f"No prediction: {reason}." for reason in told["abstained"]), *found.notes, *told["notes"]]
@@ -134,8 +135,10 @@ def risk_assessment(told: Mapping[str, Any], found: Read, when: datetime) -> dic
     if prediction is not None:
         said = {"rationale": f"said from {told['threshold']:g} on"} if told["threshold"] is not None else {}
         assessment["prediction"] = [
-            {"outcome": {"text": name}, "probabilityDecimal": round(value, 6), **said}
-            for name, value in prediction["probabilities"].items()
+            {"outcome": {"text": each.name}, "probabilityDecimal": round(each.value, 6), **said}
+            if each.probability
+            else {"outcome": {"text": f"{each.name}: {each.value:.6g} {each.unit}"}}
+            for each in own.outcomes(prediction)
         ]
     return assessment
 

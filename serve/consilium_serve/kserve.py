@@ -16,6 +16,7 @@ from consilium_serve.model import NOTICE, Model
 from consilium_serve.service import Case, Service
 from consilium_shared.errors import DataError
 from consilium_shared.models import forms
+from consilium_shared.prediction import Predictions
 from consilium_shared.preparation.record import Prepared
 from consilium_shared.protocol.version import about
 
@@ -68,7 +69,8 @@ def add(app: FastAPI, service: Service) -> None:
                 for each, shape in forms.inputs(model.study).items()
             ],
             "outputs": [
-                {"name": each, "datatype": "FP32", "shape": [-1, len(model.classes)]} for each in forms.OUTPUTS
+                {"name": each, "datatype": "FP32", "shape": [-1, *shape]}
+                for each, shape in forms.outputs(model.study).items()
             ],
         }
 
@@ -85,7 +87,8 @@ def add(app: FastAPI, service: Service) -> None:
         model = service.model(name, version)
         cases = [Case(each) for each in prepared(model, body.inputs)]
         told = service.predict(model, cases, str(request.scope.get("consilium.client", "unknown")))
-        rows = [[_of(each, name) for name in model.classes] for each in told]
+        own = model.predictions
+        rows = [[_of(each, own, name) for name in own.names] for each in told]
         return {
             "model_name": name,
             "model_version": model.version,
@@ -97,8 +100,8 @@ def add(app: FastAPI, service: Service) -> None:
             },
             "outputs": [
                 {
-                    "name": "probabilities",
-                    "shape": [len(rows), len(model.classes)],
+                    "name": own.output,
+                    "shape": [len(rows), len(own.names)],
                     "datatype": "FP32",
                     "data": [value for row in rows for value in row],
                 }
@@ -138,7 +141,7 @@ def prepared(model: Model, tensors: list[Tensor]) -> list[Prepared]:
     return found
 
 
-def _of(told: dict[str, Any], name: str) -> float | None:
-    """Probability of a class; None, which JSON has in place of NaN, where the service abstained."""
+def _of(told: dict[str, Any], own: Predictions, name: str) -> float | None:
+    """Score of that name; None, which JSON has in place of NaN, where the service abstained."""
     prediction = told["prediction"]
-    return None if prediction is None else float(prediction["probabilities"][name])
+    return None if prediction is None else float(prediction[own.output][name])

@@ -1,4 +1,4 @@
-"""A verified model that answers: prepared records in, probabilities out, by onnxruntime on this machine's CPU."""
+"""A verified model that answers: prepared records in, scores out, by onnxruntime on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consilium_shared.preparation.record import Prepared
 from consilium_shared.protocol.bundle import EXAMPLE, GRAPH, PAGE, Bundle
 from consilium_shared.study import Study
 
-Probabilities = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float64]
 
 _NO_FOLDER = "/dev/null/none"
 """Folder in which a graph's further files would lie; without it onnxruntime takes them from the working folder."""
@@ -37,6 +37,7 @@ class Model:
         sha256: all of them.
         page: its page, HTML.
         card: body of its signed card.
+        predictions: what its scores mean.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -47,6 +48,7 @@ class Model:
             IntegrityError: the graph cannot be loaded, or answers otherwise on this machine.
         """
         self.study = Study.from_contract(bundle.card["contract"])
+        self.predictions = task.predictions(self.study)
         self.sha256 = bundle.manifest.model
         self.version = self.sha256[:12]
         self.card = bundle.card
@@ -66,27 +68,22 @@ class Model:
         except Exception as error:
             raise IntegrityError(f"the graph of {self.study.study} {self.version} cannot be used here") from error
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return forms.classes(self.study)
-
     def run(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of prepared inputs ``[B, …]``, by name."""
-        names = list(forms.OUTPUTS)
+        names = list(forms.outputs(self.study))
         return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
-    def probabilities(self, prepared: Sequence[Prepared]) -> Probabilities:
-        """Probabilities ``[B, C]``; a record's do not depend on the others' being there but for rounding."""
+    def scores(self, prepared: Sequence[Prepared]) -> Scores:
+        """Scores ``[B, m]``; a record's do not depend on the others' being there but for rounding."""
         if not prepared:
-            return np.zeros((0, len(self.classes)))
+            return np.zeros((0, len(self.predictions.names)))
         inputs = {name: np.stack([each.inputs[name] for each in prepared]) for name in forms.inputs(self.study)}
-        return np.asarray(self.run(inputs)["probabilities"], dtype=np.float64)
+        return np.asarray(self.run(inputs)[self.predictions.output], dtype=np.float64)
 
     def _check(self, example: Mapping[str, Any]) -> None:
         inputs = {name: np.asarray(values, dtype=np.float32) for name, values in example["inputs"].items()}
-        found = self.run(inputs)["probabilities"]
-        expected = np.asarray(example["probabilities"])
+        found = self.run(inputs)[self.predictions.output]
+        expected = np.asarray(example[self.predictions.output])
         if found.shape != expected.shape or not np.abs(found - expected).max() <= float(example["tolerance"]):
             raise IntegrityError(
                 f"{self.study.study} {self.version} answers on this machine otherwise than the trained model did; "
@@ -94,36 +91,28 @@ class Model:
             )
 
 
-def answer(model: Model, prepared: Prepared, probabilities: Probabilities | None, threshold: float) -> dict[str, Any]:
+def answer(model: Model, prepared: Prepared, scores: Scores | None, threshold: float) -> dict[str, Any]:
     """Answer for one record, as a client gets it.
 
     Args:
         model: which answered.
-        prepared: the record; where it has reasons to abstain, nothing of ``probabilities`` is told.
-        probabilities: ``[C]``, or None where the model was not asked.
-        threshold: probability of the second class from which it is the one that is said; of more than two classes the
-            most probable one is.
+        prepared: the record; where it has reasons to abstain, nothing of ``scores`` is told.
+        scores: ``[m]``, or None where the model was not asked.
+        threshold: probability from which on a class is said, where the task has such (``Predictions.thresholds``).
     """
     abstained = list(prepared.abstain)
-    if probabilities is not None and not np.isfinite(probabilities).all():
-        abstained.append("the model gives no probability for this record")
+    if scores is not None and not np.isfinite(scores).all():
+        abstained.append("the model gives no number for this record")
     told: dict[str, Any] = {
         "model": {"study": model.study.study, "version": model.version, "sha256": model.sha256},
-        "label": task.reads(model.study).columns[0],
+        "label": model.predictions.label,
         "prediction": None,
-        "threshold": threshold if len(model.classes) == 2 else None,
+        "threshold": threshold if model.predictions.thresholds else None,
         "abstained": abstained,
         "notes": list(prepared.notes),
         "calibrated": False,
         "notice": NOTICE,
     }
-    if not abstained and probabilities is not None:
-        two = len(model.classes) == 2
-        chosen = int(probabilities[1] >= threshold) if two else int(probabilities.argmax())
-        told["prediction"] = {
-            "class": model.classes[chosen],
-            "probability": float(probabilities[1 if two else chosen]),
-            "of": model.classes[1 if two else chosen],
-            "probabilities": dict(zip(model.classes, map(float, probabilities), strict=True)),
-        }
+    if not abstained and scores is not None:
+        told["prediction"] = model.predictions.said(scores, threshold)
     return told

@@ -132,9 +132,9 @@ class Service:
 
     def _answers(self, model: Model, cases: Sequence[Case], client: str, kind: str) -> list[dict[str, Any]]:
         asked = [number for number, case in enumerate(cases) if not case.prepared.abstain]
-        probabilities = dict(zip(asked, model.probabilities([cases[number].prepared for number in asked]), strict=True))
+        scores = dict(zip(asked, model.scores([cases[number].prepared for number in asked]), strict=True))
         threshold = self.threshold(model.study.study)
-        told = [answer(model, case.prepared, probabilities.get(number), threshold) for number, case in enumerate(cases)]
+        told = [answer(model, case.prepared, scores.get(number), threshold) for number, case in enumerate(cases)]
         self.record.append(
             kind,
             {
@@ -142,20 +142,18 @@ class Service:
                 "study": model.study.study,
                 "client": client,
                 "threshold": threshold,
-                "predictions": [self._entry(case, each) for case, each in zip(cases, told, strict=True)],
+                "predictions": [self._entry(model, case, each) for case, each in zip(cases, told, strict=True)],
             },
         )
         return told
 
-    def _entry(self, case: Case, told: Mapping[str, Any]) -> dict[str, Any]:
+    def _entry(self, model: Model, case: Case, told: Mapping[str, Any]) -> dict[str, Any]:
         shape = {name: list(values.shape) for name, values in case.prepared.inputs.items()}
         inputs = b"".join(np.ascontiguousarray(v, dtype="<f4").tobytes() for v in case.prepared.inputs.values())
-        prediction = told["prediction"]
         return {
             "patient": None if case.patient is None else self._pseudonym("patient", case.patient.encode()),
             "input": self._pseudonym("input", canonical_bytes(shape) + inputs),
-            "class": prediction and prediction["class"],
-            "probability": prediction and round(prediction["probability"], 6),
+            **model.predictions.recorded(told["prediction"]),
             "abstained": bool(told["abstained"]),
         }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from consilium_shared.architecture import Architecture
+from consilium_shared.errors import ConfigurationError
 from consilium_shared.inputs import AssetData, Feature, Image, Label, Missing, Numeric, Series
 from consilium_shared.metrics import Counts, Layout
+from consilium_shared.prediction import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +132,7 @@ class Task(ABC):
         models: kinds of model by name, beside those that every task has (``kinds``).
         metrics: names that ``evaluation.metrics`` may have.
         augmentations: names that ``training.augment`` may have besides ``none``.
-        exported: whether a finished model leaves as a bundle, whose outputs are logits and probabilities of classes.
+        explained: metric to what it says, for people; others stand under their own name.
     """
 
     name: ClassVar[str]
@@ -138,7 +141,7 @@ class Task(ABC):
     models: ClassVar[Mapping[str, ModelKind]]
     metrics: ClassVar[tuple[str, ...]]
     augmentations: ClassVar[tuple[str, ...]] = ()
-    exported: ClassVar[bool] = False
+    explained: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # -- the contract
 
@@ -225,6 +228,12 @@ class Task(ABC):
             targets: each ``[N, …]``.
         """
 
+    # -- predictions
+
+    def predictions(self, study: Study) -> Predictions | None:
+        """Predictions of a finished model; None where it leaves as no bundle."""
+        return None
+
     # -- documents
 
     @property
@@ -279,6 +288,14 @@ def kind(study: Study) -> ModelKind:
 def reads(study: Study) -> Reading:
     """Declaration of what a study reads of a site's asset."""
     return of(study).reads(study)
+
+
+def predictions(study: Study) -> Predictions:
+    """Predictions of a study's finished model; raises ConfigurationError where it leaves as no bundle."""
+    found = of(study).predictions(study)
+    if found is None:
+        raise ConfigurationError(f"a model of task {study.task} does not leave as a bundle; registry/ has its weights")
+    return found
 
 
 def _known(name: str) -> str:

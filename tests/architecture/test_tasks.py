@@ -13,11 +13,9 @@ from consilium_shared import task
 from consilium_tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = [
-    file
-    for root in ("shared", "client", "server", "engine", "deploy", "serve", "examples")
-    for file in sorted((ROOT / root).rglob("*.py"))
-]
+ROOTS = ("shared", "client", "server", "engine", "deploy", "serve", "examples")
+PRODUCT = [file for root in ROOTS for file in sorted((ROOT / root).rglob("*.py"))]
+TEMPLATES = [file for root in ROOTS for file in sorted((ROOT / root).rglob("templates/*"))]
 EXAMPLES = {ROOT / "examples" / "simulate_study.py"}
 """Written-out studies, as a person's file is."""
 
@@ -43,6 +41,7 @@ def test_no_file_outside_of_its_folder_has_a_tasks_name(name: str) -> None:
         if folder in file.parents or file in EXAMPLES or file == ROOT / "shared" / "consilium_tasks" / "__init__.py":
             continue
         assert not [word for word in words(file) if pattern.search(word)], file
+    assert not [file for file in TEMPLATES if pattern.search(file.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("name", TASKS)

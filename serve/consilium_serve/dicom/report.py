@@ -44,21 +44,21 @@ def structured_report(image: pydicom.Dataset, told: Mapping[str, Any], model: Mo
     }
     if prediction is None:
         said = [f"No prediction: {reason}." for reason in told["abstained"]]
-        evaluation = _concept("abstained", "No prediction")
+        evaluation: tuple[str, str] | None = ("abstained", "No prediction")
     else:
-        said = [f"{told['label']}: {prediction['class']}; p({prediction['of']}) = {prediction['probability']:.3f}."]
-        evaluation = _concept(f"class-{model.classes.index(prediction['class'])}", prediction["class"])
+        said, evaluation = [model.predictions.sentence(prediction)], model.predictions.category(prediction)
         group["measurements"] = [
             hd.sr.Measurement(
-                name=_concept(f"p-{number}", f"Probability of {name}"),
-                value=round(prediction["probabilities"][name], 6),
-                unit=hd.sr.CodedConcept("1", "UCUM", "no units"),
+                name=_concept(f"p-{number}", str(each)),
+                value=round(each.value, 6),
+                unit=hd.sr.CodedConcept(each.unit, "UCUM", "no units" if each.unit == "1" else each.unit),
             )
-            for number, name in enumerate(model.classes)
+            for number, each in enumerate(model.predictions.outcomes(prediction))
         ]
-    group["qualitative_evaluations"] = [
-        hd.sr.QualitativeEvaluation(_concept("prediction", "Predicted class"), evaluation)
-    ]
+    if evaluation is not None:
+        group["qualitative_evaluations"] = [
+            hd.sr.QualitativeEvaluation(_concept("prediction", "Predicted class"), _concept(*evaluation))
+        ]
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(
             observer_device_context=hd.sr.ObserverContext(

@@ -38,7 +38,8 @@ def export(home: Home, study: str, target: Path, licence: Path | None = None) ->
         licence: text under which the model is handed out; None says in the bundle that there is none.
 
     Raises:
-        ConfigurationError: no such model, the target exists, or the licence cannot be read.
+        ConfigurationError: no such model, or none that leaves as a bundle; the target exists, or the licence cannot be
+            read.
         IntegrityError: the ONNX graph does not answer as the model does.
     """
     model = registry.newest(home, study)
@@ -57,12 +58,11 @@ def export(home: Home, study: str, target: Path, licence: Path | None = None) ->
 
 
 def contents(model: Model, coordinator: Identity, licence: str = UNLICENSED) -> dict[str, bytes]:
-    """Every file of a model's bundle, its signed manifest among them, by name; raises IntegrityError as ``export``."""
+    """Every file of a model's bundle, its signed manifest among them, by name; raises as ``export``."""
     from consilium_shared.models import onnx_graph  # torch is slow to load
 
     study = Study.from_contract(model.card["contract"])
-    if not task.of(study).exported:
-        raise ConfigurationError(f"a model of task {study.task} does not leave as a bundle; registry/ has its weights")
+    task.predictions(study)
     weights = (model.folder / bundle.WEIGHTS).read_bytes()
     graph = onnx_graph.to_onnx(weights, study)
     worst = onnx_graph.check(graph, weights, study)

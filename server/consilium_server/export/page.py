@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,22 +14,6 @@ from consilium_shared.identity import PublicIdentity
 from consilium_shared.inputs import Feature, Numeric
 from consilium_shared.printable import printable
 from consilium_shared.study import Study
-
-_METRICS = {
-    "auroc": "Area under the ROC curve: how often a case ranks above a non-case",
-    "auprc": "Area under the precision-recall curve",
-    "accuracy": "Share of correct classes",
-    "balanced_accuracy": "Mean of sensitivity and specificity",
-    "sensitivity": "Share of cases that are found",
-    "specificity": "Share of non-cases that are not called cases",
-    "f1": "F1: harmonic mean of precision and sensitivity",
-    "loss": "Mean loss in nats (smaller is better)",
-    "ece": "Expected calibration error: how far probabilities are from frequencies",
-    "brier": "Brier score: mean squared error of the probability (smaller is better)",
-    "calibration-intercept": "Calibration intercept: 0 where probabilities are right on average, above 0 if too low",
-    "calibration-slope": "Calibration slope: 1 where probabilities are as far apart as they should be",
-}
-"""A metric's name on the page; others stand under their own."""
 
 
 def render(
@@ -54,9 +39,11 @@ def render(
     rounds = Counter(site for each in card["rounds"] for site in each["participants"])
     text = environment.get_template("model.html").render(
         study=study,
+        reading=task.reads(study),
+        predictions=task.predictions(study),
         card=card,
         fingerprint=key.fingerprint,
-        metrics=metrics(card["metrics"]),
+        metrics=metrics(card["metrics"], task.of(study).explained),
         parts=parts(card["metrics"]),
         noised="interval" in (card["metrics"] or {}),
         rounds=rounds,
@@ -69,17 +56,15 @@ def render(
     return text.encode()
 
 
-def metrics(found: dict[str, Any] | None) -> list[tuple[str, str, str]]:
-    """Rows of the metrics' table: name, value, interval."""
+def metrics(found: dict[str, Any] | None, words: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Rows of the metrics' table: name in ``words`` or as it is, value, interval."""
     ends = (found or {}).get("interval", {})
     rows = []
     for name, value in (found or {}).items():
         if value is None or isinstance(value, float):
             shown = "unknown" if value is None else f"{value:.3f}"
             low_high = ends.get(name)
-            rows.append(
-                (_METRICS.get(name, name), shown, f"{low_high[0]:.3f} – {low_high[1]:.3f}" if low_high else "–")
-            )
+            rows.append((words.get(name, name), shown, f"{low_high[0]:.3f} – {low_high[1]:.3f}" if low_high else "–"))
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from consilium_shared import task
 from consilium_shared.study import Study
 
-OUTPUTS = ("logits", "probabilities")
+LOGITS = "logits"
 
 
 def inputs(study: Study) -> dict[str, tuple[int, ...]]:
@@ -13,6 +13,7 @@ def inputs(study: Study) -> dict[str, tuple[int, ...]]:
     return dict(zip(task.reads(study).names, task.of(study).shapes(study), strict=True))
 
 
-def classes(study: Study) -> tuple[str, ...]:
-    """Names of the classes, in the order of the outputs."""
-    return task.of(study).outputs(study)
+def outputs(study: Study) -> dict[str, tuple[int, ...]]:
+    """Shape of one record in each output, by name: the logits, then the scores; raises as ``task.predictions``."""
+    own = task.predictions(study)
+    return {LOGITS: own.logits, own.output: (len(own.names),)}

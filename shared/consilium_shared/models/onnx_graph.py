@@ -1,7 +1,7 @@
 """A trained model as an ONNX graph, which runs without torch, and the check that it answers as torch does.
 
-The graph takes prepared inputs of any number of records, named as ``models.forms`` says, and gives ``logits``
-and ``probabilities``, both ``[B, C]``. Numbers in and out are float32.
+The graph takes prepared inputs of any number of records, and gives their logits and scores, named as ``models.forms``
+says: a classifier's are ``logits`` and ``probabilities``, both ``[B, C]``. Numbers in and out are float32.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from consilium_shared import task
 from consilium_shared.errors import IntegrityError
 from consilium_shared.models import build, forms
-from consilium_shared.models.forms import OUTPUTS
 from consilium_shared.models.vector import load_vector, unpack
 from consilium_shared.study import Study
+
+if TYPE_CHECKING:
+    from consilium_shared.prediction import Scores
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -28,17 +31,17 @@ OPSET = 17
 """Operators of ONNX 1.12 (2022), which every runtime in use has."""
 
 TOLERANCE = 1e-5
-"""Largest difference of a probability, and of a logit for each unit of the largest one."""
+"""Largest difference of a score or logit, for each unit of the largest one where that is above 1."""
 
 
-class _WithProbabilities(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _WithScores(nn.Module):
+    def __init__(self, model: nn.Module, scores: Scores) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.scores = model, scores
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(*inputs)
-        return logits, torch.softmax(logits, dim=1)
+        return logits, self.scores(logits)
 
 
 def to_onnx(model_bytes: bytes, study: Study) -> bytes:
@@ -51,30 +54,31 @@ def to_onnx(model_bytes: bytes, study: Study) -> bytes:
     Raises:
         PeerError: the bytes are not of this study.
     """
-    model, inputs, out = _WithProbabilities(_loaded(model_bytes, study)), forms.inputs(study), io.BytesIO()
+    model, inputs, outputs = _loaded(model_bytes, study), forms.inputs(study), forms.outputs(study)
     example = tuple(torch.zeros((2, *form)) for form in inputs.values())
+    out = io.BytesIO()
     with warnings.catch_warnings():
         # torch.export's converter makes the same numbers, needs three packages more and takes 4 s in place of 0.2.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model.eval(),
+            model,
             example,
             out,  # type: ignore[arg-type]  # this converter writes into any file
             dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=list(OUTPUTS),
-            dynamic_axes={name: {0: "records"} for name in (*inputs, *OUTPUTS)},
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "records"} for name in (*inputs, *outputs)},
         )
     return out.getvalue()
 
 
 def answers(model_bytes: bytes, study: Study, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:
-    """Logits and probabilities that torch gives for prepared inputs, by output's name; raises as ``to_onnx``."""
-    model = _WithProbabilities(_loaded(model_bytes, study)).eval()
+    """Logits and scores that torch gives for prepared inputs, by output's name; raises as ``to_onnx``."""
+    model = _loaded(model_bytes, study)
     with torch.inference_mode():
         found = model(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in forms.inputs(study)))
-    return {name: each.numpy() for name, each in zip(OUTPUTS, found, strict=True)}
+    return {name: each.numpy() for name, each in zip(forms.outputs(study), found, strict=True)}
 
 
 def check(graph: bytes, model_bytes: bytes, study: Study, records: int = 7) -> float:
@@ -88,13 +92,13 @@ def check(graph: bytes, model_bytes: bytes, study: Study, records: int = 7) -> f
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    draw, worst = np.random.default_rng(0), 0.0
+    draw, worst, outputs = np.random.default_rng(0), 0.0, list(forms.outputs(study))
     for number in (records, 1):
         inputs = {
             name: draw.normal(size=(number, *form)).astype(np.float32) for name, form in forms.inputs(study).items()
         }
         expected = answers(model_bytes, study, inputs)
-        for name, values in zip(OUTPUTS, session.run(list(OUTPUTS), dict(inputs)), strict=True):
+        for name, values in zip(outputs, session.run(outputs, dict(inputs)), strict=True):
             worst = max(worst, difference(values, expected[name]))
     if not worst <= TOLERANCE:
         raise IntegrityError(
@@ -112,4 +116,4 @@ def difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
 def _loaded(model_bytes: bytes, study: Study) -> nn.Module:
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
-    return model.eval()
+    return _WithScores(model, task.predictions(study).scores()).eval()

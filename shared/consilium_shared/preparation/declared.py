@@ -47,17 +47,18 @@ def declared(study: Study) -> dict[str, Any]:
         inputs.append({"name": "record", "how": _TABLE, "columns": _columns(data.features)})
     for entry, form in zip(inputs, forms.inputs(study).values(), strict=True):
         entry |= {"shape": ["records", *form], "dtype": "float32"}
+    own = task.predictions(study)
+    outputs: list[dict[str, Any]] = [
+        {"name": name, "shape": ["records", *form], "dtype": "float32"} for name, form in forms.outputs(study).items()
+    ]
+    outputs[-1]["names"] = list(own.names)
     return {
         "format": 1,
         "task": study.task,
         "inputs": inputs,
         "missing": data.missing,
-        "outputs": [
-            {"name": "logits", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
-            {"name": "probabilities", "shape": ["records", len(forms.classes(study))], "dtype": "float32"},
-        ],
-        "label": data.columns[0],
-        "classes": list(forms.classes(study)),
+        "outputs": outputs,
+        **own.declared(),
     }
 
 

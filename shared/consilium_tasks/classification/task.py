@@ -13,6 +13,8 @@ from consilium_shared.metrics import Counts
 from consilium_shared.study import Study
 from consilium_shared.task import Examples, Task
 from consilium_tasks.classification.counts import METRICS, RICH, ClassLayout, count
+from consilium_tasks.classification.metrics import EXPLAINED
+from consilium_tasks.classification.prediction import ClassPredictions
 from consilium_tasks.classification.schema import Data, ModelSpec
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Classification(Task):
     since = 1
     data = Data
     metrics = (*METRICS, *RICH)
-    exported = True
+    explained = EXPLAINED
     part: ClassVar[str]
 
     def check(self, study: Study) -> None:
@@ -89,6 +91,10 @@ class Classification(Task):
     def count(self, layout: ClassLayout, measured: NDArray[np.float64], targets: Sequence[NDArray[Any]]) -> Counts:
         """Counts of classes ``[N]`` and predicted distributions ``[N, C]``."""
         return count(targets[0], measured, layout)
+
+    def predictions(self, study: Study) -> ClassPredictions:
+        """A probability of each class."""
+        return ClassPredictions(data_of(study).label.column, self.outputs(study))
 
 
 def data_of(study: Study) -> Data:

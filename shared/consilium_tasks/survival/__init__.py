@@ -17,7 +17,8 @@ from consilium_shared.inputs import width
 from consilium_shared.metrics import Counts
 from consilium_shared.study import Study
 from consilium_shared.task import Examples, ModelKind, Reading, Task
-from consilium_tasks.survival.counts import METRICS, SurvivalLayout, count
+from consilium_tasks.survival.counts import EXPLAINED, METRICS, SurvivalLayout, count
+from consilium_tasks.survival.prediction import RiskPredictions
 from consilium_tasks.survival.schema import Hazard, SurvivalData
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Survival(Task):
         "mlp-hazard": ModelKind(Hazard, f"{_HERE}:mlp"),
     }
     metrics = METRICS
+    explained = EXPLAINED
 
     def check(self, study: Study) -> None:
         """No class weights: there are no classes."""
@@ -89,6 +91,10 @@ class Survival(Task):
     def count(self, layout: SurvivalLayout, measured: NDArray[np.float64], targets: Sequence[NDArray[Any]]) -> Counts:
         """Counts of times and events ``[N]`` by the probability of an event until the last edge."""
         return count(targets[0], targets[1], measured[:, -1], layout)
+
+    def predictions(self, study: Study) -> RiskPredictions:
+        """The probability of the event until each edge."""
+        return RiskPredictions(data_of(study), self.outputs(study))
 
 
 def data_of(study: Study) -> SurvivalData:

@@ -18,6 +18,10 @@ import numpy.typing as npt
 from consilium_shared.metrics import Block, Counts, Layout, Order, Ratio, Vector, table
 
 METRICS = ("c-index", "events")
+EXPLAINED = {
+    "c-index": "C-index: how often the patient with the earlier event had the higher risk",
+    "events": "Share of patients whose event is known",
+}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_the_parts_are_the_whole_record_and_add_up(bundles: Bundles, name: str, 
     shared = np.sum(told["tiles"]) if "tiles" in told else sum(told["parts"].values())
     both = {key: np.stack([values, nothing[key]]) for key, values in prepared.inputs.items()}
     logits = made.run(both)["logits"].astype(float)
-    chosen = made.classes.index(told["class"])
+    chosen = made.predictions.names.index(told["class"])
     margins = logits[:, chosen] - logits[:, 1 - chosen]
     assert shared == pytest.approx(told["adds_up_to"], abs=1e-6) == pytest.approx(margins[0] - margins[1], abs=1e-5)
     assert explain(made, prepared) == told
@@ -73,7 +73,7 @@ def test_taking_away_what_matters_most_changes_the_answer_most(bundles: Bundles)
     made = model(bundles, "image")
     _, prepared = invented(made.study)
     told = explain(made, prepared)
-    chosen = made.classes.index(told["class"])
+    chosen = made.predictions.names.index(told["class"])
     parts, nothing = parts_of(made.study, prepared.inputs)
     order = np.argsort(-np.ravel(told["tiles"]))
 

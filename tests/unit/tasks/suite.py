@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.support import assets
+from tests.support import assets, published
 
 from consilium_client.agent.estimates import make_plan
 from consilium_client.data import load
@@ -25,14 +28,22 @@ from consilium_client.training.canaries import audit
 from consilium_client.training.evaluation import evaluate, noised_counts
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.trainer import check_independence, train
+from consilium_deploy.dicom_files import Scanner, write_radiograph
+from consilium_serve.dicom.report import structured_report
+from consilium_serve.explain import explain, parts_of
+from consilium_serve.fhir import Read, risk_assessment
+from consilium_serve.model import Model, answer
 from consilium_shared import study_file, task
 from consilium_shared.errors import DataError
 from consilium_shared.intervals import noised_metrics, variances
 from consilium_shared.metrics import Layout, metrics
-from consilium_shared.models import build
+from consilium_shared.models import build, onnx_graph
 from consilium_shared.models.vector import pack, to_vector, trained, with_trained
 from consilium_shared.plausibility import contradiction
+from consilium_shared.preparation.declared import invented as invented_record
+from consilium_shared.preparation.record import prepare
 from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.protocol.bundle import open_bundle, zipped
 from consilium_shared.study import Study
 from consilium_shared.task import Task
 
@@ -235,6 +246,59 @@ class TaskSuite:
                 inside, asked = inside + (low <= true <= high), asked + 1
         assert asked > 50
         assert inside / asked > 0.9
+
+    # -- predictions
+
+    @pytest.fixture
+    def model(self, own: Task, study: Study, tmp_path: Path) -> Model:
+        """The sample's model with weights that nobody trained, as a hospital has it from the signed bundle."""
+        assert own.predictions(study) is not None
+        coordinator = published.coordinator(tmp_path)
+        data = zipped(published.files(coordinator, study))
+        (tmp_path / "model.zip").write_bytes(data)
+        return Model(open_bundle(tmp_path / "model.zip", coordinator.coordinator().public.fingerprint))
+
+    def test_the_graph_of_every_model_answers_as_torch_does(self, own: Task, study: Study) -> None:
+        for each in self.models(own, study):
+            if "resnet" in each.model.name:
+                continue  # tests/unit/server/test_export.py has it
+            weights = published.weights(each)
+            assert onnx_graph.check(onnx_graph.to_onnx(weights, each), weights, each) <= 1e-5
+
+    def test_a_published_model_predicts_what_torch_does_and_says_it_in_every_form(
+        self, study: Study, model: Model, tmp_path: Path
+    ) -> None:
+        """From a record as a client sends it to the answer, its explanation, FHIR and DICOM."""
+        raw, prepared = invented_record(study)
+        own = model.predictions
+        scores = model.scores([prepare(study, raw)])[0]
+        expected = onnx_graph.answers(published.weights(study), study, {n: v[None] for n, v in prepared.inputs.items()})
+        np.testing.assert_allclose(scores, expected[own.output][0], atol=1e-5)
+        told = answer(model, prepared, scores, 0.5)
+        assert list(told["prediction"][own.output]) == list(own.names)
+        assert list(told["prediction"][own.output].values()) == pytest.approx(scores)
+        assert json.loads(json.dumps(told)) == told
+        assert [each.value for each in own.outcomes(told["prediction"])] == pytest.approx(scores)
+        read = Read(record=raw, patient="p", basis=[], notes=[])
+        assessment = risk_assessment(told, own, read, datetime(2026, 1, 1, tzinfo=UTC))
+        assert len(assessment["prediction"]) == len(own.names)
+        write_radiograph(tmp_path / "image.dcm", np.zeros((8, 8)), "P", "I", Scanner())
+        report = structured_report(pydicom.dcmread(tmp_path / "image.dcm"), told, model, "0")
+        words = str(report)
+        assert all(name[:20] in words for name in own.names)
+        assert set(own.recorded(told["prediction"])) == set(own.recorded(None))
+        assert not any(own.recorded(None).values())
+
+    def test_an_explanation_of_a_published_model_adds_up(self, study: Study, model: Model) -> None:
+        _, prepared = invented_record(study)
+        own, told = model.predictions, explain(model, prepared)
+        _, nothing = parts_of(study, prepared.inputs)
+        both = model.run({name: np.stack([values, nothing[name]]) for name, values in prepared.inputs.items()})
+        logits = np.asarray(both["logits"], dtype=np.float64)
+        with_all, without = own.explained(logits[0])[1](logits)
+        shared = np.sum(told["tiles"]) if "tiles" in told else sum(told["parts"].values())
+        assert shared == pytest.approx(with_all - without, abs=1e-4)
+        assert shared != 0
 
     # -- training
 
