@@ -16,7 +16,7 @@ EXPLAINED = MappingProxyType(
         "loss": "Mean loss in nats (smaller is better)",
         "ece": "Expected calibration error: how far probabilities are from frequencies",
         "brier": "Brier score: mean squared error of the probability (smaller is better)",
-        "calibration-intercept": "Calibration intercept: 0 where probabilities are right on average, above 0 if too low",
+        "calibration-intercept": "Calibration intercept: 0 where probabilities are right on average, above if too low",
         "calibration-slope": "Calibration slope: 1 where probabilities are as far apart as they should be",
     }
 )
