@@ -66,11 +66,6 @@ class Predictions(ABC):
         """True where the hospital's threshold decides what is said."""
         return False
 
-    @property
-    def logits(self) -> tuple[int, ...]:
-        """Shape of a record's logits."""
-        return (len(self.names),)
-
     @abstractmethod
     def scores(self) -> Scores:
         """Function that ends the graph."""

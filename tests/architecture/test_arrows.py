@@ -65,6 +65,7 @@ ONLY = {
     "torch": {
         "consilium_shared/models/",
         "consilium_shared/graphs/",
+        "consilium_shared/prediction.py",  # types alone
         "consilium_shared/task.py",  # types alone; importing a task imports no torch: tests/unit/tasks/suite.py
         "consilium_client/training/",
         "consilium_tasks/",

@@ -16,4 +16,4 @@ def inputs(study: Study) -> dict[str, tuple[int, ...]]:
 def outputs(study: Study) -> dict[str, tuple[int, ...]]:
     """Shape of one record in each output, by name: the logits, then the scores; raises as ``task.predictions``."""
     own = task.predictions(study)
-    return {LOGITS: own.logits, own.output: (len(own.names),)}
+    return {LOGITS: task.of(study).output_shape(study), own.output: (len(own.names),)}
