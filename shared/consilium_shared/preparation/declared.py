@@ -91,8 +91,8 @@ def _value(feature: Feature, draw: np.random.Generator) -> Any:
     if not isinstance(feature, Numeric):
         return feature.categories[int(draw.integers(len(feature.categories)))]
     value = float(np.float32(f"{feature.center + feature.scale * draw.normal():.4g}"))
-    low = value if feature.low is None else feature.low
-    high = value if feature.high is None else feature.high
+    low = -np.inf if feature.low is None else feature.low
+    high = np.inf if feature.high is None else feature.high
     return float(f"{min(max(value, low), high):.6g}")
 
 

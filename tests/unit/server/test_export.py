@@ -21,6 +21,7 @@ from consilium_server.federation import Home
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError, SignatureError
 from consilium_shared.models import build, forms, onnx_graph
 from consilium_shared.models.vector import load_vector, unpack
+from consilium_shared.preparation.declared import invented
 from consilium_shared.preparation.record import prepare
 from consilium_shared.protocol import bundle
 from consilium_shared.protocol.bundle import open_bundle
@@ -68,6 +69,13 @@ def test_a_model_that_was_trained_in_part_is_exported_whole(name: str, part: dic
     given = study(name, TABLE if name == "mlp" else SERIES, **part)
     weights = published.weights(given)
     assert onnx_graph.check(onnx_graph.to_onnx(weights, given), weights, given) <= 1e-5
+
+
+@pytest.mark.parametrize("bounds", [{"low": 9.0}, {"high": -9.0}, {"low": 9.0, "high": 9.5}])
+def test_the_invented_record_lies_within_bounds_of_either_side(bounds: dict[str, float]) -> None:
+    for seed in range(3):
+        given = study("logistic", {"features": [{"name": "age", **bounds}]}, seed=seed)
+        assert invented(given)[1].abstain == ()
 
 
 def test_a_graph_that_answers_otherwise_is_not_exported() -> None:
