@@ -11,6 +11,7 @@ from consilium_client.intake.settings import Intake
 from consilium_client.policy import SitePolicy
 from consilium_shared.config import Strict
 from consilium_shared.fields import Name
+from consilium_shared.process.notices import Notify
 
 
 class SiteConfig(Strict):
@@ -24,5 +25,7 @@ class SiteConfig(Strict):
     """Method for per-patient gradients (``dpsgd/engines.py``): the fast way, or the reference."""
     processes: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes that decode and prepare data at once; null for one for each core that this account may use."""
+    notify: Notify | None = None
+    """Receivers of notices about proposals, absences and the connection. The agent has no business with it."""
     intake: Intake | None = None
     """Sources of data in the hospital's systems. The agent has no business with it."""

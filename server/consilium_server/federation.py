@@ -14,6 +14,7 @@ from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.fields import Name
 from consilium_shared.identity import Identity
+from consilium_shared.process.notices import Notify
 from consilium_shared.protocol.roster import Roster, open_roster
 
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?$")]
@@ -32,6 +33,8 @@ class Federation(Strict):
     listen: Host = "0.0.0.0"  # noqa: S104  (the fleet interface is the one that sites must reach)
     private_port: Port = 8444
     """Loopback port of Flower's control and runtime interfaces."""
+    notify: Notify | None = None
+    """Receivers of notices about sites and studies."""
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES)]
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from consilium_client.commands.ask import ask
 from consilium_client.commands.enroll import enroll as enroll_site
 from consilium_client.commands.up import up_forever
 from consilium_client.site import Home
+from consilium_client.transport import contact
 from consilium_shared import console
 from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.identity import PublicIdentity
@@ -224,7 +225,9 @@ def up(home: HomeOption = DEFAULT_HOME) -> None:
 @app.command()
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what the site does now."""
-    value = ask(Home(home.resolve()).admin_socket, "status")
+    place = Home(home.resolve())
+    found = contact.read(place.root)
+    value = ask(place.admin_socket, "status") | {"connected": found.connected(), "contact": vars(found)}
     if as_json:
         print(json.dumps(value, indent=2, sort_keys=True))
         return
@@ -234,6 +237,8 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     where += f" step {activity['step']} of {activity['steps']}" if "step" in activity else ""
     where += f", {activity['done']} of {activity['of']}" if "done" in activity else ""
     _say(f"site {value['site']}: {activity['doing']}{where}")
+    _say(f"connected: {'yes, ' if value['connected'] else ''}{found.said()}")
+    _say(f"release {value['release']}, running for {value['up_seconds']} s")
     _say(f"ledger: {value['ledger']['entries']} entries, head {value['ledger']['head'][:16]}")
     for study in value["studies"]:
         charged = f"{study['rounds_charged']} of {study['rounds']} rounds charged"

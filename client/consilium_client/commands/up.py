@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from consilium_client.commands import conditions
 from consilium_client.site import Home
 from consilium_client.transport.sandbox import without_network
 from consilium_client.transport.supernode import LAST_WORD
@@ -53,6 +54,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
             )
         )
         say(f"site {config.site} serves federation {invitation.name} at {invitation.address}:{invitation.port}")
+        conditions.watch(home, f"{invitation.name}, site {config.site}", config.notify, say)
         supervisor.run()
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium_client.transport import connection
+from consilium_client.transport.contact import Note
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
@@ -139,7 +140,7 @@ def install_shims(home: Path) -> None:
     waits = Waits("/v1/fleet/pull-messages")
     polling = Polling(waits)
     loop.time = types.SimpleNamespace(sleep=polling.sleep)
-    ask_for_held_answers(waits)
+    ask_for_held_answers(waits, Note(home))
     wake_the_courier(polling)
     # A message is announced before all of it is uploaded; stock Flower then waits 1, 2, 4 … 10 s.
     patient = functools.partial(loop.pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=10_000)
@@ -182,7 +183,7 @@ def install_shims(home: Path) -> None:
     fleet_http_client.FleetHttpClient.ActivateNode = activate_again  # type: ignore[method-assign]
 
 
-def ask_for_held_answers(waits: Waits) -> None:
+def ask_for_held_answers(waits: Waits, note: Note) -> None:
     """Say in each request which release this is, and in each look for a message for how long an answer may be held."""
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -192,7 +193,10 @@ def ask_for_held_answers(waits: Waits) -> None:
 
     def intercept(self: Any, context: Any, call_next: Any) -> Any:
         context.request.headers[RELEASE] = release
-        return waits.intercept(context, lambda signed: sign(self, signed, call_next))
+        answer = waits.intercept(context, lambda signed: sign(self, signed, call_next))
+        if answer.status_code == 200:
+            note.answered()
+        return answer
 
     NodeAuthHttpInterceptor.intercept = intercept  # type: ignore[method-assign]
 
@@ -285,7 +289,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{LAST_WORD}{error}", file=sys.stderr)
         status = 2
     if status not in (0, 2):  # a SuperNode that was told to end gives 0
-        print(f"{LAST_WORD}{connection.cause(given.home.resolve())}", file=sys.stderr)
+        cause = connection.cause(given.home.resolve())
+        Note(given.home.resolve()).ended(cause)
+        print(f"{LAST_WORD}{cause}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # the Runtime interface's thread would keep a dead SuperNode alive

@@ -13,7 +13,8 @@ from consilium_server.commands import status
 from consilium_server.commands.admission import admit as admit_request
 from consilium_server.commands.provision import provision as provision_federation
 from consilium_server.commands.provision import renew as renew_certificate
-from consilium_server.commands.up import is_up, up_forever
+from consilium_server.commands.status import is_up
+from consilium_server.commands.up import up_forever
 from consilium_server.federation import Home
 from consilium_server.state import progress, study_folder
 from consilium_server.state.heads import Heads

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from consilium_server.commands import status
-from consilium_server.commands.up import is_up
+from consilium_server.commands.status import is_up
 from consilium_server.federation import Home
 from consilium_server.state import progress, study_folder
 from consilium_server.superlink import presence

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from consilium_server.commands.up import is_up
 from consilium_server.federation import Home
 from consilium_server.state import progress, study_folder
 from consilium_server.state.heads import Heads
@@ -23,6 +22,7 @@ from consilium_server.superlink.presence import Presence
 from consilium_server.superlink.settings import settings_of
 from consilium_shared import console
 from consilium_shared.errors import ConsiliumError
+from consilium_shared.process.process_lock import is_held
 
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="CONSILIUM_SERVER_HOME", help="The coordinator's folder.", show_default=True)
@@ -117,6 +117,11 @@ def _study(p: Progress) -> dict[str, Any]:
         "epsilon": p.epsilon,
         "model": p.model,
     }
+
+
+def is_up(home: Home) -> bool:
+    """True while ``consilium-server up`` runs for this home."""
+    return is_held(home.run / "up.lock")
 
 
 def seconds_left(p: Progress) -> float | None:

@@ -6,21 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 
+from consilium_server.commands import conditions
 from consilium_server.federation import Home
 from consilium_server.state import study_folder
 from consilium_server.superlink.control import register_nodes
 from consilium_server.superlink.settings import SuperLinkSettings, settings_of
 from consilium_server.superlink.start import wait_for_superlink
 from consilium_shared.errors import ConsiliumError, TransportError
-from consilium_shared.process.process_lock import ProcessLock, is_held
+from consilium_shared.process.process_lock import ProcessLock
 from consilium_shared.process.supervisor import Program, Supervisor
 
 LOOK_SECONDS = 0.5
-
-
-def is_up(home: Home) -> bool:
-    """True while ``consilium-server up`` runs for this home."""
-    return is_held(home.run / "up.lock")
 
 
 def up_forever(home: Home, say: Callable[[str], None]) -> None:
@@ -45,6 +41,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
             )
         )
         wait_for_superlink(home.logs / "superlink.log", link, supervisor, say)
+        conditions.watch(home, say)
         say(f"sites reach this server at {home.federation().address}:{link.public_port}")
         supervisor.run(_Watch(home, link, supervisor, say).look)
 

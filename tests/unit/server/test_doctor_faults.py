@@ -15,7 +15,7 @@ from tests.support import server_faults
 from tests.support.server_faults import FAULTS, Fault, Ground
 from tests.support.site import CONTRACT, Coordinator
 
-from consilium_server.commands import provision, status
+from consilium_server.commands import conditions, provision, status
 from consilium_server.commands.doctor import examine
 from consilium_server.state.progress import Progress
 from consilium_server.superlink.presence import Presence, Presences, of_sites
@@ -115,3 +115,16 @@ def test_the_time_of_a_sites_last_answer_is_known() -> None:
     about = {"phase": "training", "seconds": 1.0, "bytes": 3}
     progress.apply({"event": "answer", "round": 1, "site": "north", "time": at, **about})
     assert status._exchanged([progress, Progress("t", 1, heard={"north": at - 5})]) == {"north": at}
+
+
+def test_what_the_coordinators_people_should_know_is_a_condition(ground: Ground) -> None:
+    ground.heard(server_faults.SITE, seen=1.0)
+    folder = ground.started()
+    folder.event("waiting", sites={server_faults.SITE: "offline"}, have=2, minimum=3)
+    found = conditions.now(ground.home)
+    assert sorted(each.kind for each in found.values()) == ["site-away", "study-waits"]
+    assert found[f"away:{server_faults.SITE}"].over == ("site-back", f"site {server_faults.SITE} is connected again")
+    folder.set_state("stopped", "by the coordinator")
+    ground.certificate(10.1)
+    found = conditions.now(ground.home)
+    assert sorted(each.kind for each in found.values()) == ["certificate", "site-away", "study-ended"]
