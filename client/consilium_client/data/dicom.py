@@ -47,7 +47,7 @@ def load_dicom(
     rows = read_labels(asset.table, asset, study, aside, notes, values, key=key)
     found = _files(asset, aside)
     total = 2 * len(found)
-    chosen, row_of = _choose(found, asset, image, rows, aside, notes, lambda done: on_progress(done, total))
+    chosen, row_of = _choose(found, asset, image, rows, aside, values, notes, lambda done: on_progress(done, total))
 
     recipe, sources = ImageRecipe(image.size), [Source((found[number],)) for number in chosen]
     made = make_all(recipe, sources, found, store, lambda done: on_progress(total - len(chosen) + done, total))
@@ -86,6 +86,7 @@ def _choose(
     image: Image,
     rows: LabelRows,
     aside: SetAside,
+    values: Values,
     notes: SetAside,
     on_progress: Callable[[int], None],
 ) -> tuple[list[int], list[int]]:
@@ -98,11 +99,13 @@ def _choose(
     issuers: dict[str, set[str]] = {}
     for number, path in enumerate(found):
         try:
-            head = _head(number, read_header(path), image)
+            header = read_header(path)
+            head = _head(number, header, image)
         except Unusable as error:
             aside.add(str(error), where=_place(path, asset))
         else:
             heads.append(head)
+            values.profile.scanners.add(path, header)
             if head.patient and head.issuer:
                 issuers.setdefault(head.patient, set()).add(head.issuer)
         on_progress(number + 1)

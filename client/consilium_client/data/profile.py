@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from consilium_client.data.scanners import Scanners
 from consilium_shared.inputs import Numeric
 
 SAMPLE = 10_000
@@ -84,7 +85,7 @@ class Words:
 
 
 class Profile:
-    """Collector of spreads and words while an asset is read.
+    """Collector of spreads, words, scanners and dates while an asset is read.
 
     >>> profile = Profile()
     >>> profile.numbers(Numeric(name="age", low=0, high=120), np.array([40.0, 50.0, np.nan, 1950.0]))
@@ -94,12 +95,23 @@ class Profile:
     """
 
     def __init__(self) -> None:
+        self.scanners = Scanners()
+        """Scanners of an image asset."""
+        self.periods: dict[str, tuple[float, float]] = {}
+        """Column of moments -> its first and last, seconds since 1970."""
         self._numbers: dict[str, _Numbers] = {}
         self._words: dict[str, tuple[tuple[str, ...], Counter[str], list[int]]] = {}
 
     def numbers(self, feature: Numeric, values: NDArray[np.float64]) -> None:
         """Add numbers of a variable, float64 ``[n]``, NaN where there is none; it may be called again and again."""
         self._numbers.setdefault(feature.name, _Numbers(feature)).add(values)
+
+    def moments(self, name: str, seconds: NDArray[np.float64]) -> None:
+        """Add moments of a column, seconds since 1970 ``[n]``, NaN where there is none."""
+        known = seconds[np.isfinite(seconds)]
+        if len(known):
+            first, last = self.periods.get(name, (np.inf, -np.inf))
+            self.periods[name] = (min(first, float(known.min())), max(last, float(known.max())))
 
     def words(self, name: str, study: Sequence[str], found: Iterable[tuple[str, int]], missing: int) -> None:
         """Add words of a column with how often each occurs, and the number of rows without one."""

@@ -197,7 +197,7 @@ def _minutes(
     asset: TimeseriesAsset,
     rows: LabelRows,
     record: NDArray[np.int64],
-    values: SetAside,
+    values: Values,
     notes: SetAside,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Minutes of each sample since its record's start, NaN where unknown; and which records have no start."""
@@ -206,6 +206,8 @@ def _minutes(
     if asset.time_unit == "timestamp":
         start, start_zone = _moments(rows.frame[str(asset.start)])
         moment, zone = _moments(samples[asset.time])
+        values.profile.moments(str(asset.start), start)
+        values.profile.moments(asset.time, moment)
         startless = np.isnan(start)
         known &= ~startless[np.maximum(record, 0)]
         minutes = (moment - start[np.maximum(record, 0)]) / 60.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy as np
 from consilium_client.data.dataset import Dataset
 from consilium_client.data.profile import Spread, Words
 from consilium_client.data.report import NothingUsable, Report, SetAside
+from consilium_client.data.scanners import Scanner
 from consilium_client.quality import fit, lookalikes
 from consilium_client.quality.fit import Finding
 from consilium_client.quality.lookalikes import LookAlikes
+from consilium_client.quality.pictures import Pictures
 from consilium_shared import task
 from consilium_shared.inputs import Numeric
 from consilium_shared.printable import printable
@@ -80,6 +83,10 @@ class Quality:
         variables: numeric ones.
         columns: classes and categories.
         alike: records that are the same although they are not of one patient, or not of one class.
+        pictures: of an image study, its images as a model would see them.
+        scanners: of an image study, by the headers of its files.
+        periods: column of moments -> its first and last, ISO 8601 in UTC.
+        size: of an image study, pixels of a side.
         set_aside: reason -> (count of records, rows or files; the first places).
         values_set_aside: reason -> (single values taken as missing; the first places).
         notes: what is used although it looks odd -> (how often; the first places).
@@ -98,6 +105,10 @@ class Quality:
     variables: Sequence[Variable]
     columns: Sequence[Words]
     alike: LookAlikes
+    pictures: Pictures | None
+    scanners: Sequence[Scanner]
+    periods: Mapping[str, tuple[str, str]]
+    size: int
     set_aside: Placed
     values_set_aside: Placed
     notes: Placed
@@ -106,13 +117,17 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-like data."""
-        parts = ("findings", "variables", "columns", "alike")
+        parts = ("findings", "variables", "columns", "alike", "pictures", "scanners", "size")
         return {
             **{name: value for name, value in vars(self).items() if name not in parts},
             "findings": [asdict(each) for each in self.findings],
             "variables": {each.spread.name: each.to_json() for each in self.variables},
             "columns": {each.name: asdict(each) for each in self.columns},
             "alike": asdict(self.alike),
+            "pictures": None if self.pictures is None else self.pictures.to_json(),
+            "scanners": [
+                {key: value for key, value in asdict(each).items() if key != "examples"} for each in self.scanners
+            ],
         }
 
     def tables(self) -> Sequence[Table]:
@@ -134,12 +149,21 @@ class Quality:
             Table("Look at", ("where", "what", "advice"), tuple((f.where, f.what, f.advice) for f in self.findings)),
             Table("Classes", ("class", "records", "patients", "held back"), labels),
             _variables(self.variables, self.looked_at),
+            self._scanners(),
+            Table("Dates", ("column", "first", "last"), tuple((n, *span) for n, span in self.periods.items())),
             *_reasons(self.set_aside, self.values_set_aside, self.notes),
         ]
         numeric = {each.spread.name for each in self.variables}
         absent = tuple((name, str(n)) for name, n in _most(self.missing) if n and name not in numeric)
         tables.append(Table("Records without a value", ("variable", "records"), absent))
         return [table for table in tables if table.rows]
+
+    def _scanners(self) -> Table:
+        rows = tuple(
+            (printable(each.name), str(each.images), day(each.first), day(each.last), printable(_sizes(each)))
+            for each in self.scanners
+        )
+        return Table("Scanners", ("scanner", "files", "first", "last", "rows × columns"), rows)
 
 
 def reasons(error: NothingUsable, study: Study) -> Sequence[Table]:
@@ -161,11 +185,18 @@ def assess(records: Dataset, study: Study, asset: str | None = None, minimum_pat
         minimum_patients: fewest to train on, as the site's policy has it.
     """
     labels: dict[str, tuple[int, int, int]] = {}
-    for name, of_class in task.of(study).groups(study, records.targets(np.arange(len(records)))).items():
+    groups = task.of(study).groups(study, records.targets(np.arange(len(records))))
+    image, pictures = task.reads(study).image, Pictures(groups)
+    for name, of_class in groups.items():
         patients = np.unique(records.patients[of_class])
         labels[name] = (int(of_class.sum()), len(patients), int((~records.train[patients]).sum()))
     each, patients = np.unique(np.bincount(records.patients), return_counts=True)
     report = records.report
+    shown = None if image is None else lambda start, some: pictures.add(start, some.inputs[0])
+    alike = lookalikes.find(records, shown)
+    found = fit.findings(study, records, minimum_patients)
+    if image is not None:
+        found += fit.of_images(pictures.low, len(records), report.values.profile.scanners.all())
     return Quality(
         study=study.study,
         asset=asset or study.data.asset,
@@ -174,10 +205,14 @@ def assess(records: Dataset, study: Study, asset: str | None = None, minimum_pat
         patients_held_back=int((~records.train).sum()),
         labels=labels,
         records_by_patient={int(n): int(count) for n, count in zip(each, patients, strict=True)},
-        findings=fit.findings(study, records, minimum_patients),
+        findings=found,
         variables=variables_of(study, report),
         columns=report.values.profile.columns(),
-        alike=lookalikes.find(records),
+        alike=alike,
+        pictures=None if image is None else pictures,
+        scanners=report.values.profile.scanners.all(),
+        periods={name: (_moment(a), _moment(b)) for name, (a, b) in report.values.profile.periods.items()},
+        size=0 if image is None else image.size,
         set_aside=_placed(report.set_aside),
         values_set_aside=_placed(report.values),
         notes=_placed(report.notes),
@@ -228,6 +263,23 @@ def percent(part: int, whole: int) -> str:
         return "0 %"
     share = 100 * part / whole
     return "<0.1 %" if share < 0.1 else f"{share:.3g} %"
+
+
+def day(date: str) -> str:
+    """A date of DICOM's (``YYYYMMDD``) as people write it; a dash for none.
+
+    >>> day("20240117")
+    '2024-01-17'
+    """
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if date else "–"
+
+
+def _sizes(scanner: Scanner) -> str:
+    return ", ".join(name for name, _ in scanner.sizes.most_common(3)) + (", …" if len(scanner.sizes) > 3 else "")
+
+
+def _moment(seconds: float) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M")
 
 
 def _number(value: Any) -> Any:

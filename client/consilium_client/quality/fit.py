@@ -5,8 +5,9 @@ Nothing here refuses anything. It is for the screen of the hospital's people, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from consilium_client.data.dataset import Dataset
 from consilium_client.data.profile import Spread, Words
 from consilium_client.data.report import Report
+from consilium_client.data.scanners import Scanner
 from consilium_client.quality.units import mixed, suspected
 from consilium_shared import task
 from consilium_shared.inputs import Numeric
@@ -25,6 +27,8 @@ FEW_OF_A_GROUP = 10
 MUCH_MISSING = 0.8
 MUCH_OUTSIDE = 0.01
 MUCH_STRANGE = 0.01
+LITTLE_RANGE = 0.05
+"""Share of images; when more use little of the grey range it is told."""
 MANY_RECORDS = 20
 """One patient with so many times the records of the median patient is told."""
 _ROWS_TO_JUDGE = 10
@@ -72,6 +76,17 @@ def numeric(study: Study) -> dict[str, Numeric]:
     return {each.name: each for each in every if isinstance(each, Numeric)}
 
 
+def of_images(low: int, images: int, scanners: Sequence[Scanner]) -> Iterator[Finding]:
+    """Findings on images: ``low`` of them use little of the grey range; dates of scanners that cannot be."""
+    if images and low > LITTLE_RANGE * images:
+        what = f"{low} of {images} use less than a tenth of the grey range"
+        yield Finding("odd", "images", what, "look at them on the page: too dark to see anything?")
+    today = datetime.now().astimezone().strftime("%Y%m%d")
+    for each in scanners:
+        if each.last > today:
+            yield Finding("odd", printable(each.name), "images from days that are still to come", "shifted dates?")
+
+
 def _patients(records: Dataset, minimum: int) -> Iterator[Finding]:
     train = int(records.train.sum())
     if train < minimum:
@@ -92,7 +107,7 @@ def _groups(study: Study, records: Dataset) -> Iterator[Finding]:
     groups = task.of(study).groups(study, records.targets(np.arange(len(records))))
     counts = {name: len(np.unique(records.patients[of])) for name, of in groups.items()}
     full = [name for name, count in counts.items() if count]
-    if len(counts) > 1 and len(full) < 2:
+    if len(counts) > 1 and (not full or (len(full) == 1 and groups[full[0]].all())):
         only = f"only records of {printable(full[0])}" if full else "no record of any class"
         yield Finding("misfit", "classes", only, "is the label column the right one, and written as the study has it?")
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from consilium_client.data.dataset import Dataset
+from consilium_shared.task import Examples
 
 BATCH = 256
 
@@ -37,13 +38,18 @@ class LookAlikes:
         yield "records equal to one with another label", self.labels
 
 
-def find(records: Dataset) -> LookAlikes:
-    """Equal records, found by a digest of what the model would see of each."""
+def find(records: Dataset, also: Callable[[int, Examples], None] | None = None) -> LookAlikes:
+    """Equal records, found by a digest of what the model would see of each.
+
+    ``also``: shown the same records, some at a time, with the number of the first, so that they are taken once.
+    """
     numbers: dict[bytes, int] = {}
     group = np.empty(len(records), dtype=np.int64)
     labels: list[bytes] = []
     for start in range(0, len(records), BATCH):
         some = records.take(np.arange(start, min(start + BATCH, len(records))))
+        if also is not None:
+            also(start, some)
         for at in range(len(some.inputs[0])):
             made = hashlib.blake2b(digest_size=16)
             for each in some.inputs:

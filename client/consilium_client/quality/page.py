@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from itertools import islice
@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from consilium_client.quality.assessment import Quality, percent
+from consilium_client.quality.assessment import Quality, day, percent
 from consilium_client.quality.figures import histogram
+from consilium_client.quality.pictures import of_scanners
 from consilium_shared.files import write_atomically
 from consilium_shared.printable import printable
 
@@ -52,6 +53,9 @@ def render(quality: Quality, site: str) -> bytes:
         aside_count=sum(count for count, _ in quality.set_aside.values()),
         by_patient=list(_spans(quality.records_by_patient)),
         alike=[row for row in quality.alike.rows() if row[1]],
+        scanners=of_scanners(quality.scanners, quality.size) if quality.size else [],
+        use=[] if quality.pictures is None else _shares(quality.pictures.use.tolist()),
+        day=day,
         variables=[(each, histogram(each.spread, each.constants)) for each in quality.variables],
         aside=_most(quality.set_aside),
         values=_most(quality.values_set_aside),
@@ -69,6 +73,12 @@ def _spans(records_by_patient: Mapping[int, int]) -> Iterator[tuple[str, int]]:
         count = sum(patients for records, patients in records_by_patient.items() if low <= records <= high)
         if count:
             yield str(low) if low == high else f"{low} – {high}" if high < 10**9 else f"{low} and more", count
+
+
+def _shares(counts: Sequence[int]) -> list[tuple[str, int, float]]:
+    """Tenths of the grey range: name of each, its images, and its bar in per cent of the longest."""
+    names = (f"{10 * tenth} – {10 * tenth + 10} %" for tenth in range(len(counts)))
+    return [(name, count, 100 * count / max(*counts, 1)) for name, count in zip(names, counts, strict=True)]
 
 
 def _most(placed: Mapping[str, tuple[int, str]]) -> list[tuple[str, tuple[int, str]]]:

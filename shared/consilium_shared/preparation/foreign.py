@@ -17,6 +17,8 @@ HEADER = [
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PresentationLUTShape",
 ]  # fmt: skip
+SCANNER = ["Manufacturer", "ManufacturerModelName", "AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate"]
+"""Tags that only a hospital's own people look at, in their report."""
 # pydicom warns with the values of the tags that it warns of, which name patients.
 for _name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -36,7 +38,7 @@ def read_header(path: Path) -> pydicom.Dataset:
     """The tags that decide whether a file counts, without its pixels; raises Unusable."""
     require_bounded(path)
     with any_failure("not readable as DICOM"):
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*HEADER, *SCANNER])
 
 
 def read_whole(path: Path) -> pydicom.Dataset:
