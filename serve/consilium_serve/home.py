@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from consilium_serve.dicom.settings import Dicom
+from consilium_serve.dicom_settings import Dicom
 from consilium_serve.fhir import Codes
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, IntegrityError

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from consilium_serve.app import guarded
-from consilium_serve.dicom.settings import Dicom
+from consilium_serve.dicom_settings import Dicom
 from consilium_serve.home import Home, Settings
 from consilium_serve.record import Record
+from consilium_serve.rest.app import guarded
 from consilium_serve.service import Service, watch
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.process import logs

@@ -14,6 +14,7 @@ FOLDERS = {
     "consilium_shared": ROOT / "shared",
     "consilium_server": ROOT / "server",
     "consilium_client": ROOT / "client",
+    "consilium_serve": ROOT / "serve",
 }
 TOP = "."
 """The modules that lie in no room."""
@@ -54,12 +55,21 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "agent": {TOP, "prepared", "data", "quality", "training", "transport", "state"},
         "commands": {TOP, "prepared", "data", "quality", "training", "transport", "intake", "state", "agent"},
     },
+    "consilium_serve": {
+        TOP: set(),
+        "rest": {TOP},
+        "dicom": {TOP},
+        "server.py": {TOP, "rest", "dicom"},
+        "cli.py": {TOP, "server.py"},
+    },
 }
 """A package to its rooms, and each room to those that it may import. A room imports only such as stand before it, so no
 arrow runs in a circle. A module that is named is a room of its own: one that stands above the other modules of no room.
 """
 
-KNOWN = {file.name for folder in ("shared", "server", "client", "tests") for file in (ROOT / folder).rglob("*.py")}
+KNOWN = {
+    file.name for folder in ("shared", "server", "client", "serve", "tests") for file in (ROOT / folder).rglob("*.py")
+}
 
 ALL = [(package, room) for package, rooms in ROOMS.items() for room in rooms]
 

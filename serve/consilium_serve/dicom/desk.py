@@ -18,7 +18,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import ComprehensiveSRStorage
 
 from consilium_serve.dicom.report import structured_report
-from consilium_serve.dicom.settings import Dicom
+from consilium_serve.dicom_settings import Dicom
 from consilium_serve.home import Home
 from consilium_serve.images import case_of
 from consilium_serve.service import Service

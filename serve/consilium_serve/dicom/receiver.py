@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from consilium_serve.dicom.settings import Dicom
+from consilium_serve.dicom_settings import Dicom
 from consilium_serve.home import Home
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import put_in_place

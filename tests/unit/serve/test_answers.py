@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.unit.serve.conftest import Bundles
 
-from consilium_serve.app import guarded
 from consilium_serve.home import Home
 from consilium_serve.record import entries
+from consilium_serve.rest.app import guarded
 from consilium_serve.service import Service
 from consilium_shared.models import onnx_graph
 from consilium_shared.preparation.record import prepare

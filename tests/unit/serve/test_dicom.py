@@ -34,7 +34,7 @@ from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_serve.dicom.desk import Desk
 from consilium_serve.dicom.receiver import Receiver
 from consilium_serve.dicom.report import structured_report
-from consilium_serve.dicom.settings import Archive, Dicom, Peer
+from consilium_serve.dicom_settings import Archive, Dicom, Peer
 from consilium_serve.home import Home
 from consilium_serve.images import case_of
 from consilium_serve.record import entries

@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.support.published import SERIES, TABLE, study
 
-from consilium_serve.app import guarded
 from consilium_serve.fhir import Codes, read
 from consilium_serve.home import Home
 from consilium_serve.record import Record, entries
+from consilium_serve.rest.app import guarded
 from consilium_serve.service import Service
 from consilium_shared.errors import DataError
 from consilium_shared.preparation.record import prepare

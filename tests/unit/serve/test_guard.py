@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from consilium_serve import guard
-from consilium_serve.guard import Guard
+from consilium_serve.rest import guard
+from consilium_serve.rest.guard import Guard
 from consilium_shared.transport.strangers import Strangers
 
 TOKENS = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ward", "icu")}

@@ -14,10 +14,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from consilium_serve import fhir, kserve
+from consilium_serve import fhir
 from consilium_serve.explain import explain
-from consilium_serve.guard import Guard
 from consilium_serve.model import NOTICE, Model
+from consilium_serve.rest import kserve
+from consilium_serve.rest.guard import Guard
 from consilium_serve.service import Case, Service
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConsiliumError, DataError, PeerError
