@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,14 +75,22 @@ def read_text(path: Path) -> str:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
-def load_yaml(path: Path, model: type[Model]) -> Model:
+def load_yaml(
+    path: Path, model: type[Model], complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> Model:
     """Read ``path`` and check it against ``model``.
+
+    Args:
+        path: the file.
+        model: what it is to be.
+        complete: puts in what the file only names, such as another file's content.
 
     Raises:
         ConfigurationError: unreadable, not YAML, an unknown key (with the nearest valid one), or a wrong value; each
             finding stands on a line of its own as ``file:line: key: what``.
     """
     value, node = _parsed(path)
+    value = value if complete is None else complete(value)
     try:
         return model.model_validate(value)
     except ValidationError as error:

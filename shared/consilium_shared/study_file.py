@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from consilium_shared.config import load_yaml, read_yaml
+from consilium_shared.graphs.graph import Graph
 from consilium_shared.models.vector import width
 from consilium_shared.norm_bound import UNRULED, derived_norm_bound
 from consilium_shared.privacy.plan import PrivacyPlan, plan_of
@@ -24,7 +26,7 @@ def read(file: Path) -> Study:
     Raises:
         ConfigurationError: as ``config.load_yaml``.
     """
-    study = load_yaml(file, Study)
+    study = load_yaml(file, Study, partial(_complete, file))
     content = study.contract
     if study.privacy.sums is not None:  # every site's noise is the contract's
         plan = plan_of(study, 0)
@@ -60,7 +62,7 @@ def read_as(file: Path, digest: str | None, bound: float = UNRULED) -> Study:
 
 
 def _as_written_before(file: Path, bound: float) -> Iterator[Study]:
-    given = read_yaml(file)
+    given = _complete(file, read_yaml(file))
     if not _names_bound(given):
         given = _with_bound(given, bound)
     for schema in range(SCHEMA, 0, -1):
@@ -68,6 +70,15 @@ def _as_written_before(file: Path, bound: float) -> Iterator[Study]:
             yield Study.model_validate({"schema_version": schema, **given})
         except ValidationError:  # the file has a key that this schema lacks
             continue
+
+
+def _complete(file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Content of a study's file with the graph that it names as another file, beside it: ``graph: net.yaml``."""
+    model = given.get("model")
+    if not (isinstance(model, dict) and isinstance(model.get("graph"), str)):
+        return given
+    graph = load_yaml(file.parent / model["graph"], Graph)
+    return {**given, "model": {**model, "graph": graph.model_dump(mode="json")}}
 
 
 def _names_bound(given: dict[str, Any]) -> bool:

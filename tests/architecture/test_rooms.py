@@ -32,7 +32,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "secagg": {TOP},
         "protocol": {TOP, "privacy", "secagg"},
         "norm_bound.py": {TOP, "models", "privacy"},
-        "study_file.py": {TOP, "models", "privacy", "norm_bound.py"},
+        "study_file.py": {TOP, "graphs", "models", "privacy", "norm_bound.py"},
     },
     "consilium_server": {
         TOP: set(),

@@ -42,12 +42,21 @@ class Network(nn.Module):
             assert module is not None  # noqa: S101  (every node has one)
             if isinstance(module, nn.MultiheadAttention):
                 found = module(*(given * 3 if len(given) == 1 else given), need_weights=False)
+            elif isinstance(module, nn.RMSNorm) and torch.onnx.is_in_onnx_export():
+                found = _rms_norm(module, *given)
             else:
                 found = module(*given)
             for each in done:
                 values.pop(each, None)
             values[name] = found[0] if isinstance(found, tuple) else found
         return values[name]
+
+
+def _rms_norm(module: nn.RMSNorm, inputs: Tensor) -> Tensor:
+    """``module``'s output in operators that ONNX has."""
+    axes, eps = [-1 - axis for axis in range(len(module.normalized_shape))], module.eps or 0.0
+    found = inputs * torch.rsqrt((inputs * inputs).mean(axes, keepdim=True) + eps)
+    return found if module.weight is None else found * module.weight
 
 
 def of_study(study: Study) -> Network:
