@@ -160,8 +160,8 @@ def test_every_layer_leaves_as_onnx() -> None:
         nodes.append({"name": f"tested{number}", "layer": layer, "of": of, **options})
         nodes.append({"name": f"flat{number}", "layer": "flatten", "of": f"tested{number}"})
         ends.append(f"flat{number}")
-    for number, part in enumerate((ends[:40], ends[40:])):
-        nodes.append({"name": f"joined{number}", "layer": "concat", "of": part})
+    for half, some in enumerate((ends[:40], ends[40:])):
+        nodes.append({"name": f"joined{half}", "layer": "concat", "of": some})
     nodes.append({"name": "joined", "layer": "concat", "of": ["joined0", "joined1"]})
     nodes.append({"name": "head", "layer": "linear", "of": "joined", "outputs": 2})
     study = studies.study(
