@@ -15,6 +15,7 @@ from consilium_shared.errors import IntegrityError
 from consilium_shared.models import forms
 from consilium_shared.preparation.record import Prepared
 from consilium_shared.protocol.bundle import EXAMPLE, GRAPH, PAGE, Bundle
+from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 
 Scores = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class Model:
         page: its page, HTML.
         card: body of its signed card.
         predictions: what its scores mean.
+        recalibrated: True where its graph has the card's recalibration in it.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -52,6 +54,7 @@ class Model:
         self.sha256 = bundle.manifest.model
         self.version = self.sha256[:12]
         self.card = bundle.card
+        self.recalibrated = Recalibration.read(bundle.card.get("metrics")) is not None
         self.page = bundle.files.get(PAGE, b"")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -110,7 +113,7 @@ def answer(model: Model, prepared: Prepared, scores: Scores | None, threshold: f
         "threshold": threshold if model.predictions.thresholds else None,
         "abstained": abstained,
         "notes": list(prepared.notes),
-        "calibrated": False,
+        "calibrated": model.recalibrated,
         "notice": NOTICE,
     }
     if not abstained and scores is not None:

@@ -169,6 +169,10 @@ class Layout(ABC):
         """Parts that have metrics of their own, read off the same counts."""
         return iter(())
 
+    def recalibrated(self, counts: Vector, *, noised: bool) -> tuple[float, float] | None:
+        """Intercept and slope of the outcome on the score's logit; None where these counts have no such table."""
+        return None
+
     @abstractmethod
     def every_record(self) -> Vector:
         """Linear form ``[k]`` whose value on a counts vector is its number of records."""

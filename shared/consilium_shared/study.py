@@ -213,6 +213,8 @@ class Evaluation(Strict):
     """Fraction of patients held back, chosen by a hash of study and patient."""
     split_column: Column | None = None
     """Or a column of the label table that says ``train`` or ``test`` for each patient."""
+    recalibrate: Annotated[bool, Since(2)] = False
+    """Whether the finished model's log odds are recalibrated by the last counts, of which this is computed alone."""
 
     @model_validator(mode="after")
     def _one_split(self) -> Evaluation:

@@ -67,8 +67,11 @@ def coordinator(folder: Path) -> Home:
     return home
 
 
-def publish(home: Home, given: Study, seed: int = 0) -> registry.Model:
-    return registry.publish(home, given, home.roster(), weights(given, seed), [record()], {})
+def publish(home: Home, given: Study, seed: int = 0, **metrics: Any) -> registry.Model:
+    """``metrics``: of the last round, beside those that every card here has."""
+    made = record()
+    made["metrics"] |= metrics
+    return registry.publish(home, given, home.roster(), weights(given, seed), [made], {})
 
 
 def record() -> dict[str, Any]:

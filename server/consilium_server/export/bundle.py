@@ -18,6 +18,7 @@ from consilium_shared.identity import Identity
 from consilium_shared.limits import FILE_BYTES
 from consilium_shared.preparation.declared import declared, invented
 from consilium_shared.protocol import bundle
+from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 
 UNLICENSED = """\
@@ -64,11 +65,12 @@ def contents(model: Model, coordinator: Identity, licence: str = UNLICENSED) -> 
     study = Study.from_contract(model.card["contract"])
     task.predictions(study)
     weights = (model.folder / bundle.WEIGHTS).read_bytes()
-    graph = onnx_graph.to_onnx(weights, study)
-    worst = onnx_graph.check(graph, weights, study)
+    recalibration = Recalibration.read(model.card["metrics"])
+    graph = onnx_graph.to_onnx(weights, study, recalibration)
+    worst = onnx_graph.check(graph, weights, study, recalibration=recalibration)
     raw, prepared = invented(study)
     inputs = {name: values[None] for name, values in prepared.inputs.items()}
-    answers = onnx_graph.answers(weights, study, inputs)
+    answers = onnx_graph.answers(weights, study, inputs, recalibration)
     example = {
         "what": "An invented record, nobody's: as consilium-predict takes it, prepared, and what torch answers.",
         "record": raw,

@@ -13,6 +13,7 @@ from consilium_shared import task
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.inputs import Feature, Numeric
 from consilium_shared.printable import printable
+from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 
 
@@ -44,6 +45,7 @@ def render(
         card=card,
         fingerprint=key.fingerprint,
         metrics=metrics(card["metrics"], task.of(study).explained),
+        recalibration=Recalibration.read(card["metrics"]),
         parts=parts(card["metrics"]),
         noised="interval" in (card["metrics"] or {}),
         rounds=rounds,

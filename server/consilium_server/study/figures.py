@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium_shared.intervals import noised_metrics, noised_parts, variances
-from consilium_shared.metrics import Layout, metrics
+from consilium_shared.metrics import Counts, Layout, Values, metrics
 from consilium_shared.plausibility import contradiction, most_held_back
 from consilium_shared.privacy.plan import noise_of_evaluations
 from consilium_shared.protocol.summand import Opened
+from consilium_shared.recalibration import chosen
 from consilium_shared.study import Study
 
 
@@ -64,7 +65,21 @@ class Figures:
         for part, own, ends in noised_parts(opened.counts, self.layout, variance):
             told = {"interval": {name: list(each) for name, each in ends.items()}} if ends else {}
             parts.setdefault(part.kind, {})[part.name] = {**own, **told}
+        if self.study.evaluation.recalibrate:
+            kept |= self._recalibration(opened.counts, values, known)
         return kept | ({"parts": parts} if parts else {}), None
+
+    def _recalibration(
+        self, counts: Counts, values: Values, known: dict[str, tuple[float, float]] | None
+    ) -> dict[str, Any]:
+        """Intercept and slope that the counts support, as a card has them; nothing where they support none."""
+        noised = known is not None
+        fitted = self.layout.recalibrated(counts.astype(np.float64), noised=noised)
+        ends = None if known is None else known.get("calibration-slope")
+        found = None if fitted is None else chosen(fitted, values["calibration-intercept"], ends, noised=noised)
+        if found is None:
+            return {}
+        return {"recalibration": {name: float(f"{value:.4g}") for name, value in found._asdict().items()}}
 
 
 def noised_weight(study: Study, opened: Opened) -> int | None:

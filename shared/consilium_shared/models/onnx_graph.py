@@ -20,6 +20,7 @@ from consilium_shared import task
 from consilium_shared.errors import IntegrityError
 from consilium_shared.models import build, forms
 from consilium_shared.models.vector import load_vector, unpack
+from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
@@ -35,26 +36,30 @@ TOLERANCE = 1e-5
 
 
 class _WithScores(nn.Module):
-    def __init__(self, model: nn.Module, scores: Scores) -> None:
+    def __init__(self, model: nn.Module, scores: Scores, recalibration: Recalibration | None) -> None:
         super().__init__()
-        self.model, self.scores = model, scores
+        self.model, self.scores, self.recalibration = model, scores, recalibration
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(*inputs)
+        if self.recalibration is not None:
+            shift = torch.tensor([0.0, self.recalibration.intercept])
+            logits = logits * self.recalibration.slope + shift
         return logits, self.scores(logits)
 
 
-def to_onnx(model_bytes: bytes, study: Study) -> bytes:
+def to_onnx(model_bytes: bytes, study: Study, recalibration: Recalibration | None = None) -> bytes:
     """The ONNX graph of the study's model with these weights.
 
     Args:
         model_bytes: safetensors, as ``vector.pack`` wrote them.
         study: whose model it is.
+        recalibration: of its logits and probabilities; None leaves them as they were trained.
 
     Raises:
         PeerError: the bytes are not of this study.
     """
-    model, inputs, outputs = _loaded(model_bytes, study), forms.inputs(study), forms.outputs(study)
+    model, inputs, outputs = _loaded(model_bytes, study, recalibration), forms.inputs(study), forms.outputs(study)
     example = tuple(torch.zeros((2, *form)) for form in inputs.values())
     out = io.BytesIO()
     with warnings.catch_warnings():
@@ -73,15 +78,19 @@ def to_onnx(model_bytes: bytes, study: Study) -> bytes:
     return out.getvalue()
 
 
-def answers(model_bytes: bytes, study: Study, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+def answers(
+    model_bytes: bytes, study: Study, inputs: Arrays, recalibration: Recalibration | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     """Logits and scores that torch gives for prepared inputs, by output's name; raises as ``to_onnx``."""
-    model = _loaded(model_bytes, study)
+    model = _loaded(model_bytes, study, recalibration)
     with torch.inference_mode():
         found = model(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in forms.inputs(study)))
     return {name: each.numpy() for name, each in zip(forms.outputs(study), found, strict=True)}
 
 
-def check(graph: bytes, model_bytes: bytes, study: Study, records: int = 7) -> float:
+def check(
+    graph: bytes, model_bytes: bytes, study: Study, records: int = 7, recalibration: Recalibration | None = None
+) -> float:
     """The largest difference between the graph under onnxruntime and the model under torch.
 
     Compared on invented records: all at once, and one alone.
@@ -97,7 +106,7 @@ def check(graph: bytes, model_bytes: bytes, study: Study, records: int = 7) -> f
         inputs = {
             name: draw.normal(size=(number, *form)).astype(np.float32) for name, form in forms.inputs(study).items()
         }
-        expected = answers(model_bytes, study, inputs)
+        expected = answers(model_bytes, study, inputs, recalibration)
         for name, values in zip(outputs, session.run(outputs, dict(inputs)), strict=True):
             worst = max(worst, difference(values, expected[name]))
     if not worst <= TOLERANCE:
@@ -113,7 +122,7 @@ def difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return float(np.max(np.abs(found - expected), initial=0.0) / max(1.0, float(np.max(np.abs(expected), initial=0.0))))
 
 
-def _loaded(model_bytes: bytes, study: Study) -> nn.Module:
+def _loaded(model_bytes: bytes, study: Study, recalibration: Recalibration | None) -> nn.Module:
     model = build(study)
     load_vector(model, unpack(model_bytes, model, study))
-    return _WithScores(model, task.predictions(study).scores()).eval()
+    return _WithScores(model, task.predictions(study).scores(), recalibration).eval()

@@ -194,6 +194,15 @@ class ClassLayout(Layout):
             }
             yield from (Ratio(name, *named[name]) for name in named if name in self.asked)
 
+    def recalibrated(self, counts: Vector, *, noised: bool) -> tuple[float, float] | None:
+        """Calibration of two classes off the histograms of their scores, smoothed where they carry noise."""
+        if not (self.rich and self.classes == 2):
+            return None
+        found = counts[self._scores()[0]]
+        table = score_table.settled(score_table.smoothed(found)) if noised else found
+        intercept, slope = score_table.calibration(table, self.logits)
+        return float(intercept), float(slope)
+
     def parts_of(self) -> Iterator[Part]:
         """Thresholds of two classes, where the study asks for one of ``RICH``."""
         if not (self.rich and self.classes == 2):

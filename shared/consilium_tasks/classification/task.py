@@ -44,6 +44,13 @@ class Classification(Task):
         later = sorted(set(study.evaluation.metrics) & set(RICH))
         if later and study.schema_version < 2:
             raise ValueError(f"evaluation.metrics: {later[0]} came with schema 2")
+        if study.evaluation.recalibrate:
+            asked = {"calibration-intercept", "calibration-slope"} <= set(study.evaluation.metrics)
+            if len(found.label.classes) != 2 or not asked:
+                raise ValueError(
+                    "evaluation.recalibrate takes two classes, and evaluation.metrics with calibration-intercept and "
+                    "calibration-slope, off whose table it is read"
+                )
 
     @abstractmethod
     def inputs(
