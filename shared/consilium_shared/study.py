@@ -214,7 +214,7 @@ class Evaluation(Strict):
     split_column: Column | None = None
     """Or a column of the label table that says ``train`` or ``test`` for each patient."""
     recalibrate: Annotated[bool, Since(2)] = False
-    """Whether the finished model's log odds are recalibrated by the last counts, of which this is computed alone."""
+    """Recalibration of the finished model's log odds by the last counts alone; it costs no ε of its own."""
 
     @model_validator(mode="after")
     def _one_split(self) -> Evaluation:
