@@ -24,8 +24,8 @@ from rich.table import Table
 
 from consilium_deploy import demo_figure
 from consilium_deploy.local import LocalFederation, LocalFederationError
+from consilium_shared import task
 
-STUDIES = Path(__file__).parents[1] / "studies"
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
 SITE_YAML = """\
 # Written by the demonstration; every patient in it is synthetic.
@@ -119,7 +119,7 @@ def run(out: Path, studies: list[str]) -> None:
 
 def _study(federation: LocalFederation, study: str) -> None:
     _title(f"Study {study}", "The coordinator proposes; nothing is trained until every hospital's IT has approved.")
-    federation.at_server("run", "--detach", STUDIES / study / "study.yaml")
+    federation.at_server("run", "--detach", task.studies()[study] / "study.yaml")
     first = HOSPITALS[0]
     federation.wait(lambda: federation.standing(first, study) == "pending", f"{first} hears of {study}", first)
     console.print(federation.at_site(first, "show", study).stdout.rstrip(), markup=False)
@@ -143,7 +143,7 @@ def _compare(out: Path, study: str) -> Outcome:
     home.mkdir(exist_ok=True)
     assets = "".join(ASSETS.format(prefix=f"{name}-", data=out / "data" / name) for name in (*HOSPITALS, "pooled"))
     (home / "site.yaml").write_text(SITE_YAML.format(site="comparison", assets=assets))
-    file = STUDIES / study / "study.yaml"
+    file = task.studies()[study] / "study.yaml"
     cards = sorted((out / "server" / "models" / study).glob("*/card.json"))
     card = json.loads(cards[-1].read_text())["body"]
     asset = card["contract"]["data"]["asset"]

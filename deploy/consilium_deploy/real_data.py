@@ -1,6 +1,6 @@
 """Published data sets as hospitals' folders: ``python -m consilium_deploy.real_data NAME --source DIR --out DIR``.
 
-Each set becomes one folder a site, with the files that the sample studies under ``deploy/studies`` expect, and a folder
+Each set becomes one folder a site, with the files that the tasks' studies (``task.studies``) expect, and a folder
 ``pooled`` with all sites' rows (same patient identifiers, hence the same patients held back) for comparison. The sets
 are not part of the project: ``--source`` (or the variable ``CONSILIUM_DATA``) names the folder where they lie, packed.
 """

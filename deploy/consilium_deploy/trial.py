@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from consilium_deploy.local import LocalFederation, LocalFederationError
+from consilium_shared import task
 
-STUDIES = Path(__file__).parents[1] / "studies"
 HOURS = 4 * 3600.0
 MARKER = "TRIAL.txt"
 
@@ -27,7 +27,9 @@ MARKER = "TRIAL.txt"
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m consilium_deploy.trial", description=__doc__)
-    parser.add_argument("name", choices=sorted(path.parent.name for path in STUDIES.glob("*/site.yaml")))
+    parser.add_argument(
+        "name", choices=sorted(name for name, folder in task.studies().items() if (folder / "site.yaml").exists())
+    )
     parser.add_argument("--data", type=Path, required=True, help="what consilium_deploy.real_data wrote")
     parser.add_argument("--work", type=Path, default=Path("trial"), help="folder to work in; an old trial is removed")
     parser.add_argument("--study", action="append", help="study file beside study.yaml (several run one after another)")
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(name: str, data: Path, work: Path, options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
     """Every study with every seed; one result each."""
     sites = sorted(path.name for path in data.iterdir() if path.is_dir() and path.name != "pooled")
-    template = yaml.safe_load((STUDIES / name / "site.yaml").read_text())
+    template = yaml.safe_load((task.studies()[name] / "site.yaml").read_text())
     asset = next(iter(template["assets"]))
     federation = LocalFederation(work, {site: _site(template, site, data / site) for site in sites}, name, say=print)
     comparison = work / "comparison"
@@ -68,12 +70,12 @@ def run(name: str, data: Path, work: Path, options: argparse.Namespace, files: l
         federation.provision()
         federation.up()
         for file in files:
-            for study in _variants(STUDIES / name / file, work, options.seeds, options.epsilon or [None]):
+            for study in _variants(task.studies()[name] / file, work, options.seeds, options.epsilon or [None]):
                 found.append(_run_one(federation, comparison, study, sites))
                 print(json.dumps(found[-1]), flush=True)
     if options.compare:
         for file in files:
-            study = _variants(STUDIES / name / file, work, 1, [None])[0]
+            study = _variants(task.studies()[name] / file, work, 1, [None])[0]
             for site in (*sites, "pooled"):
                 found.append({"study": study.stem, "alone": site, **_baseline(comparison, study, site, sites)})
     return found

@@ -259,6 +259,11 @@ def names() -> tuple[str, ...]:
     return tuple(table())
 
 
+def studies() -> Mapping[str, Path]:
+    """Folders of whole studies in the tasks' folders, by the study's name, each with its ``study.yaml``."""
+    return {file.parent.name: file.parent for name in names() for file in get(name).folder.glob("studies/*/study.yaml")}
+
+
 @cache
 def get(name: str) -> Task:
     """The task of that name; raises ValueError where this release has none."""

@@ -15,9 +15,11 @@ from consilium_tasks import TASKS
 ROOT = Path(__file__).parents[2]
 ROOTS = ("shared", "client", "server", "engine", "deploy", "serve", "examples")
 PRODUCT = [file for root in ROOTS for file in sorted((ROOT / root).rglob("*.py"))]
-TEMPLATES = [file for root in ROOTS for file in sorted((ROOT / root).rglob("templates/*"))]
+TEXTS = [file for root in ROOTS for kind in ("templates/*", "*.yaml") for file in sorted((ROOT / root).rglob(kind))]
 EXAMPLES = {ROOT / "examples" / "simulate_study.py"}
 """Written-out studies, as a person's file is."""
+SITES = set((ROOT / "deploy" / "config").glob("site.*.yaml"))
+"""Files of a person's, who permits tasks by name."""
 
 
 def words(file: Path) -> Iterator[str]:
@@ -41,7 +43,8 @@ def test_no_file_outside_of_its_folder_has_a_tasks_name(name: str) -> None:
         if folder in file.parents or file in EXAMPLES or file == ROOT / "shared" / "consilium_tasks" / "__init__.py":
             continue
         assert not [word for word in words(file) if pattern.search(word)], file
-    assert not [file for file in TEMPLATES if pattern.search(file.read_text(encoding="utf-8"))]
+    outside = [file for file in TEXTS if folder not in file.parents and file not in SITES]
+    assert not [file for file in outside if pattern.search(file.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("name", TASKS)

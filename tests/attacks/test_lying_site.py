@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from tests.support.messages import SITE, answers
 from tests.support.sums import Federation, Sum, Whole, same
 
-from consilium_shared import limits
+from consilium_shared import limits, task
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import DataError, PeerError
@@ -27,7 +26,7 @@ from consilium_shared.study import Study
 
 LIAR = "site-03"
 PARAMETERS = 5
-SAMPLE = load_yaml(Path(__file__).parents[2] / "deploy/studies/heart-disease/study.yaml", Study)
+SAMPLE = load_yaml(task.studies()["heart-disease"] / "study.yaml", Study)
 
 
 def study(**aggregation: Any) -> Study:

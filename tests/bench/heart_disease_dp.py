@@ -9,7 +9,7 @@ are not: they come from the shuffled loader, the private one is set aside. No ε
 The noise is taken by Opacus' Rényi accountant, its default until version 1.2 (2022); by the later default, which gives
 less noise, every true ε would be larger.
 
-Ours: ``deploy/studies/heart-disease/study-dp.yaml`` with its settings unchanged, ε and δ replaced, the noise from the
+Ours: the task's ``studies/heart-disease/study-dp.yaml``, its settings unchanged, ε and δ replaced, the noise from the
 steps that run and from the release of the noised number of patients. That number has 10 / ε patients of noise where ε
 is below 1: with 10, it alone would cost more than 0.1.
 """

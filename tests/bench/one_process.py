@@ -23,6 +23,7 @@ from consilium_client.training.trainer import train
 from consilium_deploy import demo, synthetic
 from consilium_deploy.real_data import POOLED, main
 from consilium_server.study.optimizer import ServerOptimizer
+from consilium_shared import task
 from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
@@ -32,13 +33,13 @@ from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
 from dpsgd.engines import Engine
 
-STUDIES = Path(__file__).parents[2] / "deploy" / "studies"
+STUDIES = task.studies()
 CPU = torch.device("cpu")
 
 
 def contract(name: str, file: str, seed: int = 0, **privacy: Any) -> Study:
     """The study with another seed, and with these fields of ``privacy`` changed; ``mode="none"`` takes the rest out."""
-    content = yaml.safe_load((STUDIES / name / file).read_text())
+    content = yaml.safe_load((STUDIES[name] / file).read_text())
     content["model"]["seed"] = seed
     content["privacy"] = privacy if privacy.get("mode") == "none" else {**content["privacy"], **privacy}
     if content["privacy"].get("mode") == "none":
@@ -56,7 +57,7 @@ def site_settings(name: str) -> dict[str, Any]:
     if is_demonstration(name):
         text = demo.SITE_YAML.format(site=demo.HOSPITALS[0], assets=demo.ASSETS.format(prefix="", data="."))
     else:
-        text = (STUDIES / name / "site.yaml").read_text()
+        text = (STUDIES[name] / "site.yaml").read_text()
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings
 

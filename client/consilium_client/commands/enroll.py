@@ -20,7 +20,7 @@ site: {site}
 
 assets: {{}}
 #  chest-xray:                      # the name that a study asks for
-#    kind: dicom                    # or table, timeseries: see deploy/studies/ for samples
+#    kind: dicom                    # or table, timeseries: deploy/config/site.full.yaml has all
 #    path: /data/chest-xray
 
 policy:

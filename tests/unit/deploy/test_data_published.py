@@ -21,6 +21,7 @@ from tests.support.datasets import load
 from consilium_client.data import AssetSpec
 from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.real_data import main
+from consilium_shared import task
 from consilium_shared.config import load_yaml
 from consilium_shared.preparation.foreign import Unusable, read_header
 from consilium_shared.preparation.pixels import stored_values
@@ -29,7 +30,7 @@ from consilium_shared.study import Study
 from consilium_tasks.classification.schema import Data
 
 SOURCE = os.environ.get("CONSILIUM_DATA")
-STUDIES = Path(__file__).parents[3] / "deploy" / "studies"
+STUDIES = task.studies()
 pytestmark = pytest.mark.skipif(not SOURCE, reason="CONSILIUM_DATA does not name the folder of published sets")
 
 ASSETS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def unpacked(name: str, folder: Path) -> Path:
 
 def sites(name: str, folder: Path, only: str = "*") -> tuple[Study, dict[str, ArrayDataset]]:
     assert main([name, "--source", str(SOURCE), "--out", str(folder)]) == 0
-    study = load_yaml(STUDIES / name / "study.yaml", Study)
+    study = load_yaml(STUDIES[name] / "study.yaml", Study)
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[name])
     return study, {path.name: load(asset.at(path), study) for path in sorted(folder.glob(only))}
 
@@ -124,7 +125,7 @@ def test_a_ct_series_is_read_with_its_window_and_spacing(tmp_path: Path) -> None
     table = tmp_path / "labels.csv"
     patient = str(pydicom.dcmread(files[0], stop_before_pixels=True).PatientID)
     table.write_text(f"patient,finding\n{patient},normal\n", encoding="utf-8")
-    study = load_yaml(STUDIES / "pneumoniamnist" / "study.yaml", Study)
+    study = load_yaml(STUDIES["pneumoniamnist"] / "study.yaml", Study)
     study = Study.model_validate(
         {
             **study.contract,

@@ -15,10 +15,11 @@ from tests.support.datasets import load
 from consilium_client.data import AssetSpec
 from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.synthetic import HOSPITALS, POOLED, generate
+from consilium_shared import task
 from consilium_shared.config import load_yaml
 from consilium_shared.study import Study
 
-STUDIES = Path(__file__).parents[3] / "deploy" / "studies"
+STUDIES = task.studies()
 ASSETS: dict[str, dict[str, Any]] = {
     "demo-xray": {"kind": "dicom", "path": "synthetic-radiographs", "table": "synthetic-labels.csv"},
     "demo-vitals": {"kind": "timeseries", "series": "synthetic-vitals.csv", "table": "synthetic-outcomes.csv",
@@ -26,7 +27,9 @@ ASSETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/study.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(folder / "study.yaml" for folder in STUDIES.values()), ids=lambda path: path.parent.name
+)
 def test_every_sample_study_is_valid_and_named_after_its_folder(path: Path) -> None:
     assert load_yaml(path, Study).study == path.parent.name
 
@@ -40,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def records(data: Path, study: str, site: str) -> ArrayDataset:
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(ASSETS[study])
-    return load(asset.at(data / site), load_yaml(STUDIES / study / "study.yaml", Study))
+    return load(asset.at(data / site), load_yaml(STUDIES[study] / "study.yaml", Study))
 
 
 @pytest.mark.parametrize("study", sorted(ASSETS))

@@ -23,15 +23,16 @@ from consilium_shared.study import Study
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CONFIG = DEPLOY / "config"
-SITES = sorted([*CONFIG.glob("site.*.yaml"), *(DEPLOY / "studies").glob("*/site.yaml")])
-STUDIES = sorted((DEPLOY / "studies").glob("*/study*.yaml"))
+FOLDERS = task.studies().values()
+SITES = sorted([*CONFIG.glob("site.*.yaml"), *(file for each in FOLDERS for file in each.glob("site.yaml"))])
+STUDIES = sorted(file for each in FOLDERS for file in each.glob("study*.yaml"))
 REAL = {"heart-disease", "physionet2012", "mitbih", "pneumoniamnist"}
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 KINDS: dict[str, type[BaseModel]] = {"dicom": DicomAsset, "timeseries": TimeseriesAsset, "table": TableAsset}
 
 
 def label(path: Path) -> str:
-    return path.relative_to(DEPLOY).as_posix()
+    return f"{path.parent.name}/{path.name}"
 
 
 @pytest.mark.parametrize("path", SITES, ids=label)
@@ -61,8 +62,8 @@ def test_the_full_samples_show_every_key() -> None:
 
 def test_every_real_set_has_a_site_and_a_study() -> None:
     for name in REAL:
-        assert (DEPLOY / "studies" / name / "site.yaml") in SITES
-        assert (DEPLOY / "studies" / name / "study.yaml") in STUDIES
+        assert (task.studies()[name] / "site.yaml") in SITES
+        assert (task.studies()[name] / "study.yaml") in STUDIES
 
 
 @pytest.mark.parametrize("path", [p for p in STUDIES if p.parent.name in REAL], ids=label)

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from consilium_deploy import trial
+from consilium_shared import task
 from consilium_shared.config import load_yaml
 from consilium_shared.study import Study
 
-HEART = trial.STUDIES / "heart-disease"
+HEART = task.studies()["heart-disease"]
 
 
 def test_every_seed_and_epsilon_is_a_valid_study_under_a_name_of_its_own(tmp_path: Path) -> None:

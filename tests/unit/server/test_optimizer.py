@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from consilium_server.study.optimizer import ServerOptimizer
-from consilium_shared import study
+from consilium_shared import study, task
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError
 
@@ -168,5 +167,5 @@ def test_a_step_within_the_limit_is_not_touched_and_a_longer_one_keeps_its_direc
 
 def test_a_contract_of_schema_1_has_no_limit_and_a_new_study_has_one() -> None:
     assert study.ServerOptimizer(name="fedadam").step_limit is None
-    sample = Path(__file__).parents[3] / "deploy/studies/demo-vitals/study.yaml"
+    sample = task.studies()["demo-vitals"] / "study.yaml"
     assert load_yaml(sample, study.Study).aggregation.optimizer.step_limit == 2.0

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from consilium_shared import task
 from consilium_shared.canonical import canonical_bytes, digest, parse_canonical
 from consilium_shared.config import Strict, load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError, VersionError
@@ -16,7 +17,7 @@ from consilium_shared.study import Study
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "contracts"
 DIGESTS: dict[str, dict[str, str]] = json.loads((VECTORS / "digests.json").read_text())
-SAMPLE = Path(__file__).parents[3] / "deploy" / "studies" / "demo-vitals" / "study.yaml"
+SAMPLE = task.studies()["demo-vitals"] / "study.yaml"
 
 
 def released(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium_shared import limits
+from consilium_shared import limits, task
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError, SignatureError
@@ -93,7 +93,6 @@ ANSWERS = (
     Closing(**FROM, round=3, epsilon=None, countersignature="4" * 128),
     Refusal(**FROM, reason="sum", detail="why"),
 )
-SAMPLES = Path(__file__).parents[3] / "deploy" / "studies"
 
 
 def kind(message: messages.Request | messages.Answer) -> str:
@@ -232,7 +231,7 @@ def test_a_refusal_carries_only_listed_reasons() -> None:
         Refusal.model_validate({**FROM, "reason": "patient 7"})
 
 
-STUDIES = sorted(SAMPLES.glob("*/study.yaml"))
+STUDIES = sorted(folder / "study.yaml" for folder in task.studies().values())
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=[file.parent.name for file in STUDIES])

@@ -13,7 +13,7 @@ from tests.support.site import CONTRACT
 
 from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.trainer import train
-from consilium_shared import study_file
+from consilium_shared import study_file, task
 from consilium_shared.config import read_yaml
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, study_of, to_vector
@@ -22,7 +22,7 @@ from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
 
 CPU = torch.device("cpu")
-SAMPLE = Path(__file__).parents[3] / "deploy/studies/demo-vitals/study.yaml"
+SAMPLE = task.studies()["demo-vitals"] / "study.yaml"
 
 
 def study(privacy: dict[str, Any] | None = None, **training: Any) -> Study:
