@@ -18,8 +18,8 @@ PRODUCT = [file for root in ROOTS for file in sorted((ROOT / root).rglob("*.py")
 TEXTS = [file for root in ROOTS for kind in ("templates/*", "*.yaml") for file in sorted((ROOT / root).rglob(kind))]
 EXAMPLES = {ROOT / "examples" / "simulate_study.py"}
 """Written-out studies, as a person's file is."""
-SITES = set((ROOT / "deploy" / "config").glob("site.*.yaml"))
-"""Files of a person's, who permits tasks by name."""
+PERSONS = {*(ROOT / "deploy" / "config").glob("site.*.yaml"), *(ROOT / "examples").rglob("*.yaml")}
+"""Sites, which permit tasks by name, and studies, as a person's files are."""
 
 
 def words(file: Path) -> Iterator[str]:
@@ -43,7 +43,7 @@ def test_no_file_outside_of_its_folder_has_a_tasks_name(name: str) -> None:
         if folder in file.parents or file in EXAMPLES or file == ROOT / "shared" / "consilium_tasks" / "__init__.py":
             continue
         assert not [word for word in words(file) if pattern.search(word)], file
-    outside = [file for file in TEXTS if folder not in file.parents and file not in SITES]
+    outside = [file for file in TEXTS if folder not in file.parents and file not in PERSONS]
     assert not [file for file in outside if pattern.search(file.read_text(encoding="utf-8"))]
 
 
