@@ -42,6 +42,11 @@ class Home:
         return self.root / "join-request.json"
 
     @property
+    def rotation_file(self) -> Path:
+        """The last request for another SuperNode key, for the coordinator."""
+        return self.root / "rotation-request.json"
+
+    @property
     def ledger(self) -> Path:
         """The signed ledger."""
         return self.root / "ledger.jsonl"

@@ -68,9 +68,24 @@ class Home:
         return self.root / "invitations"
 
     @property
+    def earlier_invitations(self) -> Path:
+        """Invitations before the federation moved, each under its digest."""
+        return self.invitations / "earlier"
+
+    @property
     def roster_file(self) -> Path:
         """The signed roster of today."""
         return self.root / "roster.json"
+
+    @property
+    def removed_file(self) -> Path:
+        """The signed list of sites that were removed."""
+        return self.root / "removed.json"
+
+    @property
+    def rotations(self) -> Path:
+        """Folder of the sites' signed requests for other SuperNode keys, as they were admitted."""
+        return self.root / "rotations"
 
     @property
     def studies(self) -> Path:

@@ -298,7 +298,7 @@ FAULTS = (
     ),
     Fault("the SuperNode's key is gone", lambda g: g.supernode.unlink(), "SuperNode key", "restore keys/ from"),
     Fault("the SuperNode's key is damaged", lambda g: g.supernode.write_bytes(b"-"), "SuperNode key", "is damaged"),
-    Fault("the SuperNode's key is another", _another_key, "SuperNode key", "another key than this site joined with"),
+    Fault("the SuperNode's key is another", _another_key, "SuperNode key", "another key than the server knows"),
     Fault(
         "the SuperNode's key is readable by others",
         lambda g: g.supernode.chmod(0o640),

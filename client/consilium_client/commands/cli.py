@@ -71,12 +71,29 @@ def enroll(
     _say(
         f"site {done.invitation.site} of federation {done.invitation.name}" + ("" if done.new else ": enrolled before")
     )
+    if done.moved:
+        where = f"{done.invitation.address}:{done.invitation.port}"
+        _say(
+            f"the server is called at {where} from now on; keys, ledger and roster stay. Start consilium-site up again"
+        )
+        return
     _say(f"coordinator's fingerprint: {coordinator}")
     _say(f"this site's fingerprint:   {done.identity.fingerprint}")
     if fingerprint is None:
         _say("Compare both with the coordinator by telephone before you go on.", "yellow")
     _say(f"Send this file to the coordinator: {place.request_file}")
     _say(f"Then say what the site has and permits in {place.config_file}, and run: consilium-site doctor")
+
+
+@app.command()
+def rotate(home: HomeOption = DEFAULT_HOME) -> None:
+    """Make a new key for this site's SuperNode, and the request to take it in place of the old or lost one."""
+    from consilium_client.commands.rotate import rotate as rotate_key
+
+    place = Home(home.resolve())
+    rotate_key(place)
+    _say(f"Send this file to the coordinator: {place.rotation_file}")
+    _say("Once it is admitted there, the new key is taken into use by itself; until then the old one serves.")
 
 
 @app.command()

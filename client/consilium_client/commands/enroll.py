@@ -53,6 +53,8 @@ class Enrolment:
     identity: PublicIdentity
     new: bool
     """False: this home was enrolled before with the same invitation, and nothing changed."""
+    moved: bool = False
+    """True: this home was enrolled before, and calls the server at another address from now on."""
 
 
 def enroll(home: Home, invitation_file: Path, coordinator_fingerprint: str | None = None) -> Enrolment:
@@ -77,7 +79,11 @@ def enroll(home: Home, invitation_file: Path, coordinator_fingerprint: str | Non
             "enroll: ask the coordinator, by telephone, how the invitation was sent"
         )
     if home.request_file.exists():
-        if home.invitation().digest != invitation.digest:
+        known = home.invitation()
+        if known.digest != invitation.digest and _moved(known, invitation):
+            write_atomically(home.invitation_file, document)
+            return Enrolment(invitation, home.request_file.read_bytes(), home.identity().public, new=False, moved=True)
+        if known.digest != invitation.digest:
             raise ConfigurationError(
                 f"{home.root} is enrolled with another invitation; one home serves one federation. Use another --home"
             )
@@ -91,6 +97,12 @@ def enroll(home: Home, invitation_file: Path, coordinator_fingerprint: str | Non
     request = make_request(invitation, identity, supernode)
     write_atomically(home.request_file, request, mode=0o644)  # last: it marks the enrolment as complete
     return Enrolment(invitation, request, identity.public, new=True)
+
+
+def _moved(known: Invitation, new: Invitation) -> bool:
+    """True where two invitations differ in the server's address and port alone, of the same coordinator and CA."""
+    apart = {"address": new.address, "port": new.port, "nonce": new.nonce, "formats": new.formats}
+    return known.model_copy(update=apart) == new
 
 
 def _plain(fingerprint: str) -> str:

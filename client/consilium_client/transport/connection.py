@@ -266,16 +266,25 @@ def _ahead(way: Way) -> float | None:
         return None
 
 
-def _ask(way: Way) -> Answer | None:
+def _ask(way: Way, key_file: Path | None = None) -> Answer | None:
     """The server's answer to a question that is signed with this site's SuperNode key; None where there is none."""
     invitation = way.invitation
     try:
-        key = serialization.load_ssh_private_key((way.keys / "supernode.key").read_bytes(), password=None)
+        key = serialization.load_ssh_private_key((key_file or way.keys / "supernode.key").read_bytes(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             return None
         return admission.ask(invitation.address, invitation.port, trusted(way), key)
     except (ConsiliumError, OSError, ValueError, UnsupportedAlgorithm, http.client.HTTPException):
         return None
+
+
+def takes(root: Path, key_file: Path) -> bool:
+    """True where the server takes the SuperNode key of a file, for the site in a home folder."""
+    try:
+        answer = _ask(of(root), key_file)
+    except (ConsiliumError, OSError):
+        return False
+    return answer is not None and answer.taken is True
 
 
 def admitted(way: Way, answer: Answer | None, clock: Finding) -> Finding:

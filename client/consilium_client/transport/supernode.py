@@ -234,6 +234,20 @@ def wake_the_courier(polling: Polling) -> None:
     InMemoryNodeState.store_object = stored_object  # type: ignore[method-assign]
 
 
+def take_new_key(home: Path) -> bool:
+    """Put a rotated key in the place of the old one as soon as the server takes it; returns whether it did.
+
+    The server knows one key of a site at a time: with the other one this SuperNode is refused, ends, is started again,
+    and finds out here.
+    """
+    fresh = home / "keys" / "supernode.key.new"
+    if not fresh.exists() or not connection.takes(home, fresh):
+        return False
+    fresh.replace(home / "keys" / "supernode.key")
+    logger.info("the server takes this site's new SuperNode key; it is in use from now on")
+    return True
+
+
 def run(superlink: str, home: Path, runtime_port: int) -> int:
     """Run the SuperNode; returns the exit status, or never returns (see the module's first lines).
 
@@ -241,6 +255,7 @@ def run(superlink: str, home: Path, runtime_port: int) -> int:
         ConfigurationError: a key file of the site is missing.
     """
     os.umask(0o077)
+    take_new_key(home)
     ca, key = home / "keys" / "ca.crt", home / "keys" / "supernode.key"
     for path in (ca, key):
         if not path.is_file():

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from consilium_server import registry
+from consilium_server import registry, removed
 from consilium_server.commands import evidence as study_evidence
 from consilium_server.commands import status
 from consilium_server.commands.admission import admit as admit_request
+from consilium_server.commands.admission import exchange
 from consilium_server.commands.provision import provision as provision_federation
 from consilium_server.commands.provision import renew as renew_certificate
 from consilium_server.commands.status import is_up
@@ -22,6 +23,7 @@ from consilium_shared import certificates, console
 from consilium_shared.errors import ConfigurationError, PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import version
+from consilium_shared.protocol.rotation import is_rotation
 from consilium_shared.secagg.terms import fewest_sites
 from consilium_shared.study import Study
 
@@ -57,7 +59,11 @@ def admit(
     place = Home(home.resolve())
     for file in request:
         try:
-            joined, changed = admit_request(place, file.read_bytes())
+            content = file.read_bytes()
+            if is_rotation(content):
+                _exchange(place, content)
+                continue
+            joined, changed = admit_request(place, content)
         except OSError as error:
             raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
         except PeerError as error:
@@ -66,6 +72,30 @@ def admit(
         what = "admitted" if changed else "was admitted before, nothing changed"
         console.console.print(f"{joined.site} {what}; its fingerprint: {fingerprint}", markup=False)
     console.console.print("Compare each fingerprint with the one that the hospital reads to you.", markup=False)
+
+
+def _exchange(place: Home, content: bytes) -> None:
+    """Admit another SuperNode key of a site that is in the roster."""
+    request, changed = exchange(place, content)
+    fingerprint = PublicIdentity.from_hex(request.identity).fingerprint
+    both = "signed by both keys" if request.old_proof else "the old key is lost, and its identity alone vouches for it"
+    what = f"has another SuperNode key from now on ({both})" if changed else "has that SuperNode key already"
+    console.console.print(f"{request.site} {what}; its fingerprint: {fingerprint}", markup=False)
+
+
+@app.command()
+def remove(
+    site: Annotated[str, typer.Argument(help="name of the site")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the signed list of removed sites.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Take a site out of the federation for good: from its next message on nothing of it is taken."""
+    roster = removed.remove(Home(home.resolve()), site, reason)
+    console.console.print(
+        f"{site} is removed; roster version {roster.version} has {len(roster.members)} sites. Its keys are never taken "
+        "again. Studies that run go on without it where enough sites are left",
+        markup=False,
+    )
 
 
 @app.command()

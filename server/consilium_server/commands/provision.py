@@ -1,7 +1,8 @@
 """Provisioning from federation.yaml: the coordinator's key, the CA, the SuperLink's certificate, the invitations.
 
-A re-run changes nothing that exists: keys and certificates are never made again, invitations of known sites stay as
-they are, new sites in the file get theirs.
+A re-run changes nothing that exists: keys and certificates are not made again, invitations of known sites stay as
+they are, new sites in the file get theirs. Where the file has another address or port the federation moves there: the
+certificate is made anew, and each site gets an invitation that its home takes in place of the one before.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from consilium_server import removed
 from consilium_server.federation import Federation, Home, federation_id
 from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import Identity, write_secret
-from consilium_shared.protocol.joining import Invitation
+from consilium_shared.protocol.joining import Invitation, open_invitation
 from consilium_shared.protocol.roster import Roster
 
 CA_DAYS = 3650
@@ -31,13 +33,16 @@ def provision(home: Home, federation_yaml: Path) -> list[str]:
     """Make what is missing in ``home``; returns one line for each thing made (none on a re-run).
 
     Raises:
-        ConfigurationError: the file is wrong, names another federation than the one here, or moves its address
-            (which would leave every invitation pointing elsewhere).
+        ConfigurationError: the file is wrong, names another federation than the one here, or lacks a site that was not
+            removed.
     """
     wanted = load_yaml(federation_yaml, Federation)
     made: list[str] = []
+    moved = False
     if home.federation_file.exists():
         _check_unchanged(home.federation(), wanted, federation_yaml)
+        _check_sites(home, wanted, federation_yaml)
+        moved = (home.federation().address, home.federation().port) != (wanted.address, wanted.port)
     home.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     key_file = home.keys / "coordinator.key"
     if not key_file.exists():
@@ -52,7 +57,7 @@ def provision(home: Home, federation_yaml: Path) -> list[str]:
             )
         _make_ca(home, wanted.federation)
         made.append(f"certificate authority: {home.keys / 'ca.crt'}")
-    if not (home.keys / "superlink.crt").exists():
+    if moved or not (home.keys / "superlink.crt").exists():
         _make_certificate(home, wanted)
         made.append(f"SuperLink's certificate for {', '.join(_names(wanted))}: {home.keys / 'superlink.crt'}")
     identifier = federation_id(wanted.federation, coordinator)
@@ -63,8 +68,10 @@ def provision(home: Home, federation_yaml: Path) -> list[str]:
     ca_pem = (home.keys / "ca.crt").read_text(encoding="ascii")
     for site in wanted.sites:
         file = home.invitations / f"{site}.json"
-        if file.exists():
+        if file.exists() and not moved:
             continue
+        if file.exists():
+            _set_aside(home, file)
         invitation = Invitation.new(
             federation=identifier,
             name=wanted.federation,
@@ -96,17 +103,31 @@ def renew(home: Home) -> x509.Certificate:
     return x509.load_pem_x509_certificate((home.keys / "superlink.crt").read_bytes())
 
 
+def _set_aside(home: Home, invitation: Path) -> None:
+    """Keep an invitation that a new one replaces: a request may still answer it."""
+    content = invitation.read_bytes()
+    write_atomically(home.earlier_invitations / f"{open_invitation(content).digest}.json", content, mode=0o644)
+
+
 def _check_unchanged(old: Federation, new: Federation, file: Path) -> None:
-    for field in ("federation", "address", "port"):
-        if getattr(old, field) != getattr(new, field):
-            raise ConfigurationError(
-                f"{file}: {field} is {getattr(new, field)!r}, but this home was provisioned with "
-                f"{getattr(old, field)!r}, which stands in every invitation. Provision another home (--home), or "
-                "change it back."
-            )
-    gone = sorted(set(old.sites) - set(new.sites))
+    if old.federation != new.federation:
+        raise ConfigurationError(
+            f"{file}: federation is {new.federation!r}, but this home was provisioned with {old.federation!r}, which "
+            "stands in every ledger and record and cannot be changed. Provision another home (--home), or change it "
+            "back."
+        )
+
+
+def _check_sites(home: Home, wanted: Federation, file: Path) -> None:
+    """Refuse a file that lacks a site which is invited or admitted, or has one that was removed."""
+    gone = sorted({each.stem for each in home.invitations.glob("*.json")} - set(wanted.sites))
     if gone:
-        raise ConfigurationError(f"{file}: {', '.join(gone)} was invited before; deletion does not un-invite a site")
+        raise ConfigurationError(
+            f"{file}: {', '.join(gone)} was invited before; to take a site out: consilium-server remove {gone[0]}"
+        )
+    back = sorted({each.site for each in removed.read(home)} & set(wanted.sites))
+    if back:
+        raise ConfigurationError(f"{file}: {', '.join(back)} was removed; invite the hospital under a new name")
 
 
 def _names(federation: Federation) -> list[str]:

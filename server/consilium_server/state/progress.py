@@ -53,7 +53,7 @@ class Progress:
     def apply(self, event: dict[str, Any]) -> str | None:
         """Take one event in; returns a line for the log, or None for one that needs none."""
         if event["event"] in ("answer", "proposal", "refusal", "back"):
-            self.heard[event["site"]] = event["time"]
+            self.heard[event["site"]] = event.get("time", 0.0)
         handler = getattr(self, f"_on_{event['event']}", None)
         return handler(event) if handler is not None else None
 

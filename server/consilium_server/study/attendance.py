@@ -15,7 +15,7 @@ from consilium_shared.canonical import canonical_bytes, parse_canonical
 from consilium_shared.errors import PeerError
 from consilium_shared.files import write_atomically
 
-LASTING = frozenset({"rejected", "wrong-roster", "wrong-federation", "bad-signature", "ledger"})
+LASTING = frozenset({"rejected", "wrong-roster", "wrong-federation", "bad-signature", "ledger", "removed"})
 """Reasons that do not pass by themselves: after one of them a site is asked again when the study is resumed."""
 PATIENCE = 9
 """Rounds in a row that a site takes part in until one of its failures is forgiven: so however it chooses when to fail,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from consilium_server import removed
 from consilium_server.federation import Home
+from consilium_server.removed import Removed
 from consilium_server.state.heads import Doubt, Heads
 from consilium_server.state.study_folder import StudyFolder
 from consilium_server.transport.exchange import Answer as Arrival
 from consilium_server.transport.exchange import StudyGrid
 from consilium_shared.canonical import digest
-from consilium_shared.errors import PeerError
+from consilium_shared.errors import PeerError, TransportError
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Closing, Counts, Payload, Propose, Recorded, Refusal, Update
@@ -25,8 +28,25 @@ LOOK_SECONDS = 1.0
 """Seconds between two looks, during a pause, whether somebody stopped the study."""
 
 
+FOLLOW_SECONDS = 60.0
+"""Seconds after a change of the roster in which the SuperLink's SuperNodes are looked up again."""
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Mark of a file's content, which every replacement changes; None where there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 class Halted(Exception):
     """The study cannot or must not go on; the text says why."""
+
+
+class RemovedSite(PeerError):
+    """An answer of a site that is no site of the federation any more."""
 
 
 class AskAgain(PeerError):
@@ -52,12 +72,21 @@ class Addressing(TypedDict):
 class StudyContext:
     """Shared context of a study's exchanges: keys, folder, roster, common header fields."""
 
-    def __init__(self, home: Home, folder: StudyFolder, grid: StudyGrid, nodes: Mapping[str, int]) -> None:
-        """``nodes``: site to the node id of its SuperNode."""
+    def __init__(
+        self,
+        home: Home,
+        folder: StudyFolder,
+        grid: StudyGrid,
+        nodes: Mapping[str, int],
+        look_up: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        """``nodes``: site to the node id of its SuperNode; ``look_up`` reads them again, as the roster may change."""
         self.home = home
         self.folder = folder
         self.grid = grid
         self.nodes = nodes
+        self._look_up = look_up
+        self._roster_at, self._looking_until, self._looked = _stamp(home.roster_file), 0.0, 0.0
         self.study = folder.study()
         self.roster = folder.roster(home)
         self.coordinator = home.coordinator()
@@ -65,6 +94,8 @@ class StudyContext:
         self._resumed = False
         self._heads = Heads(home.heads)
         self._probes: dict[str, _Probe] = {}
+        self._removed: dict[str, Removed] = {}
+        self._removed_at: tuple[int, int] | None = None
 
     def proposal(self, payload: bytes = b"") -> bytes:
         """The signed header of the study's proposal; no site reads its payload, which makes it another question."""
@@ -87,14 +118,45 @@ class StudyContext:
         """A request's signed header, in the protocol of the study."""
         return messages.encode(request, self.coordinator, self.study.schema_version)
 
+    def nodes_changed(self) -> bool:
+        """True where another roster has given a site another SuperNode, or taken one away; ``nodes`` is then new.
+
+        The SuperLink follows the roster within seconds: so long after a change it is asked, once a second.
+        """
+        now = time.monotonic()
+        if (stamp := _stamp(self.home.roster_file)) != self._roster_at:
+            self._roster_at, self._looking_until = stamp, now + FOLLOW_SECONDS
+        if self._look_up is None or now > self._looking_until or now - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = now
+        try:
+            found = self._look_up()
+        except TransportError:
+            return False
+        changed, self.nodes = dict(found) != dict(self.nodes), found
+        return changed
+
+    def removal(self, site: str) -> str | None:
+        """Sentence about a site's removal from the federation, since the study began or before; None of others."""
+        stamp = _stamp(self.home.removed_file)
+        if stamp is None:
+            return None
+        if stamp != self._removed_at:
+            self._removed, self._removed_at = {each.site: each for each in removed.read(self.home)}, stamp
+        found = self._removed.get(site)
+        return None if found is None else f"removed from the federation on {found.time[:10]}: {found.reason}"
+
     def decode(self, arrival: Arrival, header: bytes) -> messages.Answer:
         """The verified answer of exactly this site to exactly this request.
 
         Raises:
+            RemovedSite: the site was removed from the federation, before this answer was read.
             TwoLedgers: it comes from another ledger than the site's answers before.
             AskAgain: it could, and the site is to be asked something new first; or it was the answer to that.
             PeerError: it is anything else.
         """
+        if (why := self.removal(arrival.site)) is not None:
+            raise RemovedSite(why)
         answer = messages.decode_answer(arrival.header, self._identity(arrival.site))
         unread = isinstance(answer, Refusal) and answer.study == messages.UNREAD
         study = messages.UNREAD if unread else self.study.digest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consilium_server.state.heads import TwoLedgers
-from consilium_server.study.context import WEEK_SECONDS, AskAgain, StudyContext
+from consilium_server.study.context import WEEK_SECONDS, AskAgain, RemovedSite, StudyContext
 from consilium_server.study.exchange_state import LATECOMER_SECONDS, ExchangeState
 from consilium_server.study.recruitment import Recruitment
 from consilium_server.transport.exchange import Answer as Arrival
@@ -139,11 +139,13 @@ class Exchanges:
     def _pass(self, exchange: Exchange, state: ExchangeState, look: Callable[[Mapping[str, str]], None]) -> None:
         """Ask whoever is open once, and whoever is to be asked aside."""
         for site in state.open():
-            if site not in self.context.nodes:
+            if (why := self.context.removal(site)) is not None:
+                self._refused(exchange, state, site, "removed", why)
+            elif site not in self.context.nodes:
                 state.problem(site, "its SuperNode is not registered")
         aside = exchange.aside
         asked = {site: exchange.requests[site] for site in state.open() if site in self.context.nodes}
-        beside = aside.sites() if aside is not None else ()
+        beside = [site for site in aside.sites() if self.context.removal(site) is None] if aside is not None else []
         put = dict(asked)
         if aside is not None:
             put |= {site: (aside.header, b"") for site in beside if site in self.context.nodes and site not in asked}
@@ -154,7 +156,7 @@ class Exchanges:
 
         def abort() -> bool:
             self.context.check_wanted()
-            return state.done(time.monotonic()) or not left
+            return state.done(time.monotonic()) or not left or self.context.nodes_changed()
 
         arrivals = ask(
             self.context.grid,
@@ -175,7 +177,7 @@ class Exchanges:
                 self._take_aside(aside, arrival, put[arrival.site][0])
 
     def _take(self, exchange: Exchange, state: ExchangeState, arrival: Arrival, header: bytes) -> None:
-        site, number, attendance = arrival.site, exchange.number, self.recruitment.attendance
+        site, number = arrival.site, exchange.number
         if arrival.problem is not None:
             if arrival.problem != "aborted":
                 state.problem(site, arrival.problem)
@@ -195,7 +197,10 @@ class Exchanges:
             about = {"phase": state.phase, "seconds": round(took, 3), "bytes": arrival.payload.size}
             self.folder.event("answer", round=number, site=site, **about)
             return
-        reason, detail = refusal
+        self._refused(exchange, state, site, *refusal)
+
+    def _refused(self, exchange: Exchange, state: ExchangeState, site: str, reason: str, detail: str) -> None:
+        number, attendance = exchange.number, self.recruitment.attendance
         state.refuse(site, reason, detail)
         attendance.note_refusal(site, reason, detail)
         if site in state.open():
@@ -232,6 +237,8 @@ class Exchanges:
             accept(answer, arrival)
         except AskAgain:
             raise
+        except RemovedSite as error:
+            return "removed", str(error)
         except TwoLedgers as error:
             return "ledger", str(error)
         except PeerError as error:

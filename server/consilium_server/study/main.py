@@ -39,7 +39,7 @@ def conduct(home: Home, name: str) -> int:
         try:
             folder.set_state("running")
             with open_grid(link, folder.root / "run") as grid:
-                StudyRun(StudyContext(home, folder, grid, node_names(link))).run()
+                StudyRun(StudyContext(home, folder, grid, node_names(link), lambda: node_names(link))).run()
         except Halted as halt:
             folder.set_state("stopped", str(halt))
         except TransportError as error:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from consilium_server.state.heads import TwoLedgers
 from consilium_server.study.attendance import Attendance
-from consilium_server.study.context import WEEK_SECONDS, AskAgain, Halted, StudyContext
+from consilium_server.study.context import WEEK_SECONDS, AskAgain, Halted, RemovedSite, StudyContext
 from consilium_server.study.exchange_state import LATECOMER_SECONDS
 from consilium_server.transport.exchange import ask
 from consilium_shared.errors import PeerError
@@ -72,12 +72,16 @@ class Recruitment:
         def abort() -> bool:
             self.context.check_wanted()
             only_offline = bool(seen) and "asked" not in seen.values()
-            return only_offline or time.monotonic() >= deadline
+            return only_offline or time.monotonic() >= deadline or self.context.nodes_changed()
 
         def look(status: Mapping[str, str]) -> None:
             seen.clear()
             seen.update(status)
 
+        for site in sites:
+            if (why := self.context.removal(site)) is not None:
+                self._set_standing(site, "refused", "removed", why)
+        sites = tuple(site for site in sites if self.context.removal(site) is None)
         requests = {site: self.context.instead(site) or (header, b"") for site in sites if site in self.context.nodes}
         for site, (asked, _) in requests.items():
             self.context.note_asked(site, asked)
@@ -98,6 +102,9 @@ class Recruitment:
                 answer = self.context.decode(arrival, requests[arrival.site][0])
             except AskAgain as again:
                 log.info("%s: %s", arrival.site, again)
+                continue
+            except RemovedSite as error:
+                self._set_standing(arrival.site, "refused", "removed", str(error))
                 continue
             except TwoLedgers as error:
                 self._set_standing(arrival.site, "refused", "ledger", str(error))

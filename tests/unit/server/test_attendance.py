@@ -269,7 +269,9 @@ class Sites:
 
 @pytest.fixture
 def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def make(delays: Mapping[str, float], said: Mapping[str, Any] | None = None) -> Any:
+    def make(
+        delays: Mapping[str, float], said: Mapping[str, Any] | None = None, gone: dict[str, str] | None = None
+    ) -> Any:
         clock, events = Clock(), []
         sites = Sites(clock, delays, said or {})
         study = SimpleNamespace(aggregation=SimpleNamespace(round_timeout="60s"), schema_version=2)
@@ -283,6 +285,8 @@ def asked(there: Attendance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
             check_wanted=lambda: None,
             note_asked=lambda *_: None,
             instead=lambda _: None,
+            removal=({} if gone is None else gone).get,
+            nodes_changed=lambda: False,
             pause=lambda _: None,
             decode=lambda arrival, _: sites.said.get(arrival.site, answer),
         )
@@ -442,3 +446,17 @@ def test_the_people_at_the_coordinator_read_what_stays_out_and_what_brings_it_ba
     assert "consilium-server resume hick" in str(progress.apply({**about, "reason": "rejected", "again": None}))
     assert progress.apply({"event": "back", "round": 4, "site": "south"}) == "round 4: south takes part again"
     assert progress.out() == {}
+
+
+def test_a_site_that_was_removed_is_refused_before_it_is_asked_and_in_every_later_round(
+    asked: Callable[..., Any], there: Attendance
+) -> None:
+    gone: dict[str, str] = {}
+    run = asked(dict.fromkeys(SITES, 1.0), gone=gone)
+    assert set(put(run, "training", SITES, 2).answered) == set(SITES)
+    gone["south"] = "removed from the federation on 2026-11-30: keys copied"
+    state = put(run, "training", SITES, 2)
+    assert set(state.answered) == set(SITES) - {"south"}
+    assert there.out["south"].reason == "removed" and there.out["south"].again is None
+    assert gone["south"] in [event.get("detail") for event in run.events]
+    assert [e for e in run.events if e["event"] == "answer" and e["site"] == "south"][1:] == []

@@ -73,15 +73,6 @@ def test_a_new_site_in_the_file_gets_an_invitation_and_nothing_else_changes(serv
     assert {name for name in before if before[name] != after[name]} == {"federation.yaml"}
 
 
-@pytest.mark.parametrize("change", ["address: 10.0.0.1", "port: 9000", "federation: another"])
-def test_what_stands_in_invitations_cannot_be_moved(server: ServerHome, tmp_path: Path, change: str) -> None:
-    key = change.split(":")[0]
-    lines = [change if line.startswith(f"{key}:") else line for line in FEDERATION.splitlines()]
-    (tmp_path / "federation.yaml").write_text("\n".join(lines))
-    with pytest.raises(ConfigurationError, match=key):
-        provision(server, tmp_path / "federation.yaml")
-
-
 def test_private_keys_are_readable_by_their_owner_alone(server: ServerHome, site: SiteHome) -> None:
     keys = [*server.keys.glob("*.key"), *site.keys.glob("*.key")]
     assert {file.name for file in keys} == {

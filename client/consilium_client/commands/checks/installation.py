@@ -20,6 +20,7 @@ from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, ConsiliumError, IntegrityError, PeerError
 from consilium_shared.findings import Finding, attempt
 from consilium_shared.protocol.joining import open_request
+from consilium_shared.protocol.rotation import open_rotation
 from consilium_shared.protocol.version import about
 
 SOCKET_BYTES = 100
@@ -86,22 +87,30 @@ def _count(things: Collection[str], name: str) -> str:
 
 
 def _supernode_key(home: Home) -> str:
-    """The key by which the server knows this site: there, readable, and the one in the request to join."""
+    """The key by which the server knows this site: there, readable, and the one of the last request."""
     file = home.keys / "supernode.key"
-    lost = "restore keys/ from the backup; without one this site joins under a new name (runbook key-loss.md)"
+    lost = "restore keys/ from the backup; without one make a new key and have it admitted (consilium-site rotate)"
     try:
         key = serialization.load_ssh_private_key(file.read_bytes(), password=None)
-        request = open_request(home.request_file.read_bytes())
+        known = _known_keys(home, open_request(home.request_file.read_bytes()).supernode)
     except OSError as error:
         raise ConfigurationError(f"cannot read {error.filename}: {error.strerror}; {lost}") from error
     except (ValueError, UnsupportedAlgorithm, PeerError) as error:
         raise ConfigurationError(f"{file} or {home.request_file} is damaged; {lost}") from error
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    if public.decode() != request.supernode:
-        raise ConfigurationError(f"{file} is another key than this site joined with; {lost}")
+    if public.decode() not in known:
+        raise ConfigurationError(f"{file} is another key than the server knows this site by; {lost}")
     if stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise ConfigurationError(f"{file} is readable by others; run: chmod 600 {file}")
-    return "the one that this site joined with"
+    return "the one that the server knows this site by"
+
+
+def _known_keys(home: Home, joined_with: str) -> set[str]:
+    """Public keys that the server may know this site by: of its last rotation, else of its request to join."""
+    if not home.rotation_file.exists():
+        return {joined_with}
+    rotated = open_rotation(home.rotation_file.read_bytes())
+    return {rotated.new, rotated.old} if (home.keys / "supernode.key.new").exists() else {rotated.new}
 
 
 def _ledger(home: Home) -> str:
