@@ -50,6 +50,16 @@ def wrap(model: nn.Module, engine: Engine, precision: Precision = "float32") -> 
     return BookKeeping(model.train(), Tape(), precision) if engine == "book-keeping" else OpacusHooks(model.train())
 
 
+def replicas(model: nn.Module, count: int, precision: Precision = "float32") -> list[PerSampleModel]:
+    """The model and replicas of its structure on the same weights, ``count`` in all, each with a tape of its own.
+
+    Raises:
+        ConfigurationError: as ``wrap``.
+    """
+    structures = [model, *(_on_same_weights(model) for _ in range(count - 1))]
+    return [wrap(each, "book-keeping", precision) for each in structures]
+
+
 def check_precision(engine: Engine, precision: Precision) -> None:
     """Raises ConfigurationError for a precision that the engine does not compute in."""
     if engine == "opacus" and precision != "float32":
@@ -119,12 +129,18 @@ class OpacusHooks:
 
 def _with_opacus_layers(model: nn.Module) -> nn.Module:
     """The model's structure on its own parameters, with Opacus's recurrent layers."""
-    memo = {id(parameter): parameter for parameter in model.parameters()}
-    found: nn.Module = copy.deepcopy(model, memo)
+    found = _on_same_weights(model)
     for parent in list(found.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.LSTM | nn.GRU):
                 setattr(parent, name, _opacus_layer(child))
+    return found
+
+
+def _on_same_weights(model: nn.Module) -> nn.Module:
+    """A copy of the model's structure and buffers, on its own parameters."""
+    found: nn.Module = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    registry.detach(found)
     return found
 
 

@@ -17,7 +17,7 @@ from dpsgd.adaptive import GRADIENT, MARK, AdaptiveClipping, following, marks
 from dpsgd.isolation import thread_beside
 from dpsgd.lattice import Lattice
 from dpsgd.noise import Noise
-from dpsgd.tape import Tape
+from dpsgd.tape import MARKS, Tape, Turn, at_once
 
 
 class _Sums(dict[torch.Tensor, torch.Tensor]):
@@ -55,8 +55,13 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             parameter.summed_grad = sums[parameter].view(parameter.shape)
 
-    def add_clipped(self, totals: dict[torch.Tensor, torch.Tensor], scale: float) -> torch.Tensor:
-        """Add the tape's clipped gradients, times ``scale``, to flat ``totals``; the tape is closed.
+    def add_clipped(
+        self, totals: dict[torch.Tensor, torch.Tensor], scale: float, tape: Tape | None = None, turn: Turn = at_once
+    ) -> torch.Tensor:
+        """Add a tape's clipped gradients, times ``scale``, to flat ``totals`` in their ``turn``; the tape is closed.
+
+        Args:
+            tape: the optimizer's own where none is given.
 
         Returns:
             ``Tape.ratios``, float64 ``[P]``.
@@ -70,12 +75,13 @@ class TapeOptimizer(DPOptimizer):  # type: ignore[misc]
                 f"a parameter of shape {tuple(stray[0].shape)} has a gradient from outside of its layer, or of a step "
                 "before: zero_grad() was not called"
             )
-        if self.tape.empty:
-            self.tape.close()
+        tape = self.tape if tape is None else tape
+        if tape.empty:
+            tape.close()
             return torch.zeros(0, dtype=torch.float64)
-        ratios = self.tape.ratios(self.bound)
-        self.tape.add_weighted_sum(ratios.clamp(max=1.0) * scale, totals)
-        self.tape.close()
+        ratios = tape.ratios(self.bound)
+        tape.add_weighted_sum(ratios.clamp(max=1.0) * scale, totals, turn)
+        tape.close()
         return ratios
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
@@ -212,13 +218,22 @@ class PrivateOptimizer(TapeOptimizer):
 
     def clip_and_accumulate(self) -> None:
         """Add every patient's clipped gradient; drop one that is not finite."""
-        if self.tape.empty:
-            self.tape.close()
+        self.add_piece(self.tape, at_once)
+
+    def add_piece(self, tape: Tape, turn: Turn) -> None:
+        """Add the clipped gradients of the patients on a tape to the sum, in the piece's ``turn``.
+
+        Several threads may do so at the same time, each with a tape of its own.
+        """
+        if tape.empty:
+            tape.close()
             return
-        ratios = self.add_clipped(self._parts, 1.0 / self.lattice.step)
+        ratios = self.add_clipped(self._parts, 1.0 / self.lattice.step, tape, turn)
         if self._adaptive is not None:
             most = MARK * self.lattice.row_bound / self.lattice.step
-            self._sum[-1:].add_(marks(ratios, self._adaptive).sum(), alpha=most)
+            found = marks(ratios, self._adaptive).sum()
+            with turn((MARKS,)), torch.no_grad():
+                self._sum[-1:].add_(found, alpha=most)
 
     @property
     def clipping_norm(self) -> float:

@@ -34,6 +34,9 @@ sample, p and d its outputs and inputs, r a patient's reach, c its clipping fact
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,19 @@ from dpsgd.patches import ConvolutionRecord, Geometry
 from dpsgd.row_owners import RowOwners, at_least_float32
 from dpsgd.row_randomness import RowRandomness
 from dpsgd.workspace import Workspace
+
+MARKS = "marks"
+"""Name of the total of the patients' marks, beside those of the parameters (``adaptive``)."""
+
+Turn = Callable[[Iterable[object]], AbstractContextManager[None]]
+"""Context in which something may be added to these totals: at once, or after others (``side_by_side``)."""
+
+
+def at_once(totals: Iterable[object]) -> AbstractContextManager[None]:
+    """``Turn`` of whoever adds alone."""
+    del totals
+    return nullcontext()
+
 
 SLACK = 1.0 + 1e-6
 """Factor by which computed norms are enlarged, so that none is too small."""
@@ -267,10 +283,10 @@ class Tape:
         return torch.where(torch.isfinite(squares) & torch.isfinite(reaches), ratios, torch.zeros_like(ratios))
 
     @torch.no_grad()
-    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor]) -> None:
-        """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter. Each
-        record's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice`` holds, float32
-        in Opacus's mode), and then the record is forgotten."""
+    def add_weighted_sum(self, factors: Tensor, totals: dict[Tensor, Tensor], turn: Turn = at_once) -> None:
+        """Add the patients' gradients, each times its factor, to ``totals``: flat ``[numel]`` by parameter, in their
+        ``turn``. Each record's sum is taken in float64 and added in its total's precision (float64 where a ``Lattice``
+        holds, float32 in Opacus's mode), and then the record is forgotten."""
         dropped = factors == 0
         clean = factors.device.type == "cpu" and not bool(dropped.any())
         left = [*self._chosen[::-1], *self._records[::-1]]
@@ -279,7 +295,8 @@ class Tape:
             record = left.pop()
             if not clean:
                 record.drop(dropped)
-            record.add_weighted_sum(factors, totals)
+            with turn(record.weights):
+                record.add_weighted_sum(factors, totals)
 
     @torch.no_grad()
     def gradients(self) -> dict[Tensor, Tensor]:

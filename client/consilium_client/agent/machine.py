@@ -79,7 +79,7 @@ class Machine:
             from consilium_client.training.forecast import least_seconds
 
             fit = self.fit(study, plan, device_name, engine)
-            self._seconds[key] = least_seconds(study, plan, fit.device, engine, fit.rows or 1)
+            self._seconds[key] = least_seconds(study, plan, fit.device, engine, fit.rows or 1, fit.workers)
         return self._seconds.get(key, 0.0)
 
     def forget(self, study: str) -> int:

@@ -124,6 +124,7 @@ def train(
             on_progress=watch,
             engine=service.config.gradients,
             rows=where.rows,
+            workers=where.workers,
         )
         numbers = None
         if counting is not None:

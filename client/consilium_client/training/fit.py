@@ -29,6 +29,9 @@ from dpsgd.isolation import ROWS
 _LARGE = 4 * ROWS
 """Rows of a microbatch on a GPU, where its kernels pass the neighbour test at that size and steps are as large."""
 
+MOST_THREADS = 16
+"""Threads that compute pieces side by side at most: each takes as much memory as one alone."""
+
 _SETTINGS = ("ATEN_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_", "OPENBLAS_", "TORCH_")
 """Beginnings of the names of environment variables by which libraries choose their kernels."""
 
@@ -36,10 +39,12 @@ log = logging.getLogger("consilium.agent")
 
 
 class Fit(NamedTuple):
-    """Device of a study's steps; ``rows``: with privacy, of a piece in which several patients are."""
+    """Device of a study's steps; ``rows``: with privacy, of a piece in which several patients are; ``workers``: threads
+    that compute pieces side by side."""
 
     device: torch.device
     rows: int | None
+    workers: int = 1
 
 
 class Finding(NamedTuple):
@@ -107,18 +112,36 @@ def fitting(
             "use another processor or build of torch"
         )
     failed = ""
-    for rows in sorted({finding.rows, 1}, reverse=True):
-        with _tried(study, where, engine, rows, "largest pieces", marks) as gone:
-            failed = gone or _rehearsed(study, plan, where, engine, rows)
+    for rows, workers in _candidates(finding.rows, threads(study, where, engine)):
+        what = "largest pieces" if workers == 1 else f"largest pieces, {workers} at once"
+        with _tried(study, where, engine, rows, what, marks) as gone:
+            failed = gone or _rehearsed(study, plan, where, engine, rows, workers)
         if not failed:
-            return Fit(where, rows)
-        log.warning("study %s: pieces of %d records are too much for this machine: %s", study.study, rows, failed)
+            return Fit(where, rows, workers)
+        log.warning(
+            "study %s: pieces of %d records, %d at once, are too much for this machine: %s",
+            study.study,
+            rows,
+            workers,
+            failed,
+        )
     numbers = " and ".join("×".join(map(str, each)) for each in task.of(study).shapes(study))
     raise MachineError(
         f"study {study.study}: this machine ({where}) cannot compute the largest piece of a step, "
         f"{plan.records_per_patient * study.training.augment_multiplicity} records of {numbers} numbers ({failed}). It "
         "needs more memory, or the study smaller inputs or fewer records_per_patient"
     )
+
+
+def threads(study: Study, where: torch.device, engine: Engine) -> int:
+    """Threads that may compute pieces side by side: one for each core that torch would use, where they can."""
+    able = where.type == "cpu" and engine == "book-keeping" and study.training.precision == "float32"
+    return min(torch.get_num_threads(), MOST_THREADS) if able else 1
+
+
+def _candidates(rows: int, workers: int) -> list[tuple[int, int]]:
+    """Sizes of a piece and numbers of threads in the order in which they are tried; each takes less memory."""
+    return list(dict.fromkeys([(rows, workers), (rows, 1), (1, 1)]))
 
 
 def fails(study: Study, device_name: str, engine: Engine, findings: Findings) -> bool:
@@ -240,10 +263,10 @@ def _test(
     return Finding(0, "; ".join(failed)), whole
 
 
-def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, engine: Engine, rows: int) -> str:
+def _rehearsed(study: Study, plan: PrivacyPlan, where: torch.device, engine: Engine, rows: int, workers: int) -> str:
     """Reason why the largest microbatches cannot be computed, or "". May quote an error: no patient's data is there."""
     try:
-        rehearse(study, plan, where, engine, rows)
+        rehearse(study, plan, where, engine, rows, workers)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return ""

@@ -31,8 +31,14 @@ _LONG = 10.0
 """Seconds after which no further step is measured."""
 
 
-def least_seconds(study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int) -> float:
-    """Seconds of a round's steps at the least, in microbatches of so many rows. Raises whatever this machine raises."""
+def least_seconds(
+    study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int, workers: int = 1
+) -> float:
+    """Seconds of a round's steps at the least, in microbatches of so many rows, by so many threads.
+
+    Raises:
+        Exception: whatever this machine raises.
+    """
     fitting = max(1, rows // study.training.augment_multiplicity)
     data, nobody = invented.records(study, [1] * fitting), np.random.default_rng(0)
     with exact_arithmetic():
@@ -45,7 +51,7 @@ def least_seconds(study: Study, plan: PrivacyPlan, device: torch.device, engine:
         while len(took) < _TIMES and time.monotonic() - began < _LONG:
             took.append(steps.timed(batch, device))
     microbatch, rest = min(each for each, _ in took), min(each for _, each in took)
-    return plan.steps_per_round * (rest + microbatch * drawn(study, plan) / fitting)
+    return plan.steps_per_round * (rest + microbatch * drawn(study, plan) / fitting / workers)
 
 
 def drawn(study: Study, plan: PrivacyPlan) -> float:

@@ -41,12 +41,18 @@ def largest(rows: int, records: int, copies: int) -> list[list[int]]:
     return found
 
 
-def rehearse(study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int) -> None:
-    """One private step of the largest pieces, in so many rows. Raises whatever this machine raises."""
+def rehearse(
+    study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int, workers: int = 1
+) -> None:
+    """One private step of the largest pieces, in so many rows, by so many threads at once.
+
+    Raises:
+        Exception: whatever this machine raises.
+    """
     loss, nobody = task.of(study).loss(study, device), np.random.default_rng(0)
     with exact_arithmetic():
         model = build(study).to(device).train()
-        steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, engine)
+        steps = PrivateSteps(model, study, plan, loss, Noise(bytes(32)), rows, engine, workers=workers)
         batches = []
         for counts in largest(rows, plan.records_per_patient, study.training.augment_multiplicity):
             data = invented.records(study, counts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -35,6 +35,7 @@ from dpsgd.per_sample import Loss
 from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.row_owners import RowOwners
 from dpsgd.row_randomness import seeds_of
+from dpsgd.side_by_side import SideBySide
 
 log = logging.getLogger("consilium.agent")
 
@@ -48,6 +49,10 @@ class Probe(Protocol):
 
     def observe(self, optimizer: PrivateOptimizer) -> None:
         """Look at the private gradient of a step in ``.grad``: the noisy sum over the expected batch."""
+
+
+WORTH_S = 0.002
+"""Seconds of a microbatch from which on several are computed side by side."""
 
 
 def lattice_of(study: Study, plan: PrivacyPlan, numbers: int) -> Lattice:
@@ -78,9 +83,11 @@ class PrivateSteps:
         engine: Engine = "book-keeping",
         probe: Probe | None = None,
         words: KeyStream | None = None,
+        workers: int = 1,
     ) -> None:
         """``rows``: of a microbatch in which several patients are. ``words``: from which follows what layers drop of
-        each record; None: the same in every step, for what nobody's data is in."""
+        each record; None: the same in every step, for what nobody's data is in. ``workers``: threads that compute
+        microbatches side by side, with the same result; an audit has one."""
         optimizer, after = _torch_optimizer(model, study)
 
         def then() -> None:
@@ -91,7 +98,13 @@ class PrivateSteps:
         self._loss, self._rows, self._words, self._step = loss, rows, words, 0
         adaptive, size = study.training.adaptive_clipping, sum(p.numel() for p in model.parameters() if p.requires_grad)
         grid = None if study.privacy.sums is None else Grid.of(study, size)
-        self._model = engines.wrap(model, engine, study.training.precision)
+        workers = workers if probe is None else 1
+        models = (
+            [engines.wrap(model, engine, study.training.precision)]
+            if workers == 1
+            else engines.replicas(model, workers, study.training.precision)
+        )
+        self._model = models[0]
         self.optimizer = PrivateOptimizer(
             optimizer,
             self._model.tape,
@@ -107,6 +120,9 @@ class PrivateSteps:
         )
         self._plant = None if probe is None else partial(probe.plant, self.optimizer)
         self._limit = plan.records_per_patient * study.training.augment_multiplicity
+        self.workers = workers
+        self._beside = SideBySide(models, self.optimizer, self._passes) if workers > 1 else None
+        self._tried: float | None = None  # seconds of a microbatch that was computed alone
 
     def __call__(self, drawn: Batch) -> None:
         """One step: the sum of what could be computed, and the noise."""
@@ -129,10 +145,18 @@ class PrivateSteps:
         return released.cpu().numpy().astype(np.int64).astype(np.uint32)  # from int64 it wraps around
 
     def try_out(self, batches: Iterable[Batch]) -> None:
-        """One step of all these batches, of invented records; raises whatever breaks off."""
+        """One step of all these batches of one microbatch each, of invented records; raises whatever breaks off.
+
+        Where several threads compute, each has the same microbatch at the same time.
+        """
         self.optimizer.begin()
-        for batch in batches:
-            self._add(batch.padded_microbatches(self._rows))
+        with one_thread():
+            for batch in batches:
+                for microbatch in batch.padded_microbatches(self._rows):
+                    if self._beside is None:
+                        self._one_after_the_other([microbatch])
+                    else:
+                        self._beside.add([microbatch] * self.workers, at_once=True)
         self.optimizer.finish()
 
     def timed(self, drawn: Batch, device: torch.device) -> tuple[float, float]:
@@ -146,7 +170,35 @@ class PrivateSteps:
         return added - started, started - began + _settled(device) - added
 
     def _add(self, microbatches: Iterable[Microbatch]) -> None:
+        with one_thread():  # everywhere: several would wait for each other in every small kernel
+            left = iter(microbatches)
+            if self._beside is None:
+                self._one_after_the_other(left)
+            elif self._is_worth_it(left):
+                self._beside.add(left)
+            else:
+                self._one_after_the_other(left)
+
+    def _is_worth_it(self, microbatches: Iterator[Microbatch]) -> bool:
+        """False where a microbatch is so short that handing it to a thread takes as long; two are tried.
+
+        The sum has the same bits either way, so nothing that leaves depends on how long it took.
+        """
+        while self._tried is None or self._tried == 0.0:
+            microbatch = next(microbatches, None)
+            if microbatch is None:
+                return False
+            began = time.perf_counter()
+            self._one_after_the_other([microbatch])
+            # The first has the choice of kernels in it.
+            self._tried = 0.0 if self._tried is None else time.perf_counter() - began
+        return self._tried > WORTH_S
+
+    def _one_after_the_other(self, microbatches: Iterable[Microbatch]) -> None:
         accumulate(self._model, self.optimizer, self._loss, microbatches, self._plant, self._limit, self._step)
+
+    def _passes(self, model: PerSampleModel, microbatch: Microbatch) -> None:
+        run_passes(model, self._loss, microbatch, self._limit, self._step)
 
     def _summed(self, drawn: Batch) -> bool:
         try:
@@ -167,7 +219,8 @@ class PrivateSteps:
         torch.cuda.empty_cache()
         for microbatch in drawn.single_patients(self._rows):
             try:
-                self._add([microbatch()])
+                with one_thread():
+                    self._one_after_the_other([microbatch()])
             except Exception as error:
                 log.error("it broke off again (%s): what it was at is left out", type(error).__name__)
                 self.optimizer.leave_out()
@@ -245,14 +298,25 @@ def accumulate(
         step: word from which follows what layers drop of each record in this step.
     """
     for microbatch in microbatches:
-        rows, device = len(microbatch.inputs[0]), microbatch.inputs[0].device
-        owners = RowOwners(microbatch.owners, device, rows, limit)
-        model.tape.open(owners, seeds_of(microbatch.records, step, rows))
-        with one_thread(), without_denormals():
-            model.backward(loss(model(*microbatch.inputs), *microbatch.targets))
+        with one_thread():
+            run_passes(model, loss, microbatch, limit, step)
         if plant is not None:
             plant(microbatch.records)
         optimizer.accumulate()
+
+
+def run_passes(
+    model: PerSampleModel, loss: Loss, microbatch: Microbatch, limit: int | None = None, step: int = 0
+) -> None:
+    """Forward and backward pass of one microbatch, which leave its gradients on the model's tape.
+
+    The caller's thread is to compute alone (``one_thread``). Arguments as of ``accumulate``.
+    """
+    rows, device = len(microbatch.inputs[0]), microbatch.inputs[0].device
+    owners = RowOwners(microbatch.owners, device, rows, limit)
+    model.tape.open(owners, seeds_of(microbatch.records, step, rows))
+    with without_denormals():
+        model.backward(loss(model(*microbatch.inputs), *microbatch.targets))
 
 
 def _plain_step(

@@ -84,6 +84,7 @@ def train(
     probe: Probe | None = None,
     engine: Engine = "book-keeping",
     rows: int | None = None,
+    workers: int = 1,
 ) -> TrainResult:
     """Train from the global model for exactly the round's steps.
 
@@ -112,6 +113,7 @@ def train(
         probe: an audit's, on records that no patient has; only with privacy.
         engine: how per-sample gradients are found; the event is the same.
         rows: of a piece with privacy in which several patients are (``private_rows``, or what the machine passed).
+        workers: threads that compute pieces with privacy side by side; the result does not depend on it.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -147,7 +149,7 @@ def train(
     steps: PrivateSteps | None = None
     with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, generator, chunking) as batches:
         if private is not None:
-            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe, words)
+            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe, words, workers)
         stepper: Stepper = plain_steps(model, study, loss, rows, words) if steps is None else steps
         for batch in batches:
             stepper(batch)
