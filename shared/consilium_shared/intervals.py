@@ -6,10 +6,11 @@ also where the noise of what one divides by is large, where an error to first or
 which multiplies counts, the deviation of that sum is estimated from the noised counts themselves, on the large side.
 A mean over classes lies between the means of the classes' ends, which is on the large side too.
 
-Metrics that are no such ratio (calibration, average precision) are read off a smoothed table, and off ``DRAWS`` of them
-to which noise was added once more, half as much again: their interval reaches as far as those lie from the metric, and
-as far to its other side. It held the metric of the true counts in 95 of 100 cases or more, that of the calibration's
-slope in 90, whose value noise draws towards 0. They are unknown where noise is a fifth of how many have the outcome.
+Metrics that are no such ratio (calibration, average precision) are read off a smoothed table, or off the table as it is
+where smoothing would change more than noise does; and off ``DRAWS`` of them to which noise was added once more, half as
+much again. Their interval reaches as far as those lie from the metric, and as far to its other side. It held the metric
+of the true counts in 95 of 100 cases or more, that of the calibration's slope, which noise draws towards 0, in 86 to
+99. They are unknown where noise is a fifth of how many have the outcome.
 
 That is the noise alone. That the patients are few, and others could have been held back, is an uncertainty beside it.
 """
@@ -23,13 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_shared.metrics import Counts, Layout, Part, Values, Vector, mean, metrics, read
-from consilium_shared.score_table import settled, smoothed
+from consilium_shared.score_table import WAVES, settled, smoothed
 
 LEVEL = 0.95
 DRAWS = 200
 """Tables drawn for the interval of one metric."""
 WIDER = 1.5
 """Noise of a drawn table, in deviations of the counts' noise: what smoothing and settling bend grows with it."""
+ROUGH = 2.0
+"""Mean square, in variances of the noise, of what smoothing takes out: of more a part is the scores' own, and stays."""
 TOLD = 5.0
 """Deviations of its noise that an outcome's number of records is to have at least."""
 DEVIATIONS = 1.959963984540054
@@ -92,9 +95,11 @@ def _about(
     totals, noise = numbers.sum(axis=-1), np.sqrt(variance.sum(axis=-1))
     if not (totals > TOLD * noise).all():
         return None, None
-    centre = settled(smoothed(numbers))
+    rough = float(((numbers - smoothed(numbers)) ** 2 / variance).sum()) / numbers.shape[0]
+    calm = smoothed if rough < ROUGH * (numbers.shape[-1] - WAVES) else np.asarray
+    centre = settled(calm(numbers))
     more = np.random.default_rng(0).standard_normal((DRAWS, *centre.shape)) * np.sqrt(variance) * WIDER
-    value, drawn = float(function(centre)), function(settled(smoothed(centre + more)))
+    value, drawn = float(function(centre)), function(settled(calm(centre + more)))
     if not math.isfinite(value) or np.isnan(drawn).mean() > (1 - LEVEL) / 2:
         return None, None
     low, high = (float(each) for each in np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))

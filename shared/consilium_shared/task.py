@@ -81,6 +81,8 @@ class Reading:
         series: of an asset of series; one input ``[N, bins, 3 V]``, and statics ``[N, K]`` where there are any.
         features: of a table; one input ``[N, F]``.
         missing: whether a record with a missing value is set aside.
+        optional: columns of targets that a record may lack: its target is then -1, or NaN. Where every target is
+            optional, a record that lacks all of them is set aside.
     """
 
     kind: str
@@ -89,6 +91,7 @@ class Reading:
     series: Series | None = None
     features: tuple[Feature, ...] = ()
     missing: Missing = "refuse"
+    optional: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ TASKS = {
     "image-classification": "consilium_tasks.image_classification",
     "sequence-classification": "consilium_tasks.sequence_classification",
     "tabular-classification": "consilium_tasks.tabular_classification",
+    "image-multilabel": "consilium_tasks.image_multilabel",
     "survival": "consilium_tasks.survival",
 }
 """Task, as a contract names it, to the module that has it as ``TASK``."""

@@ -14,7 +14,7 @@ import torch
 from opacus.layers import DPGRU, DPLSTM, DPRNN
 from torch import nn
 
-from consilium_tasks.image_classification.models import ResNet18
+from consilium_tasks.image_networks import ResNet18
 from dpsgd import AddedConstant
 
 

@@ -112,7 +112,12 @@ def read_labels(
             nobody = nobody[~hit]
     for column in key or ():
         drop(f"no {column}", frame[column].isna())
+    optional = {asset.here(name) for name in reading.optional}
+    if optional.issuperset(columns):
+        drop("none of the study's targets", np.all([each.missing for each in found.values()], axis=0))
     for column, target in columns.items():
+        if column in optional:
+            found[column] = found[column].without_missing()
         drop(f"no {column}", found[column].missing)
         wrong_value = "is none of the study's classes" if isinstance(target, Label) else "is no number of the study's"
         drop(f"{column} {wrong_value}", found[column].wrong)
@@ -150,6 +155,10 @@ class _Target(NamedTuple):
     values: NDArray[Any]
     missing: NDArray[np.bool_]
     wrong: NDArray[np.bool_]
+
+    def without_missing(self) -> _Target:
+        """The same of a target that a row may lack: there it is -1 or NaN, which is neither missing nor wrong."""
+        return _Target(self.values, np.zeros_like(self.missing), self.wrong & ~self.missing)
 
 
 def _target(target: Label | Numeric, column: pd.Series, values: Values) -> _Target:

@@ -114,6 +114,11 @@ class ClassLayout(Layout):
         return 4.0 if self.noised else 16.0
 
     @property
+    def squares(self) -> Vector:
+        """Squared errors of the probability that stands for each bin, float64 ``[2, bins]``: of outcome 0, and of 1."""
+        return np.asarray((np.array([[0.0], [1.0]]) - 1.0 / (1.0 + np.exp(-self.logits))) ** 2, dtype=np.float64)
+
+    @property
     def scored(self) -> tuple[int, ...]:
         """Classes whose scores have histograms."""
         if "auroc" not in self.asked and not self.rich:
@@ -155,7 +160,11 @@ class ClassLayout(Layout):
     def derived(self) -> Iterator[Derived]:
         """Average precision and calibration of each class that has scores: those that are asked for."""
         for places in self._scores():
-            yield from (Derived(name, places, function) for name, function in self._read.items() if name in self.asked)
+            yield from self.derived_of(places)
+
+    def derived_of(self, places: npt.NDArray[np.int64]) -> Iterator[Derived]:
+        """The same of one table of scores, which stands at these places ``[2, bins]``."""
+        yield from (Derived(name, places, function) for name, function in self._read.items() if name in self.asked)
 
     @property
     def _read(self) -> dict[str, Callable[[Vector], Vector]]:
@@ -176,7 +185,7 @@ class ClassLayout(Layout):
             yield Ratio("loss", losses, everybody)
         for places in self._scores() if "brier" in self.asked else ():
             squares = np.zeros(self.width)
-            squares[places] = (np.array([[0.0], [1.0]]) - 1.0 / (1.0 + np.exp(-self.logits))) ** 2
+            squares[places] = self.squares
             yield Ratio("brier", squares, everybody)
         if self.told_by_scores:
             yield from self._at(self.bins // 2, self._scores()[0], ("accuracy", "f1", "sensitivity", "specificity"))
@@ -315,7 +324,7 @@ def count(
         raise ValueError("a probability is not in [0, 1]")
     scored = np.array(layout.scored, dtype=np.int64)
     of_class = labels[:, None] == scored
-    cell = (np.arange(len(scored)) * 2 + of_class) * layout.bins + _bins(scores[:, scored], layout)
+    cell = (np.arange(len(scored)) * 2 + of_class) * layout.bins + bins_of(scores[:, scored], layout)
     of_truth = scores[np.arange(records), labels]
     losses = np.minimum(-np.log(np.maximum(of_truth, np.exp(-layout.loss_limit))), layout.loss_limit)
     found = {
@@ -327,7 +336,8 @@ def count(
     return np.concatenate([found[part] for part in layout.sizes]).astype(np.int64)
 
 
-def _bins(scores: npt.NDArray[np.float64], layout: ClassLayout) -> npt.NDArray[np.int64]:
+def bins_of(scores: npt.NDArray[np.float64], layout: ClassLayout) -> npt.NDArray[np.int64]:
+    """Bins of probabilities, of the same shape."""
     lowest = 1.0 / (1.0 + np.exp(layout.logit_range))
     bounded = np.clip(scores, lowest, 1.0 - lowest)
     logits = np.log(bounded) - np.log1p(-bounded)

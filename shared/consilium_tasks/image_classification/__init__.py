@@ -11,7 +11,7 @@ from consilium_shared.task import Augmentation, ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
 
-_HERE = "consilium_tasks.image_classification.models"
+_NETWORKS = "consilium_tasks.image_networks"
 _SMALL_EDGE = 32
 
 
@@ -21,8 +21,8 @@ class ImageClassification(Classification):
     name = "image-classification"
     part = "image"
     models = {  # noqa: RUF012
-        "small-cnn": ModelKind(ModelSpec, f"{_HERE}:small_cnn"),
-        "resnet18-gn": ModelKind(ModelSpec, f"{_HERE}:resnet18"),
+        "small-cnn": ModelKind(ModelSpec, f"{_NETWORKS}:small_cnn"),
+        "resnet18-gn": ModelKind(ModelSpec, f"{_NETWORKS}:resnet18"),
     }
     augmentations = ("light",)
 

@@ -83,7 +83,7 @@ def test_intervals_of_derived_metrics_hold_that_of_the_true_counts(multiplier: f
                 held.setdefault(name, []).append(low <= (truth[name] or 0.0) <= high)
     for name in RICH:
         assert len(held[name]) > 80, name
-        assert np.mean(held[name]) >= 0.88, name
+        assert np.mean(held[name]) >= (0.8 if name == "calibration-slope" else 0.9), name
 
 
 def test_thresholds_have_sensitivity_and_predictive_value_of_the_same_counts() -> None:

@@ -13,9 +13,10 @@ import math
 import torch
 from torch import nn
 
+from consilium_shared import task
+from consilium_shared.inputs import Image
 from consilium_shared.study import Study
-from consilium_tasks.classification.task import classes_of, options_of
-from consilium_tasks.image_classification import image_of
+from consilium_tasks.classification.task import options_of
 
 LARGE_IMAGE = 64
 """Edge of an image from which on ResNet-18 begins with the 7 × 7 stride-2 stem and pooling of He et al. 2016."""
@@ -106,11 +107,17 @@ class ResNet18(nn.Module):
 
 
 def small_cnn(study: Study) -> SmallCNN:
-    """``SmallCNN`` as the contract has it."""
+    """``SmallCNN`` as the contract has it, with an output for each that its task names."""
     options = options_of(study)
-    return SmallCNN(classes_of(study), width=options.hidden, layers=options.layers)
+    return SmallCNN(len(task.of(study).outputs(study)), width=options.hidden, layers=options.layers)
 
 
 def resnet18(study: Study) -> ResNet18:
-    """``ResNet18`` for the contract's size of images."""
-    return ResNet18(classes_of(study), small_images=image_of(study).size < LARGE_IMAGE)
+    """``ResNet18`` for the contract's size of images, with an output for each that its task names."""
+    return ResNet18(len(task.of(study).outputs(study)), small_images=_image(study).size < LARGE_IMAGE)
+
+
+def _image(study: Study) -> Image:
+    image = task.reads(study).image
+    assert image is not None  # noqa: S101  (a task of images reads images)
+    return image
