@@ -16,8 +16,10 @@ from consilium_shared.inputs import Label
 from consilium_shared.metrics import Counts
 from consilium_shared.study import Study
 from consilium_shared.task import Augmentation, Examples, ModelKind, Reading, Task
+from consilium_tasks.classification.metrics import EXPLAINED
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.image_multilabel.counts import METRICS, FindingsLayout, count
+from consilium_tasks.image_multilabel.prediction import FindingPredictions
 from consilium_tasks.image_multilabel.schema import FindingsData
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class ImageMultilabel(Task):
         "resnet18-gn": ModelKind(ModelSpec, f"{_NETWORKS}:resnet18"),
     }
     metrics = METRICS
+    explained = EXPLAINED
     augmentations = ("light",)
 
     def check(self, study: Study) -> None:
@@ -104,6 +107,10 @@ class ImageMultilabel(Task):
     def count(self, layout: FindingsLayout, measured: NDArray[np.float64], targets: Sequence[NDArray[Any]]) -> Counts:
         """Counts of findings, each ``[N]``, by their probabilities ``[N, L]``."""
         return count(np.stack(targets, axis=1), measured, layout)
+
+    def predictions(self, study: Study) -> FindingPredictions:
+        """A probability of each finding."""
+        return FindingPredictions(self.outputs(study))
 
 
 def data_of(study: Study) -> FindingsData:
