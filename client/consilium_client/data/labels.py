@@ -157,7 +157,7 @@ class _Target(NamedTuple):
     wrong: NDArray[np.bool_]
 
     def without_missing(self) -> _Target:
-        """The same of a target that a row may lack: there it is -1 or NaN, which is neither missing nor wrong."""
+        """Target that a row may lack: there it is -1 or NaN, which is neither missing nor wrong."""
         return _Target(self.values, np.zeros_like(self.missing), self.wrong & ~self.missing)
 
 

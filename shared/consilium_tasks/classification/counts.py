@@ -163,7 +163,7 @@ class ClassLayout(Layout):
             yield from self.derived_of(places)
 
     def derived_of(self, places: npt.NDArray[np.int64]) -> Iterator[Derived]:
-        """The same of one table of scores, which stands at these places ``[2, bins]``."""
+        """Average precision and calibration of one table of scores, which stands at these places ``[2, bins]``."""
         yield from (Derived(name, places, function) for name, function in self._read.items() if name in self.asked)
 
     @property
