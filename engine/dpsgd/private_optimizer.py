@@ -114,6 +114,9 @@ class PrivateOptimizer(TapeOptimizer):
     One term of the sum is one patient: the mean gradient of its records in the step, clipped. The sum is rounded to the
     ``lattice``. With adaptive clipping each patient's mark is in it, the bound is another one after each step, and what
     the torch optimizer sees is in units of the bound, so that the length of a step does not follow it.
+
+    A step is ``begin``, then ``accumulate`` for each microbatch on the tape, then ``finish`` once. ``leave_out`` drops
+    passes that broke off; ``forget`` drops the sum so far too, and keeps the noise.
     """
 
     def __init__(

@@ -14,10 +14,10 @@ TOLERANCE = 1e-3
 """In ε: a bisection on another machine may end one step beside."""
 
 
-def unfounded(
+def unsupported_claim(
     card: ModelCard, records: Sequence[RoundRecord], closings: Mapping[str, Closed], study: Study, roster: Roster
 ) -> str | None:
-    """The first claim of the card that its foundations do not bear out, by its name; None when all hold."""
+    """Name of the first claim of the card that records, closings and contract do not support; None when all hold."""
     return next((name for name, holds in _claims(card, records, closings, study, roster) if not holds), None)
 
 

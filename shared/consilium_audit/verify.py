@@ -42,7 +42,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from consilium_audit.budget import TOLERANCE, check_limits, study_epsilons
-from consilium_audit.card import unfounded
+from consilium_audit.card import unsupported_claim
 from consilium_audit.evidence import (
     CARD,
     CONTRACT,
@@ -68,7 +68,7 @@ from consilium_audit.records import (
 from consilium_audit.releases import Trace, trace
 from consilium_audit.sums import check_sums
 from consilium_audit.verdict import Passed, Verdict
-from consilium_audit.witnesses import behind, check_heads, check_witnessed
+from consilium_audit.witnesses import check_heads, check_witnessed, last_committed
 from consilium_shared.canonical import parse_canonical
 from consilium_shared.errors import ConfigurationError, LedgerError, PeerError
 from consilium_shared.identity import PublicIdentity
@@ -81,10 +81,11 @@ from consilium_shared.protocol.roster import Roster
 from consilium_shared.study import Study
 
 MOST_STRANGE = 20
-"""Files that a note names, of those that are no ledger of the study's sites."""
-
+"""Files that notes name of those that are no ledger of the study's sites; more are only counted."""
 
 OnStep = Callable[[Passed], None]
+"""Progress callback of a step that holds."""
+
 OnWork = Callable[[int, int, int], None]
 """Progress callback of a step that takes long: number of the step, how much is done, of how much."""
 
@@ -103,13 +104,13 @@ class Verification:
         on_step: OnStep = lambda passed: None,
         on_work: OnWork = lambda step, done, total: None,
     ) -> None:
-        """Reads nothing yet.
+        """Prepare to verify; no file is read yet.
 
         Args:
             folder: what ``evidence.py`` describes.
             fingerprint: the coordinator's, as the auditor heard it; in groups or not.
-            on_step: told of every step that holds.
-            on_work: told how far a long step is.
+            on_step: called with every step that holds.
+            on_work: called with the progress of a long step.
 
         Raises:
             ConfigurationError: no such folder, or ``fingerprint`` is none.
@@ -134,7 +135,7 @@ class Verification:
         self.traces: dict[str, Trace] = {}
 
     def run(self) -> Verdict:
-        """All steps.
+        """Run all steps, each on what the ones before have established.
 
         Raises:
             ConfigurationError: the folder holds no evidence.
@@ -251,28 +252,15 @@ class Verification:
 
     def _witnessed(self) -> str:
         count = check_witnessed(self.study.digest, self.records, self.digests, self.closings, self.ledgers)
-        last = behind(self.records, self.closings, self.ledgers)
+        last = last_committed(self.records, self.closings, self.ledgers)
         self.verdict.witnessed = {site: (last[site], len(ledger.entries)) for site, (_, ledger) in self.ledgers.items()}
         return f"{count} times a site was shown a record: always the one that is here, with heads that are entries"
 
     def _charges(self) -> str:
         for site, (file, ledger) in self.ledgers.items():
             with checking(8, file):
-                found = trace(ledger, self.study, self.roster.digest)
-                beyond = [number for number in found.charges if number > len(self.records) + 1]
-                if beyond:
-                    raise LedgerError(
-                        f"round {min(beyond)} was charged, but the records end with round {len(self.records)}: the "
-                        "last ones are missing",
-                        line=found.charges[min(beyond)][0],
-                    )
-                payments(ledger).check()
-            self.traces[site] = found
-            alone = sorted(set(found.charges) - {r.round for _, r in self.records if site in r.participants})
-            if alone:
-                self.verdict.notes.append(
-                    f"{site} was charged for round {', '.join(map(str, alone))}, but no record has it take part in that"
-                )
+                self.traces[site] = self._charged(site, ledger)
+        # From records and closings to the ledgers: what took part was charged before, what was received had left.
         for record_file, record, site, file, _ in self._participations():
             head = record.heads[site].seq
             if not any(line <= head for line in self.traces[site].charges.get(record.round, ())):
@@ -290,6 +278,24 @@ class Verification:
                 self._check_audit(site, closed)
         charges = sum(len(lines) for found in self.traces.values() for lines in found.charges.values())
         return f"{charges} charges of the study, each as approved, each before what it paid for left"
+
+    def _charged(self, site: str, ledger: VerifiedLedger) -> Trace:
+        """Entries of the study in a site's ledger: as approved, none beyond the records, all that left paid for."""
+        found = trace(ledger, self.study, self.roster.digest)
+        beyond = [number for number in found.charges if number > len(self.records) + 1]
+        if beyond:
+            raise LedgerError(
+                f"round {min(beyond)} was charged, but the records end with round {len(self.records)}: the last ones "
+                "are missing",
+                line=found.charges[min(beyond)][0],
+            )
+        payments(ledger).check()
+        alone = sorted(set(found.charges) - {r.round for _, r in self.records if site in r.participants})
+        if alone:
+            self.verdict.notes.append(
+                f"{site} was charged for round {', '.join(map(str, alone))}, but no record has it take part in that"
+            )
+        return found
 
     def _check_left(self, site: str, message: str, sha256: str, head: int, source: Path) -> None:
         """Check that the site's ledger says, after that head, that exactly this message was about to leave."""
@@ -333,7 +339,9 @@ class Verification:
             return "there is none: the study has not finished, or its card was not handed over"
         with checking(10, file):
             card = open_card(read_file(file, CARD_BYTES), self.coordinator)
-            what = unfounded(card, [record for _, record in self.records], self.closings, self.study, self.roster)
+            what = unsupported_claim(
+                card, [record for _, record in self.records], self.closings, self.study, self.roster
+            )
             if what is not None:
                 raise PeerError(f"its {what} is not what records, closings and the contract say")
         model = self.folder / MODEL

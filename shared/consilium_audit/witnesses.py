@@ -106,8 +106,11 @@ def check_witnessed(
     return len(entered)
 
 
-def behind(records: Records, closings: Mapping[str, Closed], ledgers: Ledgers) -> dict[str, int]:
-    """The last entry of each ledger that the coordinator, its own closing or another site's ledger commits to."""
+def last_committed(records: Records, closings: Mapping[str, Closed], ledgers: Ledgers) -> dict[str, int]:
+    """Last entry of each ledger that the coordinator, its own closing or another site's ledger commits to.
+
+    Up to it no entry can be changed unseen.
+    """
     last = dict.fromkeys(ledgers, 0)
     named = [(site, head.seq) for _, _, site, head in _named_heads(records, closings)]
     for _, witness, _, body in _witness_entries(ledgers):

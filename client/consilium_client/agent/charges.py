@@ -1,7 +1,7 @@
 """Charges of rounds, with the seed of the draw that each pays for; after a crash, the same draw on the same charge.
 
-The order of writes is that of ARCHITECTURE.md: the seed, the charge, (training, its result,) the settlement; then the
-seed is deleted.
+Each of these is on the disk before the next begins: the seed, the charge in the ledger, (training, its result,) the
+settlement; then the seed is deleted.
 """
 
 from __future__ import annotations

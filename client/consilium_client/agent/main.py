@@ -33,16 +33,15 @@ log = logging.getLogger("consilium.agent")
 BAD_START = 78
 """Exit status: the site's own files do not allow a start (EX_CONFIG of sysexits.h)."""
 
+LEDGER_BROKEN = 1
+"""Exit status: an entry of the ledger could not be written."""
 
 HOUR = 3600.0
-"""Seconds from one look for studies of which nothing is heard to the next."""
-
-LEDGER_BROKEN = 1
-"""Exit status: an entry could not be written."""
+"""Seconds between two looks for studies of which nothing has been heard for ``policy.quiet_days``."""
 
 
 def run(home: Home) -> None:
-    """Serve until SIGTERM."""
+    """Serve the coordinator's requests and the site's commands, on two sockets, until SIGTERM or SIGINT."""
     forbid_network()
     home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     service = StudyService(home)
@@ -50,6 +49,7 @@ def run(home: Home) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # Two sockets, two handlers: the site's own people, and the courier with what the coordinator asks.
     admin = serve_admin(home.admin_socket, ending_when_broken(service, Administration(service).handle))
     exchange = serve(home.agent_socket, ending_when_broken(service, warming(RequestHandler(service).handle, _warm)))
     log.info("site %s serves; ledger has %d entries", service.site, service.ledger.head.seq)
@@ -84,7 +84,7 @@ def ending_when_broken(
 
 
 def warming(handle: Callable[Arguments, Answer], warm: Callable[[], object]) -> Callable[Arguments, Answer]:
-    """The handler, whose first call begins ``warm`` beside it: an idle site is small until a study comes."""
+    """Wrap a handler: its first call also starts ``warm`` in a thread. Until a study comes an idle site stays small."""
     begun = threading.Lock()
 
     def handled(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
@@ -100,11 +100,11 @@ def _warm() -> None:
     importlib.import_module("consilium_client.training.trainer")
     importlib.import_module("consilium_client.data.table")
     importlib.import_module("consilium_shared.privacy.composition")
-    log.info("warm")
+    log.info("ready to train")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="consilium_client.agent", description="Start the site's agent.")
     parser.add_argument("--home", type=Path, required=True)
     options = parser.parse_args(arguments)

@@ -54,9 +54,10 @@ from consilium_shared.study import Study
 log = logging.getLogger("consilium.agent")
 
 NO_BODY: Iterable[bytes] = ()
+"""Payload of an answer that has none."""
 
 REMEMBERED = 1000
-"""Short answers that are kept to be given again; beyond, the one not asked for the longest is forgotten."""
+"""Short answers kept in memory to be given again; beyond, the one not asked for the longest is dropped."""
 
 
 class RequestHandler:
@@ -86,6 +87,7 @@ class RequestHandler:
         except Exception as error:
             log.error("defect while reading a message: %s", location_of(error))
             return self._unread(header, "malformed", "the message cannot be read")
+        # From here on the sender is the coordinator: every answer, refusals too, is entered in the ledger.
         received, body = Received(request, header, payload), NO_BODY
         try:
             self._check_addressed(request)
@@ -111,6 +113,7 @@ class RequestHandler:
         if isinstance(request, Propose):
             return self._propose(request, received), NO_BODY
         proposal, plan = self._approved(request)
+        # Everything below is of an approved study, and of a round whose record was not shown yet.
         header, body, marks = self._header(received), b"", ReleaseMarks()
         answer: messages.Answer
         match request:
@@ -165,8 +168,8 @@ class RequestHandler:
     ) -> tuple[bytes, Iterable[bytes]]:
         """The stored answer, or that of new work: keep the result, settle, store the answer, enter its release."""
         study, kind = request.study, "update" if isinstance(request, Train) else "counts"
-        place = sequence(request.round, request.attempt)
-        stored = self._stored(received, place, kind)
+        number = sequence(request.round, request.attempt)
+        stored = self._stored(received, number, kind)
         if stored is None:
             self._check_open(request, request.round, proposal.study)
             with self.service.responses.stage(study) as staged:
@@ -175,7 +178,7 @@ class RequestHandler:
                 )
                 answer = self._contribution(request, received, Payload(sha256=staged.sha256, size=staged.size), made)
                 encoded = messages.encode(answer, self.service.identity, request.protocol)
-                stored = encoded, staged.commit(place, kind, received.sha256, encoded)
+                stored = encoded, staged.commit(number, kind, received.sha256, encoded)
         else:
             use = Use(request.purpose, request.round, request.payload.sha256)
             self.sums.replay_guard.check_charged(study, [use])
@@ -222,9 +225,10 @@ class RequestHandler:
         self._release(Outgoing(request.study, recorded.round, "closing", encoded, 0, {}))
         return encoded
 
-    def _stored(self, received: Received, place: int, kind: str) -> tuple[bytes, StoredPayload] | None:
+    def _stored(self, received: Received, number: int, kind: str) -> tuple[bytes, StoredPayload] | None:
+        """The answer given to exactly this request; raises PolicyRefusal where a later one was answered since."""
         try:
-            return self.service.responses.get(received.request.study, place, kind, received.sha256)
+            return self.service.responses.get(received.request.study, number, kind, received.sha256)
         except PeerError as error:
             raise PolicyRefusal("stale-round", str(error)) from error
 
@@ -316,15 +320,14 @@ class RequestHandler:
         body: bytes = b"",
         marks: ReleaseMarks | None = None,
     ) -> bytes:
-        """A short answer. While outcome and decision are the same, a question gets the same bytes, and one entry in the
-        ledger.
+        """Give a short answer: the same bytes, entered in the ledger once, while outcome and decision stay the same.
 
         Args:
-            received: the question.
+            received: the request.
             outcome: reason of a refusal, state of an approval, or the answer's kind.
             make: makes the answer where it was not given before.
-            body: its payload.
-            marks: further fields of its release.
+            body: the answer's payload.
+            marks: further fields of its ``release`` entry.
         """
         key, known = (received.sha256, outcome), self._known(received, outcome)
         if known is None:

@@ -1,8 +1,8 @@
 """Reservations of approved studies on an asset: from the approval until they are charged, or never can be.
 
-So that no study makes another fail: what somebody approved is there when its round comes, whatever is approved after
-it. What returns without having been charged: rounds in which the site took no part, once the record of a later moment
-was witnessed; all that is left, once the last record was, or when the approval is withdrawn. Pure.
+An approval reserves the cost of the whole study, so that no study approved later can make it run out of budget. A
+reservation ends without a charge for rounds in which the site took no part, once the record of such a round was
+witnessed; and for all that is left, once the last record was witnessed or the approval is withdrawn. Pure.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 
 @dataclass(frozen=True)
 class Reserved:
-    """Reservation of one approved study: what it may still take.
+    """Reservation of one approved study.
 
     Attributes:
         study: its digest.
         name: its name.
-        events: at least one.
+        events: what it may still be charged for, at least one event.
     """
 
     study: str
@@ -33,10 +33,10 @@ class Reserved:
 def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> int:
     """Number of further charges for that purpose that the plan pays for.
 
-    A charge that is made again, as for a round that failed, takes the place of one that the plan would have had later:
-    so all charges of a study together never cost more than what was reserved for it.
+    A second charge for the same round, after a failure, uses up one that the plan has for a later round: so all charges
+    of a study together never cost more than was reserved for it.
     """
-    over = books.last_witnessed(study)
+    over = books.last_witnessed(study)  # rounds up to this one take no further charge
     if over >= plan.rounds:
         return 0
     # What was settled with nothing run cost nothing.

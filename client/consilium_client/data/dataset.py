@@ -70,14 +70,14 @@ class Dataset(ABC):
 
     @property
     def intact(self) -> bool:
-        """Fitness to be used: a data set that is not intact is loaded anew."""
+        """True where the data set can be used; one that is not intact is loaded anew."""
         return True
 
     @abstractmethod
     def take(self, records: NDArray[np.int64]) -> Examples:
         """Inputs and targets of the records with these numbers, in this order; copies that the caller may change.
 
-        Each record's numbers are its own: the same whoever else is taken. ``take`` raises nothing that depends on what
+        A record's numbers do not depend on which others are taken. ``take`` raises nothing that depends on what
         a record holds, because a round that is charged may not fail for it: readers set such records aside before.
         """
 
@@ -118,7 +118,7 @@ class ArrayDataset(Dataset):
         train: NDArray[np.bool_] | None = None,
         report: Report | None = None,
     ) -> ArrayDataset:
-        """The data set of these arrays; ``train``: by default everybody.
+        """Data set of these arrays. ``train`` is by default True for everybody.
 
         Raises:
             ValueError: arrays of different lengths.

@@ -32,11 +32,11 @@ from consilium_shared.secagg.terms import Advert, fewest_sites
 log = logging.getLogger("consilium.study")
 
 EVALUATION_ATTEMPTS = 2
-"""At the sum of counts on the last model; without it the model is published unevaluated."""
+"""Attempts at the sum of counts on the last model; where none is opened, the model is published unevaluated."""
 
 
 class StudyRun:
-    """A study under way. Everything it must not lose is in its folder; the rest is found out again."""
+    """A study under way. Everything that it must not lose is in its folder; it asks the sites for the rest again."""
 
     def __init__(self, context: StudyContext) -> None:
         self.context = context
@@ -51,25 +51,27 @@ class StudyRun:
             found = Checkpoint(self.study.digest, 0, start.of(self.study, self.folder.start()), {}, {})
         else:
             self.optimizer.restore(found.optimizer)
-        self.point = found
+        self.checkpoint = found
         self.sums = Summation(self.exchanges, width(self.study))
 
     def run(self) -> None:
         """Run the study from its checkpoint to the registry; raises Halted or ConsiliumError."""
-        # Before round 1 everybody is waited for; after a restart those who took part in the last round.
-        awaited = frozenset(self.point.record.get("participants", self.recruitment.attendance.standing))
-        if self.point.record and not self._has_record(self.point.round):
+        # Before round 1 it waits for every site; after a restart for those that took part in the last round.
+        awaited = frozenset(self.checkpoint.record.get("participants", self.recruitment.attendance.standing))
+        # A crash between checkpoint and record: the round is over, and its record is signed now.
+        if self.checkpoint.record and not self._has_record(self.checkpoint.round):
             self.recruitment.gather(awaited)
-            self._close(self.point)
-        while self.point.round < self.study.training.rounds:
-            if self.point.round:  # who refuses now is out for the next round, and was not "since before round 1"
-                self.recruitment.attendance.begin(self.point.round + 1)
+            self._close(self.checkpoint)
+        while self.checkpoint.round < self.study.training.rounds:
+            if self.checkpoint.round:  # who refuses now is out for the next round, and was not "since before round 1"
+                self.recruitment.attendance.begin(self.checkpoint.round + 1)
             self.recruitment.gather(awaited)
             awaited = frozenset()
             self._check_moved()
-            self._train(self.point.round + 1)
-            self._close(self.point)
-        sha256 = packed_digest(self.point.model, self.study)
+            self._train(self.checkpoint.round + 1)
+            self._close(self.checkpoint)
+        # All rounds are recorded: publish, unless a crash came after that.
+        sha256 = packed_digest(self.checkpoint.model, self.study)
         model = registry.find(self.home, self.study, sha256) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
@@ -79,10 +81,12 @@ class StudyRun:
 
         No site adds the same numbers to a second sum, which over other sites would show whose are whose.
         """
-        record = self.point.record
+        record = self.checkpoint.record
         if record and record["model_before"] == record["model_after"] and self.study.privacy.mode == "none":
             why = record["implausible"] or "the sites' updates have left the model as it was"
-            raise Halted(f"round {self.point.round}: {why}; without privacy no second round begins with the same model")
+            raise Halted(
+                f"round {self.checkpoint.round}: {why}; without privacy no second round begins with the same model"
+            )
 
     def _train(self, number: int) -> None:
         """One round: the sum of the updates, the optimizer's step, the record, the checkpoint."""
@@ -101,12 +105,12 @@ class StudyRun:
             "seconds": round(time.monotonic() - began, 3),
         }
         record |= self._metrics(opened, number - 1, "metrics_before", record)
-        self.point = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
-        self.checkpoints.write(self.point)
+        self.checkpoint = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
+        self.checkpoints.write(self.checkpoint)
 
     def _sum(self, number: int, recorded: Recorded | None) -> SumResult:
         """The opened sum of the round's updates. Raises Halted where too few sites are left for one."""
-        model = pack(self.point.model, self.study)
+        model = pack(self.checkpoint.model, self.study)
         described = Payload.of(model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
@@ -124,7 +128,7 @@ class StudyRun:
             if isinstance(answer, Update):
                 self.context.countersignature(answer, recorded)
 
-        before = self.point.record.get("participants")
+        before = self.checkpoint.record.get("participants")
         together = frozenset(before or ()) if self.study.aggregation.same_sites else frozenset()
         spec = SumSpec("training", number, model, described.sha256, request, check, together=together or None)
         try:
@@ -140,16 +144,16 @@ class StudyRun:
         Returns:
             Float32 ``[d]``; float64 ``[t]``, or None where the study has no average; the Euclidean length of the step.
         """
-        stepped, moved = self.point.model, 0.0
+        stepped, moved = self.checkpoint.model, 0.0
         if opened.implausible is None:
-            before = trained(self.point.model, self.study)
+            before = trained(self.checkpoint.model, self.study)
             part = self.optimizer.step(before, opened.mean)
             moved = length(part - before)
-            stepped = with_trained(self.point.model, part, self.study)
+            stepped = with_trained(self.checkpoint.model, part, self.study)
         decay = self.study.aggregation.weight_average
         if not decay:
             return stepped, None, moved
-        average = averaged(self.point.average, trained(stepped, self.study), decay, number)
+        average = averaged(self.checkpoint.average, trained(stepped, self.study), decay, number)
         # What is counted on, signed and published from here on; but no model is changed by an implausible sum.
         if number == self.study.training.rounds and opened.implausible is None:
             stepped = with_trained(stepped, average.astype(np.float32), self.study)
@@ -186,22 +190,22 @@ class StudyRun:
             record["protocol"] = self.study.schema_version
         return record
 
-    def _close(self, point: Checkpoint) -> None:
-        """Evaluate after the last round, sign the record, tell whoever watches."""
+    def _close(self, checkpoint: Checkpoint) -> None:
+        """Evaluate after the last round, sign the record, and write the event that people see."""
         found: dict[str, Any] = {"metrics": None}
-        if point.round == self.study.training.rounds and point.round in self.study.evaluated_rounds:
-            found = self._evaluate(point)
-        self.recruitment.attendance.begin(point.round)
-        remarks = self.recruitment.attendance.remarks(point.record["participants"])
-        record = {**point.record, **found, **({"remarks": remarks} if remarks else {})}
+        if checkpoint.round == self.study.training.rounds and checkpoint.round in self.study.evaluated_rounds:
+            found = self._evaluate(checkpoint)
+        self.recruitment.attendance.begin(checkpoint.round)
+        remarks = self.recruitment.attendance.remarks(checkpoint.record["participants"])
+        record = {**checkpoint.record, **found, **({"remarks": remarks} if remarks else {})}
         self.folder.write_record(record, self.context.coordinator)
         about = {key: record.get(key) for key in ("seconds", "away", "refused", "epsilon", "update_norm")}
-        self.folder.event("closed", round=point.round, **about)
-        log.info("round %d closed with %d sites", point.round, len(record["participants"]))
+        self.folder.event("closed", round=checkpoint.round, **about)
+        log.info("round %d closed with %d sites", checkpoint.round, len(record["participants"]))
 
     def _end(self) -> registry.Model:
         """Show the last record to everybody who took part, for at most ``round_timeout``; then publish the model."""
-        number, records = self.point.round, self.folder.records(self.context.coordinator)
+        number, records = self.checkpoint.round, self.folder.records(self.context.coordinator)
         sites = {site for record in records for site in record["participants"]}
         recorded = self.folder.recorded(number, self.context.coordinator)
         header = self.context.encode(Close(**self.context.common, recorded=recorded))
@@ -215,12 +219,12 @@ class StudyRun:
 
         self.exchanges.run(Exchange("closing", number, dict.fromkeys(missing, (header, b"")), accept, minimum=0))
         closings = {site: closing for site, (_, closing) in self.folder.closings(self.context.roster).items()}
-        model = pack(self.point.model, self.study)
+        model = pack(self.checkpoint.model, self.study)
         return registry.publish(self.home, self.study, self.context.roster, model, records, closings)
 
-    def _evaluate(self, point: Checkpoint) -> dict[str, Any]:
+    def _evaluate(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Fields of the last round's record about the model that it gave."""
-        model, number = pack(point.model, self.study), point.round
+        model, number = pack(checkpoint.model, self.study), checkpoint.round
         described = Payload.of(model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
@@ -236,21 +240,24 @@ class StudyRun:
         together = None
         if self.study.aggregation.same_sites:  # those whose counts were added up before, and no others
             least = fewest_sites(self.study, self.context.roster.members)
-            records = [*self.folder.records(self.context.coordinator), point.record]
+            records = [*self.folder.records(self.context.coordinator), checkpoint.record]
             together = counted(self.study, records, least) or None
         try:
             spec = SumSpec(
                 "evaluation", number, model, described.sha256, request, lambda _: None, EVALUATION_ATTEMPTS, together
             )
-            summed = self.sums.run(spec, frozenset(point.record["participants"]))
+            summed = self.sums.run(spec, frozenset(checkpoint.record["participants"]))
         except NotOpened as error:
             log.warning("the last model is not evaluated: %s", error)
             return {"metrics": None}
         spent = {site: answer.epsilon for site, (answer, _) in summed.answers.items()}
-        known = set(summed.answers) <= set(point.record["participants"])
+        known = set(summed.answers) <= set(checkpoint.record["participants"])
         return {
-            **self._metrics(summed.opened, number, "metrics", point.record if known else None),
-            "epsilon": {**point.record["epsilon"], **{s: e for s, e in spent.items() if s in point.record["epsilon"]}},
+            **self._metrics(summed.opened, number, "metrics", checkpoint.record if known else None),
+            "epsilon": {
+                **checkpoint.record["epsilon"],
+                **{s: e for s, e in spent.items() if s in checkpoint.record["epsilon"]},
+            },
             "counts": {site: sha256 for site, (_, sha256) in sorted(summed.answers.items())},
             "opened_counts": summed.record,
         }

@@ -1,4 +1,4 @@
-"""The SuperLink's listeners as HTTP sees them: which paths each has, and how little of a stranger's request is read.
+"""Gate of the SuperLink's HTTP listeners: which paths each answers, and how little of a stranger's request is read.
 
 A SuperNode signs the time in its requests' headers. The public listener checks that signature before it reads a body,
 so that whoever has no registered key is answered from the headers alone and keeps nothing in this process's memory.
@@ -31,13 +31,13 @@ ABOUT_PATH = "/v1/fleet/consilium-doctor"
 REQUEST_BYTES = 8 * 1024**2
 """Largest request of a site: Flower cuts arrays into pieces of 5 MiB, everything else is far smaller."""
 REQUESTS_OF_A_SITE = 16
-"""At once. A SuperNode sends 8 pieces at a time, and little beside them."""
+"""Most requests of one site at a time. A SuperNode sends 8 pieces at a time, and little else."""
 BODY_SECONDS = 600.0
-"""For a whole body, of a site: 5 MiB in that time are 70 kbit/s."""
+"""Seconds for the whole body of a site's request: 5 MiB in that time are 70 kbit/s."""
 DISCARDED_BYTES = 64 * 1024
-"""An unread body up to this length is read away after the answer; with a longer one the connection is closed."""
+"""Longest unread body that is read and dropped after the answer; with a longer one the connection is closed."""
 STRANGERS = 256
-"""Connections without any signed request; one more, and the oldest of them is closed."""
+"""Most connections without any signed request; one more, and the oldest of them is closed."""
 STRANGER_SECONDS = 30.0
 """Seconds after which a connection without any signed request is closed."""
 
@@ -87,6 +87,7 @@ class SignedOnly:
         """Answer one request from its head alone, or read it and hand it on."""
         if scope["type"] != "http":
             return
+        # ``Strangers`` put it there: called, it takes this connection off the list of strangers.
         known = scope["state"].pop("known", lambda: None)
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")

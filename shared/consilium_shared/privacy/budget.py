@@ -35,15 +35,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Quote:
-    """The arithmetic of a proposed use. ``str()`` says it in words, rounded so that it never flatters.
+    """Arithmetic of a proposed use. ``str()`` says it in words: what is spent is rounded up, what is left down.
 
     Attributes:
         limit: ε of the budget.
         delta: δ at which all of it is composed.
         spent: ε of what was done before.
-        total: ε of that, of what is reserved and the proposal together; not the sum, for losses compose more slowly
-            than they add.
-        committed: ε of what was done and what is reserved for others; None when nothing is.
+        total: ε of what was done, what is reserved and the proposal, composed: less than the sum of their ε.
+        committed: ε of what was done and what is reserved for others, composed; None when nothing is reserved.
     """
 
     limit: float
@@ -92,7 +91,7 @@ class Quote:
 def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event], reserved: Sequence[Event] = ()) -> Quote:
     """Cost of ``proposed`` on top of ``spent`` and what is ``reserved`` for others; see ``Quote.fits``.
 
-    A proposal is judged by this alone: one that costs more than what is left by itself may still fit.
+    The costs are composed, not added: a proposal whose own ε exceeds what is left may still fit.
 
     >>> from consilium_shared.privacy.event import DpSgdEvent
     >>> spent = [DpSgdEvent(sampling_rate=0.01, noise_multiplier=1.0, steps=500)]

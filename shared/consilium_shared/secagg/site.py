@@ -35,7 +35,7 @@ Stage = Literal["advertised", "masked", "signed", "released", "abandoned"]
 
 
 class SiteState(Strict):
-    """State of a slot that a site must not lose. ``to_bytes`` holds the seed: it belongs into the site's own store."""
+    """State of one slot, which a site must not lose. ``to_bytes`` has the secret seed: for the site's store alone."""
 
     slot: Slot
     site: Name
@@ -50,8 +50,8 @@ class SiteState(Strict):
     survivors: tuple[Name, ...] | None = None
     """Set of survivors that was signed, from ``signed`` on."""
     result: Hex32 | None = None
-    """SHA-256 of the result that these masks hide, with its weight: they never hide anything else, or the difference of
-    the two would be seen."""
+    """SHA-256 of the result that these masks hide, with its weight. They hide no other: masked twice, two results would
+    show their difference."""
     counted: bool | None = None
     """True where its counts are under these masks, False for zeros; None where nothing is, and in older states."""
 
@@ -119,7 +119,7 @@ def commitment(terms: Terms, one: str, other: str, seed: bytes) -> bytes:
 
 
 class SitePart:
-    """The transitions. Each returns the next state and what to send, and raises without any effect.
+    """Transitions of a site's state. Each returns the next state and what to send; one that raises changes nothing.
 
     Every method raises PeerError for a message that is not allowed in this state, or is not what honest peers send.
     """
@@ -140,7 +140,7 @@ class SitePart:
     def advertise(
         self, slot: Slot, site: str, seed: bytes, *, signed: tuple[int, ...] = (), counts: bool = False
     ) -> tuple[SiteState, Advert]:
-        """Fresh keys for a slot. It promises that this site signs in no earlier attempt but those ``signed``.
+        """Make fresh keys for a slot, and promise to sign survivors in no earlier attempt but those ``signed``.
 
         Args:
             seed: 32 secret bytes that were never used before.
@@ -178,7 +178,7 @@ class SitePart:
         return _next(state, stage="masked", terms=terms), self._contribution(state, terms)
 
     def bind(self, state: SiteState, result: str, *, counted: bool) -> SiteState:
-        """Before the first masked byte: all that these masks hide; for the same again the same state.
+        """Bind the masks to one result, before the first masked byte is sent; the same result again changes nothing.
 
         Args:
             result: SHA-256 of what the update, the weight and the counts are read from.
