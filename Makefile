@@ -35,11 +35,12 @@ quick: check              ## lint, types, and the tests that take next to no tim
 # Federations mostly wait; nothing that computes runs beside them and delays their answers.
 test: check               ## everything
 	$(PYTEST) -n $(WORKERS) -m "not federation"
-	$(PYTEST) -n $(FEDERATIONS) -m federation tests/federation
+	$(PYTEST) -n $(FEDERATIONS) -m "federation and not long" tests/federation
 
 test-long: check          ## properties and attacks again and again, each time from another seed
 	for each in $$(seq $(SEEDS)); do seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
 	    $(PYTEST) -n $(WORKERS) --hypothesis-seed=$$seed tests/properties tests/attacks tests/audit || exit 1; done
+	$(PYTEST) -n $(FEDERATIONS) -m long tests/federation
 
 docs: $(READY)           ## all pages as a site that needs no network: build/docs/index.html
 	$(BIN)/mkdocs build --strict

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from consilium_shared import limits
 from consilium_shared.canonical import canonical_digest
@@ -17,7 +18,20 @@ from consilium_shared.identity import Identity
 from consilium_shared.process.notices import Notify
 from consilium_shared.protocol.roster import Roster, open_roster
 
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?$")]
+
+def _address(text: str) -> str:
+    """A name, or an IP address of either version as a literal."""
+    if ":" in text:
+        try:
+            return str(ipaddress.IPv6Address(text))
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no IPv6 address; write it without brackets and port, as fd00::5 or ::1"
+            ) from None
+    return text
+
+
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9:]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9:])?$"), AfterValidator(_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -116,7 +130,8 @@ class Home:
         """Federation that was provisioned; raises ConfigurationError when nothing was."""
         if not self.federation_file.exists():
             raise ConfigurationError(
-                f"{self.root} holds no federation; run: consilium-server provision federation.yaml --home {self.root}"
+                f"{self.root} holds no federation: name its home with --home or CONSILIUM_SERVER_HOME; a new one is "
+                f"made by consilium-server provision federation.yaml --home {self.root}"
             )
         return load_yaml(self.federation_file, Federation)
 
@@ -129,9 +144,11 @@ class Home:
         return federation_id(self.federation().federation, self.coordinator())
 
     def roster(self) -> Roster:
-        """The signed roster, verified; raises ConfigurationError when it was edited."""
+        """The signed roster, verified; raises ConfigurationError when it was edited, or no federation has its home
+        here."""
+        identifier = self.federation_id()
         try:
-            return open_roster(self.roster_file.read_bytes(), self.coordinator().public, self.federation_id())
+            return open_roster(self.roster_file.read_bytes(), self.coordinator().public, identifier)
         except OSError as error:
             raise ConfigurationError(f"cannot read {self.roster_file}: {error.strerror}") from error
         except PeerError as error:

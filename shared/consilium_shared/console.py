@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -109,8 +110,47 @@ def show(
     table(title, columns, rows())
 
 
+_FEW = 3
+"""Most columns of a table that is always one: a path in it may be broken, but it stays readable."""
+
+
+def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print each row as lines: its first cell, then name and text of every other, words whole."""
+    if title:
+        console.print(title, style="bold", markup=False)
+    wide = max(len(column) for column in columns[1:])
+    for first, *cells in rows:
+        console.print("–" if first is None else str(first), style="bold", markup=False, soft_wrap=True)
+        for column, cell in zip(columns[1:], cells, strict=True):
+            for i, line in enumerate(str("–" if cell is None else cell).splitlines() or [""]):
+                head = f"  {column:{wide}}  " if i == 0 else " " * (wide + 4)
+                found = textwrap.wrap(
+                    line,
+                    max(console.width, wide + 24),
+                    initial_indent=head,
+                    subsequent_indent=" " * (wide + 4),
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+                for each in found or [head]:
+                    console.print(each, markup=False, soft_wrap=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows as a table for people; None becomes a dash."""
+    """Print rows as a table for people; None becomes a dash.
+
+    Where the terminal is too narrow for the longest words of all columns, which would be broken, each row is printed as
+    lines of its own.
+    """
+    if not rows:
+        console.print(f"{title or 'rows'}: none", markup=False)
+        return
+    words = [
+        [len(word) for row in (columns, *rows) for word in [*str(row[i]).split(), ""]] for i in range(len(columns))
+    ]
+    if len(columns) > _FEW and sum(max(each) + 3 for each in words) + 1 > console.width:
+        _blocks(title, columns, rows)
+        return
     drawn = Table(title=title or None, title_justify="left", title_style="bold")
     for column in columns:
         drawn.add_column(column, overflow="fold")  # a path or digest that is cut is of no use

@@ -14,8 +14,9 @@ import yaml
 
 from consilium_client.transport.sandbox import without_network
 from consilium_server.federation import Home
-from consilium_server.superlink.control import online_nodes
+from consilium_server.superlink.control import node_names, online_nodes
 from consilium_server.superlink.settings import settings_of
+from consilium_shared.protocol.version import about
 
 if TYPE_CHECKING:
     from tests.federation.conftest import Hospitals
@@ -138,3 +139,39 @@ def test_a_site_with_another_authority_turns_away_from_the_server_and_doctor_say
         certificate.write_bytes(right)
     hospitals.up("west")
     hospitals.until(lambda: "west" in online_nodes(settings_of(Home(hospitals.server))), "west is back", "west")
+
+
+@pytest.mark.long
+def test_in_mid_study_a_key_is_rotated_the_certificate_renewed_and_then_a_site_removed(
+    hospitals: Hospitals, contract: Callable[..., dict[str, Any]]
+) -> None:
+    server = Home(hospitals.server)
+    before = {"west": node_names(settings_of(server))["west"], "key": server.roster().members[-1].supernode}
+    study = hospitals.run_study(contract("long-lived", private=False, rounds=3, min_sites=2, corrupt_sites=0))
+    hospitals.until_phase("long-lived", 2, "training")
+    shown = (server.keys / "superlink.crt").read_bytes()
+    hospitals.at_server("renew")
+    hospitals.at_site("west", "rotate")
+    hospitals.at_server("admit", hospitals.site("west") / "rotation-request.json")
+    assert hospitals.ended("long-lived") == "finished"
+    hospitals.until(lambda: "west" in online_nodes(settings_of(server)), "west is back with its new key", "west")
+    assert node_names(settings_of(server))["west"] != before["west"]
+    assert (
+        server.roster().members[-1].supernode != before["key"] and (server.keys / "superlink.crt").read_bytes() != shown
+    )
+    records = hospitals.records(study.study)
+    assert len(records) == 3 and records[0]["participants"] == SITES
+    presence = hospitals.status()["presence"]
+    assert {site: presence[site]["release"] for site in SITES} == dict.fromkeys(SITES, about()["consilium"])
+
+    hospitals.start(contract("without-west", private=False, rounds=1, min_sites=2, corrupt_sites=0))
+    hospitals.at_server("remove", "west", "--reason", "a test")
+    hospitals.decide("without-west", "approve", "north", "south")
+    assert hospitals.ended("without-west") == "finished"
+    (record,) = hospitals.records("without-west")
+    reason, detail = record["refused"]["west"]
+    assert record["participants"] == ["north", "south"]
+    assert reason == "removed" and "removed from the federation" in detail
+    hospitals.until(lambda: "west" not in online_nodes(settings_of(server)), "west is cut off")
+    log = hospitals.site("west") / "log" / "supernode.log"
+    hospitals.until(lambda: "the SuperNode ends: admission: not admitted" in log.read_text(), "its end has a cause")

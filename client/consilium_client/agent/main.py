@@ -20,6 +20,7 @@ from consilium_client.agent.requests import RequestHandler
 from consilium_client.agent.study_service import StudyService
 from consilium_client.site import Home
 from consilium_client.state import instance
+from consilium_client.state.data_claims import Claims
 from consilium_client.transport.agent_socket import serve, serve_admin
 from consilium_client.transport.sandbox import forbid_network
 from consilium_shared.errors import ConsiliumError
@@ -45,6 +46,7 @@ def run(home: Home) -> None:
     forbid_network()
     home.agent_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     service = StudyService(home)
+    claims = Claims(service.config, home.root)
     instance.note(home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,6 +61,7 @@ def run(home: Home) -> None:
     exchange.stop(grace=None)
     admin.stop(grace=None)
     service.close()
+    claims.release()
     log.info("stopped")
     os._exit(0)  # a training in flight has no clean end; its charge stands in full
 

@@ -66,7 +66,8 @@ class StudyFolder:
                 )
                 raise ConfigurationError(
                     f"study {study.study} was started here before with another contract; give the new one another "
-                    "name or raise its version and name it so (hospitals approve one exact contract)"
+                    f"name, as {study.study}-v{study.version + (study.version == known.version)} (hospitals approve "
+                    "one exact contract; version is what they read beside its name)"
                     + (older if schema < study.schema_version else "")
                 )
             return

@@ -118,3 +118,18 @@ def _run(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["consilium-test"])
     monkeypatch.setattr("os.umask", lambda mode: mode)
     console.run(app, "consilium-test")
+
+
+def test_a_table_that_does_not_fit_breaks_no_word_and_an_empty_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "console", console.Screen(file=shown, width=80, highlight=False))
+    digest, columns = "d" * 64, ["study", "digest", "state", "sites", "note"]
+    console.table("studies", columns, [["heart-disease-dp", digest, "pending", None, "two words " * 12]])
+    text = shown.getvalue()
+    assert digest in text and "heart-disease-dp" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["digest", "state", "sites"]
+    console.table("studies", columns, [])
+    assert shown.getvalue().endswith("studies: none\n")
+    console.table("studies", columns, [["a", "b", "c", "d", "e"]])
+    assert "│ a" in shown.getvalue()

@@ -16,8 +16,10 @@ from consilium_client.commands.enroll import enroll
 from consilium_client.site import Home as SiteHome
 from consilium_server.commands.admission import admit
 from consilium_server.commands.provision import provision
+from consilium_server.federation import Federation
 from consilium_server.federation import Home as ServerHome
 from consilium_shared import documents
+from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError, PeerError, SignatureError
 from consilium_shared.identity import Identity
 from consilium_shared.protocol.joining import make_request, open_invitation, open_request
@@ -239,3 +241,17 @@ def test_a_key_of_a_kind_that_nobody_knows_is_the_peers_error(site: SiteHome, mo
     monkeypatch.setattr(serialization, "load_ssh_public_key", unsupported)
     with pytest.raises(PeerError, match="SuperNode key"):
         open_request(site.request_file.read_bytes())
+
+
+@pytest.mark.parametrize("address", ["::1", "fd00:77::1", "::", "consilium.example.org", "10.0.0.1"])
+def test_an_address_may_be_a_name_or_a_literal_of_either_kind(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text(f'federation: test\naddress: "{address}"\nlisten: "{address}"\nsites: [a]\n')
+    assert load_yaml(file, Federation).address == address
+
+
+def test_an_address_with_a_port_or_brackets_is_told_how_to_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text('federation: test\naddress: "a.b:8443"\nsites: [a]\n')
+    with pytest.raises(ConfigurationError, match="without brackets and port"):
+        load_yaml(file, Federation)
