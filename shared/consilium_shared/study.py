@@ -210,7 +210,10 @@ class Evaluation(Strict):
     """Largest ε of all evaluations together, within ``privacy.epsilon``: counts carry noise and are charged. With
     privacy and without this, no counts leave a site."""
     split: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
-    """Fraction of patients held back, chosen by a hash of study and patient."""
+    """Fraction of patients held back, chosen by a hash of ``split_label`` and patient."""
+    split_label: Annotated[Name | None, Since(2, fresh="patients")] = None
+    """Key of that hash: under one label the same patients are held back in every study, and nobody who came before
+    moves when others come. None, in older contracts, means the study's name."""
     split_column: Column | None = None
     """Or a column of the label table that says ``train`` or ``test`` for each patient."""
     recalibrate: Annotated[bool, Since(2)] = False

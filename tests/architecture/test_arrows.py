@@ -61,7 +61,7 @@ ONLY = {
         "consilium_shared/transport/storage_scp.py",
     },
     "highdicom": {"consilium_serve/dicom/"},
-    "pint": {"consilium_client/intake/"},
+    "pint": {"consilium_client/data/units.py"},
     "torch": {
         "consilium_shared/models/",
         "consilium_shared/graphs/",

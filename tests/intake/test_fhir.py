@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from consilium_client.data.units import check, factor
 from consilium_client.intake.fhir import import_export
 from consilium_client.intake.pseudonyms import Pseudonyms
 from consilium_client.intake.settings import FhirExport
-from consilium_client.intake.units import check, factor
 from consilium_shared.errors import ConfigurationError, DataError
 
 PLANTED = "QZPLANTED"

@@ -7,10 +7,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from consilium_client.data.dialect import PLAIN, Dialect
 from consilium_shared.config import Strict
+from consilium_shared.fields import Positive
+from consilium_shared.inputs import UnitName
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 TimeUnit = Literal["seconds", "minutes", "hours", "days", "timestamp"]
+
+
+class Unit(Strict):
+    """Unit of a variable at this site, in UCUM's spelling."""
+
+    unit: UnitName
+    molar_mass: Positive | None = None
+    """Mass of a mole of the substance in g/mol, where an amount becomes a mass or the other way round."""
 
 
 class _Asset(Strict):
@@ -20,6 +31,16 @@ class _Asset(Strict):
     """Column that identifies the patient. Never leaves the data package: records carry patient numbers."""
     columns: dict[ColumnName, ColumnName] = Field(default_factory=dict)
     """The study's name of a column or variable -> this site's name, where the two differ."""
+    csv: Dialect = PLAIN
+    """Dialect of the asset's CSV files, and the sheet of its workbooks."""
+    units: dict[ColumnName, UnitName | Unit] = Field(default_factory=dict)
+    """The study's name of a numeric variable -> its unit here; it is converted to the study's."""
+    missing: tuple[str, ...] = ()
+    """Words and numbers that mean nothing is known, in every variable and target of a study."""
+    missing_in: dict[ColumnName, tuple[str, ...]] = Field(default_factory=dict)
+    """The study's name of a variable -> further such codes in it alone."""
+    values: dict[ColumnName, dict[str, str]] = Field(default_factory=dict)
+    """The study's name of a variable or target -> words here -> the study's words, or numbers."""
 
     def here(self, name: str) -> str:
         """Name at this site of the study's column or variable ``name``."""

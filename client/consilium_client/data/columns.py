@@ -17,14 +17,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from consilium_client.data import bounds
-from consilium_client.data.lines import Lines, read_lines, read_names
+from consilium_client.data import bounds, workbook
+from consilium_client.data.dialect import PLAIN, Dialect
+from consilium_client.data.lines import Lines, opened, read_lines, read_names
 from consilium_client.data.report import PLACES, SetAside
 from consilium_shared.errors import DataError
 
 MOST_NAMES = 20
 """Largest number of a table's column names that an error lists."""
-_PARSE = pacsv.ParseOptions(newlines_in_values=True)
 
 _EXACT = 2**53
 
@@ -38,16 +38,18 @@ def read_columns(
     numbers: Sequence[str] = (),
     notes: SetAside | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    dialect: Dialect = PLAIN,
 ) -> pd.DataFrame:
     """Read these columns of a table and no others, in the file's row order; ``place`` takes the index.
 
     Args:
-        path: a ``.csv`` (comma, UTF-8, header; may be ``.csv.gz``) or ``.parquet`` file.
+        path: a ``.csv`` (with a header; may be ``.csv.gz``), ``.parquet`` or ``.xlsx`` file.
         text: columns to read as text, stripped of surrounding blanks; ``?`` and nothing are missing.
         numbers: columns that hold numbers. Those that do so throughout are float64, the others stay text for
             ``to_numbers`` to sort out.
         notes: counts the lines that stand inside quoted fields.
         on_progress: called with ``(done, total)``, in bytes of a CSV file, while its lines are counted.
+        dialect: of CSV files, and the sheet of a workbook.
 
     Raises:
         DataError: no such file, not readable, more than ``bounds`` allows, without one of the columns, or of fewer rows
@@ -58,8 +60,13 @@ def read_columns(
     if _is_parquet(path):
         table = _parquet(path, wanted)
         index: pd.Index = pd.RangeIndex(1, table.num_rows + 1)
+    elif _is_workbook(path):
+        sheet = workbook.read_sheet(path, dialect.sheet, lambda names: require(path, wanted, names), wanted)
+        for name in text:
+            sheet[name] = as_text(sheet[name])
+        return sheet
     else:
-        lines = read_lines(path, on_progress)
+        lines = read_lines(path, on_progress, dialect)
         require(path, wanted, lines.header)
         if not lines.rows:
             raise DataError(f"{path}: no row below the header")
@@ -78,7 +85,7 @@ def read_columns(
 
 def place(path: Path, index: pd.Index) -> str:
     """Places of rows as a person finds them: line numbers of a CSV file, row numbers of a Parquet file."""
-    unit = "row" if _is_parquet(path) else "line"
+    unit = "row" if _is_parquet(path) or _is_workbook(path) else "line"
     shown = [str(number) for number in list(index)[:PLACES]]
     return (
         f"{path.name}, {unit}{'s' if len(shown) > 1 else ''} {', '.join(shown)}{', …' if len(index) > PLACES else ''}"
@@ -126,14 +133,16 @@ def to_numbers(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_
     return np.where(wrong, np.nan, values), wrong
 
 
-def header(path: Path) -> list[str]:
+def header(path: Path, dialect: Dialect = PLAIN) -> list[str]:
     """Names of a table's columns, from the head of the file alone.
 
     Raises:
         DataError: no such file, no regular one, not readable by this account, or no table.
     """
+    if _is_workbook(path):
+        return workbook.read_header(path, dialect.sheet)
     if not _is_parquet(path):
-        return read_names(path)
+        return read_names(path, dialect)
     with _opened_parquet(path) as file:
         return list(file.schema_arrow.names)
 
@@ -163,9 +172,13 @@ def require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
 
 def _is_parquet(path: Path) -> bool:
     name = path.name.lower()
-    if not name.endswith((".csv", ".csv.gz", ".parquet")):
-        raise DataError(f"{path}: expected a .csv, .csv.gz or .parquet file")
+    if not name.endswith((".csv", ".csv.gz", ".parquet", *workbook.SUFFIXES)):
+        raise DataError(f"{path}: expected a .csv, .csv.gz, .parquet or .xlsx file")
     return name.endswith(".parquet")
+
+
+def _is_workbook(path: Path) -> bool:
+    return path.name.lower().endswith(workbook.SUFFIXES)
 
 
 @contextmanager
@@ -245,14 +258,22 @@ def _csv(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Tabl
     """The wanted columns of a CSV file, whose rows must all have as many fields as its header."""
     # A row must fit into a block; with threads a parser's error does not say which row.
     reading = pacsv.ReadOptions(use_threads=False, block_size=2 * lines.longest + 2**20)
-    packing = "gzip" if lines.path.name.lower().endswith(".gz") else None
+    packing, dialect = "gzip" if lines.path.name.lower().endswith(".gz") else None, lines.dialect
+    parsing = pacsv.ParseOptions(newlines_in_values=True, delimiter=dialect.delimiter)
 
     def convert(types: dict[str, pa.DataType]) -> pa.Table:
         options = pacsv.ConvertOptions(
-            include_columns=list(wanted), column_types=types, null_values=list(MISSING), strings_can_be_null=True
+            include_columns=list(wanted),
+            column_types=types,
+            null_values=list(MISSING),
+            strings_can_be_null=True,
+            decimal_point=dialect.decimal,
         )
-        with pa.input_stream(str(lines.path), compression=packing) as stream:
-            return pacsv.read_csv(stream, reading, _PARSE, options)
+        if dialect.encoding == "utf-8":
+            with pa.input_stream(str(lines.path), compression=packing) as stream:
+                return pacsv.read_csv(stream, reading, parsing, options)
+        with opened(lines.path, dialect) as recoded:
+            return pacsv.read_csv(pa.PythonFile(recoded, mode="r"), reading, parsing, options)
 
     try:
         try:
@@ -279,5 +300,8 @@ def _complaint(lines: Lines, error: pa.ArrowException) -> str:
         line = lines.of(int(row.group(1)) - 1)
         return f"{lines.path}, line {line}: {row.group(3)} fields where the header has {row.group(2)}"
     if "UTF8" in str(error):
-        return f"{lines.path}: not UTF-8 text; export the table as UTF-8"
+        return (
+            f"{lines.path}: not UTF-8 text; export the table as UTF-8, or say its encoding under csv: of the asset in "
+            "site.yaml"
+        )
     return f"{lines.path}: not a readable table (damaged)"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, to_numbers
+from consilium_client.data.declared import converted, settled
 from consilium_client.data.report import SetAside, Values
 from consilium_shared.inputs import Categorical, Feature, Numeric
 
@@ -42,11 +43,13 @@ def scale(
     return np.where(huge, np.nan, scaled)
 
 
-def number(name: str, column: pd.Series, aside: SetAside, path: Path, index: pd.Index) -> NDArray[np.float64]:
-    """float64 values of a column, NaN where missing or no number (counted in ``aside`` under ``name``)."""
-    values, wrong = to_numbers(column)
-    _count(aside, f"{name}: not a number", wrong, path, index)
-    return values
+def number(
+    feature: Numeric, column: pd.Series, asset: AssetSpec, aside: SetAside, path: Path, index: pd.Index
+) -> NDArray[np.float64]:
+    """float64 values of a column in the study's unit, NaN where missing or no number (counted in ``aside``)."""
+    values, wrong = to_numbers(settled(column, feature.name, asset))
+    _count(aside, f"{feature.name}: not a number", wrong, path, index)
+    return converted(values, feature, asset)
 
 
 def count_words(values: Values, name: str, words: pd.Series, study: Sequence[str]) -> None:
@@ -82,12 +85,12 @@ def encode(
     for at, feature in enumerate(features):
         column = frame[asset.here(feature.name)]
         if isinstance(feature, Numeric):
-            values = number(feature.name, column, aside, path, frame.index)
+            values = number(feature, column, asset, aside, path, frame.index)
             scaled = scale(feature, values, aside, path, frame.index)
             missing[:, at] = np.isnan(scaled)
             parts.append(np.nan_to_num(scaled, nan=0.0)[:, None])
         else:
-            words, categories = plain(column), plain(pd.Series(feature.categories))
+            words, categories = plain(settled(column, feature.name, asset)), plain(pd.Series(feature.categories))
             codes = pd.Index(categories).get_indexer(pd.Index(words))
             strange = (codes < 0) & words.notna().to_numpy(dtype=bool)
             _count(aside, f"{feature.name}: none of the study's categories", strange, path, frame.index)

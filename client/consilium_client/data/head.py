@@ -27,28 +27,28 @@ def look(asset: AssetSpec) -> int:
             names. Names files and columns, never a patient.
     """
     if isinstance(asset, TableAsset):
-        _require(asset.path, (asset.patient, asset.record, *asset.columns.values()))
+        _require(asset, asset.path, (asset.patient, asset.record, *asset.columns.values()))
         table = asset.path
     elif isinstance(asset, DicomAsset):
-        _require(asset.table, (asset.patient, asset.file, asset.instance, *asset.columns.values()))
+        _require(asset, asset.table, (asset.patient, asset.file, asset.instance, *asset.columns.values()))
         _open_one(asset.path)
         table = asset.table
     else:
         own = (asset.variable, asset.value) if asset.layout == "long" else ()
-        _require(asset.series, (asset.patient, asset.record, asset.time, *own))
-        _require(asset.table, (asset.patient, asset.record, asset.start))
+        _require(asset, asset.series, (asset.patient, asset.record, asset.time, *own))
+        _require(asset, asset.table, (asset.patient, asset.record, asset.start))
         if asset.layout == "wide":  # in the long layout a name may be one of a variable, which stands in the rows
-            present = {*header(asset.series), *header(asset.table)}
+            present = {*header(asset.series, asset.csv), *header(asset.table, asset.csv)}
             missing = [name for name in asset.columns.values() if name not in present]
             if missing:
                 raise DataError(f"neither {asset.series} nor {asset.table} has a column {missing[0]!r} (columns:)")
         table = asset.table
-    people, _ = settle(read_columns(table, [asset.patient])[asset.patient])
+    people, _ = settle(read_columns(table, [asset.patient], dialect=asset.csv)[asset.patient])
     return int(people.nunique())
 
 
-def _require(path: Path, names: Sequence[str | None]) -> None:
-    require(path, [name for name in names if name is not None], header(path))
+def _require(asset: AssetSpec, path: Path, names: Sequence[str | None]) -> None:
+    require(path, [name for name in names if name is not None], header(path, asset.csv))
 
 
 def _open_one(folder: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, read_columns, to_numbers
+from consilium_client.data.declared import converted, settled
 from consilium_client.data.features import count_words
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import held_back, number_patients
@@ -89,8 +90,8 @@ def read_labels(
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     classes = [column for column, target in columns.items() if isinstance(target, Label)]
     own = [asset.patient, *classes, *(key or ()), *([split_column] if split_column else ())]
-    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress)
-    found = {column: _target(target, frame[column], values) for column, target in columns.items()}
+    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress, asset.csv)
+    found = {column: _target(target, frame[column], asset, values) for column, target in columns.items()}
 
     def drop(reason: str, bad: pd.Series | NDArray[np.bool_]) -> None:
         nonlocal frame, found
@@ -143,9 +144,9 @@ def read_labels(
     if split_column:
         back = (frame[split_column] == "test").to_numpy(dtype=bool)
     else:
-        fraction = study.evaluation.split or 0.0
+        fraction, key_of_split = study.evaluation.split or 0.0, study.evaluation.split_label or study.study
         numbers_of, names = number_patients(patient.tolist())
-        back = np.array([held_back(study.study, name, fraction) for name in names], dtype=bool)[numbers_of]
+        back = np.array([held_back(key_of_split, name, fraction) for name in names], dtype=bool)[numbers_of]
     return LabelRows(frame, patient, tuple(each.values for each in found.values()), back)
 
 
@@ -161,7 +162,8 @@ class _Target(NamedTuple):
         return _Target(self.values, np.zeros_like(self.missing), self.wrong & ~self.missing)
 
 
-def _target(target: Label | Numeric, column: pd.Series, values: Values) -> _Target:
+def _target(target: Label | Numeric, column: pd.Series, asset: AssetSpec, values: Values) -> _Target:
+    column = settled(column, target.column if isinstance(target, Label) else target.name, asset)
     if isinstance(target, Label):
         index = {word: number for number, word in enumerate(plain(pd.Series(target.classes)))}
         words = plain(column)
@@ -169,6 +171,7 @@ def _target(target: Label | Numeric, column: pd.Series, values: Values) -> _Targ
         label = words.map(index).fillna(-1).to_numpy(dtype=np.int64)
         return _Target(label, words.isna().to_numpy(dtype=bool), label < 0)
     numbers, wrong = to_numbers(column)
+    numbers = converted(numbers, target, asset)
     values.profile.numbers(target, numbers)
     low = -np.inf if target.low is None else target.low
     high = np.inf if target.high is None else target.high

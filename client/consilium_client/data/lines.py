@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import re
 import zlib
 from array import array
@@ -17,18 +18,20 @@ import numpy as np
 import pandas as pd
 
 from consilium_client.data import bounds
+from consilium_client.data.dialect import PLAIN, Dialect, Transcoded
 from consilium_shared.errors import DataError
 
 _BLOCK = 2**20
 _NO_TABLES = {
     b"\x1f\x8b": "compressed with gzip; its name must end in .csv.gz",
-    b"PK\x03\x04": "a zip file or an Excel workbook; export it as CSV",
+    b"PK\x03\x04": "a zip file or an Excel workbook; the name of a workbook must end in .xlsx",
     b"\xd0\xcf\x11\xe0": "an Excel workbook; export it as CSV",
-    b"\xff\xfe": "UTF-16 text; export it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; export it as UTF-8",
+    b"\xff\xfe": "UTF-16 text; export it as UTF-8, or say csv: {encoding: utf-16} of the asset in site.yaml",
+    b"\xfe\xff": "UTF-16 text; export it as UTF-8, or say csv: {encoding: utf-16} of the asset in site.yaml",
     b"PAR1": "a Parquet file; its name must end in .parquet",
     b"\0": "damaged: it begins with zero bytes",
 }
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _COMMAS = 4
 """Lines in one quoted field that all have as many commas as a row, and so many in all, are no note of anybody's."""
 
@@ -43,6 +46,7 @@ class Lines:
 
     Attributes:
         path: the file.
+        dialect: how it is written.
         header: names of the columns.
         rows: number of rows below the header.
         longest: bytes that hold any of its rows.
@@ -51,6 +55,7 @@ class Lines:
     """
 
     path: Path
+    dialect: Dialect = PLAIN
     header: list[str] = field(default_factory=list)
     rows: int = -1
     longest: int = 0
@@ -83,21 +88,22 @@ class Lines:
         return int(self._line[at] + row - self._row[at])
 
 
-def read_lines(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Lines:
+def read_lines(path: Path, on_progress: Callable[[int, int], None] | None = None, dialect: Dialect = PLAIN) -> Lines:
     """The lines of a whole CSV file against the rows that they make.
 
     Args:
         path: the file.
         on_progress: told ``(done, total)`` in bytes of the file.
+        dialect: how the file is written.
 
     Raises:
         DataError: not a regular file, no text, larger than ``bounds`` allows, a quotation mark that nothing closes, or
             one that has swallowed rows. Names lines and counts, never the table's content.
     """
-    found = Lines(path)
+    found, mark = Lines(path, dialect), dialect.delimiter.encode()
     row: list[bytes] = []
     size, line = 0, 0
-    with opened(path) as file:
+    with opened(path, dialect) as file:
         for chunk in _chunks(path, file, on_progress):
             found.longest = max(found.longest, min(len(chunk), bounds.ROW_BYTES))
             if not row and found.header and b'"' not in chunk and b"\n\n" not in chunk and chunk[:1] != b"\n":
@@ -117,13 +123,13 @@ def read_lines(path: Path, on_progress: Callable[[int, int], None] | None = None
                 if size > bounds.ROW_BYTES:
                     raise DataError(f"{path}, line {line - len(row) + 1}: {_too_long(row)}")
                 if b'"' in each or len(row) > 1:
-                    end = _end_of_field(each, len(row) > 1)
+                    end = _end_of_field(each, len(row) > 1, mark)
                     if end is None:
                         continue
                     if len(row) > 1:
                         _check_swallowed(found, row, line, spoilt=end)
                 if not found.header:
-                    found.header = _names(path, row)
+                    found.header = _names(path, row, dialect)
                 found.longest = max(found.longest, size)
                 row = []
             if found.rows > bounds.TABLE_ROWS:
@@ -135,30 +141,33 @@ def read_lines(path: Path, on_progress: Callable[[int, int], None] | None = None
     return found
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, dialect: Dialect = PLAIN) -> list[str]:
     """The names of a CSV file's columns, of which little more than the first row is read; raises as ``read_lines``."""
     row: list[bytes] = []
-    with opened(path) as file:
+    mark = dialect.delimiter.encode()
+    with opened(path, dialect) as file:
         for chunk in _chunks(path, file):
             for each in chunk[:-1].split(b"\n"):
                 if not row and not each:
                     continue
                 row.append(each)
-                if _end_of_field(each, len(row) > 1) is not None:
-                    return _names(path, row)
+                if _end_of_field(each, len(row) > 1, mark) is not None:
+                    return _names(path, row, dialect)
     if row:
         raise DataError(f"{path}, line 1: {_UNCLOSED}. {_QUOTING}")
     raise DataError(f"{path}: an empty file, where a table is meant")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path, dialect: Dialect = PLAIN) -> Iterator[BinaryIO]:
     """A CSV file's bytes, unpacked where it is compressed; whatever fails is a DataError with the true cause."""
     bounds.require_file(path, "a table")
     packed = path.name.lower().endswith(".gz")
     try:
         with cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb") as file:
-            yield file
+            yield file if dialect.encoding == "utf-8" else cast(BinaryIO, Transcoded(file, dialect.encoding))
+    except UnicodeError:  # of UTF-16 without a byte order mark not the narrower one
+        raise DataError(f"{path}: not {dialect.encoding} text, as site.yaml says") from None
     except (gzip.BadGzipFile, zlib.error, EOFError):
         raise DataError(f"cannot read {path}: no gzip file, damaged or cut off") from None
     except OSError as error:
@@ -180,7 +189,7 @@ def _chunks(path: Path, file: BinaryIO, on_progress: Callable[[int, int], None] 
             block = block.removeprefix(b"\xef\xbb\xbf")
         total += len(block)
         if on_progress is not None:
-            on_progress(min(getattr(file, "fileobj", file).tell(), whole), whole)
+            on_progress(min(_position(file), whole), whole)
         if total > most:
             raise DataError(f"{path}: more than {most >> 20} MiB of text{_UNPACK if packed else ''}")
         rest += block
@@ -199,10 +208,17 @@ def _chunks(path: Path, file: BinaryIO, on_progress: Callable[[int, int], None] 
         yield rest.replace(b"\r", b"\n") if rest.endswith(b"\r") else rest + b"\n"
 
 
+def _position(file: BinaryIO) -> int:
+    """Bytes of the file itself that were read, below what unpacks and recodes them."""
+    while inner := getattr(file, "fileobj", None):
+        file = inner
+    return file.tell()
+
+
 _UNPACK = f", more than {bounds.UNPACKED_TIMES} times the file; where that is right, unpack it and name the unpacked"
 
 
-def _end_of_field(line: bytes, quoted: bool) -> bool | None:
+def _end_of_field(line: bytes, quoted: bool, mark: bytes) -> bool | None:
     """None where a line ends inside a quoted field; else whether text follows the mark that closed its first.
 
     A quotation mark opens a field only as its first character, and what follows a closed one is text: as the parser
@@ -218,12 +234,12 @@ def _end_of_field(line: bytes, quoted: bool) -> bool | None:
                 at += 2
                 continue
             quoted, at = False, at + 1
-            spoilt |= first and line[at : at + 1] not in (b"", b",")
+            spoilt |= first and line[at : at + 1] not in (b"", mark)
             first = False
         elif line[at : at + 1] == b'"':
             quoted, at = True, at + 1
             continue
-        at = line.find(b",", at) + 1
+        at = line.find(mark, at) + 1
         if not at:
             return spoilt
 
@@ -233,8 +249,8 @@ def _check_swallowed(found: Lines, row: list[bytes], line: int, spoilt: bool) ->
     inside, begin = len(row) - 1, line - len(row) + 1
     found.quoted += inside
     found.first_quoted = found.first_quoted or begin
-    columns = len(found.header)
-    alike = inside * (columns - 1) >= _COMMAS and all(each.count(b",") == columns - 1 for each in row)
+    columns, mark = len(found.header), found.dialect.delimiter.encode()
+    alike = inside * (columns - 1) >= _COMMAS and all(each.count(mark) == columns - 1 for each in row)
     if spoilt or alike:
         why = "text follows the mark that closes it" if spoilt else f"each has {columns} fields, as a row has"
         raise DataError(
@@ -248,15 +264,21 @@ def _too_long(row: list[bytes]) -> str:
     return f"{what}: {_UNCLOSED}. {_QUOTING}" if len(row) > 1 else what
 
 
-def _names(path: Path, row: list[bytes]) -> list[str]:
+def _names(path: Path, row: list[bytes], dialect: Dialect) -> list[str]:
     try:
         text = b"\n".join(row).decode()
-        names = next(csv.reader(line + "\n" for line in text.split("\n")))
+        names = next(csv.reader((line + "\n" for line in text.split("\n")), delimiter=dialect.delimiter))
     except (UnicodeDecodeError, csv.Error, StopIteration):
-        raise DataError(f"{path}: its first line is no header in UTF-8; export the table as UTF-8 text") from None
+        raise DataError(
+            f"{path}: its first line is no header in UTF-8; export the table as UTF-8 text, or say its "
+            "encoding under csv: of the asset in site.yaml"
+        ) from None
     if len(names) > bounds.TABLE_COLUMNS:
         raise DataError(f"{path}: {len(names)} columns, more than {bounds.TABLE_COLUMNS}")
-    if len(names) == 1 and (marks := re.findall(r"[;\t|]", names[0])):
-        mark = {";": "semicolons", "\t": "tabs", "|": "bars"}[marks[0]]
-        raise DataError(f"{path}: {mark} stand between the names of its first line, where commas are meant")
+    if len(names) == 1 and (marks := re.findall(r"[,;\t|]", names[0])):
+        meant = _MARKS.get(dialect.delimiter, repr(dialect.delimiter))
+        raise DataError(
+            f"{path}: {_MARKS[marks[0]]} stand between the names of its first line, where {meant} are meant; say "
+            f"csv: {{delimiter: {json.dumps(marks[0])}}} of the asset in site.yaml"
+        )
     return names

@@ -51,7 +51,7 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     sampled = np.zeros(len(rows), dtype=bool)
     for slot, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
         column = asset.value if asset.layout == "long" else asset.here(variable.name)
-        numbers = number(variable.name, samples[column].iloc[at], values, asset.series, samples.index[at])
+        numbers = number(variable, samples[column].iloc[at], asset, values, asset.series, samples.index[at])
         scaled = scale(variable, numbers, values, asset.series, samples.index[at])
         kept = ~np.isnan(scaled)
         value, mask, gap = fill(record[at][kept], bin_[at][kept], scaled[kept], len(rows), series.bins)
@@ -142,7 +142,7 @@ def _read_samples(
         numbers = [asset.time, *numbers]
     else:
         text = [*text, asset.time]
-    samples = read_columns(asset.series, text, numbers, notes, on_progress)
+    samples = read_columns(asset.series, text, numbers, notes, on_progress, asset.csv)
     if asset.layout == "long":
         samples[asset.variable] = plain(samples[asset.variable])
     return samples

@@ -19,13 +19,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
+from consilium_client.data.units import check, factor
 from consilium_client.intake import fhir_resources as read
 from consilium_client.intake import ndjson
 from consilium_client.intake.fhir_resources import Reading, Skipped, Unread
 from consilium_client.intake.profile import OLDEST
 from consilium_client.intake.pseudonyms import Pseudonyms
 from consilium_client.intake.settings import FhirExport, Variable
-from consilium_client.intake.units import check, factor
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.files import put_in_place
 

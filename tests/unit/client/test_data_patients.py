@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from tests.support import studies
+from tests.support.datasets import load
 
+from consilium_client.data.asset import TableAsset
 from consilium_client.data.patients import Draw, PatientSampler, held_back, number_patients
 
 
@@ -178,3 +183,20 @@ def test_the_generator_of_the_planted_ones_would_pass_if_it_sampled_rightly() ->
 def test_the_rate_is_never_above_the_stated_one() -> None:
     """It is rounded down to a multiple of 2^-64, here to 0."""
     assert not any(len(d.records) for d in PatientSampler(np.arange(N), N, 2.0**-65, 100, bytes(32)))
+
+
+def test_the_same_patients_are_held_back_in_every_study_of_one_label(tmp_path: Path) -> None:
+    rows = ["patient,a,b,y", *(f"p{number},1,2,{number % 2}" for number in range(200))]
+
+    def parts(name: str, count: int, **evaluation: Any) -> dict[int, bool]:
+        (tmp_path / "t.csv").write_text("\n".join(rows[: count + 1]) + "\n", encoding="utf-8")
+        of = studies.study(name=name, evaluation=evaluation)
+        return dict(enumerate(load(TableAsset(kind="table", path=tmp_path / "t.csv"), of).train.tolist()))
+
+    first = parts("one", 200)
+    assert parts("two", 200) == first
+    assert parts("two", 120) == {patient: part for patient, part in first.items() if patient < 120}  # others came later
+    assert parts("two", 200, split_label="another") != first
+    by_name = [parts(name, 200, split_label=None) for name in ("one", "two")]
+    assert by_name[0] != by_name[1]
+    assert by_name[0] == parts("x", 200, split_label="one")  # as contracts without the key have it: by their name

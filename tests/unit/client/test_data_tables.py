@@ -203,7 +203,7 @@ def test_the_quality_report_counts_everything_and_names_nobody(tmp_path: Path) -
     asset = table(tmp_path, "patient,age,pain,ill\nSECRET,60,1,no\nSECRET,61,1,yes\nb,?,1,no\nc,1,1,maybe\n")
     report = assess(load(asset, study(missing="center")), study(missing="center"))
     assert (report.records, report.patients) == (3, 2)
-    assert report.labels == {"no": (2, 2, 0), "yes": (1, 1, 0)}
+    assert report.labels == {"no": (2, 2, 1), "yes": (1, 1, 0)}
     assert report.missing == {"age": 1, "pain": 0}
     titles = [each.title for each in report.tables()]
     assert titles == ["heart for tables", "Look at", "Classes", "Values", "Set aside"]
