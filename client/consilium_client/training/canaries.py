@@ -1,7 +1,7 @@
 """One-run audit of a study's plan: the site's own trainer on generated patients and canaries, and nobody's data.
 
 The run takes every private step of the plan through the trainer, as a study's rounds do: sampler, backward pass (the
-site's way), clipping, noise, optimizer, device. Two things are different. The patients are generated, so nothing that
+site's engine), clipping, noise, optimizer, device. Two things differ. The patients are generated, so nothing that
 comes out says anything about anybody: it costs no budget and may leave. And among them are canaries, each put in by a
 fair coin (Steinke, Nasr & Jagielski 2023, algorithm 1), whose gradient is chosen: the guarantee holds for any gradient
 of one patient and any observer of every noisy sum, so both are taken at their strongest.
@@ -86,8 +86,8 @@ def audit(
         canaries: number of canaries, 10 or more.
         seed: everything random follows from it; None for fresh bytes. No patient's data is here that it could expose.
         on_progress: called with (steps done, steps in all).
-        way: to per-sample gradients, as the study's rounds have it here.
-        rows: of a piece in which several patients are, as the study's rounds have it here (``trainer.train``).
+        way: engine of per-sample gradients, as the study's rounds have it here.
+        rows: of a microbatch of several patients, as the study's rounds have it here (``trainer.train``).
 
     Returns:
         The outcome of that way of guessing which comes nearest to contradicting the plan (``WAYS``).

@@ -30,7 +30,7 @@ _LARGE = 4 * ROWS
 """Rows of a microbatch on a GPU, where its kernels pass the neighbour test at that size and steps are as large."""
 
 MOST_THREADS = 16
-"""Threads that compute pieces side by side at most: each takes as much memory as one alone."""
+"""Most threads that compute microbatches side by side: each takes as much memory as one alone."""
 
 _SETTINGS = ("ATEN_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_", "OPENBLAS_", "TORCH_")
 """Beginnings of the names of environment variables by which libraries choose their kernels."""
@@ -39,8 +39,8 @@ log = logging.getLogger("consilium.agent")
 
 
 class Fit(NamedTuple):
-    """Device of a study's steps; ``rows``: with privacy, of a piece in which several patients are; ``workers``: threads
-    that compute pieces side by side."""
+    """Device of a study's steps; ``rows``: with privacy, of a microbatch of several patients; ``workers``: threads
+    that compute microbatches side by side."""
 
     device: torch.device
     rows: int | None
@@ -134,13 +134,13 @@ def fitting(
 
 
 def threads(study: Study, where: torch.device, engine: Engine) -> int:
-    """Threads that may compute pieces side by side: one for each core that torch would use, where they can."""
+    """Threads that may compute microbatches side by side: one for each core that torch would use, where they can."""
     able = where.type == "cpu" and engine == "book-keeping" and study.training.precision == "float32"
     return min(torch.get_num_threads(), MOST_THREADS) if able else 1
 
 
 def _candidates(rows: int, workers: int) -> list[tuple[int, int]]:
-    """Sizes of a piece and numbers of threads in the order in which they are tried; each takes less memory."""
+    """Sizes of a microbatch and numbers of threads, in the order of trial; each takes less memory than the last."""
     return list(dict.fromkeys([(rows, workers), (rows, 1), (1, 1)]))
 
 

@@ -39,15 +39,15 @@ from dpsgd.tape import ERROR
 _SCALE = 1e8
 _BOUND = 1.0
 _ALONE = 4
-"""Patients of a piece where each is in one alone."""
+"""Patients tested where each has a microbatch alone."""
 
 Vector = npt.NDArray[np.floating[Any]]
 
 
 def dependence(study: Study, device: torch.device, engine: Engine, rows: int) -> str:
-    """Dependence of a record on the records beside it, in pieces of so many rows, in words; empty where there is none.
+    """Dependence of a record on those beside it in microbatches of ``rows`` rows, in words; empty where there is none.
 
-    Takes some eight passes of a piece. The same for the same machine: nothing is drawn but from fixed seeds.
+    Takes some eight passes of a microbatch. On one machine the result is always the same: all seeds are fixed.
     """
     data = _records(study, rows)
     for weights in _weights(study, data):
@@ -59,7 +59,7 @@ def dependence(study: Study, device: torch.device, engine: Engine, rows: int) ->
 
 
 def _records(study: Study, rows: int) -> ArrayDataset:
-    """A piece of patients with one record each, of which one has none that is a number and one too large numbers; and
+    """A microbatch of patients with one record each, one of them of NaN and one of too large numbers; and
     where patients may have several, some who do."""
     copies = study.training.augment_multiplicity
     single = max(2, rows // copies) if rows > 1 else _ALONE

@@ -1,7 +1,7 @@
-"""The largest pieces that a study allows, tried on invented records before the charge.
+"""Rehearsal of the largest microbatches that a study allows, on invented records and before the charge.
 
-Memory then fails for every data set or for none: not only for the one in which somebody has as many records as the
-study allows.
+So whether memory suffices depends on the study alone, and not on a data set in which somebody has as many records as
+the study allows.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from dpsgd.noise import Noise
 
 
 def largest(rows: int, records: int, copies: int) -> list[list[int]]:
-    """Largest pieces, as how many records each patient in one has: a full one of patients with one record each; one in
-    which a patient has so many that room for as many of everybody (``RowOwners.by_patient``) is largest; and where that
-    is more than a piece, one of a patient with as many as the study allows.
+    """Largest microbatches, each as the number of records of each patient in it.
+
+    They are a full one of patients with one record each; one in which a patient has so many that room for as many of
+    everybody (``RowOwners.by_patient``) is largest; and, where a microbatch has not enough rows for as many records as
+    the study allows, one of a patient with that number alone.
 
     Args:
-        rows: of a piece in which several patients are.
+        rows: of a microbatch of several patients.
         records: most of a patient, in so many ``copies``.
     """
     fitting = max(1, rows // copies)
@@ -44,7 +46,7 @@ def largest(rows: int, records: int, copies: int) -> list[list[int]]:
 def rehearse(
     study: Study, plan: PrivacyPlan, device: torch.device, engine: Engine, rows: int, workers: int = 1
 ) -> None:
-    """One private step of the largest pieces, in so many rows, by so many threads at once.
+    """Run one private step of the largest microbatches, in so many rows, by so many threads at once.
 
     Raises:
         Exception: whatever this machine raises.

@@ -112,8 +112,8 @@ def train(
         on_progress: called with (steps done, steps of the round).
         probe: an audit's, on records that no patient has; only with privacy.
         engine: how per-sample gradients are found; the event is the same.
-        rows: of a piece with privacy in which several patients are (``private_rows``, or what the machine passed).
-        workers: threads that compute pieces with privacy side by side; the result does not depend on it.
+        rows: with privacy, of a microbatch of several patients (``private_rows``, or what the machine passed).
+        workers: threads that compute private microbatches side by side; the result does not depend on it.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -198,10 +198,10 @@ def physical_batch(records: Dataset) -> int:
 
 
 def private_rows(study: Study, records: Dataset) -> int:
-    """Rows of a piece with privacy: ``ROWS``, or 1, each patient alone, where so many would be too large.
+    """Rows of a private microbatch: ``ROWS``, or 1, each patient alone, where so many would be too large.
 
-    Anything between would let kernels tell one row from another (``isolation``). Recurrent layers spend most of a small
-    piece on waiting from step to step, so of a large batch they take twice as many.
+    Anything between would let kernels tell one row from another (``isolation``). Recurrent layers spend most of a
+    small microbatch on waiting from step to step, so of a large batch they take twice as many.
     """
     if task.kind(study).stepwise and study.training.expected_batch >= 4 * ROWS:
         return 2 * ROWS if physical_batch(records) >= 2 * ROWS else 1
