@@ -65,6 +65,38 @@ def heart_disease(source: Path, out: Path) -> None:
         _say(site, patients=len(frame), train=int((frame.split == "train").sum()), disease=int(frame.disease.sum()))
 
 
+SUMMARY: dict[str, tuple[float, float, tuple[str, ...]]] = {
+    "GCS": (3, 15, ("last", "min")),
+    "HR": (15, 300, ("last", "max", "min")),
+    "SysABP": (30, 300, ("last", "min")),
+    "MAP": (15, 250, ("last", "min")),
+    "RespRate": (2, 80, ("last", "max")),
+    "Temp": (25, 43, ("last", "min", "max")),
+    "Urine": (0, 5000, ("sum", "mean")),
+    "BUN": (0.5, 300, ("last", "max")),
+    "Creatinine": (0.05, 30, ("last",)),
+    "Lactate": (0.1, 40, ("last", "max")),
+    "HCO3": (2, 60, ("last", "min")),
+    "pH": (6.6, 7.9, ("last", "min")),
+    "PaCO2": (8, 150, ("last",)),
+    "PaO2": (20, 700, ("min",)),
+    "FiO2": (0.2, 1, ("last", "max")),
+    "SaO2": (30, 100, ("min",)),
+    "MechVent": (0, 1, ("max",)),
+    "WBC": (0.1, 300, ("last",)),
+    "Platelets": (2, 2000, ("last",)),
+    "HCT": (8, 70, ("last", "min")),
+    "Na": (90, 190, ("last",)),
+    "K": (1, 12, ("last", "max")),
+    "Mg": (0.3, 12, ("last",)),
+    "Glucose": (10, 1500, ("last", "max")),
+    "Bilirubin": (0.05, 80, ("max",)),
+    "Albumin": (0.5, 7, ("min",)),
+    "Weight": (25, 300, ("last",)),
+}
+"""Variables of a stay's summary: range outside which a value is an error of entry, and what of the values counts."""
+
+
 def physionet2012(source: Path, out: Path) -> None:
     """PhysioNet/CinC 2012, set A: the first 48 hours of 4000 stays in four kinds of intensive care unit."""
     outcomes: dict[str, str] = {}
@@ -89,13 +121,30 @@ def physionet2012(source: Path, out: Path) -> None:
     table["death"] = table["patient"].map(outcomes)
     unit = table.pop("ICUType").astype(int).map(UNITS)
     series = pd.DataFrame(samples, columns=["patient", "minutes", "variable", "value"])
+    summary = table.merge(_summary(series), on="patient", how="left")
     unit_of_sample = series["patient"].map(dict(zip(table["patient"], unit, strict=True)))
     for site in [*UNITS.values(), POOLED]:
         rows = table if site == POOLED else table[unit == site]
         of_site = series if site == POOLED else series[unit_of_sample == site]
         _write_csv(rows, out / site / "outcomes.csv")
         _write_csv(of_site, out / site / "vitals.csv")
+        _write_csv(summary if site == POOLED else summary[unit == site], out / site / "summary.csv")
         _say(site, stays=len(rows), samples=len(of_site), deaths=int((rows["death"] == "1").sum()))
+
+
+def _summary(series: pd.DataFrame) -> pd.DataFrame:
+    """One row a stay: what SUMMARY says of each variable, of its values in range; an empty cell where there is none."""
+    numbers = series.assign(value=series["value"].astype(float)).sort_values(["patient", "minutes"], kind="stable")
+    # A cuff's and an arterial line's pressures are one variable.
+    numbers["variable"] = numbers["variable"].replace({"NISysABP": "SysABP", "NIMAP": "MAP"})
+    columns = {}
+    for variable, (low, high, kinds) in SUMMARY.items():
+        of = numbers[(numbers["variable"] == variable) & numbers["value"].between(low, high)].groupby("patient")[
+            "value"
+        ]
+        for kind in kinds:
+            columns[f"{variable}_{kind}"] = of.agg(kind)
+    return pd.DataFrame(columns).rename_axis("patient").reset_index()
 
 
 def mitbih(source: Path, out: Path) -> None:

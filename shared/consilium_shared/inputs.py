@@ -23,11 +23,15 @@ class Label(Strict):
 
     column: Column
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=100)]
+    prior: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None, Since(2)] = None
+    """Rates of the classes that the untrained model predicts: public numbers, never the sites' own."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Label:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
+        if self.prior is not None and (len(self.prior) != len(self.classes) or abs(sum(self.prior) - 1) > 0.01):
+            raise ValueError("prior has a rate for each class, and they add up to 1")
         return self
 
 

@@ -191,6 +191,10 @@ class Task(ABC):
         model: nn.Module = getattr(import_module(module), function)(study)
         return model
 
+    def prior(self, study: Study) -> tuple[float, ...] | None:
+        """Rates of the outputs that the untrained model is to predict; None leaves its last bias as it is drawn."""
+        return None
+
     @abstractmethod
     def loss(self, study: Study, device: torch.device) -> Loss:
         """Loss of each record on its own: outputs and targets to ``[B]``. It never averages over a batch."""

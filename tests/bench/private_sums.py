@@ -94,7 +94,8 @@ def study_of(
     """The set's contract in that form."""
     setting = SETS[name]
     privacy = {"mode": "dp", "epsilon": epsilon, "delta": setting.delta, "clipping_norm": 1.0}
-    study = contract(name, setting.file, seed, **privacy, count_noise=max(10.0, 10.0 / epsilon))
+    file = options.study or setting.file
+    study = contract(name, file, seed, **privacy, count_noise=max(10.0, 10.0 / epsilon))
     if form == "local":
         rate = options.rate or LOCAL[name]["lr"][epsilon]
         return changed(study, {**setting.changes, "training.optimizer": {"name": "sgd", "lr": rate}})
@@ -102,7 +103,7 @@ def study_of(
     return changed(
         study,
         {
-            **setting.changes,
+            **({} if options.study else setting.changes),
             "training.rounds": options.sums,
             "training.steps_per_round": 1,
             "training.expected_batch": round(options.sampling * everybody),
@@ -136,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sorted(LOCAL))
+    parser.add_argument("--study", help="another study file of the set, for the form sums")
     parser.add_argument("--sites", nargs="+", type=int, default=[4])
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -155,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as temporary:
         folder = (options.prepared or Path(temporary)) / options.set
         folder.mkdir(parents=True, exist_ok=True)
-        template = contract(options.set, SETS[options.set].file)
+        template = contract(options.set, options.study or SETS[options.set].file)
         with contextlib.redirect_stdout(sys.stderr):
             data = records(options.set, template, Path(os.environ.get("CONSILIUM_DATA", ".")), folder)
         for epsilon in options.epsilon:

@@ -25,10 +25,11 @@ def build(study: Study) -> nn.Module:
     """
     import torch
 
-    from consilium_shared.models.adaptation import adapt
+    from consilium_shared.models.adaptation import adapt, start_at
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.model.seed)
         model = task.of(study).construct(study)
+        start_at(model, task.of(study).prior(study))
         adapt(model, study.model)
         return model

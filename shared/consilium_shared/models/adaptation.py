@@ -49,6 +49,16 @@ class LowRank(nn.Module):
         return found
 
 
+def start_at(model: nn.Module, rates: tuple[float, ...] | None) -> None:
+    """Set the last layer's bias to where, its inputs aside, these rates of the outputs are predicted, in place."""
+    if rates is not None:
+        head = model.get_submodule(HEAD)
+        assert isinstance(head, nn.Linear)  # noqa: S101  (it is the last linear layer)
+        logs = torch.tensor(rates, dtype=torch.float64).log()
+        with torch.no_grad():
+            head.bias.copy_(logs - logs.mean())
+
+
 def adapt(model: nn.Module, spec: Architecture) -> None:
     """Freeze what the study does not train, and add what it adds, in place."""
     if spec.trainable == "all":

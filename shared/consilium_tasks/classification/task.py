@@ -44,6 +44,8 @@ class Classification(Task):
         later = sorted(set(study.evaluation.metrics) & set(RICH))
         if later and study.schema_version < 2:
             raise ValueError(f"evaluation.metrics: {later[0]} came with schema 2")
+        if found.label.prior is not None and study.model.name == "graph":
+            raise ValueError("data.label.prior is for models by name: a graph has no last layer that is known")
         if study.evaluation.recalibrate:
             asked = {"calibration-intercept", "calibration-slope"} <= set(study.evaluation.metrics)
             if len(found.label.classes) != 2 or not asked:
@@ -66,6 +68,10 @@ class Classification(Task):
     def groups(self, study: Study, targets: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
         """The records of each class."""
         return {name: targets[0] == number for number, name in enumerate(self.outputs(study))}
+
+    def prior(self, study: Study) -> tuple[float, ...] | None:
+        """The contract's ``data.label.prior``."""
+        return data_of(study).label.prior
 
     def loss(self, study: Study, device: torch.device) -> Loss:
         """Cross entropy of logits ``[B, C]`` and classes int64 ``[B]``."""
