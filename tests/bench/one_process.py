@@ -33,6 +33,8 @@ from consilium_shared.secagg.ring import DTYPES
 from consilium_shared.study import Study
 from dpsgd.engines import Engine
 
+SUMMARY = "-summary"
+"""End of the name of a study of a set's summary."""
 STUDIES = task.studies()
 CPU = torch.device("cpu")
 
@@ -67,7 +69,7 @@ def records(name: str, study: Study, source: Path, folder: Path) -> dict[str, Da
     if not any(folder.iterdir()):
         if is_demonstration(name):
             synthetic.generate(folder)
-        elif main([name, "--source", str(source), "--out", str(folder)]) != 0:
+        elif main([name.removesuffix(SUMMARY), "--source", str(source), "--out", str(folder)]) != 0:
             raise SystemExit(f"the set {name} cannot be prepared from {source}")
     template = site_settings(name)["assets"][study.data.asset]
     asset: AssetSpec = TypeAdapter(AssetSpec).validate_python(template)

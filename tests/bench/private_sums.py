@@ -94,8 +94,8 @@ def study_of(
     """The set's contract in that form."""
     setting = SETS[name]
     privacy = {"mode": "dp", "epsilon": epsilon, "delta": setting.delta, "clipping_norm": 1.0}
-    file = options.study or setting.file
-    study = contract(name, file, seed, **privacy, count_noise=max(10.0, 10.0 / epsilon))
+    source = (name, setting.file) if options.study is None else (options.study, "study.yaml")
+    study = contract(*source, seed, **privacy, count_noise=max(10.0, 10.0 / epsilon))
     if form == "local":
         rate = options.rate or LOCAL[name]["lr"][epsilon]
         return changed(study, {**setting.changes, "training.optimizer": {"name": "sgd", "lr": rate}})
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sorted(LOCAL))
-    parser.add_argument("--study", help="another study file of the set, for the form sums")
+    parser.add_argument("--study", help="another study of the set's files, for the form sums")
     parser.add_argument("--sites", nargs="+", type=int, default=[4])
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -157,9 +157,10 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as temporary:
         folder = (options.prepared or Path(temporary)) / options.set
         folder.mkdir(parents=True, exist_ok=True)
-        template = contract(options.set, options.study or SETS[options.set].file)
+        name = options.study or options.set
+        template = contract(name, "study.yaml" if options.study else SETS[options.set].file)
         with contextlib.redirect_stdout(sys.stderr):
-            data = records(options.set, template, Path(os.environ.get("CONSILIUM_DATA", ".")), folder)
+            data = records(name, template, Path(os.environ.get("CONSILIUM_DATA", ".")), folder)
         for epsilon in options.epsilon:
             for number in options.sites:
                 natural = hospitals(data)
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
                     for seed in range(options.seeds):
                         here = {s: split_anew(d, seed) if options.splits else d for s, d in sites.items()}
                         study = study_of(options.set, form, epsilon, seed, here, options)
-                        model = federated(study, here, plans(options.set, study, here, seed), seed)
+                        model = federated(study, here, plans(name, study, here, seed), seed)
                         rows.append(scores(*probabilities(study, model, here)))
                     print(line(epsilon, number, form, np.array(rows)), flush=True)
                     found.append({"epsilon": epsilon, "sites": number, "form": form, "rows": rows})

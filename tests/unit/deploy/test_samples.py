@@ -26,7 +26,7 @@ CONFIG = DEPLOY / "config"
 FOLDERS = task.studies().values()
 SITES = sorted([*CONFIG.glob("site.*.yaml"), *(file for each in FOLDERS for file in each.glob("site.yaml"))])
 STUDIES = sorted(file for each in FOLDERS for file in each.glob("study*.yaml"))
-REAL = {"heart-disease", "physionet2012", "mitbih", "pneumoniamnist"}
+REAL = {"heart-disease", "physionet2012", "physionet2012-summary", "mitbih", "pneumoniamnist"}
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 KINDS: dict[str, type[BaseModel]] = {"dicom": DicomAsset, "timeseries": TimeseriesAsset, "table": TableAsset}
 
