@@ -14,7 +14,7 @@ from tests.support import published
 from tests.unit.serve.conftest import Bundles
 
 from consilium_serve.home import Home, Settings
-from consilium_serve.model import Model
+from consilium_serve.model import Model, answer
 from consilium_serve.record import Record, entries
 from consilium_serve.service import Case, Service
 from consilium_serve.versions import Versions, add
@@ -30,6 +30,18 @@ def ask(service: Service) -> tuple[str, float]:
     model = service.model(STUDY)
     told = service.predict(model, [Case(table(model.study, GOOD))], "test")[0]
     return told["model"]["version"], told["prediction"]["probability"]
+
+
+def test_a_bundle_of_before_there_was_a_seam_of_predictions_answers_as_it_did() -> None:
+    """Written by an earlier commit, whose ``preprocessing.json`` names no numbers of an output."""
+    folder = Path(__file__).parents[2] / "vectors" / "bundle-1"
+    found = open_bundle(folder / "a-logistic.zip", (folder / "fingerprint").read_text())
+    example, model = json.loads(found.files["example.json"]), Model(found)
+    scores = model.scores([table(model.study, example["record"])])[0]
+    assert scores == pytest.approx(example["probabilities"][0], abs=1e-5)
+    told = answer(model, table(model.study, example["record"]), scores, 0.5)
+    assert told["label"] == "disease" and told["threshold"] == 0.5
+    assert told["prediction"]["class"] == ("yes" if scores[1] >= 0.5 else "no")
 
 
 def test_a_new_version_answers_when_it_is_activated_and_goes_when_it_is_rolled_back(
