@@ -12,8 +12,10 @@ from consilium_serve.service import Case
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.preparation.foreign import Unusable, read_header
-from consilium_shared.preparation.radiograph import read_image, require_radiograph
+from consilium_shared.preparation.picture import read_picture
+from consilium_shared.preparation.pixels import frames_of
 from consilium_shared.preparation.record import Prepared, picture
+from consilium_shared.preparation.selection import require_wanted
 from consilium_shared.study import Study
 
 
@@ -24,16 +26,18 @@ def case_of(study: Study, path: Path) -> tuple[Case, pydicom.Dataset]:
         DataError: the study has no images, or the file is no DICOM.
     """
     declared = task.reads(study).image
-    if declared is None:
-        raise DataError(f"study {study.study} has no images")
+    if declared is None or declared.depth is not None:
+        raise DataError(f"study {study.study} has no single images")
     try:
         header = read_header(path)
     except Unusable as error:
         raise DataError(str(error)) from None
     patient = str(header.get("PatientID") or "").strip()[:256] or None
     try:
-        require_radiograph(header, declared.modality)
-        prepared = picture(study, read_image(path, declared.size))
+        require_wanted(header, declared)
+        if declared.frames == "each" and frames_of(header) != 1:
+            raise Unusable("several frames, each of which would be a case of its own")
+        prepared = picture(study, read_picture(path, declared))
     except Unusable as error:
         prepared = Prepared({}, (str(error),))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -75,17 +76,67 @@ def width(features: Iterable[Feature]) -> int:
     return sum(len(feature.categories) if isinstance(feature, Categorical) else 1 for feature in features)
 
 
+Code = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+"""A code of the DICOM standard, in upper case."""
+
+
+class Selection(Strict):
+    """Images that count, by what their files say; each key that is given must hold, and a tag that is absent does not.
+
+    Hospitals write body parts, views and descriptions in their own words: ``data check`` shows what was set aside.
+    """
+
+    body_part: Annotated[tuple[Code, ...], Field(max_length=50)] = ()
+    """BodyPartExamined, such as CHEST."""
+    view: Annotated[tuple[Code, ...], Field(max_length=50)] = ()
+    """ViewPosition, such as PA, AP, LL; of mammograms CC, MLO."""
+    laterality: Annotated[tuple[Literal["L", "R", "B", "U"], ...], Field(max_length=4)] = ()
+    """ImageLaterality, or Laterality where that is absent."""
+    intent: Literal["presentation", "processing"] | None = None
+    """PresentationIntentType: an exposure is often archived in both forms."""
+    description: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(max_length=50)] = ()
+    """Texts of which SeriesDescription has one, in any case."""
+    since: date | None = None
+    until: date | None = None
+    """First and last day of the acquisition (AcquisitionDate, else SeriesDate, else StudyDate), both included."""
+
+
 class Image(Strict):
-    """An image as presented to the model: ``size`` × ``size`` pixels, float32 in [0, 1]."""
+    """A picture or volume as presented to the model, float32 in [0, 1]: ``size`` × ``size`` pixels, each of
+    ``channels`` numbers, in ``depth`` slices where there are any."""
 
     size: Annotated[int, Field(ge=8, le=1024)]
-    channels: Literal[1] = 1
+    channels: Literal[1, 3] = 1
+    """1 is grey; 3 is red, green and blue, where a grey picture has the same number three times."""
     modality: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ("CR", "DX")
+    depth: Annotated[int | None, Field(ge=2, le=512), Since(2)] = None
+    """Slices of a volume, from the feet to the head; a record is then a series, not a file."""
+    frames: Annotated[Literal["single", "middle", "each"], Since(2)] = "single"
+    """Frames that are taken of a file with several: none, the one in the middle, or each as a record of its own."""
+    intensity: Annotated[Literal["file", "window", "percentiles"], Since(2)] = "file"
+    """Black and white: as the file's own window says; at the ends of ``window``; or at the 1st and 99th percentile of
+    the record's own values."""
+    window: Annotated[tuple[float, float] | None, Since(2)] = None
+    """Values in the modality's unit (of CT Hounsfield units) that are shown black and white."""
+    select: Annotated[Selection | None, Since(2)] = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image as the model sees it."""
-        return self.channels, self.size, self.size
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image as the model sees it: ``[C, S, S]``, of a volume ``[C, D, S, S]``."""
+        depth = () if self.depth is None else (self.depth,)
+        return self.channels, *depth, self.size, self.size
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Image:
+        if (self.window is not None) != (self.intensity == "window"):
+            raise ValueError("window goes with intensity: window, and only with it")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError("window is the value shown black, then the larger one shown white")
+        if self.depth is not None and self.intensity == "file":
+            raise ValueError("the slices of a volume share one scale: intensity is window or percentiles")
+        if self.depth is not None and (self.channels == 3 or self.frames != "single"):
+            raise ValueError("a volume has one channel, and its frames are its slices")
+        return self
 
 
 class Series(Strict):

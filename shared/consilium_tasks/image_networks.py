@@ -1,4 +1,4 @@
-"""Convolutional models of one-channel images: float32 ``[B, 1, S, S]`` in [0, 1] to logits ``[B, C]``, any S >= 8.
+"""Convolutional models of images: float32 ``[B, 1 or 3, S, S]`` in [0, 1] to logits ``[B, C]``, any S >= 8.
 
 Normalisation is over groups of one sample's channels (Wu & He 2018): batch normalisation would mix patients, and no
 bound on one patient's gradient would hold. No activation works in place, because per-sample gradients need what a
@@ -41,23 +41,24 @@ class SmallCNN(nn.Module):
     hospital's privacy budget.
     """
 
-    def __init__(self, classes: int, width: int, layers: int) -> None:
+    def __init__(self, classes: int, width: int, layers: int, channels: int = 1, volumes: bool = False) -> None:
         super().__init__()
-        widths = [1, max(1, width // 4), max(1, width // 2), width] + [width] * layers
+        widths = [channels, max(1, width // 4), max(1, width // 2), width] + [width] * layers
         pairs = list(itertools.pairwise(widths))
+        convolution = nn.Conv3d if volumes else nn.Conv2d
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2 if i < 3 else 1, padding=2 if i == 0 else 1)
+            convolution(a, b, 5 if i == 0 else 3, stride=2 if i < 3 else 1, padding=2 if i == 0 else 1)
             for i, (a, b) in enumerate(pairs)
         )
         self.norms = nn.ModuleList(_norm(b, 8) for _, b in pairs)
         self.head = nn.Linear(width, classes)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, C]`` of images ``[B, 1, S, S]``."""
+        """Logits ``[B, C]`` of images ``[B, 1 or 3, S, S]`` or volumes ``[B, 1, D, S, S]``."""
         inputs = (inputs - CENTER) / SCALE
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             inputs = torch.relu(norm(convolution(inputs)))
-        logits: torch.Tensor = self.head((inputs.mean((2, 3)) - RECTIFIED_MEAN) * POOLED_SCALE)
+        logits: torch.Tensor = self.head((inputs.flatten(2).mean(2) - RECTIFIED_MEAN) * POOLED_SCALE)
         return logits
 
 
@@ -81,14 +82,14 @@ class _Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 (He et al. 2016, table 1) with GroupNorm and one input channel, about 11.2 million parameters."""
+    """ResNet-18 (He et al. 2016, table 1) with GroupNorm, about 11.2 million parameters."""
 
-    def __init__(self, classes: int, small_images: bool) -> None:
+    def __init__(self, classes: int, small_images: bool, channels: int = 1) -> None:
         super().__init__()
         if small_images:
-            self.stem = nn.Conv2d(1, 64, 3, padding=1, bias=False)
+            self.stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         else:
-            self.stem = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+            self.stem = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         self.pool: nn.Module | None = None if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         self.stem_norm = _norm(64, 32)
         stages = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
@@ -96,7 +97,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(512, classes)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, C]`` of images ``[B, 1, S, S]``."""
+        """Logits ``[B, C]`` of images ``[B, 1 or 3, S, S]``."""
         inputs = torch.relu(self.stem_norm(self.stem((inputs - CENTER) / SCALE)))
         if self.pool is not None:
             inputs = self.pool(inputs)
@@ -109,12 +110,15 @@ class ResNet18(nn.Module):
 def small_cnn(study: Study) -> SmallCNN:
     """``SmallCNN`` as the contract has it, with an output for each that its task names."""
     options = options_of(study)
-    return SmallCNN(len(task.of(study).outputs(study)), width=options.hidden, layers=options.layers)
+    outputs = len(task.of(study).outputs(study))
+    image = _image(study)
+    return SmallCNN(outputs, options.hidden, options.layers, image.channels, volumes=image.depth is not None)
 
 
 def resnet18(study: Study) -> ResNet18:
     """``ResNet18`` for the contract's size of images, with an output for each that its task names."""
-    return ResNet18(len(task.of(study).outputs(study)), small_images=_image(study).size < LARGE_IMAGE)
+    image = _image(study)
+    return ResNet18(len(task.of(study).outputs(study)), image.size < LARGE_IMAGE, image.channels)
 
 
 def _image(study: Study) -> Image:

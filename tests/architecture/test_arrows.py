@@ -51,6 +51,7 @@ ONLY = {
         "consilium_deploy/dicom_files.py",
     },
     "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py", "consilium_deploy/synthetic.py"},
+    "PIL": {"consilium_client/data/image_files.py"},
     "opacus": {"dpsgd/"},
     "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
     "fastapi": {"consilium_serve/"},

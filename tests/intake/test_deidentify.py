@@ -27,7 +27,8 @@ from consilium_client.intake.sorting import sort
 from consilium_client.intake.suspects import suspicion
 from consilium_client.intake.tables import rename
 from consilium_shared.errors import ConfigurationError, DataError, IntegrityError
-from consilium_shared.preparation.radiograph import read_image
+from consilium_shared.inputs import Image
+from consilium_shared.preparation.picture import read_picture
 
 ALL_OPTIONS = ("device", "patient-characteristics", "times")
 TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR", "AE", "CS"}
@@ -258,7 +259,7 @@ def test_the_inbox_becomes_files_once_and_what_is_suspect_stays_there(names, tmp
     assert sum(1 for _ in (tmp_path / "inbox").glob("??/*.dcm")) == 2
     for file in files:
         assert PLANTED.encode() not in file.read_bytes()
-        assert read_image(file, 32).shape == (32, 32)
+        assert read_picture(file, Image(size=32))[0].shape == (32, 32)
         assert file.parent.name == dcmread(file).PatientID
     before = {file: file.read_bytes() for file in files}
     for each in inbox.instances("done"):  # as if the program had been killed before it wrote down what it did

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from consilium_client.data.asset import AssetSpec, DicomAsset, TableAsset, TimeseriesAsset
+from consilium_client.data.asset import AssetSpec, DicomAsset, PicturesAsset, TableAsset, TimeseriesAsset
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import task
 from consilium_shared.inputs import Categorical, Feature, Label, Numeric
@@ -67,4 +67,5 @@ def tables(asset: AssetSpec) -> list[Path]:
     """The asset's tables."""
     if isinstance(asset, TableAsset):
         return [asset.path]
+    assert not isinstance(asset, PicturesAsset)
     return [asset.table, *([asset.series] if isinstance(asset, TimeseriesAsset) else [])]

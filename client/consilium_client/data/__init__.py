@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from consilium_client.data.asset import AssetSpec, DicomAsset, TimeseriesAsset
+from consilium_client.data.asset import AssetSpec, DicomAsset, PicturesAsset, TimeseriesAsset
 from consilium_client.data.dataset import Dataset
 from consilium_client.prepared.store import AssetFolder
 from consilium_shared import task
@@ -36,12 +36,16 @@ def load(
     """
     progress = on_progress or (lambda _done, _total: None)
     kind = task.reads(study).kind
-    if asset.kind != kind:
+    if asset.kind != kind and not (kind == "dicom" and isinstance(asset, PicturesAsset)):
         raise DataError(f"task {study.task} needs an asset of kind {kind}; {study.data.asset} is of kind {asset.kind}")
     if isinstance(asset, DicomAsset):
         from consilium_client.data.dicom import load_dicom
 
         return load_dicom(asset, study, progress, store)
+    if isinstance(asset, PicturesAsset):
+        from consilium_client.data.pictures import load_pictures
+
+        return load_pictures(asset, study, progress, store)
     if isinstance(asset, TimeseriesAsset):
         from consilium_client.data.timeseries import load_timeseries
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from consilium_client.data.dialect import PLAIN, Dialect
 from consilium_shared.config import Strict
 from consilium_shared.fields import Positive
-from consilium_shared.inputs import UnitName
+from consilium_shared.inputs import Selection, UnitName
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 TimeUnit = Literal["seconds", "minutes", "hours", "days", "timestamp"]
@@ -52,7 +53,8 @@ class DicomAsset(_Asset):
 
     An image is linked to its row by its PatientID; or, where the table has a row an image, by the column ``file`` (the
     file's name relative to ``path``) or ``instance`` (its SOPInstanceUID). Then the table's patient counts, and an
-    image whose PatientID says otherwise is set aside.
+    image whose PatientID says otherwise is set aside; unless ``identity`` is ``table``: then the table alone says whose
+    it is, as in research exports whose files carry another name or everybody's the same.
     """
 
     kind: Literal["dicom"]
@@ -60,16 +62,69 @@ class DicomAsset(_Asset):
     table: Path
     file: ColumnName | None = None
     instance: ColumnName | None = None
+    series: ColumnName | None = None
+    """Column with the SeriesInstanceUID, where the table has a row a series."""
+    identity: Literal["both", "table"] = "both"
+    select: Selection | None = None
+    """Images of this asset that count, on top of what a study selects."""
 
     @model_validator(mode="after")
     def _one_link(self) -> Self:
-        if self.file is not None and self.instance is not None:
-            raise ValueError("give file or instance, not both")
+        if sum(each is not None for each in (self.file, self.instance, self.series)) > 1:
+            raise ValueError("give one of file, instance, series")
+        if self.identity == "table" and self.link is None:
+            raise ValueError("identity: table needs file, instance or series: which row is an image's?")
         return self
+
+    @property
+    def link(self) -> str | None:
+        """Column that links a row to an image or series; None where the patient does."""
+        return self.file or self.instance or self.series
 
     def at(self, base: Path) -> DicomAsset:
         """Copy of the asset whose paths start from the folder ``base``."""
         return self.model_copy(update={"path": base / self.path, "table": base / self.table})
+
+
+PLACEHOLDERS = ("patient", "label", "split")
+"""Names that a layout of picture files may give to parts of their paths."""
+
+
+class PicturesAsset(_Asset):
+    """A folder of PNG, JPEG and TIFF files (searched to any depth): whose each is, the site says in one of two ways.
+
+    With ``table``, a label table with a row a file, named in the column ``file`` relative to ``path``. With
+    ``layout``, the files' own paths: ``{label}/{patient}_*.png`` takes the class from the folder and the patient from
+    the name up to the first underscore; ``*`` stands for anything within a name, ``{split}`` for train or test. There
+    is no third way: a file is never taken for a patient of its own unless the layout says that its name is one.
+    """
+
+    kind: Literal["pictures"]
+    path: Path
+    table: Path | None = None
+    file: ColumnName = "file"
+    layout: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    modality: Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")] | None = None
+    """Modality of all of the pictures, which their files do not tell: GM or XC of photographs, SM of slides, ES …"""
+
+    @model_validator(mode="after")
+    def _whose(self) -> Self:
+        if (self.table is None) == (self.layout is None):
+            raise ValueError("give table, or layout: how else is it known whose a picture is?")
+        if self.layout is not None:
+            found = re.findall(r"\{([^{}]*)\}", self.layout)
+            if len(set(found)) != len(found) or not set(found) <= set(PLACEHOLDERS):
+                raise ValueError(f"layout has each of {', '.join(PLACEHOLDERS)} in braces once at most, and no other")
+            if "patient" not in found:
+                raise ValueError(
+                    "layout says with {patient} whose a picture is; where each is of another: {patient}.png"
+                )
+        return self
+
+    def at(self, base: Path) -> PicturesAsset:
+        """Copy of the asset whose paths start from the folder ``base``."""
+        table = None if self.table is None else base / self.table
+        return self.model_copy(update={"path": base / self.path, "table": table})
 
 
 class TimeseriesAsset(_Asset):
@@ -117,4 +172,4 @@ class TableAsset(_Asset):
         return self.model_copy(update={"path": base / self.path})
 
 
-AssetSpec = Annotated[DicomAsset | TimeseriesAsset | TableAsset, Field(discriminator="kind")]
+AssetSpec = Annotated[DicomAsset | PicturesAsset | TimeseriesAsset | TableAsset, Field(discriminator="kind")]

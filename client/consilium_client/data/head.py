@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from consilium_client.data.asset import AssetSpec, DicomAsset, TableAsset
+from consilium_client.data.asset import AssetSpec, DicomAsset, PicturesAsset, TableAsset
 from consilium_client.data.columns import header, read_columns, require
 from consilium_client.data.folder import walk
 from consilium_client.data.identity import settle
+from consilium_client.data.layout import patients_of
 from consilium_client.data.report import SetAside, explain
 from consilium_shared.errors import DataError
 
@@ -29,8 +30,14 @@ def look(asset: AssetSpec) -> int:
     if isinstance(asset, TableAsset):
         _require(asset, asset.path, (asset.patient, asset.record, *asset.columns.values()))
         table = asset.path
+    elif isinstance(asset, PicturesAsset):
+        _open_one(asset.path)
+        if asset.table is None:
+            return len(patients_of(asset))
+        _require(asset, asset.table, (asset.patient, asset.file, *asset.columns.values()))
+        table = asset.table
     elif isinstance(asset, DicomAsset):
-        _require(asset, asset.table, (asset.patient, asset.file, asset.instance, *asset.columns.values()))
+        _require(asset, asset.table, (asset.patient, asset.link, *asset.columns.values()))
         _open_one(asset.path)
         table = asset.table
     else:

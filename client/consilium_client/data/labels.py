@@ -62,6 +62,7 @@ def read_labels(
     key: Sequence[str] | None,
     text: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    made: pd.DataFrame | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LabelRows:
     """Read and check a label table; rows that cannot be used are counted in ``aside``.
@@ -76,6 +77,7 @@ def read_labels(
         key: the site's columns that may stand in one row only; None where only rows alike in all columns are doubles.
         text: further columns of the site to read as text.
         numbers: further columns of the site to read as numbers.
+        made: the table's columns where they stand in no file, text, with the row's number as index.
         on_progress: as in ``read_columns``.
 
     Raises:
@@ -90,7 +92,8 @@ def read_labels(
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     classes = [column for column, target in columns.items() if isinstance(target, Label)]
     own = [asset.patient, *classes, *(key or ()), *([split_column] if split_column else ())]
-    frame = read_columns(path, list(dict.fromkeys([*own, *text])), numbers, notes, on_progress, asset.csv)
+    wanted = list(dict.fromkeys([*own, *text]))
+    frame = read_columns(path, wanted, numbers, notes, on_progress, asset.csv) if made is None else made
     found = {column: _target(target, frame[column], asset, values) for column, target in columns.items()}
 
     def drop(reason: str, bad: pd.Series | NDArray[np.bool_]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.prepared.recipe import Field, Recipe, Source, code_digest
 from consilium_shared import preparation
+from consilium_shared.inputs import Image
 
+FILE = "file"
+"""Detail of a source that is a PNG, JPEG or TIFF file."""
 DECODERS = (
     "numpy",
+    "pillow",
     "pydicom",
     "pylibjpeg",
     "pylibjpeg-libjpeg",
@@ -26,24 +30,40 @@ DECODERS = (
 
 @dataclass(frozen=True)
 class ImageRecipe(Recipe):
-    """One DICOM file as a grey image, float32 ``[1, size, size]``.
+    """A picture as float32 of the study's shape. A source's ``detail`` is the number of a frame, or ``FILE``.
 
     Attributes:
-        size: of the image, in pixels.
+        size, channels, depth, intensity, window: as in ``consilium_shared.inputs.Image``.
     """
 
     size: int
+    channels: Literal[1, 3] = 1
+    depth: int | None = None
+    intensity: Literal["file", "window", "percentiles"] = "file"
+    window: tuple[float, float] | None = None
     kind: ClassVar[str] = "image"
+
+    @classmethod
+    def of(cls, image: Image) -> ImageRecipe:
+        """The recipe of a study's image."""
+        return cls(image.size, image.channels, image.depth, image.intensity, image.window)
+
+    @property
+    def image(self) -> Image:
+        """The image that it makes, whatever files are taken for it."""
+        return Image(
+            size=self.size, channels=self.channels, depth=self.depth, intensity=self.intensity, window=self.window
+        )
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The image's size."""
-        return {"size": self.size}
+        """The attributes, as JSON carries them."""
+        return {**asdict(self), "window": None if self.window is None else list(self.window)}
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """The image."""
-        return (Field((1, self.size, self.size), "<f4"),)
+        return (Field(self.image.shape, "<f4"),)
 
     def code(self) -> str:
         """Digest of everything that decodes and prepares images."""
@@ -51,12 +71,21 @@ class ImageRecipe(Recipe):
 
     def make(self, source: Source) -> tuple[NDArray[np.float32], ...]:
         """The image; raises Unusable."""
-        from consilium_shared.preparation.radiograph import read_image
+        if self.depth is not None:
+            from consilium_shared.preparation.volume import read_volume
+
+            return (read_volume(source.paths, self.image),)
+        from consilium_shared.preparation.picture import read_picture
 
         (path,) = source.paths
-        return (read_image(path, self.size)[None],)
+        if source.detail == FILE:
+            from consilium_client.data.image_files import read_image_file
+
+            return (read_image_file(path, self.image),)
+        return (read_picture(path, self.image, int(source.detail) if source.detail else None),)
 
 
+_HERE = Path(__file__).parent
 RECIPES: dict[str, type[ImageRecipe]] = {ImageRecipe.kind: ImageRecipe}
 """Kind to class."""
 
@@ -68,4 +97,6 @@ def made_of(kind: str, parameters: dict[str, Any]) -> Recipe:
 
 @cache
 def _decoding_code() -> str:
-    return code_digest(sorted(Path(str(preparation.__file__)).parent.glob("*.py")), DECODERS)
+    return code_digest(
+        [*sorted(Path(str(preparation.__file__)).parent.glob("*.py")), _HERE / "image_files.py"], DECODERS
+    )

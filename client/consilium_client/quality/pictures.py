@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.data.scanners import Scanner
+from consilium_shared.inputs import Image
 from consilium_shared.preparation.foreign import Unusable
-from consilium_shared.preparation.radiograph import read_image
+from consilium_shared.preparation.picture import read_picture
 
 SHOWN = 6
 """Thumbnails of each class."""
@@ -62,12 +63,12 @@ class Pictures:
 
 def of_scanners(found: Sequence[Scanner], size: int) -> list[tuple[Scanner, list[str]]]:
     """Thumbnails of some images of each scanner, prepared at ``size`` pixels; what cannot be read is left out."""
-    shown = []
+    shown, shown_as = [], Image(size=size, channels=3)
     for scanner in found:
         made = []
         for path in scanner.examples:
             try:
-                made.append(thumbnail(read_image(path, size)))
+                made.append(thumbnail(read_picture(path, shown_as)))
             except (Unusable, OSError):
                 continue
         shown.append((scanner, made))

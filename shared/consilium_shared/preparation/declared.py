@@ -27,8 +27,12 @@ _SERIES = (
 )
 _IMAGE = (
     "Stored values of the DICOM file, modality transformation, then the VOI table or first window (else the full range "
-    "of the stored bits), to [0, 1]; MONOCHROME1 turned over, so that white is bright. Averaged by area to square "
-    "pixels, the longer side to size, the shorter centred between black margins. size × size numbers in [0, 1]."
+    "of the stored bits), to [0, 1]; MONOCHROME1 turned over, so that white is bright; padding black. Averaged by area "
+    "to square pixels, the longer side to size, the shorter centred between black margins. With intensity window the "
+    "values between the ends of window, with percentiles those between the picture's own 1st and 99th, take the place "
+    "of the file's window. With 3 channels red, green and blue, each in [0, 1]; a grey picture three times. "
+    "With depth the slices of a series, ordered by position from the feet to the head, rows from front to back, "
+    "columns from right to left, averaged to depth slices. channels × depth × size × size numbers in [0, 1]."
 )
 
 
@@ -67,10 +71,10 @@ def invented(study: Study) -> tuple[dict[str, Any], prepare.Prepared]:
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(canonical_bytes(study.contract)).digest()[:8], "big"))
     data = task.reads(study)
     if data.image is not None:
-        size = data.image.size
+        size, shape = data.image.size, data.image.shape
         across, down = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
-        spot = 0.2 + 0.6 * np.exp(-3 * (across**2 + down**2)) + 0.1 * draw.random((size, size))
-        record: dict[str, Any] = {"pixels": np.round(spot, 4).tolist()}
+        spot = 0.2 + 0.6 * np.exp(-3 * (across**2 + down**2)) + 0.1 * draw.random(shape)
+        record: dict[str, Any] = {"pixels": np.round(spot[0] if shape[0] == 1 else spot, 4).tolist()}
         return record, prepare.prepare(study, record)
     if data.series is not None:
         window = data.series.bins * data.series.step_minutes

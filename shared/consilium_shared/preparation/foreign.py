@@ -15,7 +15,9 @@ import pydicom
 HEADER = [
     "SOPInstanceUID", "PatientID", "IssuerOfPatientID", "Modality", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PresentationLUTShape",
+    "PresentationLUTShape", "SeriesInstanceUID", "BodyPartExamined", "ViewPosition", "ImageLaterality", "Laterality",
+    "PresentationIntentType", "SeriesDescription", "AcquisitionDate", "SeriesDate", "StudyDate", "ImageType",
+    "GantryDetectorTilt",
 ]  # fmt: skip
 SCANNER = ["Manufacturer", "ManufacturerModelName", "AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate"]
 """Tags that only a hospital's own people look at, in their report."""

@@ -19,14 +19,6 @@ GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def require_modality(header: pydicom.Dataset, modalities: tuple[str, ...]) -> None:
-    """Check that a file is of a modality that the study takes; none listed takes all. Raises Unusable."""
-    modality = word(header, "Modality")
-    if modalities and modality not in modalities:
-        shown = modality if modality.isascii() and modality.isalpha() and len(modality) <= 16 else "unknown"
-        raise Unusable(f"modality {shown}")
-
-
 def require_picture(header: pydicom.Dataset) -> None:
     """Check that a header announces pictures that can be decoded and shown; raises Unusable."""
     with any_failure("damaged header"):

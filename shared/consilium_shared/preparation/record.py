@@ -134,7 +134,9 @@ def series(study: Study, record: Mapping[str, Any]) -> Prepared:
 
 
 def image(study: Study, record: Mapping[str, Any]) -> Prepared:
-    """An image's record: ``pixels``, ``size`` rows of ``size`` numbers in [0, 1], prepared by whoever sends it.
+    """An image's record: ``pixels``, prepared by whoever sends it: ``size`` rows of ``size`` numbers in [0, 1].
+
+    In colour there are three such lists, red, green and blue; of a volume one for each slice, from the feet up.
 
     Raises:
         DataError: not that, or not a number.
@@ -151,17 +153,24 @@ def image(study: Study, record: Mapping[str, Any]) -> Prepared:
 
 
 def picture(study: Study, pixels: npt.NDArray[np.float32]) -> Prepared:
-    """A prepared image, float32 ``[S, S]``; raises DataError where it has another shape."""
+    """A prepared image, float32 of the study's ``image.shape``, of one channel also without that axis.
+
+    Raises:
+        DataError: it has another shape.
+    """
     declared = task.reads(study).image
-    size = 0 if declared is None else declared.size
-    if pixels.shape != (size, size):
-        raise DataError(f"pixels: the study has {size} rows of {size} numbers")
+    shape = () if declared is None else declared.shape
+    if pixels.shape == shape[1:] and shape[:1] == (1,):
+        pixels = pixels[None]
+    if pixels.shape != shape:
+        wanted = shape[1:] if shape[:1] == (1,) else shape
+        raise DataError(f"pixels: the study has lists of {' × '.join(map(str, wanted))} numbers")
     abstain = []
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
         abstain.append("pixels: outside 0 … 1")
     elif float(np.ptp(pixels)) < FLAT:
         abstain.append("the image has one brightness everywhere: nothing is to be seen on it")
-    return Prepared({"image": pixels[None]}, tuple(abstain))
+    return Prepared({"image": pixels}, tuple(abstain))
 
 
 FLAT = 0.02

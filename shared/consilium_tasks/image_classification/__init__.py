@@ -10,6 +10,7 @@ from consilium_shared.study import Study
 from consilium_shared.task import Augmentation, ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
+from consilium_tasks.volumes import check_volumes
 
 _NETWORKS = "consilium_tasks.image_networks"
 _SMALL_EDGE = 32
@@ -26,6 +27,13 @@ class ImageClassification(Classification):
     }
     augmentations = ("light",)
 
+    def check(self, study: Study) -> None:
+        """Images, in colour only where the contract's schema has it."""
+        super().check(study)
+        if image_of(study).channels == 3 and study.schema_version < 2:
+            raise ValueError("data.image.channels: 3 came with schema 2")
+        check_volumes(study, image_of(study))
+
     def augmentation(self, study: Study) -> Augmentation | None:
         """Small turns and shifts, for ``light``."""
         if study.training.augment == "none":
@@ -41,10 +49,10 @@ class ImageClassification(Classification):
     def inputs(
         self, study: Study, count: int, draw: np.random.Generator, *, small: bool = False
     ) -> tuple[NDArray[np.float32], ...]:
-        """Images float32 ``[count, 1, S, S]``."""
-        channels, edge, _ = image_of(study).shape
-        edge = min(edge, _SMALL_EDGE) if small else edge
-        return (draw.random((count, channels, edge, edge), dtype=np.float32),)
+        """Images float32 ``[count, C, S, S]``."""
+        channels, *edges = image_of(study).shape
+        edges = [min(edge, _SMALL_EDGE) for edge in edges] if small else edges
+        return (draw.random((count, channels, *edges), dtype=np.float32),)
 
 
 def image_of(study: Study) -> Image:

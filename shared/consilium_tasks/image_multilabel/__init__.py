@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from consilium_shared.task import Loss, Measure
+from consilium_tasks.volumes import check_volumes
 
 _NETWORKS = "consilium_tasks.image_networks"
 _SMALL_EDGE = 32
@@ -50,6 +51,7 @@ class ImageMultilabel(Task):
         weights = study.training.class_weights
         if weights is not None and len(weights) != len(data_of(study).findings):
             raise ValueError("training.class_weights needs one number for each finding")
+        check_volumes(study, data_of(study).image)
 
     def reads(self, study: Study) -> Reading:
         """A folder of images and the label table, with a column for each finding."""

@@ -18,10 +18,12 @@ from consilium_client.data.dataset import ArrayDataset
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared import limits
 from consilium_shared.errors import DataError
-from consilium_shared.preparation import radiograph
+from consilium_shared.inputs import Image
+from consilium_shared.preparation import picture as picture_module
 from consilium_shared.preparation.foreign import Unusable
+from consilium_shared.preparation.picture import read_picture
 from consilium_shared.preparation.presentation import present
-from consilium_shared.preparation.radiograph import aspect, read_image, resize
+from consilium_shared.preparation.resample import aspect, resize
 from consilium_shared.study import Study
 
 SIZE = 16
@@ -80,7 +82,7 @@ SCANNERS = [
 )
 def test_every_scanner_gives_the_same_image(tmp_path: Path, scanner: Scanner) -> None:
     folder(tmp_path)
-    image = read_image(write(tmp_path, "a.dcm", "p1", scanner), SIZE)
+    image = read_picture(write(tmp_path, "a.dcm", "p1", scanner), Image(size=SIZE))[0]
     expected = picture().reshape(SIZE, 2, SIZE, 2).mean(axis=(1, 3))
     assert image.dtype == np.float32
     np.testing.assert_allclose(image, expected, atol=1.5 / 2**8)
@@ -88,7 +90,7 @@ def test_every_scanner_gives_the_same_image(tmp_path: Path, scanner: Scanner) ->
 
 def test_a_window_stretches_its_range_and_clips_the_rest(tmp_path: Path) -> None:
     folder(tmp_path)
-    image = read_image(write(tmp_path, "a.dcm", "p1", Scanner(8, window=(102.0, 52.0))), 32)
+    image = read_picture(write(tmp_path, "a.dcm", "p1", Scanner(8, window=(102.0, 52.0))), Image(size=32))[0]
     value = np.round(picture() * 255)
     np.testing.assert_allclose(image, np.clip((value - 101.5) / 51 + 0.5, 0, 1), atol=1e-6)
 
@@ -97,7 +99,7 @@ def test_a_window_stretches_its_range_and_clips_the_rest(tmp_path: Path) -> None
 def test_other_window_functions_follow_the_standard(tmp_path: Path, function: str) -> None:
     folder(tmp_path)
     scanner = Scanner(8, window=(100.0, 50.0), tags={"VOILUTFunction": function})
-    image = read_image(write(tmp_path, "a.dcm", "p1", scanner), 32)
+    image = read_picture(write(tmp_path, "a.dcm", "p1", scanner), Image(size=32))[0]
     x = np.round(picture() * 255) - 100
     expected = np.clip(x / 50 + 0.5, 0, 1) if function == "LINEAR_EXACT" else 1 / (1 + np.exp(-4 * x / 50))
     np.testing.assert_allclose(image, expected, atol=1e-6)
@@ -117,7 +119,7 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     folder(tmp_path)
     path = write(tmp_path, "a.dcm", "p1", Scanner(16, spacing=(2.0, 1.0)), rows=16)
     square = write(tmp_path, "b.dcm", "p1", Scanner(16), rows=32)
-    np.testing.assert_allclose(read_image(path, 8), read_image(square, 8), atol=1e-4)
+    np.testing.assert_allclose(read_picture(path, Image(size=8))[0], read_picture(square, Image(size=8))[0], atol=1e-4)
 
 
 def test_resizing_keeps_the_mean_and_adds_margins_to_the_shorter_side() -> None:
@@ -203,7 +205,7 @@ def test_more_than_fits_in_memory_is_refused_before_it_is_read(tmp_path: Path, m
     monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4)
     assert len(load(folder(tmp_path), study())) == 2
     monkeypatch.setattr(limits, "INPUT_BYTES", 2 * SIZE * SIZE * 4 - 1)
-    monkeypatch.setattr(radiograph, "read_image", None)  # nothing is decoded any more
+    monkeypatch.setattr(picture_module, "read_picture", None)  # nothing is decoded any more
     with pytest.raises(DataError, match="GiB of memory"):
         load(folder(tmp_path), study())
 
@@ -287,7 +289,7 @@ def test_an_empty_or_missing_folder_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_file_and_instance_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="file or instance"):
+    with pytest.raises(ValueError, match="one of file, instance"):
         DicomAsset.model_validate(
             {"kind": "dicom", "path": "a", "table": "b", "file": "f", "instance": "i"}, strict=False
         )

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from consilium_deploy.dicom_files import Scanner, write_radiograph
-from consilium_shared.preparation.foreign import Unusable
-from consilium_shared.preparation.radiograph import read_image, require_radiograph
+from consilium_shared.inputs import Image
+from consilium_shared.preparation.foreign import Unusable, read_header
+from consilium_shared.preparation.picture import read_picture
+from consilium_shared.preparation.selection import require_wanted
 
 RAMP = np.tile(np.linspace(0.0, 1.0, 32), (32, 1))
 
@@ -23,8 +25,8 @@ def write(path: Path, scanner: Scanner | None = None, grey: NDArray[np.float64] 
 
 
 def image(path: Path) -> NDArray[np.float32]:
-    require_radiograph(pydicom.dcmread(path, stop_before_pixels=True), ("DX", "CR"))
-    return read_image(path, 32)
+    require_wanted(read_header(path), Image(size=32))
+    return read_picture(path, Image(size=32))[0]
 
 
 SIDE_TAGS: dict[str, dict[str, Any]] = {

@@ -31,10 +31,11 @@ from consilium_client.data.identity import NOTHING
 from consilium_client.data.report import SetAside
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
+from consilium_shared.inputs import Image
 from consilium_shared.preparation import foreign
 from consilium_shared.preparation.codestream import picture_size
 from consilium_shared.preparation.foreign import Unusable, read_header
-from consilium_shared.preparation.radiograph import read_image
+from consilium_shared.preparation.picture import read_picture
 
 PICTURE = np.tile(np.linspace(0.1, 0.7, 32), (32, 1))
 STUDY = studies.study(
@@ -175,7 +176,7 @@ def test_a_deflated_file_is_inflated_up_to_a_bound_and_no_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, packed = write(tmp_path, "a", "p1"), deflated(write(tmp_path, "b", "p1"), 2**20)
-    np.testing.assert_array_equal(read_image(packed, 16), read_image(plain, 16))
+    np.testing.assert_array_equal(read_picture(packed, Image(size=16))[0], read_picture(plain, Image(size=16))[0])
     monkeypatch.setattr(foreign, "INFLATED_BYTES", 2**24)
     bomb = deflated(write(tmp_path, "c", "p1"), 2**26)
     assert bomb.stat().st_size < 2**18
@@ -196,7 +197,7 @@ def test_a_deflated_file_is_inflated_up_to_a_bound_and_no_further(
 
     monkeypatch.setattr(zlib, "decompressobj", Watched)
     monkeypatch.setattr(pydicom, "dcmread", None)
-    for read in (lambda: read_header(bomb), lambda: read_image(bomb, 16)):
+    for read in (lambda: read_header(bomb), lambda: read_picture(bomb, Image(size=16))[0]):
         made.clear()
         with pytest.raises(Unusable, match="deflated: holds more than 16 MiB"):
             read()
@@ -249,7 +250,7 @@ def test_a_picture_of_another_size_than_the_header_says_is_never_decoded(
     dataset.save_as(path)
     monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
     with pytest.raises(Unusable, match="another size than Rows and Columns"):
-        read_image(path, 16)
+        read_picture(path, Image(size=16))[0]
 
 
 def test_run_lengths_longer_than_their_pixels_are_never_decoded(
@@ -263,7 +264,7 @@ def test_run_lengths_longer_than_their_pixels_are_never_decoded(
     dataset.save_as(path)
     monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
     with pytest.raises(Unusable, match="longer than its pixels"):
-        read_image(path, 16)
+        read_picture(path, Image(size=16))[0]
 
 
 def reasons(records: ArrayDataset) -> dict[str, int]:

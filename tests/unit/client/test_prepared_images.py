@@ -31,7 +31,7 @@ from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.preparation import radiograph
+from consilium_shared.preparation import picture
 from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
 
@@ -89,7 +89,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(radiograph, "read_image", refuse)
+    monkeypatch.setattr(picture, "read_picture", refuse)
 
 
 def files(folder: AssetFolder) -> Iterator[Path]:

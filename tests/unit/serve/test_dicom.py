@@ -39,7 +39,8 @@ from consilium_serve.home import Home
 from consilium_serve.images import case_of
 from consilium_serve.record import entries
 from consilium_serve.service import Service
-from consilium_shared.preparation.radiograph import read_image
+from consilium_shared.inputs import Image
+from consilium_shared.preparation.picture import read_picture
 from consilium_shared.transport import storage_scp
 
 STUDY = "a-small-cnn"
@@ -255,7 +256,7 @@ def test_an_image_of_the_archive_comes_back_as_a_report(
 def test_an_image_is_prepared_as_at_the_studys_sites(service: Service, tmp_path: Path, encoding: str) -> None:
     path = write_image(tmp_path / "image.dcm", bits=12, inverted=True, encoding=encoding)
     case, _ = case_of(service.model(STUDY).study, path)
-    np.testing.assert_array_equal(case.prepared.inputs["image"][0], read_image(path, 16))
+    np.testing.assert_array_equal(case.prepared.inputs["image"][0], read_picture(path, Image(size=16))[0])
     assert case.patient == "P-4711" and case.prepared.abstain == ()
 
 
