@@ -45,7 +45,7 @@ def derived_norm_bound(study: Study) -> float:
     norm = study.privacy.clipping_norm
     if study.privacy.sums is not None and norm is not None:
         return min(_up(2.0 * spec.lr * norm), NORM_BOUND)
-    if spec.name == "adam":
+    if spec.name in ("adam", "adamw"):
         bound = spec.lr * steps * math.sqrt(parameters)
     elif norm is None:
         bound = min(spec.lr * steps * LONG_GRADIENT / (1 - spec.momentum), UNRULED)
@@ -54,6 +54,7 @@ def derived_norm_bound(study: Study) -> float:
         noise = _largest_noise(study) / training.expected_batch
         walk = steps + noise * math.sqrt(steps) * (math.sqrt(parameters) + _TAIL)
         bound = spec.lr * clipped * walk / (1 - spec.momentum)
+    bound += spec.lr * spec.l1 * steps * math.sqrt(parameters)
     bound += min(1.0, spec.lr * spec.weight_decay * steps) * math.sqrt(parameters)
     return min(_up(bound), NORM_BOUND)
 

@@ -119,8 +119,9 @@ def check(study: Study) -> None:
         (privacy.mode != "dp", "privacy.sums is for studies with privacy"),
         (training.steps_per_round != 1, "privacy.sums takes steps_per_round: 1, a step a sum"),
         (
-            (own.name, own.momentum, own.weight_decay, training.proximal) != ("sgd", 0.0, 0.0, 0.0),
-            "privacy.sums takes optimizer: {name: sgd, lr: …} without momentum, weight_decay or proximal, for nothing "
+            (own.name, own.momentum, own.weight_decay, training.proximal, own.l1, own.schedule)
+            != ("sgd", 0.0, 0.0, 0.0, 0.0, None),
+            "privacy.sums takes optimizer: {name: sgd, lr: …} with nothing else and no proximal, for nothing "
             "of a site's comes after its noise; aggregation.optimizer has momentum and Adam",
         ),
         (training.adaptive_clipping, "privacy.sums takes no adaptive_clipping: all sites have one clipping norm"),

@@ -32,6 +32,7 @@ from consilium_shared.fields import Name as Name
 from consilium_shared.fields import Positive as Positive
 from consilium_shared.fields import seconds as seconds
 from consilium_shared.inputs import AssetData
+from consilium_shared.learning_rate import Schedule
 from consilium_shared.printable import printable
 from consilium_shared.private_sums import PrivateSums
 from consilium_shared.schema import SCHEMA, Since, check_known, later_keys, written_out
@@ -44,10 +45,15 @@ ThreatModel = Literal["malicious-server", "honest-but-curious"]
 class LocalOptimizer(Strict):
     """The optimizer of a site's private steps."""
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0, le=1000)]
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of sgd and adam added to the gradient; of adamw taken off the weights (Loshchilov & Hutter 2019)."""
+    l1: Annotated[float, Field(ge=0, le=1000), Since(2)] = 0.0
+    """Weight of the L1 norm: after each step every weight goes ``lr`` times this much towards 0, and not beyond. It
+    comes after the noise and reads no patient's data."""
+    schedule: Annotated[Schedule | None, Since(2)] = None
 
 
 class AdaptiveClipping(Strict):
@@ -82,6 +88,8 @@ class Training(Strict):
     case: a clipped gradient's norm is measured on what is added."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
+    focal: Annotated[Annotated[float, Field(ge=1, le=5)] | None, Since(2)] = None
+    """Exponent of the focal loss (Lin et al. 2017): a record counts (1 - p)^focal times, p what its class was given."""
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
     """Makes sites' sampling repeatable. Only without privacy: a known seed would undo the noise."""
 
@@ -296,6 +304,10 @@ class Study(Strict):
         if self.training.augment not in ("none", *own.augmentations):
             known = ", ".join(("none", *own.augmentations))
             raise ValueError(f"training.augment: task {self.task} has {known}, not {self.training.augment}")
+        if self.training.focal is not None and not own.focal:
+            raise ValueError("training.focal is for classifiers of one class a record")
+        if self.training.optimizer.name == "adamw" and self.schema_version < 2:
+            raise ValueError("training.optimizer.name: adamw came with schema 2")
         own.check(self)
         self.model.check(self)
         private_sums.check(self)

@@ -9,11 +9,12 @@ drawn. So still one patient moves the sum by no more than its clipped gradient. 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ import torch
 from consilium_client.training.microbatches import Batch, Microbatch
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.private_sums import Grid, Integers
-from consilium_shared.study import Study
+from consilium_shared.study import Study, Training
 from dpsgd import engines
 from dpsgd.adaptive import AdaptiveClipping
 from dpsgd.device import in_precision, onto
@@ -84,11 +85,12 @@ class PrivateSteps:
         probe: Probe | None = None,
         words: KeyStream | None = None,
         workers: int = 1,
+        before: int = 0,
     ) -> None:
         """``rows``: of a microbatch in which several patients are. ``words``: from which follows what layers drop of
         each record; None: the same in every step, for what nobody's data is in. ``workers``: threads that compute
-        microbatches side by side, with the same result; an audit has one."""
-        optimizer, after = _torch_optimizer(model, study)
+        microbatches side by side, with the same result; an audit has one. ``before``: steps of earlier rounds."""
+        optimizer, after = _torch_optimizer(model, study, before)
 
         def then() -> None:
             if probe is not None:
@@ -234,9 +236,12 @@ def _settled(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def plain_steps(model: torch.nn.Module, study: Study, loss: Loss, rows: int, words: KeyStream) -> Stepper:
-    """The steps of a round without privacy, in microbatches of so many rows. ``words``: as of ``PrivateSteps``."""
-    optimizer, after = _torch_optimizer(model, study)
+def plain_steps(
+    model: torch.nn.Module, study: Study, loss: Loss, rows: int, words: KeyStream, before: int = 0
+) -> Stepper:
+    """The steps of a round without privacy, in microbatches of so many rows. ``words``, ``before``: as of
+    ``PrivateSteps``."""
+    optimizer, after = _torch_optimizer(model, study, before)
     plain, batch = partial(in_precision, model, precision=study.training.precision), study.training.expected_batch
 
     device = next(model.parameters()).device
@@ -260,14 +265,19 @@ def _seed(number: int, device: torch.device) -> None:
         torch.cuda.manual_seed(number)
 
 
-def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+def _torch_optimizer(
+    model: torch.nn.Module, study: Study, before: int
+) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
     """The study's local optimizer, and what is to be done to each gradient before its step."""
     spec, parameters = study.training.optimizer, [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if spec.name == "sgd":
         optimizer = torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
     else:
-        optimizer = torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
+        kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+        optimizer = kind(parameters, spec.lr, weight_decay=spec.weight_decay)
+    if spec.schedule is not None or spec.l1:
+        _follow(optimizer, study.training, before)
     global_parameters = [p.detach().clone() for p in parameters]
 
     def after() -> None:
@@ -278,6 +288,29 @@ def _torch_optimizer(model: torch.nn.Module, study: Study) -> tuple[torch.optim.
                 parameter.grad.add_(parameter.detach() - global_parameter, alpha=study.training.proximal)
 
     return optimizer, after
+
+
+def _follow(optimizer: torch.optim.Optimizer, training: Training, before: int) -> None:
+    """Let each step have its rate, and shrink the weights after it as the study's L1 norm asks."""
+    spec, steps = training.optimizer, itertools.count(before)
+
+    def rate(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        step = next(steps)
+        fraction = (
+            1.0 if spec.schedule is None else spec.schedule.fraction(step, training.steps_per_round, training.rounds)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = spec.lr * fraction
+
+    def shrink(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for weights in group["params"]:
+                    weights.copy_(torch.nn.functional.softshrink(weights, group["lr"] * spec.l1))
+
+    optimizer.register_step_pre_hook(rate)
+    if spec.l1:
+        optimizer.register_step_post_hook(shrink)
 
 
 def accumulate(

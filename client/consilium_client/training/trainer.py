@@ -147,10 +147,13 @@ def train(
     if private is not None and clipping_norm is not None and study.training.adaptive_clipping is not None:
         private = replace(private, clipping_norm=clipping_norm)
     steps: PrivateSteps | None = None
+    before = (round - 1) * plan.steps_per_round
     with exact_arithmetic(), Batches(study, records, _within(part, sampler), device, generator, chunking) as batches:
         if private is not None:
-            steps = PrivateSteps(model, study, private, loss, Noise(secret), rows, engine, probe, words, workers)
-        stepper: Stepper = plain_steps(model, study, loss, rows, words) if steps is None else steps
+            steps = PrivateSteps(
+                model, study, private, loss, Noise(secret), rows, engine, probe, words, workers, before
+            )
+        stepper: Stepper = plain_steps(model, study, loss, rows, words, before) if steps is None else steps
         for batch in batches:
             stepper(batch)
             done += 1

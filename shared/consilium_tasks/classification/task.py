@@ -30,6 +30,7 @@ class Classification(Task):
     data = Data
     metrics = (*METRICS, *RICH)
     explained = EXPLAINED
+    focal = True
     part: ClassVar[str]
 
     def check(self, study: Study) -> None:
