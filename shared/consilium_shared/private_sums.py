@@ -124,6 +124,10 @@ def check(study: Study) -> None:
             "privacy.sums takes optimizer: {name: sgd, lr: …} with nothing else and no proximal, for nothing "
             "of a site's comes after its noise; aggregation.optimizer has momentum and Adam",
         ),
+        (
+            training.class_sampling,
+            "privacy.sums takes no class_sampling: its step is as long as everybody's rate makes it",
+        ),
         (training.adaptive_clipping, "privacy.sums takes no adaptive_clipping: all sites have one clipping norm"),
         (rules.weighting != "patients", "privacy.sums takes weighting: patients, each counts the same everywhere"),
         (rules.ring_bits != BITS, f"privacy.sums takes ring_bits: {BITS}"),

@@ -88,6 +88,9 @@ class Training(Strict):
     case: a clipped gradient's norm is measured on what is added."""
     class_weights: tuple[Positive, ...] | None = None
     """Constant loss weight per class. Constants of the study, so each patient's loss stays their own."""
+    class_sampling: Annotated[tuple[Positive, ...] | None, Since(2)] = None
+    """Rates per class, relative to each other, at which patients are drawn; a patient of several has the largest. The
+    largest of all is ``expected_batch`` over the patients; everybody is charged for it, also who is drawn less."""
     focal: Annotated[Annotated[float, Field(ge=1, le=5)] | None, Since(2)] = None
     """Exponent of the focal loss (Lin et al. 2017): a record counts (1 - p)^focal times, p what its class was given."""
     seed: Annotated[int, Field(ge=0, le=SEED_LIMIT)] | None = None
@@ -304,8 +307,9 @@ class Study(Strict):
         if self.training.augment not in ("none", *own.augmentations):
             known = ", ".join(("none", *own.augmentations))
             raise ValueError(f"training.augment: task {self.task} has {known}, not {self.training.augment}")
-        if self.training.focal is not None and not own.focal:
-            raise ValueError("training.focal is for classifiers of one class a record")
+        for key in ("focal", "class_sampling"):
+            if getattr(self.training, key) is not None and not own.one_class:
+                raise ValueError(f"training.{key} is for classifiers of one class a record")
         if self.training.optimizer.name == "adamw" and self.schema_version < 2:
             raise ValueError("training.optimizer.name: adamw came with schema 2")
         own.check(self)

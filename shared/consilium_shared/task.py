@@ -135,7 +135,7 @@ class Task(ABC):
         models: kinds of model by name, beside those that every task has (``kinds``).
         metrics: names that ``evaluation.metrics`` may have.
         augmentations: names that ``training.augment`` may have besides ``none``.
-        focal: whether ``training.focal`` is for it.
+        one_class: whether a record has one class, int64 ``[N]``, as its first target.
         explained: metric to what it says, for people; others stand under their own name.
     """
 
@@ -145,7 +145,7 @@ class Task(ABC):
     models: ClassVar[Mapping[str, ModelKind]]
     metrics: ClassVar[tuple[str, ...]]
     augmentations: ClassVar[tuple[str, ...]] = ()
-    focal: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
     explained: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # -- the contract

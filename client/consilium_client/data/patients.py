@@ -52,7 +52,7 @@ class PatientSampler:
     """Poisson sampling over patients: the sampling that the accountant's event describes.
 
     In every step each patient is included independently with probability ``sampling_rate`` (rounded down to a multiple
-    of 2^-64); of an included patient so many records are drawn as it has, at most ``records_per_patient``, uniformly
+    of 2^-64), or a share of it that is its own; of an included patient so many records are drawn as it has, at most ``records_per_patient``, uniformly
     and without replacement. Iterating yields ``steps`` draws, some of them empty, which must be trained on (with noise
     alone) like any other.
 
@@ -63,10 +63,12 @@ class PatientSampler:
         steps: number of steps.
         seed: 32 bytes; with privacy secret, and used for these steps alone.
         records_per_patient: most records of a patient in a step.
+        shares: float64 ``[patient_count]`` in (0, 1], of the rate at which each patient is included; None: all of it.
+            A patient's is that patient's own, so nobody is included with more than the rate that is charged.
 
     Raises:
-        ValueError: a rate outside (0, 1], a patient number out of range, a patient without a record, or no record
-            wanted.
+        ValueError: a rate or share outside (0, 1], a patient number out of range, a patient without a record, or no
+            record wanted.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class PatientSampler:
         steps: int,
         seed: bytes,
         records_per_patient: int = 1,
+        shares: NDArray[np.float64] | None = None,
     ) -> None:
         if not 0 < sampling_rate <= 1:
             raise ValueError("sampling_rate must lie in (0, 1]")
@@ -84,12 +87,16 @@ class PatientSampler:
             raise ValueError("records_per_patient must be at least 1")
         if len(patients) and not 0 <= patients.min() <= patients.max() < patient_count:
             raise ValueError("a patient number is out of range")
+        if shares is not None and not (shares.shape == (patient_count,) and ((shares > 0) & (shares <= 1)).all()):
+            raise ValueError("each patient has a share in (0, 1]")
         self._records = np.argsort(patients, kind="stable").astype(np.int64)
         self._counts = np.bincount(patients, minlength=patient_count)
         if patient_count and self._counts.min() == 0:
             raise ValueError("a patient has no record")
         self._starts = np.cumsum(self._counts) - self._counts
-        self._rate = sampling_rate
+        own = np.full(patient_count, sampling_rate) if shares is None else sampling_rate * shares
+        self._always = own >= 1
+        self._below = np.array([min(int(rate * 2.0**64), 2**64 - 1) for rate in own.tolist()], dtype=np.uint64)
         self._steps = steps
         self._most = records_per_patient
         self._inclusion, self._choice = KeyStream(seed, "sampling"), KeyStream(seed, "records")
@@ -112,6 +119,4 @@ class PatientSampler:
     def _drawn(self) -> NDArray[np.int64]:
         """Patients drawn for one step."""
         words = self._inclusion.words(len(self._counts))
-        if self._rate == 1:
-            return np.arange(len(self._counts))
-        return np.flatnonzero(words < np.uint64(int(self._rate * 2**64)))
+        return np.flatnonzero(self._always | (words < self._below))

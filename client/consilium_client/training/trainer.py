@@ -136,7 +136,7 @@ def train(
     if private is not None:
         check_independence(study)
     secret = _seed(study, round, attempt, site, seed)
-    sampler = _sampler(study, part, plan, secret)
+    sampler = _sampler(study, records, part, plan, secret)
     generator, words = np.random.default_rng(KeyStream(secret, "augmentation").words(4)), KeyStream(secret, "rows")
     if private is None:
         rows = physical_batch(records)
@@ -227,11 +227,23 @@ def _within(part: Part, draws: PatientSampler) -> Iterator[Draw]:
     return (Draw(part.records[draw.records], draw.owners) for draw in draws)
 
 
-def _sampler(study: Study, records: Part, plan: Plan, seed: bytes) -> PatientSampler:
+def _sampler(study: Study, data: Dataset, records: Part, plan: Plan, seed: bytes) -> PatientSampler:
     """Draws of the round; with privacy exactly as the plan has them."""
     if isinstance(plan, PrivacyPlan):
         rate, most = plan.sampling_rate, plan.records_per_patient
     else:
         rate = min(1.0, study.training.expected_batch / records.patient_count)
         most = study.training.records_per_patient
-    return PatientSampler(records.patients, records.patient_count, rate, plan.steps_per_round, seed, most)
+    shares = _shares(study, data, records)
+    return PatientSampler(records.patients, records.patient_count, rate, plan.steps_per_round, seed, most, shares)
+
+
+def _shares(study: Study, data: Dataset, records: Part) -> npt.NDArray[np.float64] | None:
+    """Share of the sampling rate that each patient's classes ask for: 1 for those of the class with the largest."""
+    rates = study.training.class_sampling
+    if rates is None:
+        return None
+    found = np.zeros(records.patient_count)
+    own = np.asarray(rates, dtype=np.float64) / max(rates)
+    np.maximum.at(found, records.patients, own[data.targets(records.records)[0]])
+    return found

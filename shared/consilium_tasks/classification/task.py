@@ -30,7 +30,7 @@ class Classification(Task):
     data = Data
     metrics = (*METRICS, *RICH)
     explained = EXPLAINED
-    focal = True
+    one_class = True
     part: ClassVar[str]
 
     def check(self, study: Study) -> None:
@@ -39,9 +39,10 @@ class Classification(Task):
         for other in ("image", "series", "features"):
             if (getattr(found, other) is not None) != (other == self.part):
                 raise ValueError(f"task {self.name} takes data.{self.part} and no other of image, series, features")
-        weights = study.training.class_weights
-        if weights is not None and len(weights) != len(found.label.classes):
-            raise ValueError("training.class_weights needs one number for each class")
+        for key in ("class_weights", "class_sampling"):
+            given = getattr(study.training, key)
+            if given is not None and len(given) != len(found.label.classes):
+                raise ValueError(f"training.{key} needs one number for each class")
         later = sorted(set(study.evaluation.metrics) & set(RICH))
         if later and study.schema_version < 2:
             raise ValueError(f"evaluation.metrics: {later[0]} came with schema 2")

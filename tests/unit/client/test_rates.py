@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from consilium_client.agent.estimates import make_plan
 from consilium_client.training import invented
-from consilium_client.training.trainer import check_independence, train
+from consilium_client.training.trainer import _sampler, check_independence, train
 from consilium_shared import study_file, task
 from consilium_shared.learning_rate import Schedule
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.norm_bound import derived_norm_bound
+from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
 CPU, SEED = torch.device("cpu"), bytes(range(32))
@@ -83,6 +85,29 @@ def test_the_focal_loss_is_the_cross_entropy_of_what_the_model_does_not_know_yet
     check_independence(of)
 
 
+@pytest.mark.parametrize("largest", [0.3, 1.0])
+def test_patients_of_each_class_are_drawn_at_their_own_rate_and_nobody_above_the_charged_one(largest: float) -> None:
+    of = study(True, {"class_sampling": [1, 4, 2], "steps_per_round": 400, "rounds": 1})
+    counts = [1 + number % 2 for number in range(90)]
+    data = invented.records(of, counts)
+    part, plan = data.part(held_back=False), make_plan(of, 90)
+    assert isinstance(plan, PrivacyPlan)
+    draws = list(_sampler(of, data, part, replace(plan, sampling_rate=largest), SEED))
+    times = np.zeros(90)
+    for draw in draws:
+        np.add.at(times, np.unique(part.patients[draw.records]), 1)
+    classes = data.targets(np.arange(len(data)))[0]
+    for patient in range(90):
+        expected = largest * max([1, 4, 2][each] for each in classes[data.patients == patient]) / 4
+        assert abs(times[patient] / 400 - expected) < 5 * np.sqrt(0.25 / 400)
+        assert times[patient] == 400 or expected < 1
+
+
+def test_rates_of_classes_change_nothing_of_what_is_charged() -> None:
+    plain, drawn = study(True), study(True, {"class_sampling": [1, 4, 2]})
+    assert make_plan(plain, 60) == make_plan(drawn, 60)
+
+
 def test_bounds_of_the_update_hold_what_l1_moves() -> None:
     assert derived_norm_bound(study(True, l1=1.0)) > derived_norm_bound(study(True))
     assert np.linalg.norm(update(study(True, l1=1.0))) < derived_norm_bound(study(True, l1=1.0))
@@ -96,7 +121,8 @@ def test_what_came_with_schema_2_is_refused_in_a_contract_of_schema_1() -> None:
         Study.model_validate(old)
 
 
-def test_only_classifiers_take_a_focal_loss() -> None:
+def test_only_classifiers_take_a_focal_loss_or_rates_of_classes() -> None:
     contract = study_file.read(task.get("survival").sample).contract
-    with pytest.raises(ValueError, match="focal"):
-        Study.model_validate({**contract, "training": {**contract["training"], "focal": 2.0}})
+    for key, value in {"focal": 2.0, "class_sampling": [1, 2]}.items():
+        with pytest.raises(ValueError, match=key):
+            Study.model_validate({**contract, "training": {**contract["training"], key: value}})
