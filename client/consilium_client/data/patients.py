@@ -52,9 +52,9 @@ class PatientSampler:
     """Poisson sampling over patients: the sampling that the accountant's event describes.
 
     In every step each patient is included independently with probability ``sampling_rate`` (rounded down to a multiple
-    of 2^-64), or a share of it that is its own; of an included patient so many records are drawn as it has, at most ``records_per_patient``, uniformly
-    and without replacement. Iterating yields ``steps`` draws, some of them empty, which must be trained on (with noise
-    alone) like any other.
+    of 2^-64), or a share of it that is its own; of an included patient so many records are drawn as it has, at most
+    ``records_per_patient``, uniformly and without replacement. Iterating yields ``steps`` draws, some of them empty,
+    which must be trained on (with noise alone) like any other.
 
     Args:
         patients: int64 ``[N]``, the patient number of each record.
