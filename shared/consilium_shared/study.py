@@ -49,7 +49,7 @@ class LocalOptimizer(Strict):
     lr: Annotated[float, Field(gt=0, le=1000)]
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of sgd and adam added to the gradient; of adamw taken off the weights (Loshchilov & Hutter 2019)."""
+    """Decay of the weights: of sgd and adam in the gradient, of adamw beside it (Loshchilov & Hutter 2019)."""
     l1: Annotated[float, Field(ge=0, le=1000), Since(2)] = 0.0
     """Weight of the L1 norm: after each step every weight goes ``lr`` times this much towards 0, and not beyond. It
     comes after the noise and reads no patient's data."""
