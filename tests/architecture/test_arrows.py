@@ -108,6 +108,8 @@ def test_no_file_has_a_second_purpose(package: str, file: Path) -> None:
     assert file.stem not in {"utils", "helpers", "common", "misc", "base", "manager"}
 
 
+BY_PEOPLE = {"consilium_shared/graphs/weights.py": ("torch.load", "weights_only=True")}
+"""A file, a call, and the argument without which it is forbidden there too: what a person runs on a chosen file."""
 FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "marshal.loads", "yaml.unsafe_load"}
 
 
@@ -115,7 +117,22 @@ FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", 
 def test_nothing_runs_code_from_data(package: str, file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
+            call, asked = BY_PEOPLE.get(place(package, file), ("", ""))
+            if ast.unparse(node.func) == call and asked in map(ast.unparse, node.keywords):
+                continue
             assert ast.unparse(node.func) not in FORBIDDEN_CALLS, f"{place(package, file)}:{node.lineno}"
+
+
+@pytest.mark.parametrize(("package", "file"), [each for each in FILES if each[0] in ("consilium_client", "dpsgd")])
+def test_no_site_reaches_what_runs_a_persons_own_code(package: str, file: Path) -> None:
+    own = {
+        "consilium_shared.graphs.from_torch",
+        "consilium_shared.graphs.weights",
+        "consilium_shared.graphs.conversion",
+    }
+    named = {f"{node.module}.{each.name}" for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+             if isinstance(node, ast.ImportFrom) for each in node.names}  # fmt: skip
+    assert not own & (named | set(imports(file)))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "transport": {TOP},
         "privacy": {TOP},
         "models": {TOP},
-        "graphs": {TOP},
+        "graphs": {TOP, "models"},
         "preparation": {TOP, "models"},
         "ledger": {TOP, "privacy"},
         "secagg": {TOP},

@@ -6,6 +6,7 @@ graph is evaluated: a layer is one of a closed list, with numbers within bounds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, NamedTuple
@@ -184,17 +185,40 @@ class Graph(Strict):
         """Rows for people: name, layer with the options that are not the usual ones and what it takes, shape that comes
         out, parameters."""
         for each in self.sized:
-            options = {
-                key: value
-                for key, value in each.node.model_dump(mode="json", exclude={"name", "of", "layer"}).items()
-                if value != type(each.node).model_fields[key].default and set(_list(value)) != {_USUAL.get(key)}
-            }
-            told = ", ".join(f"{key} {_value(value)}" for key, value in options.items())
+            told = ", ".join(f"{key} {_value(value)}" for key, value in _options(each.node).items())
             layer = _layer(each.node) + (f" ({told})" if told else "")
             yield each.node.name, f"{layer} of {', '.join(each.node.of)}", said(each.shape), each.parameters
 
+    def text(self) -> str:
+        """YAML for people: a line for each node, without the options that are the usual ones."""
+        lines = [f"format: {self.format}", "inputs:"]
+        lines += [f"  {json.dumps(name)}: {list(shape)}" for name, shape in self.inputs.items()]
+        lines.append("nodes:")
+        for node in self.nodes:
+            of = node.of[0] if len(node.of) == 1 else f"[{', '.join(node.of)}]"
+            told = (f", {key}: {json.dumps(_one(key, value))}" for key, value in _options(node).items())
+            options = "".join(told)
+            lines.append(f"  - {{name: {node.name}, layer: {_layer(node)}, of: {of}{options}}}")
+        return "\n".join(lines) + "\n"
 
+
+_WINDOW = ("kernel", "stride", "padding", "dilation", "output_padding")
 _USUAL = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+
+
+def _options(node: Node) -> dict[str, object]:
+    """Options that are not the usual ones."""
+    return {
+        key: value
+        for key, value in node.model_dump(mode="json", exclude={"name", "of", "layer"}).items()
+        if value != type(node).model_fields[key].default and set(_list(value)) != {_USUAL.get(key)}
+    }
+
+
+def _one(key: str, value: object) -> object:
+    """One number for equal ones of all dimensions."""
+    same = key in _WINDOW and isinstance(value, list) and len(set(value)) == 1
+    return value[0] if same and isinstance(value, list) else value
 
 
 def _layer(node: Node) -> str:
