@@ -50,7 +50,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, name: str)
     ):
         save(tmp_path / name)
         with pytest.raises(ConfigurationError, match="holds more or other than weights"):
-            read(file)
+            read(tmp_path / name)
     assert not Path("/tmp/consilium-was-here").exists()
 
 
