@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check docs doctor bench-round bench-large bench-secagg bench-dp bench-predict bench-step clean
+.PHONY: help demo test quick test-long check docs doctor bench-round bench-large bench-secagg bench-dp bench-data bench-predict bench-step clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -63,6 +63,9 @@ bench-dp: $(READY)       ## what private training costs, beside plain training a
 
 bench-step: $(READY)     ## what a study's private step takes, on one core and on all, beside a plain one
 	PYTHONPATH=. $(BIN)/python tests/bench/study_step.py
+
+bench-data: $(READY)     ## what preparing an image archive costs: time and memory, with the store and without
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/bench/preparation.py
 
 bench-predict: $(READY)   ## what the prediction service takes, beside plain onnxruntime
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/bench/prediction.py

@@ -26,11 +26,13 @@ class Made:
         rows: the usable sources' records, in their order: in the store, or arrays ``[N, …]``.
         usable: bool ``[sources]``.
         reasons: number of a source -> why it has no record.
+        remarks: number of a source -> what looks odd about its record.
     """
 
     rows: StoredRows | tuple[NDArray[Any], ...]
     usable: NDArray[np.bool_]
     reasons: dict[int, str]
+    remarks: dict[int, str]
 
     def dataset(
         self,
@@ -68,16 +70,20 @@ def make_all(
         from consilium_client.prepared.records import prepare
 
         found = prepare(store, recipe, sources, there, on_progress)
-        return Made(found.rows, found.usable, found.reasons)
+        return Made(found.rows, found.usable, found.reasons, found.remarks)
     check_size(len(sources), recipe.record_bytes // 4)
     arrays = tuple(np.zeros((len(sources), *field.shape), dtype=field.dtype) for field in recipe.fields)
     usable, reasons, count = np.zeros(len(sources), dtype=bool), dict[int, str](), 0
+    remarks: dict[int, str] = {}
     for number, source in enumerate(sources):
         try:
-            for array, made in zip(arrays, recipe.make(source), strict=True):
-                array[count] = made
+            made = recipe.make(source)
+            for array, part in zip(arrays, made, strict=True):
+                array[count] = part
             usable[number], count = True, count + 1
+            if remark := recipe.remark(made):
+                remarks[number] = remark
         except Unusable as error:
             reasons[number] = str(error)
         on_progress(number + 1)
-    return Made(tuple(array[:count] for array in arrays), usable, reasons)
+    return Made(tuple(array[:count] for array in arrays), usable, reasons, remarks)

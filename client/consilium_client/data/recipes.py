@@ -24,6 +24,13 @@ DECODERS = (
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
     "pylibjpeg-rle",
+    "pyjpegls",
+    "python-gdcm",
+    "openjphpy",
+    "imagecodecs",
+    "pillow",
+    "nibabel",
+    "highdicom",
 )
 """Libraries whose release decides on the bits of a decoded picture."""
 

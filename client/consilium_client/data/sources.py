@@ -62,6 +62,8 @@ def gather(
     made = make_all(ImageRecipe.of(image), [source for source, _ in sources], asset.files, store, on_progress)
     for number in sorted(made.reasons):
         report.set_aside.add(made.reasons[number], where=where(sources[number][0].paths[0], asset.folder))
+    for number in sorted(made.remarks):
+        report.notes.add(made.remarks[number], where=where(sources[number][0].paths[0], asset.folder))
     if not made.usable.any():
         raise NothingUsable(nothing, report)
     positions = np.array([row for _, row in sources], dtype=np.int64)[made.usable]

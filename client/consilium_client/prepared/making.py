@@ -24,6 +24,19 @@ class Failed:
     lasting: bool = True
 
 
+@dataclass(frozen=True)
+class Record:
+    """A record that was made.
+
+    Attributes:
+        content: its bytes.
+        remark: what looks odd about it (``Recipe.remark``).
+    """
+
+    content: bytes
+    remark: str = ""
+
+
 def files_of(source: Source) -> tuple[File, ...] | None:
     """The source's files as they were read; None where one cannot be."""
     try:
@@ -32,8 +45,8 @@ def files_of(source: Source) -> tuple[File, ...] | None:
         return None
 
 
-def make(recipe: Recipe, source: Source, files: tuple[File, ...] | None) -> bytes | Failed:
-    """The record's bytes, or why there is none.
+def make(recipe: Recipe, source: Source, files: tuple[File, ...] | None) -> Record | Failed:
+    """The record, or why there is none.
 
     Args:
         recipe: the preparation.
@@ -41,7 +54,8 @@ def make(recipe: Recipe, source: Source, files: tuple[File, ...] | None) -> byte
         files: as they were read before; one that is another by now is set aside.
     """
     try:
-        record = packed(recipe.make(source), recipe.fields)
+        arrays = recipe.make(source)
+        record = Record(packed(arrays, recipe.fields), recipe.remark(arrays))
     except Unusable as error:
         return Failed(str(error), files is not None and _same(source, files))
     return record if files is not None and _same(source, files) else Failed(CHANGED, lasting=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from consilium_client.prepared.catalogue import File, Stamp
-from consilium_client.prepared.making import Failed, files_of, make
+from consilium_client.prepared.making import Failed, Record, files_of, make
 from consilium_client.prepared.recipe import Recipe, Source
 from consilium_shared.errors import DataError
 
@@ -27,14 +27,14 @@ MODULE = "consilium_client.data.preparing"
 SECONDS = 600.0
 """A source that takes longer is set aside."""
 FRAME_BYTES = 2**24
-FEW = 32
-"""Sources for which one more process would cost more time than it saves."""
+FEW = 64
+"""So many sources are made here; of more, each process begins with as many: starting one takes a second."""
 CRASHED = "the decoder crashed on it, or took more memory than there was"
 ENDLESS = f"the decoder took longer than {SECONDS / 60:.0f} minutes"
 
 Wanted = Callable[[int, tuple[File, ...]], bool]
 """Told a source's number and its files: whether a record is to be made of it."""
-Done = Callable[[int, "bytes | Failed | None"], None]
+Done = Callable[[int, "Record | Failed | None"], None]
 """Told a source's number and its record, why there is none, or None where none was wanted."""
 
 
@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, sources: list[Source], wanted: Wanted, done: Done, p
         DataError: the processes do not start.
     """
     count = min(processes, -(-len(sources) // FEW))
-    if count <= 1:
+    if len(sources) <= FEW:
         for number, source in enumerate(sources):
             files = files_of(source)
             skip = files is not None and not wanted(number, files)
@@ -129,7 +129,7 @@ class _Preparer:
         self._end()
 
     def work(self, number: int, source: Source, wanted: Wanted, done: Done, lock: threading.Lock) -> None:
-        outcome: bytes | Failed | None
+        outcome: Record | Failed | None
         try:
             process = self._running()
             send(_pipe(process.stdin), {"paths": [str(path) for path in source.paths], "detail": source.detail})
@@ -147,11 +147,12 @@ class _Preparer:
         with lock:
             done(number, outcome)
 
-    def _outcome(self, process: subprocess.Popen[bytes]) -> bytes | Failed:
+    def _outcome(self, process: subprocess.Popen[bytes]) -> Record | Failed:
         answer = self._frame(process)
-        if answer is None:
-            return _exactly(_pipe(process.stdout), self._recipe.record_bytes, SECONDS)
-        return Failed(str(answer["reason"]), bool(answer["lasting"]))
+        if "reason" in answer:
+            return Failed(str(answer["reason"]), bool(answer["lasting"]))
+        content = _exactly(_pipe(process.stdout), self._recipe.record_bytes, SECONDS)
+        return Record(content, str(answer["remark"]))
 
     def _frame(self, process: subprocess.Popen[bytes]) -> Any:
         return receive(_pipe(process.stdout), SECONDS)
@@ -199,8 +200,8 @@ def serve(recipe_of: Callable[[str, dict[str, Any]], Recipe], questions: IO[byte
                 if isinstance(made, Failed):
                     send(answers, {"reason": made.reason, "lasting": made.lasting})
                 else:
-                    send(answers, None)
-                    _write(answers, made)
+                    send(answers, {"remark": made.remark})
+                    _write(answers, made.content)
     except (EOFError, BrokenPipeError):
         return
 

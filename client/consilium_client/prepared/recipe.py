@@ -63,6 +63,10 @@ class Recipe(ABC):
     def make(self, source: Source) -> tuple[NDArray[Any], ...]:
         """The arrays of a record, as ``fields`` has them; raises Unusable with the reason."""
 
+    def remark(self, arrays: tuple[NDArray[Any], ...]) -> str:
+        """Remark on a record that is used and looks odd, a fixed sentence; kept with it. Empty for most."""
+        return ""
+
     @property
     def record_bytes(self) -> int:
         """Bytes of a record."""

@@ -19,7 +19,7 @@ from consilium_client.prepared import processes
 from consilium_client.prepared.catalogue import Catalogue, File
 from consilium_client.prepared.leftovers import remove_dead
 from consilium_client.prepared.machine import memory_bytes
-from consilium_client.prepared.making import Failed
+from consilium_client.prepared.making import Failed, Record
 from consilium_client.prepared.pack import DamagedPack, Pack, write_pack
 from consilium_client.prepared.recipe import Recipe, Source
 from consilium_client.prepared.rows import StoredRows
@@ -47,11 +47,13 @@ class Prepared:
         rows: those that could be made, in the order of the sources.
         usable: bool ``[sources]``, which those are.
         reasons: number of a source -> why it has none.
+        remarks: number of a source -> what looks odd about its record.
     """
 
     rows: StoredRows
     usable: NDArray[np.bool_]
     reasons: dict[int, str]
+    remarks: dict[int, str]
 
 
 def prepare(
@@ -92,6 +94,7 @@ class _Preparation:
         self._catalogue = Catalogue(folder.catalogue, folder.key)
         self._packs: list[Pack] = []
         self._index: dict[Origin, tuple[int, int] | str] = {}
+        self._remarks: dict[Origin, str] = {}
         for file in sorted(self._path.glob(f"*{PACK}")):
             try:
                 self._open(file)
@@ -118,7 +121,7 @@ class _Preparation:
             under_way.add(origin)
             return fresh
 
-        def done(place: int, outcome: bytes | Failed | None) -> None:
+        def done(place: int, outcome: Record | Failed | None) -> None:
             nonlocal finished
             number = unknown[place]
             origin = origins[number]
@@ -145,7 +148,7 @@ class _Preparation:
         return None if None in files else _origin(source, [file for file in files if file is not None])
 
     def _found(self, origins: Sequence[Origin | None], failed: dict[int, str]) -> Prepared:
-        usable, reasons = np.zeros(len(origins), dtype=bool), dict(failed)
+        usable, reasons, remarks = np.zeros(len(origins), dtype=bool), dict(failed), dict[int, str]()
         pack, slot = np.zeros(len(origins), dtype=np.int32), np.zeros(len(origins), dtype=np.int32)
         for number, origin in enumerate(origins):
             found = None if origin is None or number in failed else self._index.get(origin)
@@ -153,10 +156,12 @@ class _Preparation:
                 reasons[number] = found
             elif found is not None:
                 usable[number], (pack[number], slot[number]) = True, found
+                if origin in self._remarks:
+                    remarks[number] = self._remarks[origin]
             elif number not in reasons:  # another source of the same content failed, this time
                 reasons[number] = "not readable"
         rows = StoredRows(self._packs, pack[usable], slot[usable], self._recipe.fields)
-        return Prepared(rows, usable, reasons)
+        return Prepared(rows, usable, reasons, remarks)
 
     def _check_room(self, count: int) -> None:
         need, free = count * self._recipe.record_bytes, shutil.disk_usage(self._path).free
@@ -169,17 +174,18 @@ class _Preparation:
     def _open(self, file: Path) -> None:
         _allow_files(len(self._packs))
         pack = Pack(file, self._folder.key, self._about)
-        records, reasons = _parsed(pack)
+        records, reasons, remarks = _parsed(pack)
         number = len(self._packs)
         self._packs.append(pack)
         self._index.update({origin: (number, slot) for slot, origin in enumerate(records)})
         self._index.update(reasons)
+        self._remarks.update(remarks)
 
-    def write(self, records: NDArray[np.uint8], origins: Sequence[Origin], reasons: dict[Origin, str]) -> None:
+    def write(self, records: NDArray[np.uint8], origins: dict[Origin, str], reasons: dict[Origin, str]) -> None:
         """Write a pack and take it into use."""
         file = self._path / f"{secrets.token_hex(16)}{PACK}"
         index = {
-            "records": [[list(origin.sha256), origin.detail] for origin in origins],
+            "records": [[list(origin.sha256), origin.detail, remark] for origin, remark in origins.items()],
             "unusable": [[list(origin.sha256), origin.detail, reason] for origin, reason in reasons.items()],
         }
         write_pack(file, self._folder.key, self._about, json.dumps(index).encode(), records)
@@ -194,7 +200,7 @@ class _Preparation:
         if not again:
             return
         kept = [pack for pack in self._packs if pack not in again]
-        self._packs, self._index = [], {}
+        self._packs, self._index, self._remarks = [], {}, {}
         for pack in kept:
             self._open(pack.path)
         writer = _Writer(self)
@@ -218,13 +224,13 @@ class _Writer:
         self._to, self._size = preparation, preparation._recipe.record_bytes
         self._most = max(1, PACK_BYTES // max(1, self._size))
         self._rows = np.empty((self._most, self._size), dtype=np.uint8)  # no memory until it is written to
-        self._origins: list[Origin] = []
+        self._origins: dict[Origin, str] = {}
         self._reasons: dict[Origin, str] = {}
         self.held: set[Origin] = set()
 
-    def add(self, origin: Origin, record: bytes) -> None:
-        self._rows[len(self._origins)] = np.frombuffer(record, dtype=np.uint8)
-        self._origins.append(origin)
+    def add(self, origin: Origin, record: Record) -> None:
+        self._rows[len(self._origins)] = np.frombuffer(record.content, dtype=np.uint8)
+        self._origins[origin] = record.remark
         self.held.add(origin)
         if len(self._origins) >= self._most:
             self.flush()
@@ -236,39 +242,41 @@ class _Writer:
     def flush(self) -> None:
         if self.held:
             self._to.write(self._rows[: len(self._origins)], self._origins, self._reasons)
-        self._origins, self._reasons, self.held = [], {}, set()
+        self._origins, self._reasons, self.held = {}, {}, set()
 
 
 def _origin(source: Source, files: Iterable[File]) -> Origin:
     return Origin(tuple(file.sha256 for file in files), source.detail)
 
 
-def _parsed(pack: Pack) -> tuple[list[Origin], dict[Origin, str]]:
+def _parsed(pack: Pack) -> tuple[list[Origin], dict[Origin, str], dict[Origin, str]]:
+    """Origins of the records, the reasons why others have none, and the remarks."""
     try:
         index = json.loads(pack.index)
-        records = [Origin(tuple(sha256), detail) for sha256, detail in index["records"]]
+        records = [Origin(tuple(sha256), detail) for sha256, detail, _ in index["records"]]
+        remarks = {Origin(tuple(sha256), detail): str(text) for sha256, detail, text in index["records"] if text}
         reasons = {Origin(tuple(sha256), detail): str(reason) for sha256, detail, reason in index["unusable"]}
     except (ValueError, KeyError, TypeError):
         raise DamagedPack(pack.path) from None
     if len(records) != len(pack):
         raise DamagedPack(pack.path)
-    return records, reasons
+    return records, reasons, remarks
 
 
 def _all_live(pack: Pack, live: Collection[str]) -> bool:
-    records, reasons = _parsed(pack)
+    records, reasons, _ = _parsed(pack)
     return all(sha256 in live for origin in (*records, *reasons) for sha256 in origin.sha256)
 
 
-def _live(pack: Pack, live: Collection[str], size: int) -> Iterator[tuple[Origin, bytes | str]]:
+def _live(pack: Pack, live: Collection[str], size: int) -> Iterator[tuple[Origin, Record | str]]:
     """Records, and reasons why there is none, of content that the asset still has; a damaged record is none."""
-    records, reasons = _parsed(pack)
+    records, reasons, remarks = _parsed(pack)
     for slot, origin in enumerate(records):
         if all(sha256 in live for sha256 in origin.sha256):
             row = np.empty((1, size), dtype=np.uint8)
             with suppress(DamagedPack):
                 pack.read(np.array([slot]), row, np.array([0]))
-                yield origin, row.tobytes()
+                yield origin, Record(row.tobytes(), remarks.get(origin, ""))
     for origin, reason in reasons.items():
         if all(sha256 in live for sha256 in origin.sha256):
             yield origin, reason

@@ -85,6 +85,10 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         assert (mine.counts, mine.first) == (theirs.counts, theirs.first)
 
 
+def dark(self: recipes.ImageRecipe, arrays: tuple[np.ndarray, ...]) -> str:
+    return "dark" if arrays[0].mean() < 0.4 else ""
+
+
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("decoded again")
@@ -142,6 +146,16 @@ def test_nothing_is_decoded_again_at_the_next_start_or_for_another_study(
     assert_same(first, data.load(asset, study(), None, folder))
     other = data.load(asset, study("another"), None, folder)
     np.testing.assert_array_equal(inputs(first), inputs(other))
+
+
+def test_remarks_on_records_are_kept_with_them(
+    asset: DicomAsset, folder: AssetFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes.ImageRecipe, "remark", dark)
+    plain = data.load(asset, study())
+    assert 0 < plain.report.notes.counts["dark"] < PATIENTS - 1
+    for _ in range(2):  # made, then found
+        assert_same(plain, data.load(asset, study(), None, folder))
 
 
 def test_a_file_that_was_moved_is_not_decoded_again(
