@@ -325,4 +325,5 @@ def test_a_file_that_ends_the_decoder_is_set_aside_and_the_others_are_prepared(
     assert len(found) == PATIENTS - 2
     assert found.report.set_aside.counts[processes.CRASHED] == 1
     assert found.report.set_aside.first[processes.CRASHED] == "p7.dcm"
+    monkeypatch.setattr(processes, "FEW", 64)
     assert len(data.load(asset, study(), None, folder)) == PATIENTS - 1, "it is tried again"
