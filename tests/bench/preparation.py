@@ -54,8 +54,10 @@ def main() -> None:
             count = max(1, count // 20) if given.quick else count
             here = root / f"{side}"
             write(here, count, side)
-            for processes in (0, 1, len(os.sched_getaffinity(0))):
-                store = str(here / f"store-{processes}") if processes else None
+            cores = len(os.sched_getaffinity(0))
+            run(f"{title}: {count}", here, size, None, 0, "every")
+            for processes in {1, cores}:
+                store = str(here / f"store-{processes}")
                 for start in ("first", "next"):
                     run(f"{title}: {count}", here, size, store, processes, start)
         slope(root, given.quick)
