@@ -1,11 +1,12 @@
 """Preparing an image archive: in memory at each start, into the prepared store, and out of it.
 
-    python tests/bench/preparation.py [--quick] [--archive 100000] [--folder FOLDER]
+    python tests/bench/preparation.py [--quick] [--archive 100000] [--samples 30000000] [--folder FOLDER]
 
 Prints lines of JSON. Each is one fresh process that loads an asset of generated files and trains a private round: wall
 and processor seconds (its own, and those of the processes that it started), and the most memory that it held, above
 what its imports take. ``--archive N``: one archive of so many images at 224 × 224, which take 19.6 GiB a 100,000 on the
-disk, with a bound on the agent's memory of 2 GiB; the others are the table of docs/results/preparation.md.
+disk, with a bound on the agent's memory of 2 GiB; ``--samples N``: Parquet tables of a tenth of N rows and of N, of the
+same 2,000 patients; the others are the table of docs/results/preparation.md.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a twentieth of the files")
     parser.add_argument("--archive", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary one by default")
+    parser.add_argument("--samples", type=int, default=0)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -47,6 +49,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="prep", dir=given.folder) as name:
         root = Path(name)
+        if given.samples:
+            for rows in (given.samples // 10, given.samples):
+                write_samples(root / f"{rows}", rows)
+                run(f"{rows} samples of 2,000 patients", root / f"{rows}", 0, None, 0, "every")
+            return
         if given.archive:
             archive(root, given.archive)
             return
@@ -105,6 +112,29 @@ def write(folder: Path, count: int, side: int) -> None:
     labels(folder, count)
 
 
+def write_samples(folder: Path, rows: int) -> None:
+    """A long table of samples, of 20 variables of which the study knows 5, a quarter of them of other patients."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    draw, size = np.random.default_rng(rows), 10**6
+    people = pa.array([f"p{number:06}" for number in range(2667)])
+    names = pa.array([f"v{number}" for number in range(20)])
+    columns = {"patient": pa.string(), "time": pa.float64(), "variable": pa.string(), "value": pa.float64()}
+    with pq.ParquetWriter(folder / "samples.parquet", pa.schema(columns)) as file:
+        for start in range(0, rows, size):
+            count = min(size, rows - start)
+            batch = {
+                "patient": people.take(pa.array(draw.integers(0, len(people), count))),
+                "time": draw.uniform(0, 2880, count),
+                "variable": names.take(pa.array(draw.integers(0, len(names), count))),
+                "value": draw.normal(size=count),
+            }
+            file.write_table(pa.table(batch))
+    labels(folder, 2000 * PATIENTS_OF)
+
+
 def labels(folder: Path, count: int) -> None:
     """The label table of the first so many images; others are set aside."""
     lines = ["patient,finding"]
@@ -141,6 +171,9 @@ def measure(folder: str, size: int, store: str | None, processes: int) -> None:
     from consilium_shared.models.vector import pack, to_vector
     from consilium_shared.privacy.plan import plan_of
 
+    if not size:
+        measure_samples(Path(folder))
+        return
     contract = studies.study(
         "small-cnn",
         {
@@ -183,6 +216,28 @@ def measure(folder: str, size: int, store: str | None, processes: int) -> None:
         "batch_of_64_ms": round(1000 * taken, 2),
         "train_s": private and round(private, 2),
         "whole_mib": round(status("VmHWM"), 1),
+    }
+    print(json.dumps(result))
+
+
+def measure_samples(folder: Path) -> None:
+    """Load a table of samples."""
+    from consilium_client import data
+    from consilium_client.data import timeseries  # noqa: F401
+    from consilium_client.data.asset import TimeseriesAsset
+
+    series = {"variables": [{"name": f"v{number}"} for number in range(5)], "bins": 48, "step_minutes": 60}
+    label = {"column": "finding", "classes": ["normal", "pneumonia"]}
+    contract = studies.study("gru", {"asset": "icu", "label": label, "series": series}, name="bench")
+    asset = TimeseriesAsset(kind="timeseries", series=folder / "samples.parquet", table=folder / "labels.csv")
+    before, began, cpu = status("VmRSS"), time.monotonic(), time.process_time()
+    found = data.load(asset, contract)
+    result = {
+        "records": len(found),
+        "wall": round(time.monotonic() - began, 2),
+        "cpu": round(time.process_time() - cpu, 2),
+        "mib": round(status("VmHWM") - before, 1),
+        "prepared_mib": round(len(found) * 48 * 15 * 4 / 2**20, 1),
     }
     print(json.dumps(result))
 

@@ -9,6 +9,8 @@ from consilium_shared.errors import DataError
 
 TABLE_BYTES = 16 * 2**30
 """Text of a table, or what a Parquet file's columns take once unpacked."""
+BATCH_BYTES = 2**30
+"""Text of one batch of a table that is read in batches."""
 TABLE_ROWS = 500_000_000
 TABLE_COLUMNS = 10_000
 ROW_BYTES = 64 * 2**20

@@ -26,6 +26,8 @@ from consilium_shared.errors import DataError
 MOST_NAMES = 20
 """Largest number of a table's column names that an error lists."""
 
+BLOCK_BYTES = 2**20
+"""Least text of a block, beside two rows that are longer than all others."""
 _EXACT = 2**53
 
 MISSING = ("", "?")
@@ -57,10 +59,10 @@ def read_columns(
     """
     wanted = list(dict.fromkeys([*text, *numbers]))
     numbers = [name for name in numbers if name not in text]
-    if _is_parquet(path):
+    if is_parquet(path):
         table = _parquet(path, wanted)
         index: pd.Index = pd.RangeIndex(1, table.num_rows + 1)
-    elif _is_workbook(path):
+    elif is_workbook(path):
         sheet = workbook.read_sheet(path, dialect.sheet, lambda names: require(path, wanted, names), wanted)
         for name in text:
             sheet[name] = as_text(sheet[name])
@@ -73,11 +75,24 @@ def read_columns(
         table = _csv(lines, wanted, numbers)
         index = lines.index()
         if notes is not None:
-            first = f"{path.name}, line {lines.first_quoted}"
-            notes.add(f"{path.name}: line inside a quoted field, no row of its own", lines.quoted, first)
+            note_quoted(lines, notes)
+    frame = frame_of(table, text)
+    frame.index = index
+    return frame
+
+
+def note_quoted(lines: Lines, notes: SetAside) -> None:
+    """Counts the lines that stand inside quoted fields."""
+    name = lines.path.name
+    notes.add(
+        f"{name}: line inside a quoted field, no row of its own", lines.quoted, f"{name}, line {lines.first_quoted}"
+    )
+
+
+def frame_of(table: pa.Table, text: Collection[str]) -> pd.DataFrame:
+    """A table's rows as a frame, the columns ``text`` as text."""
     # Whole numbers beside a missing one stay whole: float64 would make two identifiers beyond 2^53 one.
     frame = pd.DataFrame(table.to_pandas(integer_object_nulls=True))
-    frame.index = index
     for name in text:
         frame[name] = as_text(frame[name])
     return frame
@@ -85,7 +100,7 @@ def read_columns(
 
 def place(path: Path, index: pd.Index) -> str:
     """Places of rows as a person finds them: line numbers of a CSV file, row numbers of a Parquet file."""
-    unit = "row" if _is_parquet(path) or _is_workbook(path) else "line"
+    unit = "row" if is_parquet(path) or is_workbook(path) else "line"
     shown = [str(number) for number in list(index)[:PLACES]]
     return (
         f"{path.name}, {unit}{'s' if len(shown) > 1 else ''} {', '.join(shown)}{', …' if len(index) > PLACES else ''}"
@@ -139,9 +154,9 @@ def header(path: Path, dialect: Dialect = PLAIN) -> list[str]:
     Raises:
         DataError: no such file, no regular one, not readable by this account, or no table.
     """
-    if _is_workbook(path):
+    if is_workbook(path):
         return workbook.read_header(path, dialect.sheet)
-    if not _is_parquet(path):
+    if not is_parquet(path):
         return read_names(path, dialect)
     with _opened_parquet(path) as file:
         return list(file.schema_arrow.names)
@@ -170,14 +185,16 @@ def require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
     raise DataError(f"{what}{hint}. Where this site's name is another, say so under columns: of the asset in site.yaml")
 
 
-def _is_parquet(path: Path) -> bool:
+def is_parquet(path: Path) -> bool:
+    """True for a Parquet file by its name; raises DataError for the name of no table."""
     name = path.name.lower()
     if not name.endswith((".csv", ".csv.gz", ".parquet", *workbook.SUFFIXES)):
         raise DataError(f"{path}: expected a .csv, .csv.gz, .parquet or .xlsx file")
     return name.endswith(".parquet")
 
 
-def _is_workbook(path: Path) -> bool:
+def is_workbook(path: Path) -> bool:
+    """True for a workbook by its name."""
     return path.name.lower().endswith(workbook.SUFFIXES)
 
 
@@ -195,8 +212,8 @@ def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
-    """The wanted columns of a Parquet file, one value a row; repeated text is measured before it is unpacked."""
+def check_parquet(path: Path, wanted: Sequence[str]) -> int:
+    """Number of rows of a Parquet file; raises DataError where it lacks a column, or holds more than ``bounds``."""
     with _opened_parquet(path) as file:
         schema = file.schema_arrow
         require(path, wanted, schema.names)
@@ -217,35 +234,45 @@ def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
             > bounds.TABLE_BYTES
         ):
             raise DataError(f"{path}: its columns take more than {bounds.TABLE_BYTES >> 20} MiB once unpacked")
-    words = [name for name in wanted if _is_text(schema.field(name).type)]
-    with pq.ParquetFile(path, read_dictionary=words) as file, _complaining(path):
+    return int(rows)
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
+    """The wanted columns of a Parquet file, one value a row; repeated text is measured before it is unpacked."""
+    rows = check_parquet(path, wanted)
+    with _opened_parquet(path) as file:
+        schema = file.schema_arrow
+    words = [name for name in wanted if is_text(schema.field(name).type)]
+    with pq.ParquetFile(path, read_dictionary=words) as file, complaining(path):
         size = rows * 8 * len(wanted)
         columns: dict[str, pa.ChunkedArray] = {}
         for name in wanted:
             column = file.read(columns=[name]).column(name)
-            size += _text_bytes(column)
+            size += text_bytes(column)
             if size > bounds.TABLE_BYTES:
                 raise DataError(f"{path}: its columns take more than {bounds.TABLE_BYTES >> 20} MiB once unpacked")
             columns[name] = column.cast(schema.field(name).type) if pa.types.is_dictionary(column.type) else column
         return pa.table(columns)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """True for a column of text or bytes."""
     return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
-def _text_bytes(column: pa.ChunkedArray) -> int:
+def text_bytes(column: pa.ChunkedArray) -> int:
     """Bytes that a column's text takes when every row has its own."""
     total = 0
     for chunk in column.chunks:
-        if pa.types.is_dictionary(chunk.type) and _is_text(chunk.type.value_type):
+        if pa.types.is_dictionary(chunk.type) and is_text(chunk.type.value_type):
             lengths = pc.binary_length(chunk.dictionary)
             total += pc.sum(pc.cast(lengths.take(chunk.indices), pa.int64())).as_py() or 0
     return total
 
 
 @contextmanager
-def _complaining(path: Path) -> Iterator[None]:
+def complaining(path: Path) -> Iterator[None]:
+    """Context in which Arrow's errors become errors of the file."""
     try:
         yield
     except pa.ArrowException:
@@ -256,41 +283,58 @@ def _complaining(path: Path) -> Iterator[None]:
 
 def _csv(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
     """The wanted columns of a CSV file, whose rows must all have as many fields as its header."""
-    # A row must fit into a block; with threads a parser's error does not say which row.
-    reading = pacsv.ReadOptions(use_threads=False, block_size=2 * lines.longest + 2**20)
-    packing, dialect = "gzip" if lines.path.name.lower().endswith(".gz") else None, lines.dialect
-    parsing = pacsv.ParseOptions(newlines_in_values=True, delimiter=dialect.delimiter)
 
-    def convert(types: dict[str, pa.DataType]) -> pa.Table:
-        options = pacsv.ConvertOptions(
-            include_columns=list(wanted),
-            column_types=types,
-            null_values=list(MISSING),
-            strings_can_be_null=True,
-            decimal_point=dialect.decimal,
-        )
-        if dialect.encoding == "utf-8":
-            with pa.input_stream(str(lines.path), compression=packing) as stream:
-                return pacsv.read_csv(stream, reading, parsing, options)
-        with opened(lines.path, dialect) as recoded:
-            return pacsv.read_csv(pa.PythonFile(recoded, mode="r"), reading, parsing, options)
+    def read(numbers: Sequence[str]) -> pa.Table:
+        return pa.Table.from_batches(csv_blocks(lines, wanted, numbers), _csv_schema(wanted, numbers))
 
-    try:
+    with complaining_csv(lines):
         try:
-            table = convert({name: pa.float64() if name in numbers else pa.string() for name in wanted})
+            table = read(numbers)
         except pa.ArrowInvalid as error:
             if "to double" not in str(error):
                 raise
-            table = convert(dict.fromkeys(wanted, pa.string()))  # a word among the numbers: the caller sorts them out
-    except pa.ArrowException as error:
-        raise DataError(_complaint(lines, error)) from None
-    except OSError as error:
-        raise DataError(f"cannot read {lines.path}: {error.strerror or 'damaged'}") from None
+            table = read(())  # a word among the numbers: the caller sorts them out
     if table.num_rows != lines.rows:
         raise DataError(
             f"{lines.path}: its lines make {lines.rows} rows, and {table.num_rows} were read; it is damaged"
         )
     return table
+
+
+def csv_blocks(lines: Lines, wanted: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of a CSV file, block by block; raises Arrow's errors."""
+    # A row must fit into a block; with threads a parser's error does not say which row.
+    reading = pacsv.ReadOptions(use_threads=False, block_size=2 * lines.longest + BLOCK_BYTES)
+    packing, dialect = "gzip" if lines.path.name.lower().endswith(".gz") else None, lines.dialect
+    parsing = pacsv.ParseOptions(newlines_in_values=True, delimiter=dialect.delimiter)
+    options = pacsv.ConvertOptions(
+        include_columns=list(wanted),
+        column_types=_csv_schema(wanted, numbers),
+        null_values=list(MISSING),
+        strings_can_be_null=True,
+        decimal_point=dialect.decimal,
+    )
+    if dialect.encoding == "utf-8":
+        with pa.input_stream(str(lines.path), compression=packing) as stream:
+            yield from pacsv.open_csv(stream, reading, parsing, options)
+    else:
+        with opened(lines.path, dialect) as recoded:
+            yield from pacsv.open_csv(pa.PythonFile(recoded, mode="r"), reading, parsing, options)
+
+
+def _csv_schema(wanted: Sequence[str], numbers: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in wanted])
+
+
+@contextmanager
+def complaining_csv(lines: Lines) -> Iterator[None]:
+    """Context in which Arrow's errors become errors of the file, without the parser's own words."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(_complaint(lines, error)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {lines.path}: {error.strerror or 'damaged'}") from None
 
 
 def _complaint(lines: Lines, error: pa.ArrowException) -> str:

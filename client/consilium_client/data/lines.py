@@ -71,13 +71,14 @@ class Lines:
             self._row.append(self.rows)
             self._line.append(line)
 
-    def index(self) -> pd.Index:
-        """The line of each row below the header, from 1."""
+    def index(self, start: int = 0, end: int | None = None) -> pd.Index:
+        """The line, from 1, of each row below the header from ``start`` to before ``end``, by default of all."""
+        end = self.rows if end is None else end
         if len(self._row) <= 1:
             first = (self._line[0] if self._line else 1) + 1
-            return pd.RangeIndex(first, first + self.rows)
+            return pd.RangeIndex(first + start, first + end)
         rows, lines = np.asarray(self._row), np.asarray(self._line)
-        wanted = np.arange(1, self.rows + 1)
+        wanted = np.arange(1 + start, end + 1)
         at = np.searchsorted(rows, wanted, side="right") - 1
         index: pd.Index = pd.Index(lines[at] + wanted - rows[at])
         return index

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from consilium_client.data.asset import TimeseriesAsset
-from consilium_client.data.columns import place, plain, read_columns, to_numbers
+from consilium_client.data.batches import read_batches
+from consilium_client.data.columns import place, plain, to_numbers
 from consilium_client.data.dataset import ArrayDataset, Dataset, check_size
 from consilium_client.data.features import columns_of, encode, number, scale
 from consilium_client.data.identity import alike, settle, strangers
@@ -41,30 +43,14 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     missing = {feature.name: int(n) for feature, n in zip(series.statics, absent.sum(axis=0), strict=True)}
     refused = absent.any(axis=1) & (reading.missing == "refuse")
 
-    samples = _read_samples(asset, series, notes, lambda done, total: on_progress(done, 2 * total))
-    record = _link(samples, asset, rows, aside, notes)
-    minutes, startless = _minutes(samples, asset, rows, record, values, notes)
-    bin_, in_window = _bins(samples, asset, series, minutes, record, values)
-    _note_absent(samples, asset, series, notes)
-    usable = (record >= 0) & in_window
-    inputs = np.zeros((len(rows), series.bins, series.inputs), dtype=np.float32)
-    sampled = np.zeros(len(rows), dtype=bool)
-    for slot, (variable, at) in enumerate(_samples_of(samples, asset, series, usable)):
-        column = asset.value if asset.layout == "long" else asset.here(variable.name)
-        numbers = number(variable, samples[column].iloc[at], asset, values, asset.series, samples.index[at])
-        scaled = scale(variable, numbers, values, asset.series, samples.index[at])
-        kept = ~np.isnan(scaled)
-        value, mask, gap = fill(record[at][kept], bin_[at][kept], scaled[kept], len(rows), series.bins)
-        for block, part in enumerate((value, mask, gap)):
-            inputs[:, :, block * len(series.variables) + slot] = part
-        with_sample = mask.any(axis=1)
-        missing[variable.name] = int(np.count_nonzero(~with_sample))
-        sampled |= with_sample
-        on_progress(len(series.variables) + slot + 1, 2 * len(series.variables))
+    grid, unknown = _Grid(asset, series, rows, values, notes), _Unknown()
+    for samples in _batches(asset, series, notes, on_progress):
+        grid.add(samples, _link(samples, asset, rows, aside, notes, unknown))
+    inputs, sampled = grid.inputs(missing)
 
     unsampled = {
-        f"{asset.start}: missing or not a moment": startless,
-        "no sample in the series table": ~startless & ~np.isin(np.arange(len(rows)), record),
+        f"{asset.start}: missing or not a moment": grid.startless,
+        "no sample in the series table": ~grid.startless & ~grid.linked,
     }
     unsampled["no usable sample in the study's window"] = ~sampled & ~np.any(list(unsampled.values()), axis=0)
     for reason, lost in unsampled.items():
@@ -90,29 +76,83 @@ def _set_aside(aside: SetAside, reason: str, lost: NDArray[np.bool_], asset: Tim
         aside.add(reason, int(lost.sum()), place(asset.table, rows.frame.index[lost]))
 
 
+class _Grid:
+    """Samples of all records, added up in the cells of records and bins as they come."""
+
+    def __init__(
+        self, asset: TimeseriesAsset, series: Series, rows: LabelRows, values: Values, notes: SetAside
+    ) -> None:
+        self._asset, self._series, self._values, self._notes = asset, series, values, notes
+        self._shape, cells = (len(rows), series.bins), len(rows) * series.bins
+        self._total = [np.zeros(cells) for _ in series.variables]
+        self._count = [np.zeros(cells, dtype=np.int32) for _ in series.variables]
+        self._names = dict[str, None]()
+        self._start: tuple[NDArray[np.float64], NDArray[np.int8]] | None = None
+        self.linked, self.startless = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+        if asset.time_unit == "timestamp":
+            self._start = _moments(rows.frame[str(asset.start)])
+            values.profile.moments(str(asset.start), self._start[0])
+            self.startless = np.isnan(self._start[0])
+
+    def add(self, samples: pd.DataFrame, record: NDArray[np.int64]) -> None:
+        """Add samples in the file's order; ``record``: int64 ``[n]``, the record of each, -1 where it has none."""
+        asset = self._asset
+        self.linked[record[record >= 0]] = True
+        minutes = _minutes(samples, asset, self._start, record, self._values, self._notes)
+        bin_, in_window = _bins(samples, asset, self._series, minutes, record, self._values)
+        if asset.layout == "long":
+            self._names.update(dict.fromkeys(samples[asset.variable].dropna().unique().tolist()))
+            _note_spellings(samples, asset, self._series, self._notes)
+        usable = (record >= 0) & in_window
+        for slot, (variable, at) in enumerate(_samples_of(samples, asset, self._series, usable)):
+            column = asset.value if asset.layout == "long" else asset.here(variable.name)
+            numbers = number(variable, samples[column].iloc[at], asset, self._values, asset.series, samples.index[at])
+            scaled = scale(variable, numbers, self._values, asset.series, samples.index[at])
+            kept = ~np.isnan(scaled)
+            cell = record[at][kept] * self._series.bins + bin_[at][kept]
+            # One after the other as they stand in the file: where a batch ends changes no bit of a sum.
+            np.add.at(self._total[slot], cell, scaled[kept])
+            np.add.at(self._count[slot], cell, 1)
+
+    def inputs(self, missing: dict[str, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Inputs float32 ``[records, bins, 3 V]``, and bool ``[records]``, those that have a sample.
+
+        ``missing`` is told how many records lack each variable. What was added up is freed on the way.
+        """
+        variables = self._series.variables
+        if self._asset.layout == "long":
+            _note_absent(list(self._names), self._asset, self._series, self._notes)
+        inputs = np.zeros((*self._shape, self._series.inputs), dtype=np.float32)
+        sampled = np.zeros(self._shape[0], dtype=bool)
+        for slot, variable in enumerate(variables):
+            parts = fill(self._total[slot].reshape(self._shape), self._count[slot].reshape(self._shape))
+            self._total[slot], self._count[slot] = np.zeros(0), np.zeros(0, dtype=np.int32)
+            for block, part in enumerate(parts):
+                inputs[:, :, block * len(variables) + slot] = part
+            with_sample = parts[1].any(axis=1)
+            missing[variable.name] = int(np.count_nonzero(~with_sample))
+            sampled |= with_sample
+        return inputs, sampled
+
+
 def fill(
-    record: NDArray[np.int64], bin_: NDArray[np.int64], value: NDArray[np.float64], records: int, bins: int
+    total: NDArray[np.float64], count: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
     """Samples of one variable on the grid of records and bins.
 
     Args:
-        record: int64 ``[n]``, record of each sample.
-        bin_: int64 ``[n]``, its bin.
-        value: float64 ``[n]``, its scaled value, finite.
-        records: number of records.
-        bins: number of bins.
+        total: float64 ``[records, bins]``, sum of the scaled values in each bin.
+        count: int32 ``[records, bins]``, their number.
 
     Returns:
         three arrays ``[records, bins]``: the mean of the bin's samples, or the last bin's that had one, or 0 (the
         study's center) before the first; whether the bin has a sample; and the time since the last bin with a sample
         as a fraction of the whole window, 0 in a bin with one, 1 before the first.
     """
-    cell = record * bins + bin_
-    count = np.bincount(cell, minlength=records * bins).reshape(records, bins)
-    total = np.bincount(cell, weights=value, minlength=records * bins).reshape(records, bins)
+    bins = count.shape[1]
     mask = count > 0
     last = np.maximum.accumulate(np.where(mask, np.arange(bins), _NEVER), axis=1)
-    mean = np.divide(total, count, out=np.zeros((records, bins)), where=mask)
+    mean = np.divide(total, count, out=np.zeros(count.shape), where=mask)
     held = np.take_along_axis(mean, np.maximum(last, 0), axis=1)
     gap = np.where(last == _NEVER, 1.0, (np.arange(bins) - last) / bins)
     return np.where(last == _NEVER, 0.0, held), mask, gap
@@ -129,9 +169,10 @@ def _label_rows(
     return read_labels(asset.table, asset, study, aside, notes, values, key=key, text=text, numbers=numbers)
 
 
-def _read_samples(
+def _batches(
     asset: TimeseriesAsset, series: Series, notes: SetAside, on_progress: Callable[[int, int], None]
-) -> pd.DataFrame:
+) -> Iterator[pd.DataFrame]:
+    """Batches of the series table, with the columns that the study needs."""
     text = [asset.patient] if asset.record is None else [asset.patient, asset.record]
     timed = asset.time_unit != "timestamp"
     if asset.layout == "long":
@@ -142,14 +183,27 @@ def _read_samples(
         numbers = [asset.time, *numbers]
     else:
         text = [*text, asset.time]
-    samples = read_columns(asset.series, text, numbers, notes, on_progress, asset.csv)
-    if asset.layout == "long":
-        samples[asset.variable] = plain(samples[asset.variable])
-    return samples
+    for samples in read_batches(asset.series, text, numbers, notes, on_progress, asset.csv):
+        if asset.layout == "long":
+            samples[asset.variable] = plain(samples[asset.variable])
+        yield samples
+
+
+@dataclass
+class _Unknown:
+    """Records of the series table that no label row names, over all batches: each counts once."""
+
+    records: set[tuple[str, ...]] = field(default_factory=set)
+    words: dict[str, set[str]] = field(default_factory=dict)
 
 
 def _link(
-    samples: pd.DataFrame, asset: TimeseriesAsset, rows: LabelRows, aside: SetAside, notes: SetAside
+    samples: pd.DataFrame,
+    asset: TimeseriesAsset,
+    rows: LabelRows,
+    aside: SetAside,
+    notes: SetAside,
+    before: _Unknown,
 ) -> NDArray[np.int64]:
     """Record of each sample, as the position of its label row; -1 for samples without one."""
     keys = [asset.patient] if asset.record is None else [asset.patient, asset.record]
@@ -172,10 +226,17 @@ def _link(
     record = np.where(unknown, -1, position[code])
     lost = (record < 0) & ~unknown
     _, first = np.unique(code[lost], return_index=True)
-    places = samples.index[np.sort(np.flatnonzero(lost)[first])]
-    aside.add("series record without a usable label row", len(first), place(asset.series, places) if len(first) else "")
+    at = np.sort(np.flatnonzero(lost)[first])
+    lost_records = list(zip(*(samples[key].iloc[at] for key in keys), strict=True))
+    fresh = at[[each not in before.records for each in lost_records]] if lost_records else at
+    before.records.update(lost_records)
+    places = samples.index[fresh]
+    aside.add("series record without a usable label row", len(fresh), place(asset.series, places) if len(fresh) else "")
     for key in keys:
-        _note_strangers(samples[key][lost], key, rows.frame[key], asset, notes)
+        words, known = samples[key].iloc[fresh], before.words.setdefault(key, set())
+        words = words[~words.isin(known)]
+        known.update(words)
+        _note_strangers(words, key, rows.frame[key], asset, notes)
     return record
 
 
@@ -195,21 +256,18 @@ def _count(aside: SetAside, reason: str, hit: NDArray[np.bool_], asset: Timeseri
 def _minutes(
     samples: pd.DataFrame,
     asset: TimeseriesAsset,
-    rows: LabelRows,
+    starts: tuple[NDArray[np.float64], NDArray[np.int8]] | None,
     record: NDArray[np.int64],
     values: Values,
     notes: SetAside,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Minutes of each sample since its record's start, NaN where unknown; and which records have no start."""
+) -> NDArray[np.float64]:
+    """Minutes of each sample since its record's start, NaN where unknown; ``starts``: ``_moments`` of the records."""
     known = record >= 0
-    startless = np.zeros(len(rows), dtype=bool)
-    if asset.time_unit == "timestamp":
-        start, start_zone = _moments(rows.frame[str(asset.start)])
+    if starts is not None:
+        start, start_zone = starts
         moment, zone = _moments(samples[asset.time])
-        values.profile.moments(str(asset.start), start)
         values.profile.moments(asset.time, moment)
-        startless = np.isnan(start)
-        known &= ~startless[np.maximum(record, 0)]
+        known &= ~np.isnan(start)[np.maximum(record, 0)]
         minutes = (moment - start[np.maximum(record, 0)]) / 60.0
         wrong = np.isnan(moment)
         of_start = start_zone[np.maximum(record, 0)]
@@ -229,7 +287,7 @@ def _minutes(
         numbers, _ = to_numbers(samples[asset.time])
         minutes, wrong = numbers * _MINUTES[asset.time_unit], np.isnan(numbers)
     _count(values, "time: missing or not a time", wrong & known, asset, samples)
-    return minutes, startless
+    return minutes
 
 
 def _bins(
@@ -264,23 +322,30 @@ def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64), kind
 
 
-def _note_absent(samples: pd.DataFrame, asset: TimeseriesAsset, series: Series, notes: SetAside) -> None:
-    """Counts the study's variables that no row of a long table names, and rows that name one in another spelling.
+def _note_absent(present: list[str], asset: TimeseriesAsset, series: Series, notes: SetAside) -> None:
+    """Counts the study's variables that no row of a long table names; ``present``: those that some row names.
 
     A spelling is like the study's own name: it may stand in a note, which is part of an error's text.
     """
-    if asset.layout == "wide":
-        return
-    written = samples[asset.variable]
-    present = written.dropna().unique().tolist()
-    for name in plain(pd.Series([asset.here(variable.name) for variable in series.variables])):
+    for name in _own_names(asset, series):
         close = [word for word in present if word != name and alike(word) == alike(name)]
         if name not in present:
             meant = f"; did you mean {close[0]!r}?" if close else ""
             notes.add(f"no row of {asset.series.name} has the variable {name!r}{meant}")
-        for word in close:
+
+
+def _note_spellings(samples: pd.DataFrame, asset: TimeseriesAsset, series: Series, notes: SetAside) -> None:
+    """Counts rows of a long table that name a variable in another spelling than the study's."""
+    written = samples[asset.variable]
+    present = written.dropna().unique().tolist()
+    for name in _own_names(asset, series):
+        for word in (word for word in present if word != name and alike(word) == alike(name)):
             hit = (written == word).fillna(False).to_numpy(dtype=bool)
             _count(notes, f"rows with the variable {word!r}, which is not {name!r}: not read", hit, asset, samples)
+
+
+def _own_names(asset: TimeseriesAsset, series: Series) -> pd.Series:
+    return plain(pd.Series([asset.here(variable.name) for variable in series.variables]))
 
 
 def _samples_of(
@@ -292,7 +357,7 @@ def _samples_of(
         for variable in series.variables:
             yield variable, rows
         return
-    names = pd.Index(plain(pd.Series([asset.here(variable.name) for variable in series.variables])).astype(object))
+    names = pd.Index(_own_names(asset, series).astype(object))
     code = names.get_indexer(pd.Index(samples[asset.variable].iloc[rows].astype(object)))
     order = np.argsort(code, kind="stable")
     edges = np.searchsorted(code[order], np.arange(len(names) + 1))

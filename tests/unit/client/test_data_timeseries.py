@@ -196,7 +196,10 @@ def test_filling_agrees_with_a_plain_loop() -> None:
     generator = np.random.default_rng(0)
     record, bin_ = generator.integers(0, 7, 60), generator.integers(0, 9, 60)
     value = generator.normal(size=60)
-    held, mask, gap = fill(record, bin_, value, 7, 9)
+    total, count = np.zeros((7, 9)), np.zeros((7, 9), dtype=np.int32)
+    np.add.at(total, (record, bin_), value)
+    np.add.at(count, (record, bin_), 1)
+    held, mask, gap = fill(total, count)
     for r in range(7):
         last, known = None, 0.0
         for b in range(9):
