@@ -105,7 +105,7 @@ def test_a_damaged_row_far_down_is_told_by_its_line(tmp_path: Path, monkeypatch:
 def test_repeated_text_of_one_batch_is_measured_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = samples(1000)
+    frame = samples(3000)
     frame["patient"] = "p1" + "x" * 1000
     asset = write(tmp_path, "parquet", frame)
     monkeypatch.setattr("consilium_client.data.bounds.BATCH_BYTES", 100_000)
