@@ -257,7 +257,8 @@ def _parquet(path: Path, wanted: Sequence[str]) -> pa.Table:
 
 def is_text(kind: pa.DataType) -> bool:
     """True for a column of text or bytes."""
-    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary
+    return any(test(kind) for test in tests)
 
 
 def text_bytes(column: pa.ChunkedArray) -> int:
