@@ -95,7 +95,8 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
     words = [name for name in wanted if columns.is_text(schema.field(name).type)]
-    with pq.ParquetFile(path, read_dictionary=words) as file, columns.complaining(path):
+    # Read ahead, a file's pieces would all stay in memory until its end.
+    with pq.ParquetFile(path, read_dictionary=words, pre_buffer=False) as file, columns.complaining(path):
         for batch in file.iter_batches(batch_size=ROWS, columns=list(wanted)):
             found: dict[str, pa.ChunkedArray] = {}
             size = 0
