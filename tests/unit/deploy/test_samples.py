@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from consilium_client.commands.enroll import STARTER
-from consilium_client.data.asset import DicomAsset, TableAsset, TimeseriesAsset
+from consilium_client.data.asset import DicomAsset, PicturesAsset, TableAsset, TimeseriesAsset
 from consilium_client.policy import TASKS, AssetBudget, SitePolicy, check_contract, check_patients
 from consilium_client.site_config import SiteConfig
 from consilium_server.federation import Federation
@@ -28,7 +28,14 @@ SITES = sorted([*CONFIG.glob("site.*.yaml"), *(file for each in FOLDERS for file
 STUDIES = sorted(file for each in FOLDERS for file in each.glob("study*.yaml"))
 REAL = {"heart-disease", "physionet2012", "physionet2012-summary", "mitbih", "pneumoniamnist"}
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
-KINDS: dict[str, type[BaseModel]] = {"dicom": DicomAsset, "timeseries": TimeseriesAsset, "table": TableAsset}
+KINDS: dict[str, type[BaseModel]] = {
+    "dicom": DicomAsset,
+    "pictures": PicturesAsset,
+    "timeseries": TimeseriesAsset,
+    "table": TableAsset,
+}
+EXCLUSIVE = {"dicom": {"instance", "series"}, "pictures": {"layout"}}
+"""Keys of a kind of asset that another key in the full sample excludes."""
 
 
 def label(path: Path) -> str:
@@ -55,8 +62,7 @@ def test_the_full_samples_show_every_key() -> None:
     assert set(site["policy"]) == set(SitePolicy.model_fields)
     assert set().union(*site["policy"]["budgets"].values()) == set(AssetBudget.model_fields)
     for asset in site["assets"].values():
-        other = {"instance"} if "file" in asset else set()  # one excludes the other
-        assert set(asset) == set(KINDS[asset["kind"]].model_fields) - other
+        assert set(asset) == set(KINDS[asset["kind"]].model_fields) - EXCLUSIVE.get(asset["kind"], set())
     assert {asset["kind"] for asset in site["assets"].values()} == set(KINDS)
 
 

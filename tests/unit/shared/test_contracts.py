@@ -93,9 +93,12 @@ def test_a_contract_of_schema_1_has_no_later_key() -> None:
         Study.from_contract({**released("demo-vitals-study.json"), "schema_version": 1})
 
 
-def test_a_file_may_ask_for_schema_1(tmp_path: Path) -> None:
+def test_a_file_may_ask_for_schema_1_if_it_has_no_later_key(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(SAMPLE.read_text() + "schema_version: 1\n")
+    with pytest.raises(ConfigurationError, match=r"schema_version: 1 has no evaluation\.split_label"):
+        load_yaml(file, Study)
+    file.write_text(SAMPLE.read_text().replace(" split_label: demo-vitals,", "") + "schema_version: 1\n")
     assert "schema_version" not in load_yaml(file, Study).contract
     file.write_text(SAMPLE.read_text() + f"schema_version: {SCHEMA + 1}\n")
     with pytest.raises(ConfigurationError, match="schema_version"):
