@@ -9,8 +9,8 @@ A mean over classes lies between the means of the classes' ends, which is on the
 Metrics that are no such ratio (calibration, average precision) are read off a smoothed table, or off the table as it is
 where smoothing would change more than noise does; and off ``DRAWS`` of them to which noise was added once more, half as
 much again. Their interval reaches as far as those lie from the metric, and as far to its other side. It held the metric
-of the true counts in 95 of 100 cases or more, that of the calibration's slope, which noise draws towards 0, in 86 to
-99. They are unknown where noise is a fifth of how many have the outcome.
+of the true counts in 95 of 100 cases or more; that of the calibration's slope, which noise draws towards 0, in fewer
+where patients are few. They are unknown where noise is a fifth of how many have the outcome.
 
 That is the noise alone. That the patients are few, and others could have been held back, is an uncertainty beside it.
 """

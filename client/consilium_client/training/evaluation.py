@@ -129,7 +129,7 @@ def measured(
     def passed(some: NDArray[np.int64]) -> torch.Tensor:
         inputs = (onto(filled(torch.from_numpy(array), rows), device) for array in records.take(some).inputs)
         outputs: torch.Tensor = model(*inputs)
-        return outputs.double()[: len(some)]
+        return outputs.double()
 
     def of(some: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], torch.Tensor | None]]:
         try:
@@ -150,5 +150,7 @@ def measured(
             if outputs is None:
                 found.append(np.full((len(some), width), np.nan))
             else:
-                found.append(measure(outputs.cpu(), *map(torch.from_numpy, records.targets(some))).numpy())
+                # Of filled rows too: like a model's kernels, what measures rounds by how many numbers there are.
+                targets = (filled(torch.from_numpy(each), len(outputs)) for each in records.targets(some))
+                found.append(measure(outputs.cpu(), *targets).numpy()[: len(some)])
     return np.concatenate(found)

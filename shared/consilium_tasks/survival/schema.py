@@ -30,6 +30,8 @@ class SurvivalData(AssetData):
             raise ValueError("edges grow from one to the next")
         if len(self.event.classes) != 2:
             raise ValueError("event has two classes: nothing more is known, and the event")
+        if self.event.prior is not None:
+            raise ValueError("event.prior does nothing here: the chance of an event is another in each interval")
         return self
 
 

@@ -25,7 +25,7 @@ from consilium_client.data.dataset import ArrayDataset
 from consilium_client.data.report import NothingUsable
 from consilium_client.training import invented
 from consilium_client.training.canaries import audit
-from consilium_client.training.evaluation import evaluate, noised_counts
+from consilium_client.training.evaluation import evaluate, measured, noised_counts
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.trainer import check_independence, train
 from consilium_deploy.dicom_files import Scanner, write_radiograph
@@ -310,6 +310,13 @@ class TaskSuite:
         for each in self.models(own, study):
             if "resnet" not in each.model.name:  # the same layers, and too large for a quick test
                 assert dependence(each, CPU, "book-keeping", 32) == ""
+
+    def test_what_is_measured_of_a_record_is_the_same_bits_beside_anybody(self, study: Study) -> None:
+        data, model, draw = self.data(study), pack(to_vector(build(study)), study), np.random.default_rng(0)
+        whole = measured(model, study, data, CPU)
+        for count in (*[1] * 20, *range(2, 12)):
+            some = draw.permutation(len(data))[:count]
+            assert np.array_equal(measured(model, study, data, CPU, some), whole[some], equal_nan=True)
 
     def test_two_rounds_in_one_process_and_their_counts(self, study: Study) -> None:
         data, plan = self.data(study), make_plan(study, 80)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.support import assets
 from tests.unit.tasks.suite import TaskSuite
 
@@ -13,6 +14,7 @@ from consilium_shared import study_file, task
 from consilium_shared.errors import DataError
 from consilium_shared.intervals import noised_metrics, variances
 from consilium_shared.metrics import metrics
+from consilium_shared.study import Study
 from consilium_tasks.survival.counts import SurvivalLayout, count
 from consilium_tasks.survival.loss import cumulative, hazard_loss
 
@@ -39,6 +41,13 @@ def test_a_site_that_names_one_column_for_time_and_event_is_told_before_anything
     same = asset.model_copy(update={"columns": {**asset.columns, "status": "days"}})
     with pytest.raises(DataError, match="two of them are one here"):
         load(same, study)
+
+
+def test_a_rate_of_the_event_which_no_model_would_start_from_is_refused() -> None:
+    contract = study_file.read(task.get("survival").sample).model_dump()
+    contract["data"]["event"]["prior"] = [0.8, 0.2]
+    with pytest.raises(ValidationError, match=r"event\.prior does nothing"):
+        Study.model_validate(contract)
 
 
 def test_the_index_from_counts_is_that_of_all_pairs_of_patients_of_all_hospitals() -> None:
