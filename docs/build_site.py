@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("*.md", "docs/**/*.md", "deploy/**/*.md", "engine/**/*.md", "examples/**/*.md")
+PAGES = ("*.md", "docs/**/*.md", "deploy/**/*.md", "engine/**/*.md", "examples/**/*.md", "shared/consilium_tasks/*.md")
 """Patterns of all pages, seen from the repository's root."""
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 """A link's words, target and anchor; pictures are no links."""

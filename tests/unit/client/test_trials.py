@@ -15,6 +15,7 @@ from consilium_client.agent.machine import Machine
 from consilium_client.commands.checks import resources as doctor
 from consilium_client.state.trials import Trials
 from consilium_client.training import fit
+from consilium_client.training.rehearsal import rehearse
 from consilium_shared.errors import ConsiliumError, MachineError
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Advertise, Refusal, Update
@@ -26,13 +27,19 @@ class Killed(BaseException):
     """Stands for what Linux does when memory ends: nothing of the program runs any more."""
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "threads", lambda *_: 1)
+
+
 def die_in(patch: pytest.MonkeyPatch, name: str, dies: Callable[[int], bool], tried: list[int]) -> None:
     """In ``fit.name`` the program is ended for pieces of which ``dies`` says so; nothing that follows in it runs."""
     real = getattr(fit, name)
 
     def killed(*arguments: Any) -> Any:
-        tried.append(arguments[-1])
-        if dies(arguments[-1]):
+        rows = arguments[4 if name == "rehearse" else 3]
+        tried.append(rows)
+        if dies(rows):
             patch.setattr(Trials, "stopped", lambda _: None)
             raise Killed
         return real(*arguments)
@@ -51,6 +58,27 @@ def test_pieces_that_ended_the_agent_twice_give_way_to_smaller_ones(
             Machine(tmp_path).fit(study, a_plan(study), "cpu", "book-keeping")
     assert Machine(tmp_path).fit(study, a_plan(study), "cpu", "book-keeping").rows == 1
     assert tried == [32, 32, 1]
+
+
+def test_pieces_on_all_cores_that_ended_the_agent_twice_give_way_to_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, real, tried = a_study(), rehearse, list[int]()
+    monkeypatch.setattr(fit, "threads", lambda *_: 3)
+
+    def killed(*arguments: Any) -> None:
+        tried.append(arguments[5])
+        if arguments[5] > 1:
+            monkeypatch.setattr(Trials, "stopped", lambda _: None)
+            raise Killed
+        real(*arguments)
+
+    monkeypatch.setattr(fit, "rehearse", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            Machine(tmp_path).fit(study, a_plan(study), "cpu", "book-keeping")
+    found = Machine(tmp_path).fit(study, a_plan(study), "cpu", "book-keeping")
+    assert (found.rows, found.workers, tried) == (32, 1, [3, 3, 1])
 
 
 def test_a_study_that_no_piece_is_small_enough_for_is_refused_with_the_reason_until_somebody_says_retry(

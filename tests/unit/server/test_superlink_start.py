@@ -152,7 +152,7 @@ def settings(provisioned: Home, tmp_path: Path) -> SuperLinkSettings:
 @pytest.mark.parametrize(
     ("days", "said"),
     [
-        (826, r"superlink\.crt expired on .*key-loss\.md"),
+        (826, r"superlink\.crt expired on .*consilium-server renew"),
         (3651, r"ca\.crt expired on"),
         (-1, r"not valid before .* Set the clock"),
     ],
