@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+_TEMPORARY = re.compile(r"\.(?:.+\.)?[a-z0-9_]{8}", re.DOTALL)
+"""Name of a temporary file as ``tempfile.mkstemp`` makes it here: hidden, and random at its end."""
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files in a folder that have our names; no link, no folder, and nothing when there is no folder."""
+    found = (each for each in folder.glob(".*") if _TEMPORARY.fullmatch(each.name))
+    return sorted(each for each in found if each.is_file() and not each.is_symlink())
+
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a crash in the middle of ``write_atomically`` left in a folder; nothing when there is no folder."""
-    for leftover in folder.glob(".*"):
+    for leftover in leftovers(folder):
         leftover.unlink()
 
 

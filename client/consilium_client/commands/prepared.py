@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from consilium_client.prepared.store import clear, held
 from consilium_client.site import Home
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError
@@ -24,6 +23,8 @@ def prepared(
     as_json: JsonOption = False,
 ) -> None:
     """Show how much disk the prepared data takes, by asset, or delete it."""
+    from consilium_client.prepared.store import clear, held  # numpy is slow to load
+
     place = Home(home.resolve())
     place.check_there()
     found = [each for each in held(place.prepared) if asset in (None, each.asset)]

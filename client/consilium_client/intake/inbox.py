@@ -65,6 +65,15 @@ class Instance:
     reason: str
 
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+_HALF = re.compile(r"tmp[a-z0-9_]{8}\.dcm")
+
+
+def _is_half(path: Path) -> bool:
+    """True for a half file that a receiver or a pull has made."""
+    return _HALF.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
+
+
 def digest_of(uid: str) -> str:
     """The name of an instance in the inbox; raises DataError where that is no UID.
 
@@ -138,14 +147,14 @@ class Inbox:
 
     def _recover(self) -> None:
         """Half files go; whole ones without a line in the journal get one."""
-        for left in self.arriving.iterdir():
+        for left in filter(_is_half, self.arriving.iterdir()):
             left.unlink()
         for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.dcm")):
-            if self.known(path.stem):
-                continue
+            if path != self.path(path.stem) or not _DIGEST.fullmatch(path.stem) or self.known(path.stem):
+                continue  # known, or a file that somebody else keeps here
             uid = _uid_in(path)
             if uid is None or digest_of(uid) != path.stem:
-                path.unlink()  # not a file of ours: it was never acknowledged
+                path.unlink()  # damaged: it was never acknowledged
                 continue
             self._enter(path.stem, uid, _content(path), path.stat().st_size, INTERRUPTED)
 

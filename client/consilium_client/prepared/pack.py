@@ -130,8 +130,8 @@ class Pack:
         intact: False once a chunk could not be decrypted.
     """
 
-    def __init__(self, path: Path, key: StoreKey, about: str) -> None:
-        """Opens a pack.
+    def __init__(self, path: Path, key: StoreKey, about: str | None) -> None:
+        """Opens a pack. ``about``: digest of what its records must be; None: whatever they are.
 
         Raises:
             DamagedPack: the file is damaged, about something else, or under another key.
@@ -146,7 +146,9 @@ class Pack:
             except (PeerError, ValidationError):
                 raise DamagedPack(path) from None
             whole = len(self._line) + self.head.size
-            if self._line[-1:] != b"\n" or os.fstat(file.fileno()).st_size != whole or self.head.about != about:
+            if self._line[-1:] != b"\n" or os.fstat(file.fileno()).st_size != whole:
+                raise DamagedPack(path)
+            if about not in (None, self.head.about):
                 raise DamagedPack(path)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes = memoryview(self._map)
@@ -211,6 +213,25 @@ class Pack:
     def _advise(self, advice: int, start: int, end: int) -> None:
         begin = start - start % mmap.PAGESIZE
         self._map.madvise(advice, begin, end - begin)
+
+
+def is_pack(path: Path) -> bool:
+    """True where a file begins as a pack does, under whichever key."""
+    try:
+        with path.open("rb") as file:
+            Head.model_validate(parse_canonical(file.readline(HEAD_BYTES)[:-1]))
+    except (OSError, PeerError, ValidationError):
+        return False
+    return True
+
+
+def is_written_under(key: StoreKey, path: Path) -> bool:
+    """True where a file is a whole pack under this key: its index is decrypted."""
+    try:
+        Pack(path, key, None)
+    except (OSError, DamagedPack):
+        return False
+    return True
 
 
 def _nonce(number: int) -> bytes:

@@ -24,7 +24,7 @@ from consilium_client.prepared.pack import DamagedPack, Pack, write_pack
 from consilium_client.prepared.recipe import Recipe, Source
 from consilium_client.prepared.rows import StoredRows
 from consilium_client.prepared.store import PACK, AssetFolder
-from consilium_shared.errors import DataError
+from consilium_shared.errors import ConfigurationError, DataError
 
 PACK_BYTES = 2**27
 """Records that become one file; so many bytes are lost at most when a preparation is killed, and held until then."""
@@ -81,6 +81,8 @@ def prepare(
         return _Preparation(folder, recipe).run(sources, there, on_progress)
     except OSError as error:
         raise DataError(f"the prepared store {folder.path} cannot be used: {error.strerror}") from error
+    except ConfigurationError as error:
+        raise DataError(str(error)) from error
 
 
 class _Preparation:
@@ -168,7 +170,7 @@ class _Preparation:
         if need > free:
             raise DataError(
                 f"{count} records to prepare take {need / 2**30:.1f} GiB, and the disk of {self._folder.path} has "
-                f"{free / 2**30:.1f} GiB left. Make room, or put the folder's parent on a larger disk"
+                f"{free / 2**30:.1f} GiB left. Make room, or move the site's whole home to a larger disk"
             )
 
     def _open(self, file: Path) -> None:

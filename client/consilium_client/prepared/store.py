@@ -1,20 +1,38 @@
-"""Store of prepared records of one site: one folder for each asset, kept over restarts, shared by all studies."""
+"""Store of prepared records of one site: one folder for each asset, kept over restarts, shared by all studies.
+
+::
+
+    ASSET/catalogue                     the asset's files
+    ASSET/KIND-CODE/PREPARATION/*.pack  records; CODE, PREPARATION and the packs' names are 32 hex digits
+
+Nothing else is ever deleted: a file goes if it has such a name at such a place and is a pack, and a folder goes once it
+is empty. What the agent deletes by itself must have been written under the site's own key as well, so that a disk that
+somebody shares with another home, or mounts here, loses nothing.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from consilium_client.prepared.key import StoreKey
+from consilium_client.prepared.leftovers import remove_dead
+from consilium_client.prepared.pack import is_pack, is_written_under
+from consilium_shared.errors import ConfigurationError
 
 UNUSED_DAYS = 30
 """A preparation that nobody has asked for in so many days is deleted."""
 CATALOGUE = "catalogue"
 PACK = ".pack"
+_HEX = "[0-9a-f]{32}"
+_LEVELS = (re.compile(rf"[a-z0-9-]+-{_HEX}"), re.compile(_HEX))
+"""Names of the folders of an asset, and of those in them."""
+_PACKS = re.compile(_HEX + re.escape(PACK))
 
 
 @dataclass(frozen=True)
@@ -51,8 +69,8 @@ class PreparedStore:
         return AssetFolder(self.folder / name, self._key, self.processes)
 
     def keep_only(self, assets: Collection[str]) -> None:
-        """Delete what is kept of assets that the site has no more."""
-        clear(self.folder, {each.name for each in _folders(self.folder)}.difference(assets))
+        """Delete what is kept of assets that the site has no more; raises ConfigurationError as ``clear``."""
+        clear(self.folder, {each.name for each in _folders(self.folder)}.difference(assets), self._key)
 
 
 @dataclass(frozen=True)
@@ -83,32 +101,70 @@ class AssetFolder:
             digest: of the recipe.
         """
         release = self.path / f"{kind}-{self.key.name(code)}"
-        for other in _folders(self.path):
-            if other != release and other.name.startswith(f"{kind}-"):
-                shutil.rmtree(other, ignore_errors=True)
         here = release / self.key.name(digest)
         self.path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for place in (self.path.parent, self.path, release, here):
             place.mkdir(exist_ok=True, mode=0o700)
+            _require_own(place)
         os.utime(here)
-        for other in _folders(self.path):
-            for each in _folders(other):
-                if _age_days(each) > UNUSED_DAYS:
-                    shutil.rmtree(each, ignore_errors=True)
+        for other in _folders(self.path, _LEVELS[0]):
+            older = other != release and other.name.startswith(f"{kind}-")
+            for each in _folders(other, _LEVELS[1]):
+                if older or _age_days(each) > UNUSED_DAYS:
+                    _delete(each, self.key)
+            _remove_empty(other)
         return here
 
 
 def held(folder: Path) -> list[Held]:
     """Content of a store's folder, by asset."""
-    return [_held(each) for each in _folders(folder)]
+    return [found for each in _folders(folder) if (found := _held(each)) is not None]
 
 
-def clear(folder: Path, assets: Collection[str]) -> None:
+def clear(folder: Path, assets: Collection[str], key: StoreKey | None = None) -> None:
     """Delete what is kept of these assets; an agent that trains on it goes on to the end of its round, and prepares it
-    anew at its next start."""
-    for each in _folders(folder):
-        if each.name in assets:
-            shutil.rmtree(each, ignore_errors=True)
+    anew at its next start.
+
+    Args:
+        folder: of the store.
+        assets: by their names.
+        key: only what was written under this one is deleted; None: every pack.
+
+    Raises:
+        ConfigurationError: the folder is a link.
+    """
+    _require_own(folder)
+    for asset in _folders(folder):
+        if asset.name in assets:
+            for release in _folders(asset, _LEVELS[0]):
+                for each in _folders(release, _LEVELS[1]):
+                    _delete(each, key)
+                _remove_empty(release)
+            _delete(asset, key)
+
+
+def _require_own(folder: Path) -> None:
+    """Raises ConfigurationError where a folder of the store is a link to one that may be somebody else's."""
+    if folder.is_symlink():
+        raise ConfigurationError(
+            f"{folder} is a link. The prepared store is the site's own folder, in which files are written and deleted: "
+            "remove the link. Where the disk is too small, move the site's whole home to a larger one"
+        )
+
+
+def _delete(folder: Path, key: StoreKey | None) -> None:
+    """Delete the packs of a folder, under this key or any, and the folder where nothing else is in it."""
+    remove_dead(folder)
+    for each in _packs(folder):
+        if key is None or is_written_under(key, each):
+            with suppress(OSError):
+                each.unlink()
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or gone
+        folder.rmdir()
 
 
 def _age_days(folder: Path) -> float:
@@ -118,22 +174,36 @@ def _age_days(folder: Path) -> float:
         return 0.0
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Path, named: re.Pattern[str] | None = None) -> list[Path]:
+    """Folders in a folder, no links, those alone whose whole name is as ``named`` says."""
     try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
-    except FileNotFoundError:
+        found = [each for each in folder.iterdir() if named is None or named.fullmatch(each.name)]
+        return sorted(each for each in found if each.is_dir() and not each.is_symlink())
+    except OSError:  # gone, or of an account that does not let this one look
         return []
 
 
-def _held(folder: Path) -> Held:
+def _packs(folder: Path) -> Iterator[Path]:
+    """Packs that lie in a folder itself, the catalogue among them."""
+    try:
+        found = sorted(folder.iterdir())
+    except OSError:
+        return
+    for each in found:
+        named = _PACKS.fullmatch(each.name) or each.name == CATALOGUE
+        if named and not each.is_symlink() and each.is_file() and (each.name != CATALOGUE or is_pack(each)):
+            yield each
+
+
+def _held(asset: Path) -> Held | None:
+    """Content of an asset's folder; None where nothing in it is of the store."""
+    releases = _folders(asset, _LEVELS[0])
+    folders = [asset, *releases, *(each for release in releases for each in _folders(release, _LEVELS[1]))]
     size, files, used = 0, 0, 0.0
-    for each in (folder, *folder.rglob("*")):
-        try:
-            found = each.stat()
-        except FileNotFoundError:
-            continue
-        if each.is_dir():
-            used = max(used, found.st_mtime)
-        else:
-            size, files = size + found.st_size, files + 1
-    return Held(folder.name, size, files, used)
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            used = max(used, folder.stat().st_mtime)
+        for each in _packs(folder):
+            with suppress(FileNotFoundError):
+                size, files = size + each.stat().st_size, files + 1
+    return Held(asset.name, size, files, used) if files or releases else None
