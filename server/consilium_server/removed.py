@@ -18,6 +18,7 @@ from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.fields import Hex32, Name
 from consilium_shared.files import write_atomically
 from consilium_shared.protocol.roster import Member, Roster, SuperNodeKey
+from consilium_shared.protocol.rotation import open_rotation
 
 DOMAIN = "removed"
 
@@ -68,6 +69,7 @@ def remove(home: Home, site: str, reason: str) -> Roster:
     invitation = home.invitations / f"{site}.json"
     if member is None:
         if any(each.site == site for each in before):
+            invitation.unlink(missing_ok=True)  # a run before may have been killed here
             raise ConfigurationError(f"{site} was removed before")
         if not invitation.exists():
             raise ConfigurationError(f"{site} is no site of this federation; consilium-server status lists them")
@@ -97,3 +99,9 @@ def check_keys(home: Home, member: Member) -> None:
                 f"{each.site} was removed on {each.time[:10]} ({each.reason}), and its name and keys are not taken "
                 "again: invite the hospital under a new name, and let it enroll into a new home"
             )
+
+
+def used_keys(home: Home) -> set[str]:
+    """SuperNode keys that the federation has or had: of its sites, of those that were removed, and rotated ones."""
+    used = {each.supernode for each in read(home)} | {each.supernode for each in home.roster().members}
+    return used | {open_rotation(file.read_bytes()).old for file in home.rotations.glob("*.json")}

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium_client.site import Home
+from consilium_client.transport import connection
 from consilium_shared.errors import ConfigurationError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import write_secret
@@ -22,18 +23,22 @@ from consilium_shared.protocol.joining import open_request
 def rotate(home: Home) -> bytes:
     """Make a new SuperNode key and the request to take it in place of the old; asked again, the same request.
 
+    The request is about the key that lies in ``supernode.key.new`` until the server takes that one. A key without its
+    request, or with an older one, was left by a run that was killed: nobody has heard of it, and another is made.
+
     Raises:
-        ConfigurationError: the site was not enrolled, or a file of it cannot be read.
+        ConfigurationError: the site was not enrolled, a file of it cannot be read, or the server, which alone knows
+            whether it took a key that is lost, does not answer.
     """
     invitation, identity = home.invitation(), home.identity()
     fresh = home.keys / "supernode.key.new"
-    if fresh.exists() and home.rotation_file.exists():
+    last, old_key = _last(home), _load(home.keys / "supernode.key")
+    if last is not None and _public(_load(fresh)) == last.new:
         return home.rotation_file.read_bytes()
-    old_key = _load(home.keys / "supernode.key")
-    old = _known(home)
-    if old_key is not None and rotation.openssh(old_key.public_key()) != old:
+    old = _known(home, last, _public(old_key))
+    if _public(old_key) != old:
         old_key = None  # another key than the server knows proves nothing
-    fresh.unlink(missing_ok=True)  # left by a run that was killed before its request was written
+    fresh.unlink(missing_ok=True)
     new = ec.generate_private_key(ec.SECP384R1())
     form = serialization.PrivateFormat.OpenSSH
     write_secret(fresh, new.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
@@ -42,14 +47,34 @@ def rotate(home: Home) -> bytes:
     return request
 
 
-def _known(home: Home) -> str:
-    """The public key that the server knows: of the last rotation, or of the request to join."""
+def _last(home: Home) -> rotation.Rotation | None:
+    """The last rotation that was asked for; None where there was none."""
     try:
-        if home.rotation_file.exists():
-            return rotation.open_rotation(home.rotation_file.read_bytes()).new
-        return open_request(home.request_file.read_bytes()).supernode
+        return rotation.open_rotation(home.rotation_file.read_bytes()) if home.rotation_file.exists() else None
     except (OSError, PeerError) as error:
-        raise ConfigurationError(f"{home.rotation_file} or {home.request_file} is damaged: restore it") from error
+        raise ConfigurationError(f"{home.rotation_file} is damaged: restore it from the backup") from error
+
+
+def _known(home: Home, last: rotation.Rotation | None, in_use: str | None) -> str:
+    """The public key that the server knows: of the last rotation, where it was admitted, or of the request to join."""
+    if last is None:
+        try:
+            return open_request(home.request_file.read_bytes()).supernode
+        except (OSError, PeerError) as error:
+            raise ConfigurationError(f"{home.request_file} is damaged: restore it from the backup") from error
+    if in_use != last.old:
+        return last.new
+    taken = connection.takes(home.root, home.keys / "supernode.key")
+    if taken is None:
+        raise ConfigurationError(
+            "the new key of the last rotation is lost, and whether the server took it cannot be told while the server "
+            "does not answer. See consilium-site doctor, and run this again"
+        )
+    return last.old if taken else last.new
+
+
+def _public(key: ec.EllipticCurvePrivateKey | None) -> str | None:
+    return None if key is None else rotation.openssh(key.public_key())
 
 
 def _load(file: Path) -> ec.EllipticCurvePrivateKey | None:

@@ -278,13 +278,13 @@ def _ask(way: Way, key_file: Path | None = None) -> Answer | None:
         return None
 
 
-def takes(root: Path, key_file: Path) -> bool:
-    """True where the server takes the SuperNode key of a file, for the site in a home folder."""
+def takes(root: Path, key_file: Path) -> bool | None:
+    """True where the server takes the SuperNode key of a file, for a home folder's site; None: it does not tell."""
     try:
         answer = _ask(of(root), key_file)
     except (ConsiliumError, OSError):
-        return False
-    return answer is not None and answer.taken is True
+        return None
+    return None if answer is None else answer.taken
 
 
 def admitted(way: Way, answer: Answer | None, clock: Finding) -> Finding:

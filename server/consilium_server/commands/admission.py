@@ -19,7 +19,7 @@ def admit(home: Home, request_file: bytes) -> tuple[JoinRequest, bool]:
 
     Raises:
         PeerError: the request is malformed, edited, for another federation, answers no invitation of ours, or claims
-            a name that another key has.
+            a name that another key has, or a key that was used before.
     """
     request = open_request(request_file)
     roster = home.roster()
@@ -48,6 +48,8 @@ def admit(home: Home, request_file: bytes) -> tuple[JoinRequest, bool]:
     for other in roster.members:
         if member.identity == other.identity or member.supernode == other.supernode:
             raise PeerError(f"{other.site} has one of these keys already; every site makes its own")
+    if member.supernode in removed.used_keys(home):
+        raise PeerError(f"{request.site} brings a SuperNode key that a site had before; it enrolls into a new home")
     members = tuple(sorted((*roster.members, member), key=lambda m: m.site))
     grown = Roster(federation=roster.federation, version=roster.version + 1, members=members)
     write_atomically(home.roster_file, grown.sign(home.coordinator()))
@@ -76,9 +78,7 @@ def exchange(home: Home, rotation_file: bytes) -> tuple[Rotation, bool]:
     if known.supernode != request.old:
         raise PeerError(f"the roster has another SuperNode key of {request.site} than the one to be replaced")
     member = Member(site=request.site, identity=request.identity, supernode=request.new)
-    used = {each.supernode for each in removed.read(home)} | {each.supernode for each in roster.members}
-    used |= {open_rotation(file.read_bytes()).old for file in home.rotations.glob("*.json")}
-    if request.new in used:
+    if request.new in removed.used_keys(home):
         raise PeerError("that SuperNode key was used before; make a new one")
     version = roster.version + 1
     # First, so that of every key that the roster ever had the request in whose place it came is kept.

@@ -85,8 +85,7 @@ class _Watch:
             if wanted == self._registered:
                 return
             keys = {member.site: member.supernode.encode() for member in roster.members}
-            if keys:
-                register_nodes(self._link, keys)
+            register_nodes(self._link, keys)
             known, self._registered = self._registered[0], wanted
             if known == roster.digest:
                 return

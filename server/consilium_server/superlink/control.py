@@ -93,19 +93,17 @@ def register_nodes(settings: SuperLinkSettings, keys: Mapping[str, bytes]) -> di
 
     Args:
         settings: of the running SuperLink.
-        keys: site name -> public ECDSA key (NIST curve), OpenSSH line or PEM.
+        keys: site name -> public ECDSA key (NIST curve), OpenSSH line or PEM; empty once the last site was removed.
 
     Returns:
         Site name -> node id.
 
     Raises:
-        ConfigurationError: no site at all, a key that is not ECDSA, a key used before, or one key for two sites.
+        ConfigurationError: a key that is not ECDSA, a key used before, or one key for two sites.
         TransportError: the SuperLink does not answer.
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
 
-    if not keys:
-        raise ConfigurationError("The roster names no site; no SuperNode is registered or removed.")
     wanted = {site: _normal_key(site, key) for site, key in keys.items()}
     if len(set(wanted.values())) != len(wanted):
         raise ConfigurationError("Two sites of the roster have the same SuperNode key. Enroll one of them anew.")

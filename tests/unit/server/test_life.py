@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.site import CONTRACT, Coordinator
 
 from consilium_client.commands.checks import installation
@@ -17,6 +19,7 @@ from consilium_client.commands.rotate import rotate
 from consilium_client.site import Home as SiteHome
 from consilium_client.transport import connection, supernode
 from consilium_server import removed
+from consilium_server.commands import up
 from consilium_server.commands.admission import admit, exchange
 from consilium_server.commands.provision import provision
 from consilium_server.federation import Home
@@ -24,6 +27,7 @@ from consilium_server.state.study_folder import folder
 from consilium_server.study.context import RemovedSite, StudyContext
 from consilium_shared import certificates, documents
 from consilium_shared.errors import ConfigurationError, PeerError
+from consilium_shared.protocol.joining import make_request
 from consilium_shared.protocol.rotation import DOMAIN, Rotation, is_rotation, open_rotation
 from consilium_shared.study import Study
 
@@ -129,6 +133,65 @@ def test_a_new_supernode_key_is_signed_by_both_keys_and_the_identity_stays(
     assert exchange(server, third)[1]
 
 
+@pytest.mark.parametrize("rotations", [0, 1], ids=["first", "second"])
+def test_a_rotation_that_was_killed_before_its_request_was_written_is_made_anew(
+    place: Path, monkeypatch: pytest.MonkeyPatch, rotations: int
+) -> None:
+    server, site = Home(place / "server"), SiteHome(place / "a")
+    monkeypatch.setattr(connection, "takes", lambda *_: True)
+    for _ in range(rotations):
+        assert exchange(server, rotate(site))[1] and supernode.take_new_key(site.root)
+    with monkeypatch.context() as killed:
+        killed.setattr("consilium_client.commands.rotate.write_atomically", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rotate(site)
+    request = rotate(site)
+    assert open_rotation(request).old_proof is not None and rotate(site) == request
+    assert exchange(server, request)[1] and supernode.take_new_key(site.root)
+    assert installation._supernode_key(site)
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+def test_of_a_lost_new_key_the_server_is_asked_whether_it_took_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, admitted: bool
+) -> None:
+    server, site = Home(place / "server"), SiteHome(place / "a")
+    lost = rotate(site)
+    if admitted:
+        exchange(server, lost)
+    (site.keys / "supernode.key.new").unlink()
+    monkeypatch.setattr(connection, "takes", lambda *_: None)
+    with pytest.raises(ConfigurationError, match="run this again"):
+        rotate(site)
+    monkeypatch.setattr(connection, "takes", lambda *_: not admitted)
+    again = rotate(site)
+    assert again != lost and exchange(server, again)[1]
+
+
+def test_a_key_that_a_site_had_once_admits_nobody(place: Path) -> None:
+    server, site = Home(place / "server"), SiteHome(place / "a")
+    reprovision(place, sites=f"{ALL}, later")
+    later = SiteHome(place / "later")
+    enroll(later, server.invitations / "later.json")
+    old = serialization.load_ssh_private_key((site.keys / "supernode.key").read_bytes(), None)
+    assert isinstance(old, ec.EllipticCurvePrivateKey) and exchange(server, rotate(site))[1]
+    brought = make_request(later.invitation(), later.identity(), old)
+    with pytest.raises(PeerError, match="a SuperNode key that a site had before"):
+        admit(server, brought)
+    assert admit(server, later.request_file.read_bytes())[1]
+
+
+def test_the_last_site_that_is_removed_is_registered_no_longer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, told = Home(place / "server"), list[set[str]]()
+    monkeypatch.setattr(up, "register_nodes", lambda _, keys: told.append(set(keys)))
+    supervisor: Any = type("Supervisor", (), {"process": lambda *_: 1})()
+    watch = up._Watch(server, None, supervisor, lambda _: None)  # type: ignore[arg-type]
+    for site in ALL.split(", "):
+        removed.remove(server, site, "the study ends")
+        watch._sync_roster()
+    assert told == [{"hospital-a", "hospital-b"}, {"hospital-b"}, set()]
+
+
 def test_a_rotation_that_was_edited_or_is_of_another_site_or_for_a_used_key_is_refused(place: Path) -> None:
     server, site, other = Home(place / "server"), SiteHome(place / "a"), SiteHome(place / "b")
     request = rotate(site)
@@ -148,8 +211,6 @@ def test_a_rotation_that_was_edited_or_is_of_another_site_or_for_a_used_key_is_r
         exchange(server, documents.seal(foreign.model_dump(exclude_none=True), DOMAIN, site.identity()))
     assert exchange(server, request)[1]
     back = json.loads(request)["body"]
-    from cryptography.hazmat.primitives import serialization
-
     from consilium_shared.protocol import rotation
 
     keys = [
