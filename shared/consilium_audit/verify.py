@@ -175,6 +175,8 @@ class Verification:
         with checking(1, file):
             self.study = Study.from_contract(parse_canonical(read_file(file)))
         self.verdict.study = self.study.study
+        if self.study.model.start is not None:
+            self.verdict.notes.append(self.study.model.start.said())
         return f"{len(self.roster.members)} sites, signed by {shown}; study {self.study.study}"
 
     def _round_records(self) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from consilium_shared.config import Strict
+from consilium_shared.origin import UNKNOWN, Origin
+from consilium_shared.schema import Since
 
 if TYPE_CHECKING:
     from consilium_shared.study import Study
@@ -20,6 +22,13 @@ class Start(Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of every parameter's name, shape and numbers (``models.vector.fingerprint``): a site trains in round 1
     from no other model."""
+    card: Annotated[Origin | None, Since(2)] = None
+    """Card of whose data made them; None says nothing of it."""
+
+    def said(self) -> str:
+        """Sentence on where the study began, for an auditor."""
+        card = UNKNOWN if self.card is None else "; ".join(self.card.lines())
+        return f"the study starts from weights {self.sha256[:12]}; the contract says, and nobody has checked: {card}"
 
 
 class Architecture(Strict):

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from consilium_shared.config import load_yaml, read_yaml
+from consilium_shared.architecture import Start
+from consilium_shared.config import Strict, load_yaml, read_yaml
 from consilium_shared.graphs.graph import Graph
 from consilium_shared.models.vector import width
 from consilium_shared.norm_bound import UNRULED, derived_norm_bound
@@ -19,14 +20,18 @@ from consilium_shared.schema import SCHEMA
 from consilium_shared.study import Study
 
 
-def read(file: Path) -> Study:
+def read(file: Path, *, with_start: bool = True) -> Study:
     """The contract of a study file; ``aggregation.norm_bound`` follows from the plan where the file names none, and
     with ``privacy.sums`` the noise multiplier from ε.
+
+    Args:
+        file: the YAML file.
+        with_start: False reads it as if it named no weights to start from.
 
     Raises:
         ConfigurationError: as ``config.load_yaml``.
     """
-    study = load_yaml(file, Study, partial(_complete, file))
+    study = load_yaml(file, Study, partial(_complete, file, with_start=with_start))
     content = study.contract
     if study.privacy.sums is not None:  # every site's noise is the contract's
         plan = plan_of(study, 0)
@@ -72,13 +77,20 @@ def _as_written_before(file: Path, bound: float) -> Iterator[Study]:
             continue
 
 
-def _complete(file: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Content of a study's file with the graph that it names as another file, beside it: ``graph: net.yaml``."""
+def _complete(file: Path, given: dict[str, Any], *, with_start: bool = True) -> dict[str, Any]:
+    """Content of a study's file with what it names as files beside it: ``graph: net.yaml``, ``start: weights.yaml``."""
     model = given.get("model")
-    if not (isinstance(model, dict) and isinstance(model.get("graph"), str)):
+    if not isinstance(model, dict):
         return given
-    graph = load_yaml(file.parent / model["graph"], Graph)
-    return {**given, "model": {**model, "graph": graph.model_dump(mode="json")}}
+    kinds: dict[str, type[Strict]] = {"graph": Graph, "start": Start}
+    if not with_start:
+        model = {key: value for key, value in model.items() if key != "start"}
+    named = {
+        key: load_yaml(file.parent / model[key], kind).model_dump(mode="json")
+        for key, kind in kinds.items()
+        if isinstance(model.get(key), str)
+    }
+    return {**given, "model": {**model, **named}}
 
 
 def _names_bound(given: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from consilium_shared.origin import UNKNOWN, Origin
 from consilium_shared.schema import SCHEMA
 
 Line = tuple[str] | tuple[str, str]
@@ -75,6 +76,7 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     yield (f"  trains     {_model(contract['model'])} for {contract['task']}",)
     if "graph" in study:
         yield from _graph(study["graph"])
+    yield from _start(contract["model"]["start"])
     who = "" if study["refused"] else f": {study['patients']} patients (and {study['patients_held_back']} held back)"
     yield (f"  on asset   {study['asset']}{who}",)
     yield from _fit(study)
@@ -133,6 +135,19 @@ def _model(spec: Mapping[str, Any]) -> str:
     parts = {"all": "", "head": ", its last layer alone", "lora": f", its last layer and rank {spec['lora_rank']}"}
     start = "" if spec["start"] is None else f", starting from weights {spec['start']['sha256'][:12]}"
     return f"{spec['name']}{parts[spec['trainable']]}{start}"
+
+
+def _start(start: Mapping[str, Any] | None) -> Iterator[Line]:
+    """Lines on whose data made the weights that a study starts from: the coordinator's words."""
+    if start is None:
+        return
+    card = start.get("card")
+    if card is None:
+        yield (f"  weights    {start['sha256'][:12]}: {UNKNOWN}",)
+        return
+    yield (f"  weights    {start['sha256'][:12]}, as the coordinator says, which nobody has checked:",)
+    for line in Origin.model_validate(card).lines():
+        yield (f"             {line}",)
 
 
 def _graph(graph: Mapping[str, Any]) -> Iterator[Line]:

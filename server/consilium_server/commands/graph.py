@@ -30,6 +30,7 @@ def from_torch(
 ) -> None:
     """Trace a torch module of yours into a graph, which is held against it; with --weights its weights too."""
     from consilium_shared.graphs import from_torch as tracing  # torch is slow to load
+    from consilium_shared.graphs.weights import write
 
     if batch_norm not in BATCH_NORMS:
         raise ConfigurationError(f"--batch-norm is one of {', '.join(BATCH_NORMS)}")
@@ -43,7 +44,7 @@ def from_torch(
     found = tracing.trace(made, shapes, batch_norm=batch_norm, file=file)  # type: ignore[arg-type]  # looked at above
     write_atomically(target, found.graph.text().encode(), mode=0o644)
     if weights is not None:
-        tracing.write_weights(found.weights, weights)
+        write(found.weights, weights)
     for note in found.notes:
         console.console.print(note, markup=False)
     console.console.print(f"{target}: {_size(found.graph.parameters, len(found.graph.nodes))}", markup=False)

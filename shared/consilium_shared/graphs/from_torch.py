@@ -23,7 +23,6 @@ from consilium_shared.graphs import network, weights
 from consilium_shared.graphs.conversion import Conversion, Refused
 from consilium_shared.graphs.graph import Graph
 from consilium_shared.graphs.node import Shape
-from consilium_shared.models import tensors
 
 BatchNorm = Literal["refuse", "group", "frozen"]
 
@@ -156,16 +155,6 @@ def _same(
         raise ConfigurationError(
             f"the graph does not compute what the module computes (they differ by {worst:.1g}); please report it"
         )
-
-
-def write_weights(found: Mapping[str, Any], target: Path) -> None:
-    """Write weights as a safetensors file; raises ConfigurationError where that is not possible."""
-    try:
-        with target.open("xb") as file:
-            for piece in tensors.encode(dict(found)):
-                file.write(piece)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {target}: {error.strerror}") from error
 
 
 def put(module: nn.Module, file: Path) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,38 @@ import torch
 
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.limits import PAYLOAD_BYTES
+from consilium_shared.models import tensors
 
 Array = npt.NDArray[np.float32]
 Weights = dict[str, Array]
+Found = tuple[Mapping[str, Any], tuple["Norm", ...]]
+"""Arrays by name, and batch norms of which the file says where they stand."""
 
 _SHOWN = 5
+
+
+class Norm(NamedTuple):
+    """Batch norm with fixed statistics, by the names of its arrays in a file.
+
+    Attributes:
+        name: of its module, for people.
+        scale: one number a channel, as ``shift``; a file may lack both.
+        shift: added after it.
+        mean: of its training.
+        variance: of its training.
+        layer: that it follows, alone: the name of its module or weight; None where the file does not say.
+        bias: that layer's, which the file may lack; empty for ``layer.bias``.
+        eps: added to the variance.
+    """
+
+    name: str
+    scale: str
+    shift: str
+    mean: str
+    variance: str
+    layer: str | None
+    bias: str = ""
+    eps: float = 1e-5
 
 
 class Source(NamedTuple):
@@ -31,10 +59,12 @@ class Source(NamedTuple):
     Attributes:
         weights: arrays by name, in the file's order.
         sha256: of the file.
+        norms: batch norms of which the file says where they stand.
     """
 
     weights: Weights
     sha256: str
+    norms: tuple[Norm, ...] = ()
 
 
 def read(file: Path) -> Source:
@@ -55,7 +85,8 @@ def read(file: Path) -> Source:
         raise ConfigurationError(f"{file} is empty, or larger than {PAYLOAD_BYTES} bytes")
     reader = {".safetensors": _safetensors, ".onnx": _onnx}.get(file.suffix.lower(), _state_dict)
     try:
-        found = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in reader(file, data).items()}
+        arrays, norms = reader(file, data)
+        found = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         what = " ".join(str(error).split())[:200]
         raise ConfigurationError(
@@ -67,17 +98,17 @@ def read(file: Path) -> Source:
     broken = [name for name, array in found.items() if not np.isfinite(array).all()]
     if broken:
         raise ConfigurationError(f"{file}: {broken[0]} has a number that is not finite")
-    return Source(found, hashlib.sha256(data).hexdigest())
+    return Source(found, hashlib.sha256(data).hexdigest(), norms)
 
 
-def _safetensors(file: Path, data: bytes) -> Mapping[str, Any]:
+def _safetensors(file: Path, data: bytes) -> Found:
     try:
-        return safetensors.numpy.load(data)
+        return safetensors.numpy.load(data), ()
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
 
 
-def _onnx(file: Path, data: bytes) -> Mapping[str, Any]:
+def _onnx(file: Path, data: bytes) -> Found:
     import onnx
 
     try:
@@ -97,10 +128,32 @@ def _onnx(file: Path, data: bytes) -> Mapping[str, Any]:
         array = onnx.numpy_helper.to_array(each)
         if array.dtype.kind == "f":
             found[each.name] = array.T if each.name in turned and array.ndim == 2 else array
-    return found
+    return found, tuple(_onnx_norms(graph, set(found)))
 
 
-def _state_dict(file: Path, data: bytes) -> Mapping[str, Any]:
+def _onnx_norms(graph: Any, known: set[str]) -> Iterator[Norm]:
+    """Batch norms of an ONNX graph, each with the layer that it follows where nothing else reads that layer."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in node.input)
+    ends = {each.name for each in graph.output}
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or not known.issuperset(node.input[1:5]):
+            continue
+        maker = makers.get(node.input[0])
+        layer, bias = None, ""
+        alone = readers[node.input[0]] == 1 and node.input[0] not in ends
+        if (
+            (maker is not None and alone and maker.op_type in ("Conv", "Gemm"))
+            and all(readers[name] == 1 for name in maker.input[1:])  # else another layer has its weights, too
+        ):
+            layer = maker.input[1]
+            bias = maker.input[2] if len(maker.input) > 2 else f"{layer.removesuffix('.weight')}.bias"
+        scale, shift, mean, variance = node.input[1:5]
+        eps = next((each.f for each in node.attribute if each.name == "epsilon"), 1e-5)
+        yield Norm(node.name or node.output[0], scale, shift, mean, variance, layer, bias, eps)
+
+
+def _state_dict(file: Path, data: bytes) -> Found:
     found = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
@@ -109,7 +162,17 @@ def _state_dict(file: Path, data: bytes) -> Mapping[str, Any]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise TypeError(f"{name!r} is a {type(value).__name__}, no weight")
-    return {name: value.detach().float().numpy() for name, value in found.items()}
+    return {name: value.detach().float().numpy() for name, value in found.items()}, ()
+
+
+def write(found: Mapping[str, Array], target: Path) -> None:
+    """Write weights as a safetensors file; raises ConfigurationError where that is not possible."""
+    try:
+        with target.open("xb") as file:
+            for piece in tensors.encode(dict(found)):
+                file.write(piece)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {target}: {error.strerror}") from error
 
 
 def listed(names: Iterable[str]) -> str:
