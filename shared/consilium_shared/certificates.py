@@ -5,12 +5,30 @@ from __future__ import annotations
 import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from consilium_shared.findings import Finding
 
 WARNED_DAYS = 30
 """Days left at which somebody should act."""
+
+
+def of_stranger(content: bytes) -> x509.Certificate:
+    """A certificate that anybody may have made, every part of which that is looked at here can be read.
+
+    Args:
+        content: DER.
+
+    Raises:
+        ValueError: it is none, or something in it cannot be read.
+    """
+    try:
+        found = x509.load_der_x509_certificate(content)
+        for read in (issuer, names, lambda made: (made.subject, made.not_valid_before_utc, made.not_valid_after_utc)):
+            read(found)
+    except Exception as error:  # parts are parsed when they are asked for, and each has errors of its own
+        raise ValueError(f"no certificate that can be read ({type(error).__name__})") from None
+    return found
 
 
 def names(certificate: x509.Certificate) -> list[str]:
@@ -32,7 +50,7 @@ def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     """True where an authority signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

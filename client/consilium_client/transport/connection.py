@@ -139,16 +139,17 @@ def reach(way: Way) -> str:
             f"{where} answers, and not with TLS ({error.reason or 'no reason given'}): another program has that "
             "address and port. Compare both with the coordinator"
         ) from error
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         name = between.host if between else invitation.address
+        said = error.strerror if isinstance(error, OSError) else "it is no name of a machine"
         raise TransportError(
-            f"the name {name!r} is not known here ({error.strerror}): ask the network team for its entry in the DNS, "
+            f"the name {name!r} is not known here ({said}): ask the network team for its entry in the DNS, "
             "or write it into /etc/hosts"
         ) from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         if between is not None:
             raise way_out.refused_by(between, error) from error
-        reason = error.strerror or type(error).__name__
+        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         raise TransportError(
             f"cannot reach {where} ({reason}): is the server up, does the firewall let this machine out to that port? "
             "Where the only way out is a proxy, name it: HTTPS_PROXY=http://proxy:3128"
@@ -178,7 +179,7 @@ def presented(way: Way) -> x509.Certificate:
         shown = connection.sock.getpeercert(binary_form=True) if isinstance(connection.sock, ssl.SSLSocket) else None
     finally:
         connection.close()
-    return x509.load_der_x509_certificate(shown or b"")
+    return certificates.of_stranger(shown or b"")
 
 
 def _untrusted(way: Way, error: ssl.SSLCertVerificationError) -> str:

@@ -14,6 +14,7 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 
 from consilium_shared.errors import ConfigurationError, TransportError
+from consilium_shared.printable import printable
 
 SECONDS = 10.0
 
@@ -78,7 +79,7 @@ def connection(address: str, port: int, context: ssl.SSLContext) -> http.client.
     return made
 
 
-def refused_by(between: Proxy, error: OSError) -> TransportError:
+def refused_by(between: Proxy, error: Exception) -> TransportError:
     """The cause of a failed CONNECT, with what to do."""
     text = str(error)
     if "Tunnel connection failed: 407" in text:
@@ -88,11 +89,17 @@ def refused_by(between: Proxy, error: OSError) -> TransportError:
             "start (in the unit: Environment=, in a file of mode 0600); it must take them by Basic"
         )
     if "Tunnel connection failed" in text:
+        said = printable(text.partition("failed: ")[2])
         return TransportError(
-            f"the proxy {between} does not let this machine through ({text.partition('failed: ')[2]}): ask the network "
+            f"the proxy {between} does not let this machine through ({said}): ask the network "
             "team to permit CONNECT to the server's address and port"
         )
+    if isinstance(error, http.client.HTTPException):
+        return TransportError(
+            f"{between}, which HTTPS_PROXY names, answers and is no HTTP proxy ({type(error).__name__}): correct it"
+        )
+    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     return TransportError(
-        f"the proxy {between} that HTTPS_PROXY names does not answer ({error.strerror or type(error).__name__}): "
+        f"the proxy {between} that HTTPS_PROXY names does not answer ({why}): "
         "correct HTTPS_PROXY, or name the server in NO_PROXY where the way is direct"
     )

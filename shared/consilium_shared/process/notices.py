@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 
 from consilium_shared.config import Strict
 from consilium_shared.files import write_atomically
+from consilium_shared.printable import printable
 
 SECONDS = 30.0
-"""Longest time that a command, a web server or a mail server may take."""
+"""Longest time that a command, a web server or a mail server may take, from the beginning to the end."""
 
 Address = Annotated[str, Field(pattern=r"^[^@\s<>\"]+@[^@\s<>\"]+$", max_length=254)]
 
@@ -78,10 +79,52 @@ def send(notice: Notice, to: Notify, say: Callable[[str], None]) -> None:
     if (mail := to.mail) is not None:
         ways.append(("mail", lambda: _mail(notice, mail)))
     for name, way in ways:
+        if reason := _within(SECONDS, name, way):
+            say(f"a notice ({notice.kind}) was not sent by notify.{name}: {reason}")
+
+
+_UNDER_WAY: dict[str, threading.Thread] = {}
+"""The last thread of each way: one that a slow server keeps busy is waited for by no second one."""
+
+
+def _within(seconds: float, name: str, way: Callable[[], object]) -> str:
+    """The reason for which a way was not gone to its end in time; empty where it was."""
+    before = _UNDER_WAY.get(name)
+    if before is not None and before.is_alive():
+        return "an earlier notice still waits for its end"
+    failed: list[str] = []
+
+    def go() -> None:
         try:
             way()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # smtplib's errors are OSErrors
-            say(f"a notice ({notice.kind}) was not sent by notify.{name}: {type(error).__name__}: {error}")
+        except Exception as error:  # urllib and smtplib raise what their parts raise
+            failed.append(_reason(error))
+
+    thread = _UNDER_WAY[name] = threading.Thread(target=go, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return f"no end within {seconds:g} s" if thread.is_alive() else "".join(failed)
+
+
+def _reason(error: Exception) -> str:
+    """The cause in words of ours and the system's: an address or an argument may have a token in it, and what the other
+    side says may be anything."""
+    import urllib.error
+
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answers with status {error.code}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return _reason(error.reason)
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no end within {error.timeout:g} s"
+    if isinstance(error, _Ended):
+        return str(error)
+    said = error.strerror if isinstance(error, OSError) else None
+    return type(error).__name__ + (f": {printable(said)}" if isinstance(said, str) else "")
+
+
+class _Ended(Exception):
+    """A command ended with another status than zero."""
 
 
 def _run(notice: Notice, command: list[str]) -> None:
@@ -94,7 +137,7 @@ def _run(notice: Notice, command: list[str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise ValueError(f"{command[0]} ended with status {done.returncode}")
+        raise _Ended(f"{command[0]} ended with status {done.returncode}")
 
 
 def _post(notice: Notice, address: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from consilium_shared.process import notices
 from consilium_shared.process.notices import Condition, Mail, Notice, Notify, Watch, Watcher, send
 
 AWAY = Condition("site-away", "south is away", 120.0, ("site-back", "south is back"))
@@ -43,6 +47,11 @@ def test_a_damaged_file_of_what_was_told_tells_nothing_twice_and_is_made_anew(tm
     (tmp_path / "told.json").write_bytes(b"[")
     assert Watch(tmp_path / "told.json").look({"away:south": AWAY}, 1.0) == []
     assert json.loads((tmp_path / "told.json").read_bytes())
+
+
+@pytest.fixture(autouse=True)
+def nothing_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "_UNDER_WAY", {})
 
 
 @pytest.fixture
@@ -108,6 +117,81 @@ def test_who_cannot_be_reached_is_said_and_the_others_get_it(tmp_path: Path, pos
     send(NOTICE, Notify(command=["/no/such/program"], webhook=web, mail=nobody), said.append)
     assert [line.split(":")[0].split(".")[-1] for line in said] == ["command", "mail"]
     assert len(posted[1]) == 1
+
+
+def drip(connection: socket.socket) -> None:
+    """One byte of an answer without end, again and again."""
+    with contextlib.suppress(OSError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def odd_server() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+    """Starts a server that says what a function says; its port."""
+    listeners: list[socket.socket] = []
+
+    def start(say: Callable[[socket.socket], None]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                say(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("said", [b"\x1b[2J what?\r\n\r\n", b"HTTP/1.1 503 \x1b[2J\r\n\r\n", b""])
+def test_a_web_server_that_speaks_no_http_or_refuses_is_said_in_our_words(odd_server: Any, said: bytes) -> None:
+    heard: list[str] = []
+    port = odd_server(lambda connection: connection.sendall(said))
+    send(NOTICE, Notify(webhook=f"http://127.0.0.1:{port}/T0KEN"), heard.append)
+    (line,) = heard
+    assert line.isprintable() and "notify.webhook" in line and "T0KEN" not in line
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:T0KEN/", "http://127.0.0.1:9/T0KEN\x7f", "http://T0KEN..x/"])
+def test_an_address_that_is_none_is_said_without_what_is_secret_in_it(address: str) -> None:
+    heard: list[str] = []
+    send(NOTICE, Notify(webhook=address), heard.append)
+    (line,) = heard
+    assert "notify.webhook" in line and "T0KEN" not in line
+
+
+def test_a_server_that_answers_for_ever_holds_up_neither_the_others_nor_what_comes_later(
+    odd_server: Any, posted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "SECONDS", 0.2)
+    heard: list[str] = []
+    port, lines = mailbox()
+    mail = Mail(to=["it@hospital"], sender="consilium@hospital", server="127.0.0.1", port=port)
+    send(NOTICE, Notify(webhook=f"http://127.0.0.1:{odd_server(drip)}/", mail=mail), heard.append)
+    send(NOTICE, Notify(webhook=f"http://127.0.0.1:{posted[0]}/"), heard.append)
+    assert [line.rpartition(": ")[2] for line in heard] == [
+        "no end within 0.2 s",
+        "an earlier notice still waits for its end",
+    ]
+    assert "south is away" in lines
+
+
+def test_a_command_that_does_not_end_is_ended_and_its_arguments_stay_out_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notices, "SECONDS", 0.2)
+    heard: list[str] = []
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", "--token", "T0KEN", "$(touch /tmp/x)"]
+    send(NOTICE, Notify(command=sleeper), heard.append)
+    assert heard and all("T0KEN" not in line and "no end within" in line for line in heard)
 
 
 def test_a_watcher_looks_and_sends(tmp_path: Path, posted: Any) -> None:
