@@ -25,6 +25,7 @@ from consilium_shared.architecture import SEED_LIMIT, Architecture
 from consilium_shared.canonical import canonical_bytes, digest
 from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
+from consilium_shared.evaluation import Evaluation
 from consilium_shared.fields import Column as Column
 from consilium_shared.fields import Duration as Duration
 from consilium_shared.fields import Fraction as Fraction
@@ -38,7 +39,6 @@ from consilium_shared.private_sums import PrivateSums
 from consilium_shared.schema import SCHEMA, Since, check_known, later_keys, written_out
 from consilium_shared.task import TaskName
 
-Metric = Annotated[str, Field(min_length=1, max_length=64)]
 ThreatModel = Literal["malicious-server", "honest-but-curious"]
 
 
@@ -209,31 +209,6 @@ class Aggregation(Strict):
     def _encodable(self) -> Aggregation:
         if self.ring_bits == 16 and self.weighting != "equal":
             raise ValueError("ring_bits: 16 is too coarse for weights; it takes weighting: equal")
-        return self
-
-
-class Evaluation(Strict):
-    """Counts on patients held back at each site."""
-
-    every: Annotated[int, Field(ge=1, le=limits.ROUNDS)] = 1
-    metrics: tuple[Metric, ...] = ("auroc", "accuracy")
-    epsilon: Positive | None = None
-    """Largest ε of all evaluations together, within ``privacy.epsilon``: counts carry noise and are charged. With
-    privacy and without this, no counts leave a site."""
-    split: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
-    """Fraction of patients held back, chosen by a hash of ``split_label`` and patient."""
-    split_label: Annotated[Name | None, Since(2, fresh="patients")] = None
-    """Key of that hash: under one label the same patients are held back in every study, and nobody who came before
-    moves when others come. None, in older contracts, means the study's name."""
-    split_column: Column | None = None
-    """Or a column of the label table that says ``train`` or ``test`` for each patient."""
-    recalibrate: Annotated[bool, Since(2)] = False
-    """Recalibration of the finished model's log odds by the last counts alone; it costs no ε of its own."""
-
-    @model_validator(mode="after")
-    def _one_split(self) -> Evaluation:
-        if (self.split is None) == (self.split_column is None):
-            raise ValueError("give either split (a fraction) or split_column (with split: null)")
         return self
 
 
