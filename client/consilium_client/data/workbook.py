@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from consilium_client.data import bounds
+from consilium_client.data import bounds, workbook_parts
 from consilium_shared.errors import DataError
 
 SUFFIXES = (".xlsx", ".xlsm")
@@ -46,8 +46,7 @@ def read_sheet(
         for number, row in enumerate(rows, first + 1):
             if all(value is None for value in row):
                 continue
-            if number > bounds.TABLE_ROWS:
-                raise DataError(f"{path}: more than {bounds.TABLE_ROWS} rows")
+            _require_width(path, row)
             index.append(number)
             for place, column in zip(places, cells, strict=True):
                 column.append(_value(row[place]) if place < len(row) else None)
@@ -68,11 +67,13 @@ def _opened(path: Path, sheet: str | None) -> Iterator[Iterator[tuple[Any, ...]]
         with zipfile.ZipFile(path) as packed:
             if sum(part.file_size for part in packed.infolist()) > most:
                 raise DataError(f"{path}: more than {most >> 20} MiB once unpacked")
+            workbook_parts.check(path, packed)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
         try:
             if sheet is not None and sheet not in book.sheetnames:
                 raise DataError(f"{path} has no sheet {sheet!r} (sheets: {', '.join(map(repr, book.sheetnames))})")
             found: Any = book[sheet or book.sheetnames[0]]
+            found.reset_dimensions()  # which the sheet says of itself: a gap would be filled with so many empty cells
             yield found.iter_rows(values_only=True)
         finally:
             book.close()
@@ -86,10 +87,14 @@ def _header(path: Path, rows: Iterator[tuple[Any, ...]]) -> tuple[int, list[str]
     """Number of the sheet's first row that is not empty, and its names."""
     for number, row in enumerate(rows, 1):
         if any(value is not None for value in row):
-            if len(row) > bounds.TABLE_COLUMNS:
-                raise DataError(f"{path}: {len(row)} columns, more than {bounds.TABLE_COLUMNS}")
+            _require_width(path, row)
             return number, ["" if value is None else str(_value(value)).strip() for value in row]
     raise DataError(f"{path}: an empty sheet, where a table is meant")
+
+
+def _require_width(path: Path, row: tuple[Any, ...]) -> None:
+    if len(row) > bounds.TABLE_COLUMNS:
+        raise DataError(f"{path}: {len(row)} columns, more than {bounds.TABLE_COLUMNS}")
 
 
 def _value(value: Any) -> Any:
