@@ -29,6 +29,9 @@ class Evaluation(Strict):
     moves when others come. None, in older contracts, means the study's name."""
     split_column: Column | None = None
     """Or a column of the label table that says ``train`` or ``test`` for each patient."""
+    validation_fraction: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Since(2)] = None
+    """Fraction of the patients who are not for test that is held back for validation (``split.part_of``): to choose
+    between rounds, while test stays unseen. None: nobody."""
     recalibrate: Annotated[bool, Since(2)] = False
     """Recalibration of the finished model's log odds by the last counts alone; it costs no ε of its own."""
 

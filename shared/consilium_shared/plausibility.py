@@ -15,6 +15,7 @@ import numpy as np
 
 from consilium_shared.intervals import intervals
 from consilium_shared.metrics import Counts, Layout, Vector
+from consilium_shared.split import share_for_test
 from consilium_shared.study import Study
 
 CHANCE = 1e-9
@@ -83,7 +84,7 @@ def most_held_back(study: Study, sites: int, weight: int) -> float | None:
         sites: how many added to the weight.
         weight: Σ of their weights.
     """
-    part, rules = study.evaluation.split, study.aggregation
+    part, rules = share_for_test(study.evaluation), study.aggregation
     if study.privacy.sums is not None:
         return None
     if part is None or study.privacy.mode != "dp" or rules.weighting != "patients" or weight >= rules.max_weight:

@@ -127,7 +127,7 @@ def probabilities(
     """Class and probability of the second class of each held-back record of all sites."""
     truth, found = [], []
     for data in sites.values():
-        chosen = data.part(held_back=True).records
+        chosen = data.part("test").records
         truth.append(data.targets(chosen)[0])
         found.append(measured(model, study, data, CPU, chosen)[:, 1])
     return np.concatenate(truth), np.concatenate(found)

@@ -182,7 +182,7 @@ def run(source: Source, rows: pd.DataFrame, seed: int, private: bool) -> tuple[f
     model = federated(study, sites, plans, seed)
 
     def of(data: Dataset) -> float:
-        held = data.part(held_back=True).records
+        held = data.part("test").records
         times, events = data.targets(held)
         return index(times, events, measured(model, study, data, CPU, held)[:, -1])
 

@@ -31,7 +31,7 @@ class Patients:
 
     Attributes:
         train: patients to train on.
-        held_back: patients to evaluate on.
+        held_back: patients to evaluate on, those for test.
     """
 
     train: int
@@ -40,8 +40,7 @@ class Patients:
     @classmethod
     def of(cls, records: Dataset) -> Patients:
         """Counted."""
-        train = int(records.train.sum())
-        return cls(train, records.patient_count - train)
+        return cls(int(records.train.sum()), int(records.patients_of("test").sum()))
 
 
 class StudyData:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from consilium_client.data.report import Report
 from consilium_client.prepared.rows import StoredRows
-from consilium_shared import limits
+from consilium_shared import limits, split
 from consilium_shared.errors import DataError
 from consilium_shared.task import Examples
 
@@ -51,13 +51,15 @@ class Dataset(ABC):
     Attributes:
         patients: int64 ``[N]``, patient number 0 … ``patient_count`` - 1, each with at least one record.
         patient_count: number of patients.
-        train: bool ``[patient_count]``; False is held back for evaluation.
+        train: bool ``[patient_count]``; False is held back, for test or for validation.
+        validation: bool ``[patient_count]``; True is held back for validation. None: nobody is.
         report: findings about the asset: what was set aside, and why.
     """
 
     patients: NDArray[np.int64]
     patient_count: int
     train: NDArray[np.bool_]
+    validation: NDArray[np.bool_] | None = field(default=None, kw_only=True)
     report: Report = field(default_factory=Report, kw_only=True)
 
     def __len__(self) -> int:
@@ -85,9 +87,14 @@ class Dataset(ABC):
         """Targets of these records alone."""
         return self.take(records).targets
 
-    def part(self, held_back: bool) -> Part:
-        """Numbers of the records of patients held back (or of those for training); no record is copied."""
-        wanted = self.train != held_back
+    def patients_of(self, part: split.Part) -> NDArray[np.bool_]:
+        """Mask bool ``[patient_count]`` of the patients in one part of the split."""
+        validation = np.zeros_like(self.train) if self.validation is None else self.validation
+        return {"train": self.train, "validation": validation, "test": ~self.train & ~validation}[part]
+
+    def part(self, part: split.Part) -> Part:
+        """Numbers of the records of the patients in one part of the split; no record is copied."""
+        wanted = self.patients_of(part)
         kept = np.flatnonzero(wanted[self.patients])
         number = np.cumsum(wanted, dtype=np.int64) - 1
         return Part(kept, number[self.patients[kept]], int(wanted.sum()))
@@ -117,6 +124,7 @@ class ArrayDataset(Dataset):
         patients: NDArray[np.int64],
         train: NDArray[np.bool_] | None = None,
         report: Report | None = None,
+        validation: NDArray[np.bool_] | None = None,
     ) -> ArrayDataset:
         """Data set of these arrays. ``train`` is by default True for everybody.
 
@@ -127,7 +135,9 @@ class ArrayDataset(Dataset):
             raise ValueError("inputs, targets and patients differ in the number of records")
         count = int(patients.max(initial=-1)) + 1
         everybody = np.ones(count, dtype=bool) if train is None else train
-        return cls(patients, count, everybody, report=report or Report(), inputs=inputs, labels=targets)
+        return cls(
+            patients, count, everybody, validation=validation, report=report or Report(), inputs=inputs, labels=targets
+        )
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -143,15 +153,16 @@ class ArrayDataset(Dataset):
         return tuple(each[records] for each in self.labels)
 
     def select(self, held_back: bool) -> ArrayDataset:
-        """The records of the patients held back (or of those for training), with patients numbered anew from 0."""
-        part = self.part(held_back)
+        """The records of the patients for test (or of those for training), with patients numbered anew from 0."""
+        part = self.part("test" if held_back else "train")
         return replace(
             self,
             inputs=tuple(each[part.records] for each in self.inputs),
             labels=tuple(each[part.records] for each in self.labels),
             patients=part.patients,
             patient_count=part.patient_count,
-            train=self.train[self.train != held_back],
+            train=np.full(part.patient_count, not held_back),
+            validation=None,
         )
 
 

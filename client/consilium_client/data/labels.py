@@ -16,9 +16,9 @@ from consilium_client.data.columns import place, plain, read_columns, to_numbers
 from consilium_client.data.declared import converted, settled
 from consilium_client.data.features import count_words
 from consilium_client.data.identity import near, settle
-from consilium_client.data.patients import held_back, number_patients
+from consilium_client.data.patients import number_patients
 from consilium_client.data.report import NothingUsable, Report, SetAside, Values
-from consilium_shared import task
+from consilium_shared import split, task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Label, Numeric
 from consilium_shared.study import Study
@@ -32,13 +32,13 @@ class LabelRows:
         frame: the columns read, under the site's names; the index is the line (of Parquet the row) in the file.
         patient: identifiers, text, each in its one spelling.
         targets: of each of the study's targets int64 class indices, or float32 scaled numbers.
-        held_back: bool.
+        part: of the split, by name.
     """
 
     frame: pd.DataFrame
     patient: NDArray[np.object_]
     targets: tuple[NDArray[Any], ...]
-    held_back: NDArray[np.bool_]
+    part: NDArray[np.object_]
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -48,7 +48,7 @@ class LabelRows:
         positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
         frame = self.frame.iloc[positions]
         targets = tuple(each[positions] for each in self.targets)
-        return LabelRows(frame, self.patient[positions], targets, self.held_back[positions])
+        return LabelRows(frame, self.patient[positions], targets, self.part[positions])
 
 
 def read_labels(
@@ -127,8 +127,8 @@ def read_labels(
         drop(f"{column} {wrong_value}", found[column].wrong)
     if split_column:
         drop(f"{split_column} is neither train nor test", ~frame[split_column].isin(["train", "test"]))
-        parts = frame.groupby(asset.patient)[split_column].transform("nunique")
-        drop("the patient is both in train and in test", parts > 1)
+        words = frame.groupby(asset.patient)[split_column].transform("nunique")
+        drop("the patient is both in train and in test", words > 1)
     doubles = list(key) if key is not None else None
     if doubles is not None:
         for column in columns:
@@ -144,13 +144,14 @@ def read_labels(
 
     patient = frame[asset.patient].to_numpy(dtype=object)
     _note_near(path, frame[asset.patient], notes)
+    numbers_of, names = number_patients(patient.tolist())
+    said: list[bool | None] = [None] * len(names)
     if split_column:
-        back = (frame[split_column] == "test").to_numpy(dtype=bool)
-    else:
-        fraction, key_of_split = study.evaluation.split or 0.0, study.evaluation.split_label or study.study
-        numbers_of, names = number_patients(patient.tolist())
-        back = np.array([held_back(key_of_split, name, fraction) for name in names], dtype=bool)[numbers_of]
-    return LabelRows(frame, patient, tuple(each.values for each in found.values()), back)
+        for number, word in zip(numbers_of.tolist(), frame[split_column].tolist(), strict=True):
+            said[number] = word == "test"
+    parts = [split.part_of(study, name, in_test) for name, in_test in zip(names, said, strict=True)]
+    part = np.array(parts, dtype=object)[numbers_of]
+    return LabelRows(frame, patient, tuple(each.values for each in found.values()), part)
 
 
 class _Target(NamedTuple):
@@ -196,9 +197,9 @@ def _note_near(path: Path, patient: pd.Series, notes: SetAside) -> None:
     notes.add(what, len(alike), place(path, rows) if len(rows) else "")
 
 
-def number_rows(rows: LabelRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Patient number of each row, and whether each patient is for training."""
+def number_rows(rows: LabelRows) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Patient number of each row; whether each patient is for training; whether for validation."""
     patients, names = number_patients(rows.patient.tolist())
-    train = np.ones(len(names), dtype=bool)
-    train[patients] = ~rows.held_back
-    return patients, train
+    parts = np.empty(len(names), dtype=object)
+    parts[patients] = rows.part
+    return patients, parts == "train", parts == "validation"

@@ -39,12 +39,15 @@ class Made:
         targets: tuple[NDArray[Any], ...],
         patients: NDArray[np.int64],
         train: NDArray[np.bool_],
+        validation: NDArray[np.bool_],
         report: Report,
     ) -> Dataset:
         """The data set of these records as inputs, with ``[N]`` targets and patients of the usable sources."""
         if isinstance(self.rows, StoredRows):
-            return StoredDataset(patients, len(train), train, report=report, rows=self.rows, labels=targets)
-        return ArrayDataset.of(self.rows, targets, patients, train, report)
+            return StoredDataset(
+                patients, len(train), train, validation=validation, report=report, rows=self.rows, labels=targets
+            )
+        return ArrayDataset.of(self.rows, targets, patients, train, report, validation)
 
 
 def make_all(

@@ -1,8 +1,7 @@
-"""Patients: which are held back, and which take part in a private step."""
+"""Patients by number, and which take part in a private step."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,22 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsgd.keystream import KeyStream
-
-
-def held_back(label: str, patient: str, fraction: float) -> bool:
-    """True where a patient is held back for evaluation.
-
-    SHA-256 of the split's label and the patient's identifier, read as a number in [0, 1), is below ``fraction``. It
-    depends on no other patient: adding or removing one moves nobody else between the two parts, as the privacy
-    guarantee needs, and two sites (or a pooled copy) that know the same patient agree.
-
-    The label is the contract's ``split_label``, which is one word in all studies that say nothing else: whoever was
-    held back once is held back from the next study too. The coordinator may choose another, and with it, blindly, who
-    is held back: it knows no identifiers, but each new label draws a new part of the same patients. What their counts
-    tell adds up over studies; the site's people see every study before any of them.
-    """
-    digest = hashlib.sha256(b"consilium split\0" + label.encode() + b"\0" + patient.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
 
 
 def number_patients(identifiers: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:

@@ -71,8 +71,8 @@ def gather(
     at = place(asset.table, unused) if len(unused) else ""
     report.set_aside.add("label table: row without a usable image", len(unused), at)
     taken = rows.take(positions)
-    patients, train = number_rows(taken)
-    return made.dataset(taken.targets, patients, train, report)
+    patients, train, validation = number_rows(taken)
+    return made.dataset(taken.targets, patients, train, validation, report)
 
 
 def where(path: Path, folder: Path) -> str:

@@ -38,6 +38,6 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
         rows, inputs = rows.take(keep), inputs[keep]
     if not len(rows):
         raise NothingUsable(f"{asset.path}: no usable record", report)
-    patients, train = number_rows(rows)
+    patients, train, validation = number_rows(rows)
     on_progress(len(rows), len(rows))
-    return ArrayDataset.of((inputs,), rows.targets, patients, train, report)
+    return ArrayDataset.of((inputs,), rows.targets, patients, train, report, validation)

@@ -61,13 +61,14 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
     if not keep.any():
         raise NothingUsable(f"{asset.series}: no usable record", report)
     rows = rows.take(keep)
-    patients, train = number_rows(rows)
+    patients, train, validation = number_rows(rows)
     return ArrayDataset.of(
         (inputs if keep.all() else inputs[keep], *([statics[keep]] if series.statics else [])),
         rows.targets,
         patients,
         train,
         report,
+        validation,
     )
 
 

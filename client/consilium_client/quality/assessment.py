@@ -76,7 +76,8 @@ class Quality:
         asset: the asset's name.
         records: usable records.
         patients: usable patients.
-        patients_held_back: patients kept for evaluation.
+        patients_held_back: patients kept for evaluation, those for test.
+        patients_for_validation: patients kept for validation, neither trained on nor for test.
         labels: class -> (records, patients, patients held back); a patient may count in several classes.
         records_by_patient: number of records -> patients that have so many.
         findings: what does not fit the study, or is odd.
@@ -99,6 +100,7 @@ class Quality:
     records: int
     patients: int
     patients_held_back: int
+    patients_for_validation: int
     labels: Mapping[str, tuple[int, int, int]]
     records_by_patient: Mapping[int, int]
     findings: Sequence[Finding]
@@ -139,6 +141,11 @@ class Quality:
                 ("records", str(self.records)),
                 ("patients", str(self.patients)),
                 ("patients held back for evaluation", str(self.patients_held_back)),
+                *(
+                    (("patients held back for validation", str(kept)),)
+                    if (kept := self.patients_for_validation)
+                    else ()
+                ),
                 ("most records of one patient", str(max(self.records_by_patient, default=0))),
                 *((what, str(count)) for what, count in self.alike.rows() if count),
             ),
@@ -189,7 +196,7 @@ def assess(records: Dataset, study: Study, asset: str | None = None, minimum_pat
     image, pictures = task.reads(study).image, Pictures(groups)
     for name, of_class in groups.items():
         patients = np.unique(records.patients[of_class])
-        labels[name] = (int(of_class.sum()), len(patients), int((~records.train[patients]).sum()))
+        labels[name] = (int(of_class.sum()), len(patients), int(records.patients_of("test")[patients].sum()))
     each, patients = np.unique(np.bincount(records.patients), return_counts=True)
     report = records.report
     shown = None if image is None else lambda start, some: pictures.add(start, some.inputs[0])
@@ -202,7 +209,8 @@ def assess(records: Dataset, study: Study, asset: str | None = None, minimum_pat
         asset=asset or study.data.asset,
         records=len(records),
         patients=records.patient_count,
-        patients_held_back=int((~records.train).sum()),
+        patients_held_back=int(records.patients_of("test").sum()),
+        patients_for_validation=int(records.patients_of("validation").sum()),
         labels=labels,
         records_by_patient={int(n): int(count) for n, count in zip(each, patients, strict=True)},
         findings=found,

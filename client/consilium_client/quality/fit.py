@@ -94,7 +94,7 @@ def _patients(records: Dataset, minimum: int) -> Iterator[Finding]:
         yield Finding("misfit", "patients", what, "the site refuses the study; look at what was set aside")
     elif train < FEW_PATIENTS:
         yield Finding("odd", "patients", f"{train} patients to train on", "is this the whole asset?")
-    if not records.patient_count - train:
+    if not records.patients_of("test").any():
         yield Finding("odd", "patients", "nobody is held back for evaluation", "the study's split leaves no patient")
     each = np.bincount(records.patients, minlength=1)
     most, median = int(each.max(initial=0)), float(np.median(each))

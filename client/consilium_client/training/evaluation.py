@@ -37,7 +37,7 @@ def evaluate(
         PeerError: the model's bytes are not of this study.
         DataError: the model gives no finite numbers for some record (its weights are too large).
     """
-    chosen = records.part(held_back=True).records
+    chosen = records.part("test").records
     found = measured(model_bytes, study, records, device, chosen)
     if not np.isfinite(found).all():
         raise DataError(f"study {study.study}: the model gives no number for some of the records held back")
@@ -73,7 +73,7 @@ def noised_counts(
     from dpsgd.noise import Noise
 
     own = task.of(study)
-    layout, chosen = own.layout(study), _one_each(records.part(held_back=True), seed)
+    layout, chosen = own.layout(study), _one_each(records.part("test"), seed)
     found = measured(model_bytes, study, records, device, chosen, rows, forgiving=True)
     known = np.isfinite(found).all(axis=1, keepdims=True)
     counts = own.count(layout, np.where(known, found, own.unknown(study)), records.targets(chosen))

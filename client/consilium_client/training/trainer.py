@@ -125,7 +125,7 @@ def train(
     private = plan if isinstance(plan, PrivacyPlan) else None
     if (study.privacy.mode == "dp") != (private is not None):
         raise ConfigurationError(f"study {study.study}: its privacy mode is {study.privacy.mode}, its plan is another")
-    part = records.part(held_back=False)
+    part = records.part("train")
     if private is None and not part.patient_count:
         raise DataError(f"study {study.study}: no patient is left for training on {study.data.asset}")
     model = build(study)

@@ -13,23 +13,8 @@ from tests.support import studies
 from tests.support.datasets import load
 
 from consilium_client.data.asset import TableAsset
-from consilium_client.data.patients import Draw, PatientSampler, held_back, number_patients
-
-
-def test_who_is_held_back_depends_on_study_and_patient_alone() -> None:
-    names = [f"p{number}" for number in range(4000)]
-    first = [held_back("study-a", name, 0.2) for name in names]
-    assert first == [held_back("study-a", name, 0.2) for name in names]
-    other = [held_back("study-b", name, 0.2) for name in names]
-    # 4000 patients at .2: the share has a standard deviation of .0063.
-    assert 0.17 < np.mean(first) < 0.23
-    assert 0.02 < np.mean(np.logical_and(first, other)) < 0.06
-
-
-def test_a_larger_fraction_only_adds_patients() -> None:
-    for number in range(500):
-        if held_back("s", str(number), 0.1):
-            assert held_back("s", str(number), 0.3)
+from consilium_client.data.patients import Draw, PatientSampler, number_patients
+from consilium_shared.split import Part
 
 
 def test_patients_are_numbered_in_the_order_of_their_first_record() -> None:
@@ -200,3 +185,21 @@ def test_the_same_patients_are_held_back_in_every_study_of_one_label(tmp_path: P
     by_name = [parts(name, 200, split_label=None) for name in ("one", "two")]
     assert by_name[0] != by_name[1]
     assert by_name[0] == parts("x", 200, split_label="one")  # as contracts without the key have it: by their name
+
+
+def test_a_validation_part_is_neither_trained_on_nor_for_test_and_stays_when_others_come(tmp_path: Path) -> None:
+    rows = [f"p{number % 200},{number},2,{number % 2}" for number in range(400)]  # two records of each
+    study = studies.study(evaluation={"split": 0.2, "validation_fraction": 0.25})
+
+    def parts(count: int) -> list[list[int]]:
+        (tmp_path / "t.csv").write_text("\n".join(["patient,a,b,y", *rows[:count]]) + "\n", encoding="utf-8")
+        found = load(TableAsset(kind="table", path=tmp_path / "t.csv"), study)
+        names: tuple[Part, ...] = ("train", "validation", "test")
+        every = [found.part(name) for name in names]
+        assert sorted(np.concatenate([each.records for each in every]).tolist()) == list(range(len(found)))
+        assert [each.patient_count for each in every] == [int(found.patients_of(name).sum()) for name in names]
+        return [np.flatnonzero(found.patients_of(name)).tolist() for name in names]
+
+    few, many = parts(120), parts(400)
+    assert few == [[patient for patient in each if patient < 120] for each in many]
+    assert min(map(len, many)) > 10

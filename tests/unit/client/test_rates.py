@@ -90,7 +90,7 @@ def test_patients_of_each_class_are_drawn_at_their_own_rate_and_nobody_above_the
     of = study(True, {"class_sampling": [1, 4, 2], "steps_per_round": 400, "rounds": 1})
     counts = [1 + number % 2 for number in range(90)]
     data = invented.records(of, counts)
-    part, plan = data.part(held_back=False), make_plan(of, 90)
+    part, plan = data.part("train"), make_plan(of, 90)
     assert isinstance(plan, PrivacyPlan)
     draws = list(_sampler(of, data, part, replace(plan, sampling_rate=largest), SEED))
     times = np.zeros(90)
