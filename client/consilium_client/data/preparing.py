@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from consilium_client.data.recipes import made_of
 from consilium_client.prepared.processes import serve
@@ -19,6 +21,8 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
+    with suppress(OSError):  # where memory runs out the system ends this process, and not the agent
+        Path("/proc/self/oom_score_adj").write_text("1000")
     sys.excepthook = lambda *_: None  # its words may quote a file
     serve(made_of, questions, answers)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -46,9 +48,11 @@ class File(NamedTuple):
 
 
 def read_file(path: Path) -> File:
-    """Stamp and digest of a file, which is read to its end; raises OSError."""
-    with path.open("rb") as file:
+    """Stamp and digest of a regular file, which is read to its end; raises OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
         found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         stamp = Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
         return File(stamp, hashlib.file_digest(file, "sha256").hexdigest())
 

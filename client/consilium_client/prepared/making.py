@@ -45,20 +45,27 @@ def files_of(source: Source) -> tuple[File, ...] | None:
         return None
 
 
-def make(recipe: Recipe, source: Source, files: tuple[File, ...] | None) -> Record | Failed:
-    """The record, or why there is none.
-
-    Args:
-        recipe: the preparation.
-        source: files that exist.
-        files: as they were read before; one that is another by now is set aside.
-    """
+def make(recipe: Recipe, source: Source) -> Record | Failed:
+    """The record of a source, or why there is none."""
     try:
         arrays = recipe.make(source)
-        record = Record(packed(arrays, recipe.fields), recipe.remark(arrays))
+        return Record(packed(arrays, recipe.fields), recipe.remark(arrays))
     except Unusable as error:
-        return Failed(str(error), files is not None and _same(source, files))
-    return record if files is not None and _same(source, files) else Failed(CHANGED, lasting=False)
+        return Failed(str(error))
+
+
+def confirmed(outcome: Record | Failed, source: Source, files: tuple[File, ...] | None) -> Record | Failed:
+    """The outcome, if the source's files are still as they were read before; else nothing of it is kept.
+
+    Args:
+        outcome: of a source, whoever made it.
+        source: files that exist.
+        files: as they were read before; None where one could not be.
+    """
+    same = files is not None and _same(source, files)
+    if isinstance(outcome, Failed):
+        return Failed(outcome.reason, outcome.lasting and same)
+    return outcome if same else Failed(CHANGED, lasting=False)
 
 
 def _same(source: Source, files: tuple[File, ...]) -> bool:

@@ -1,15 +1,12 @@
 """Processes that prepare records: they have the files of one asset and a recipe, and neither keys nor ledger.
 
-What passes between them and the agent is frames of JSON and the bytes of records, never objects: a decoder that a
-foreign file has taken over can give wrong pixels and no more.
+What passes between them and the agent is frames of JSON and the bytes of records, never objects, and the agent digests
+the files itself: what a decoder that a foreign file has taken over says to the agent can be wrong pixels and no more.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import struct
 import subprocess
 import sys
 import threading
@@ -17,16 +14,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from consilium_client.prepared.catalogue import File, Stamp
-from consilium_client.prepared.making import Failed, Record, files_of, make
+from consilium_client.prepared.catalogue import File
+from consilium_client.prepared.frames import ANSWER_BYTES, Deadline, read, receive, said_something, send, write
+from consilium_client.prepared.making import Failed, Record, confirmed, files_of, make
 from consilium_client.prepared.recipe import Recipe, Source
 from consilium_shared.errors import DataError
+from consilium_shared.printable import printable
 
 MODULE = "consilium_client.data.preparing"
 """The program, above this room: it knows the recipes."""
 SECONDS = 600.0
-"""A source that takes longer is set aside."""
-FRAME_BYTES = 2**24
+"""A source that takes longer, from the question to the last byte of the answer, is set aside."""
+READY = "ready"
+WORDS = 300
+"""Most characters of a reason or a remark."""
 FEW = 64
 """So many sources are made here; of more, each process begins with as many: starting one takes a second."""
 CRASHED = "the decoder crashed on it, or took more memory than there was"
@@ -57,7 +58,7 @@ def prepare(recipe: Recipe, sources: list[Source], wanted: Wanted, done: Done, p
         for number, source in enumerate(sources):
             files = files_of(source)
             skip = files is not None and not wanted(number, files)
-            done(number, None if skip else make(recipe, source, files))
+            done(number, None if skip else confirmed(make(recipe, source), source, files))
         return
     queue, lock = _Queue(sources, memory), threading.Lock()
 
@@ -129,35 +130,35 @@ class _Preparer:
         self._end()
 
     def work(self, number: int, source: Source, wanted: Wanted, done: Done, lock: threading.Lock) -> None:
-        outcome: Record | Failed | None
-        try:
-            process = self._running()
-            send(_pipe(process.stdin), {"paths": [str(path) for path in source.paths], "detail": source.detail})
-            files = _files(self._frame(process))
-            with lock:
-                want = files is None or wanted(number, files)
-            send(_pipe(process.stdin), want)
-            outcome = self._outcome(process) if want else None
-        except TimeoutError:
-            self._end()
-            outcome = Failed(ENDLESS, lasting=False)
-        except (EOFError, BrokenPipeError):
-            self._end()
-            outcome = Failed(CRASHED, lasting=False)
+        files = files_of(source)
+        with lock:
+            want = files is None or wanted(number, files)
+        outcome = confirmed(self._made(source), source, files) if want else None
         with lock:
             done(number, outcome)
 
-    def _outcome(self, process: subprocess.Popen[bytes]) -> Record | Failed:
-        answer = self._frame(process)
-        if "reason" in answer:
-            return Failed(str(answer["reason"]), bool(answer["lasting"]))
-        content = _exactly(_pipe(process.stdout), self._recipe.record_bytes, SECONDS)
-        return Record(content, str(answer["remark"]))
-
-    def _frame(self, process: subprocess.Popen[bytes]) -> Any:
-        return receive(_pipe(process.stdout), SECONDS)
+    def _made(self, source: Source) -> Record | Failed:
+        try:
+            process, until = self._running(), Deadline(SECONDS)
+            question = {"paths": [str(path) for path in source.paths], "detail": source.detail}
+            send(_pipe(process.stdin), question, until)
+            match receive(_pipe(process.stdout), until, ANSWER_BYTES):
+                case {"reason": str(reason), "lasting": bool(lasting)} if len(reason) <= WORDS:
+                    return Failed(printable(reason), lasting)
+                case {"remark": str(remark)} if len(remark) <= WORDS:
+                    return Record(read(_pipe(process.stdout), self._recipe.record_bytes, until), printable(remark))
+                case _:
+                    raise EOFError
+        except TimeoutError:
+            self._end()
+            return Failed(ENDLESS, lasting=False)
+        except (EOFError, BrokenPipeError):
+            self._end()
+            return Failed(CRASHED, lasting=False)
 
     def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and said_something(_pipe(self._process.stdout)):
+            self._end()  # it is gone, or wrote what would be taken for an answer about the next source
         if self._process is None:
             one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
             self._process = subprocess.Popen(
@@ -168,8 +169,11 @@ class _Preparer:
                 env={**os.environ, **one},
             )
             try:
-                send(_pipe(self._process.stdin), {"kind": self._recipe.kind, "parameters": self._recipe.parameters})
-                self._frame(self._process)
+                until, stdin = Deadline(SECONDS), _pipe(self._process.stdin)
+                os.set_blocking(stdin.fileno(), False)
+                send(stdin, {"kind": self._recipe.kind, "parameters": self._recipe.parameters}, until)
+                if receive(_pipe(self._process.stdout), until, ANSWER_BYTES) != READY:
+                    raise EOFError
             except (EOFError, BrokenPipeError, TimeoutError):
                 self._end()
                 raise DataError("a process that prepares data does not start; see whether memory is left") from None
@@ -189,71 +193,17 @@ def serve(recipe_of: Callable[[str, dict[str, Any]], Recipe], questions: IO[byte
     try:
         about = receive(questions)
         recipe = recipe_of(about["kind"], about["parameters"])
-        send(answers, "ready")
+        send(answers, READY)
         while True:
             asked = receive(questions)
-            source = Source(tuple(map(Path, asked["paths"])), asked["detail"])
-            files = files_of(source)
-            send(answers, None if files is None else [[list(file.stamp), file.sha256] for file in files])
-            if receive(questions):
-                made = make(recipe, source, files)
-                if isinstance(made, Failed):
-                    send(answers, {"reason": made.reason, "lasting": made.lasting})
-                else:
-                    send(answers, {"remark": made.remark})
-                    _write(answers, made.content)
+            made = make(recipe, Source(tuple(map(Path, asked["paths"])), asked["detail"]))
+            if isinstance(made, Failed):
+                send(answers, {"reason": made.reason, "lasting": made.lasting})
+            else:
+                send(answers, {"remark": made.remark})
+                write(answers, made.content)
     except (EOFError, BrokenPipeError):
         return
-
-
-def send(pipe: IO[bytes], value: Any) -> None:
-    """Write a frame: four bytes of length, and JSON."""
-    text = json.dumps(value).encode()
-    _write(pipe, struct.pack("<I", len(text)) + text)
-
-
-def receive(pipe: IO[bytes], seconds: float | None = None) -> Any:
-    """The value of the next frame.
-
-    Raises:
-        EOFError: the other side is gone, or wrote something else.
-        TimeoutError: it did not write for so many seconds.
-    """
-    (length,) = struct.unpack("<I", _exactly(pipe, 4, seconds))
-    try:
-        if length > FRAME_BYTES:
-            raise ValueError
-        return json.loads(_exactly(pipe, length, seconds))
-    except ValueError:
-        raise EOFError from None
-
-
-def _files(answer: Any) -> tuple[File, ...] | None:
-    if answer is None:
-        return None
-    try:
-        return tuple(File(Stamp(*map(int, stamp)), str(sha256)) for stamp, sha256 in answer)
-    except (TypeError, ValueError):
-        raise EOFError from None
-
-
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[pipe.write(left) :]
-
-
-def _exactly(pipe: IO[bytes], count: int, seconds: float | None = None) -> bytes:
-    found = bytearray(count)
-    left = memoryview(found)
-    while left:
-        if seconds is not None and not select.select([pipe], [], [], seconds)[0]:
-            raise TimeoutError
-        read = os.readv(pipe.fileno(), [left])
-        if not read:
-            raise EOFError
-        left = left[read:]
-    return bytes(found)
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
