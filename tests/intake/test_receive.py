@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import socket
 import struct
@@ -20,8 +21,12 @@ from pynetdicom.sop_class import Verification
 from tests.intake import studies
 from tests.intake.archives import Archive, free_port
 
+from consilium_client.commands.checks import installation
+from consilium_client.commands.up import receiving
 from consilium_client.intake.inbox import digest_of
+from consilium_client.site import Home
 from consilium_shared.errors import DataError
+from consilium_shared.process.supervisor import Supervisor
 
 
 def files_in(site) -> dict[str, Path]:
@@ -254,3 +259,60 @@ def test_a_port_that_is_taken_is_said_without_a_traceback(site) -> None:
         done = site.run("receive")
     assert done.returncode == 2
     assert "cannot listen" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_up_runs_the_receiver_where_site_yaml_has_one_and_starts_it_again_when_it_ends(site, tmp_path: Path) -> None:
+    site.write()
+    home, said = Home(site.root), []
+    (program,) = receiving(home, home.config())
+    supervisor = Supervisor(home.logs, said.append)
+    supervisor.add(program)
+
+    def echoes() -> bool:
+        made = association(site)
+        answered = made.is_established and made.send_c_echo().Status == 0
+        made.abort()
+        return answered
+
+    def until(look) -> None:
+        deadline = time.monotonic() + 60
+        while not look():
+            assert time.monotonic() < deadline, said
+            supervisor.tick()
+            time.sleep(0.05)
+
+    try:
+        until(echoes)
+        assert installation.intake(home).state == "ok"
+        os.kill(supervisor.process("receiver"), signal.SIGKILL)
+        until(lambda: len(said) == 2)  # started, killed
+        assert installation.intake(home).state == "warning"
+        until(echoes)
+    finally:
+        supervisor.stop()
+    assert [line.split(" (")[0] for line in said] == [
+        "receiver started",
+        "receiver was killed by signal 9; starting it again in 1 s",
+        "receiver started",
+    ]
+
+
+def test_a_receiver_that_cannot_receive_says_why_and_one_of_its_own_unit_is_left_to_it(site, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", site.port)):
+        site.write()
+        home, said = Home(site.root), []
+        supervisor = Supervisor(home.logs, said.append)
+        (program,) = receiving(home, home.config())
+        supervisor.add(program)
+        deadline = time.monotonic() + 60
+        while len(said) < 2 and time.monotonic() < deadline:
+            supervisor.tick()
+            time.sleep(0.05)
+        supervisor.stop()
+    assert f"ended with status 2: cannot listen on 127.0.0.1:{site.port}" in said[1]
+    site.settings["receive"]["unit"] = True
+    site.write()
+    assert receiving(home, home.config()) == []
+    del site.settings["receive"]
+    site.write()
+    assert receiving(home, home.config()) == []

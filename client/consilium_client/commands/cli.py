@@ -235,16 +235,21 @@ def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 
 @app.command()
 def up(home: HomeOption = DEFAULT_HOME) -> None:
-    """Run the site's programs until Ctrl-C: agent (no network), SuperNode and courier (outbound only)."""
+    """Run the site's programs until Ctrl-C: agent (no network), SuperNode and courier (outbound), the receiver."""
     up_forever(Home(home.resolve()), _say)
 
 
 @app.command()
 def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what the site does now."""
+    from consilium_client.commands.checks import installation
+
     place = Home(home.resolve())
     found = contact.read(place.root)
     value = ask(place.admin_socket, "status") | {"connected": found.connected(), "contact": vars(found)}
+    receiver = installation.intake(place)
+    if receiver is not None:
+        value["receiver"] = vars(receiver)
     if as_json:
         print(json.dumps(value, indent=2, sort_keys=True))
         return
@@ -255,6 +260,8 @@ def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     where += f", {activity['done']} of {activity['of']}" if "done" in activity else ""
     _say(f"site {value['site']}: {activity['doing']}{where}")
     _say(f"connected: {'yes, ' if value['connected'] else ''}{found.said()}")
+    if receiver is not None:
+        _say(f"receiver: {receiver.detail}", None if receiver.state == "ok" else "yellow")
     _say(f"release {value['release']}, running for {value['up_seconds']} s")
     _say(f"ledger: {value['ledger']['entries']} entries, head {value['ledger']['head'][:16]}")
     for study in value["studies"]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from consilium_client.commands import receiver
 from consilium_client.site import Home
 from consilium_shared import console
 from consilium_shared.errors import ConfigurationError
@@ -54,15 +55,8 @@ def _receive(place: Home, settings: Intake) -> Receive:
 
 
 def receive(home: HomeOption = DEFAULT_HOME) -> None:
-    """Receive what archives and modalities send by DICOM (C-STORE), until Ctrl-C. A process of its own."""
-    from consilium_client.intake.inbox import Inbox
-    from consilium_client.intake.receiver import receive_forever
-    from consilium_shared.process import logs
-
-    place, settings = _settings(home)
-    wanted = _receive(place, settings)
-    logs.configure()
-    receive_forever(wanted, Inbox(place.inbox(settings), settings.limits), _say)
+    """Receive what archives and modalities send by DICOM (C-STORE), until Ctrl-C. consilium-site up does it, too."""
+    receiver.receive(Home(home.resolve()), _say)
 
 
 def pull(

@@ -1,17 +1,21 @@
-"""The site's supervised programs: agent (no network), SuperNode and courier (outbound connections only)."""
+"""The site's supervised programs: agent (no network), SuperNode and courier (outbound connections), the receiver."""
 
 from __future__ import annotations
 
 import socket
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from consilium_client.commands import conditions
+from consilium_client.commands import conditions, receiver
 from consilium_client.site import Home
 from consilium_client.transport.sandbox import without_network
 from consilium_client.transport.supernode import LAST_WORD
 from consilium_shared.process.process_lock import ProcessLock
 from consilium_shared.process.supervisor import Program, Supervisor
+
+if TYPE_CHECKING:
+    from consilium_client.site_config import SiteConfig
 
 
 def up_forever(home: Home, say: Callable[[str], None]) -> None:
@@ -53,9 +57,20 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
                 takes_down="supernode",
             )
         )
+        for program in receiving(home, config):
+            supervisor.add(program)
         say(f"site {config.site} serves federation {invitation.name} at {invitation.address}:{invitation.port}")
         conditions.watch(home, f"{invitation.name}, site {config.site}", config.notify, say)
         supervisor.run()
+
+
+def receiving(home: Home, config: SiteConfig) -> list[Program]:
+    """The receiver of images as a program, where site.yaml has one and leaves it to nobody else."""
+    receive = None if config.intake is None else config.intake.receive
+    if receive is None or receive.unit:
+        return []
+    command = [sys.executable, "-m", "consilium_client.commands.receiver", "--home", str(home.root)]
+    return [Program("receiver", command, last_word=receiver.LAST_WORD)]
 
 
 def _free_port() -> int:

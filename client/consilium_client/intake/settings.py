@@ -83,6 +83,8 @@ class Receive(Strict):
     """Connections at once, associated or not."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds without progress after which a connection is closed."""
+    unit: bool = False
+    """True: the receiver is started apart, as by a unit with an account of its own; ``consilium-site up`` leaves it."""
 
     def knows(self, title: str, address: str) -> bool:
         """True where a peer of this title may send from an IP address."""

@@ -186,10 +186,11 @@ def intake(home: Home) -> Finding | None:
             "error",
             f"another program has port {receive.port}: stop it, or change intake.receive.port and tell the archives",
         )
+    start, log = ("its unit", "journalctl") if receive.unit else ("consilium-site up", f"{home.logs / 'receiver.log'}")
     return Finding(
         "receiver",
         "warning",
-        f"{where} is configured and does not run, so archives cannot send: start consilium-site receive, or its unit",
+        f"{where} is configured and does not run, so archives cannot send: start {start} ({log} says why it ended)",
     )
 
 
