@@ -58,6 +58,9 @@ class SitePolicy(Strict):
     """Fewest patients to train on."""
     minimum_held_back: Annotated[int, Field(ge=1)] = 10
     """Fewest held-back patients whose evaluation counts are added up before they leave."""
+    minimum_group: Annotated[int, Field(ge=1)] = 10
+    """Fewest held-back patients of a group (``evaluation.by``) that are counted apart in studies without privacy; who
+    is in a smaller one counts as "not given". With privacy each group's counts have noise, and nobody is moved."""
     minimum_sites: Annotated[int, Field(ge=2, le=limits.SITES)] = 2
     """Fewest sites whose updates are added up before anybody sees the sum."""
     corrupt_sites: Literal["third"] | Annotated[int, Field(ge=0, le=limits.SITES - 2)] = "third"

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from consilium_shared import limits
 from consilium_shared.config import Strict
 from consilium_shared.fields import Column, Name, Positive
+from consilium_shared.groups import MOST_GROUPS, Grouping
 from consilium_shared.schema import Since
 
 Metric = Annotated[str, Field(min_length=1, max_length=64)]
@@ -34,9 +35,19 @@ class Evaluation(Strict):
     between rounds, while test stays unseen. None: nobody."""
     recalibrate: Annotated[bool, Since(2)] = False
     """Recalibration of the finished model's log odds by the last counts alone; it costs no ε of its own."""
+    by: Annotated[tuple[Grouping, ...], Field(max_length=6), Since(2)] = ()
+    """Groups of patients of whom everything is also counted apart, in the same release: by sex, age, scanner."""
 
     @model_validator(mode="after")
     def _one_split(self) -> Evaluation:
         if (self.split is None) == (self.split_column is None):
             raise ValueError("give either split (a fraction) or split_column (with split: null)")
+        return self
+
+    @model_validator(mode="after")
+    def _few_groups(self) -> Evaluation:
+        if len({each.column for each in self.by}) < len(self.by):
+            raise ValueError("by has each column once")
+        if sum(len(each.names) for each in self.by) > MOST_GROUPS:
+            raise ValueError(f"by has more than {MOST_GROUPS} groups, those not given among them")
         return self

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium_shared.metrics import Counts, Layout, Part, Values, Vector, mean, metrics, read
+from consilium_shared.metrics import Counts, Layout, Part, Values, Vector, mean, metrics, read, table_at
 from consilium_shared.score_table import WAVES, settled, smoothed
 
 LEVEL = 0.95
@@ -83,7 +83,7 @@ def _drawn(numbers: Vector, part: Part, variance: Vector) -> tuple[Values, dict[
     """Values and intervals of what is derived of a part's tables: by tables drawn about the one that was settled."""
     values, found = dict[str, list[float | None]](), dict[str, list[Interval | None]]()
     for name, places, function in part.derived:
-        value, ends = _about(numbers[places], variance[places], function)
+        value, ends = _about(table_at(numbers, places), table_at(variance, places), function)
         values.setdefault(name, []).append(value)
         found.setdefault(name, []).append(ends)
     return {name: mean(each) for name, each in values.items()}, {name: _mean(each) for name, each in found.items()}

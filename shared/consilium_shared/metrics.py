@@ -113,7 +113,8 @@ class Derived(NamedTuple):
 
     Attributes:
         name: as of ``Ratio``.
-        places: int64 ``[2, bins]``, where the table's numbers stand in the vector; all are of one block.
+        places: int64 ``[2, bins]``, where the table's numbers stand in the vector; all are of one block. Or
+            ``[2, bins, a]``: a number is the sum over a of them.
         read: settled tables float64 ``[…, 2, bins]`` to values ``[…]``; NaN where there is none.
     """
 
@@ -145,8 +146,10 @@ class Layout(ABC):
     def of(cls, study: Study) -> Layout:
         """Layout of the counts that leave a site in this study."""
         from consilium_shared import task
+        from consilium_shared.grouped import GroupedLayout
 
-        return task.of(study).layout(study)
+        own = task.of(study).layout(study)
+        return GroupedLayout(own, study.evaluation.by) if study.evaluation.by else own
 
     @property
     @abstractmethod
@@ -242,7 +245,7 @@ def metrics(counts: Counts, layout: Layout) -> Values:
     """
     layout.parts(counts)  # of this layout's length
     numbers = counts.astype(np.float64)
-    return {**read(numbers, layout.whole), "n": max(int(layout.every_record() @ numbers), 0)}
+    return {**read(numbers, layout.whole), "n": max(round(float(layout.every_record() @ numbers)), 0)}
 
 
 def read(numbers: Vector, part: Part) -> dict[str, float | None]:
@@ -253,9 +256,15 @@ def read(numbers: Vector, part: Part) -> dict[str, float | None]:
     for name, above, below in part.ratios:
         shares.setdefault(name, []).append(_ratio(float(above @ numbers), float(below @ numbers)))
     for name, places, function in part.derived:
-        value = float(function(settled(numbers[places])))
+        value = float(function(settled(table_at(numbers, places))))
         shares.setdefault(name, []).append(value if math.isfinite(value) else None)
     return {name: mean(values) for name, values in shares.items()}
+
+
+def table_at(numbers: Vector, places: npt.NDArray[np.int64]) -> Vector:
+    """Table ``[2, bins]`` at the places of a ``Derived``."""
+    found: Vector = numbers[places] if places.ndim == 2 else numbers[places].sum(axis=-1)
+    return found
 
 
 def _ordered(

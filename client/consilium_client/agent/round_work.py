@@ -209,7 +209,8 @@ def _count(
             model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows
         )
     else:
-        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study))
+        least = service.config.policy.minimum_group
+        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study), least=least)
     return counts
 
 

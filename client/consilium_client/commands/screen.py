@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from consilium_shared.groups import Grouping
 from consilium_shared.origin import UNKNOWN, Origin
 from consilium_shared.schema import SCHEMA
 
@@ -107,6 +108,13 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
         yield "  costs      WITHOUT PRIVACY: the model may reveal what it was trained on", "bold red"
     yield (f"  budget     {study['arithmetic']}",)
     yield (f"  evaluates  {_evaluation(study)}",)
+    yield from groups(contract["evaluation"])
+
+
+def groups(evaluation: Mapping[str, Any]) -> Iterator[Line]:
+    """Lines about the groups of which everything is counted apart."""
+    for each in evaluation.get("by", ()):
+        yield (f"             also by {each['column']}: {', '.join(Grouping.model_validate(each).names)}",)
 
 
 def _fit(study: Mapping[str, Any]) -> Iterator[Line]:

@@ -54,6 +54,7 @@ class Dataset(ABC):
         train: bool ``[patient_count]``; False is held back, for test or for validation.
         validation: bool ``[patient_count]``; True is held back for validation. None: nobody is.
         report: findings about the asset: what was set aside, and why.
+        groups: number of each record's group in each of the study's groupings, int64 ``[N, groupings]``; None: none.
     """
 
     patients: NDArray[np.int64]
@@ -61,6 +62,7 @@ class Dataset(ABC):
     train: NDArray[np.bool_]
     validation: NDArray[np.bool_] | None = field(default=None, kw_only=True)
     report: Report = field(default_factory=Report, kw_only=True)
+    groups: NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -163,6 +165,7 @@ class ArrayDataset(Dataset):
             patient_count=part.patient_count,
             train=np.full(part.patient_count, not held_back),
             validation=None,
+            groups=None if self.groups is None else self.groups[part.records],
         )
 
 

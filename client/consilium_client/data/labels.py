@@ -15,6 +15,7 @@ from consilium_client.data.asset import AssetSpec
 from consilium_client.data.columns import place, plain, read_columns, to_numbers
 from consilium_client.data.declared import converted, settled
 from consilium_client.data.features import count_words
+from consilium_client.data.groups import columns_of, groups_of
 from consilium_client.data.identity import near, settle
 from consilium_client.data.patients import number_patients
 from consilium_client.data.report import NothingUsable, Report, SetAside, Values
@@ -33,12 +34,14 @@ class LabelRows:
         patient: identifiers, text, each in its one spelling.
         targets: of each of the study's targets int64 class indices, or float32 scaled numbers.
         part: of the split, by name.
+        groups: as ``Dataset`` has them.
     """
 
     frame: pd.DataFrame
     patient: NDArray[np.object_]
     targets: tuple[NDArray[Any], ...]
     part: NDArray[np.object_]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -48,7 +51,8 @@ class LabelRows:
         positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
         frame = self.frame.iloc[positions]
         targets = tuple(each[positions] for each in self.targets)
-        return LabelRows(frame, self.patient[positions], targets, self.part[positions])
+        groups = None if self.groups is None else self.groups[positions]
+        return LabelRows(frame, self.patient[positions], targets, self.part[positions], groups)
 
 
 def read_labels(
@@ -88,11 +92,12 @@ def read_labels(
     if len(columns) < len(reading.columns):  # each target is read from a column of its own
         twice = ", ".join(reading.columns)
         raise DataError(f"{path}: {twice} are different columns of study {study.study}, and two of them are one here")
-    numbers = [*numbers, *(column for column, target in columns.items() if isinstance(target, Numeric))]
+    grouping, banding = columns_of(study, asset)
+    numbers = [*numbers, *(column for column, target in columns.items() if isinstance(target, Numeric)), *banding]
     split_column = study.evaluation.split_column and asset.here(study.evaluation.split_column)
     classes = [column for column, target in columns.items() if isinstance(target, Label)]
     own = [asset.patient, *classes, *(key or ()), *([split_column] if split_column else ())]
-    wanted = list(dict.fromkeys([*own, *text]))
+    wanted = list(dict.fromkeys([*own, *text, *(each for each in grouping if each not in numbers)]))
     frame = read_columns(path, wanted, numbers, notes, on_progress, asset.csv) if made is None else made
     found = {column: _target(target, frame[column], asset, values) for column, target in columns.items()}
 
@@ -151,7 +156,8 @@ def read_labels(
             said[number] = word == "test"
     parts = [split.part_of(study, name, in_test) for name, in_test in zip(names, said, strict=True)]
     part = np.array(parts, dtype=object)[numbers_of]
-    return LabelRows(frame, patient, tuple(each.values for each in found.values()), part)
+    groups = groups_of(frame, study, asset, notes)
+    return LabelRows(frame, patient, tuple(each.values for each in found.values()), part, groups)
 
 
 class _Target(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ def gather(
     report.set_aside.add("label table: row without a usable image", len(unused), at)
     taken = rows.take(positions)
     patients, train, validation = number_rows(taken)
-    return made.dataset(taken.targets, patients, train, validation, report)
+    return replace(made.dataset(taken.targets, patients, train, validation, report), groups=taken.groups)
 
 
 def where(path: Path, folder: Path) -> str:

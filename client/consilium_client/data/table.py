@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,4 +41,5 @@ def load_table(asset: TableAsset, study: Study, on_progress: Callable[[int, int]
         raise NothingUsable(f"{asset.path}: no usable record", report)
     patients, train, validation = number_rows(rows)
     on_progress(len(rows), len(rows))
-    return ArrayDataset.of((inputs,), rows.targets, patients, train, report, validation)
+    made = ArrayDataset.of((inputs,), rows.targets, patients, train, report, validation)
+    return replace(made, groups=rows.groups)

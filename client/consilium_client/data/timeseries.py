@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -62,14 +62,9 @@ def load_timeseries(asset: TimeseriesAsset, study: Study, on_progress: Callable[
         raise NothingUsable(f"{asset.series}: no usable record", report)
     rows = rows.take(keep)
     patients, train, validation = number_rows(rows)
-    return ArrayDataset.of(
-        (inputs if keep.all() else inputs[keep], *([statics[keep]] if series.statics else [])),
-        rows.targets,
-        patients,
-        train,
-        report,
-        validation,
-    )
+    taken = (inputs if keep.all() else inputs[keep], *([statics[keep]] if series.statics else []))
+    made = ArrayDataset.of(taken, rows.targets, patients, train, report, validation)
+    return replace(made, groups=rows.groups)
 
 
 def _set_aside(aside: SetAside, reason: str, lost: NDArray[np.bool_], asset: TimeseriesAsset, rows: LabelRows) -> None:

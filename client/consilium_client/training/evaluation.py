@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium_client.data.dataset import Dataset, Part
+from consilium_client.data.groups import merged
 from consilium_shared import metrics, task
 from consilium_shared.errors import DataError
+from consilium_shared.grouped import count
 from consilium_shared.models import build
 from consilium_shared.study import Study
 from dpsgd.keystream import KeyStream
@@ -22,7 +24,13 @@ log = logging.getLogger("consilium.agent")
 
 
 def evaluate(
-    model_bytes: bytes, study: Study, records: Dataset, device: torch.device, layout: metrics.Layout
+    model_bytes: bytes,
+    study: Study,
+    records: Dataset,
+    device: torch.device,
+    layout: metrics.Layout,
+    *,
+    least: int = 1,
 ) -> metrics.Counts:
     """Exact counts of the model on all records of the patients held back. Not to leave a site that has privacy.
 
@@ -32,16 +40,19 @@ def evaluate(
         records: the asset's records; patients for training are left out.
         device: where to compute.
         layout: layout of the counts.
+        least: fewest patients of a group that are counted as one (``groups.merged``).
 
     Raises:
         PeerError: the model's bytes are not of this study.
         DataError: the model gives no finite numbers for some record (its weights are too large).
     """
-    chosen = records.part("test").records
+    part = records.part("test")
+    chosen = part.records
     found = measured(model_bytes, study, records, device, chosen)
     if not np.isfinite(found).all():
         raise DataError(f"study {study.study}: the model gives no number for some of the records held back")
-    return task.of(study).count(layout, found, records.targets(chosen))
+    groups = None if records.groups is None else merged(records.groups[chosen], part.patients, study, least)
+    return count(task.of(study), layout, found, records.targets(chosen), groups)
 
 
 def noised_counts(
@@ -73,10 +84,11 @@ def noised_counts(
     from dpsgd.noise import Noise
 
     own = task.of(study)
-    layout, chosen = own.layout(study), _one_each(records.part("test"), seed)
+    layout, chosen = metrics.Layout.of(study), _one_each(records.part("test"), seed)
     found = measured(model_bytes, study, records, device, chosen, rows, forgiving=True)
     known = np.isfinite(found).all(axis=1, keepdims=True)
-    counts = own.count(layout, np.where(known, found, own.unknown(study)), records.targets(chosen))
+    groups = None if records.groups is None else records.groups[chosen]
+    counts = count(own, layout, np.where(known, found, own.unknown(study)), records.targets(chosen), groups)
     noise, start = Noise(seed), 0
     released = torch.from_numpy(counts.astype(np.float64))
     for part, deviation in layout.deviations(noise_multiplier).items():

@@ -33,9 +33,11 @@ from consilium_serve.dicom.report import structured_report
 from consilium_serve.explain import explain, parts_of
 from consilium_serve.fhir import Read, risk_assessment
 from consilium_serve.model import Model, answer
-from consilium_shared import study_file, task
+from consilium_shared import grouped, study_file, task
 from consilium_shared.errors import DataError
-from consilium_shared.intervals import noised_metrics, variances
+from consilium_shared.grouped import GroupedLayout
+from consilium_shared.groups import Grouping
+from consilium_shared.intervals import noised_metrics, noised_parts, variances
 from consilium_shared.metrics import Layout, metrics
 from consilium_shared.models import build, onnx_graph
 from consilium_shared.models.vector import pack, to_vector, trained, with_trained
@@ -221,6 +223,36 @@ class TaskSuite:
         assert whole.shape == (layout.width,)
         assert np.array_equal(parts[0] + parts[1], whole)
         assert metrics(whole, layout)["n"] == 90
+
+    def test_counts_by_group_move_by_what_their_blocks_say_and_tell_of_all_what_those_without_groups_tell(
+        self, own: Task, study: Study, layout: Layout
+    ) -> None:
+        """One patient is in one group by sex and in one by age, and moves the counts of those two alone."""
+        by = GroupedLayout(layout, (Grouping(column="sex", groups=("f", "m")), Grouping(column="age", borders=(50.0,))))
+        found, targets = self.measured(own, study, 90, 3)
+        groups = np.random.default_rng(4).integers(0, 3, (90, 2))
+        most = dict.fromkeys(by.sizes, 0.0)
+        for row in range(30):
+            of_one = [each[row : row + 1] for each in targets]
+            one = grouped.count(own, by, found[row : row + 1], of_one, groups[row : row + 1])
+            for name, numbers in by.parts(one).items():
+                most[name] = max(most[name], float(np.linalg.norm(numbers)))
+        for block in by.blocks:
+            assert 0 < most[block.name] <= block.moved + 1e-9, block.name
+        counts = grouped.count(own, by, found, targets, groups)
+        assert contradiction(counts, by, None) is None
+        plain = own.count(layout, found, targets)
+        assert np.array_equal(by.all_of(counts), plain)
+        assert metrics(counts, by) == pytest.approx(metrics(plain, layout), rel=1e-3)
+        parts = {(part.kind, part.name): values for part, values, _ in noised_parts(counts, by, None)}
+        assert parts.keys() >= {(f"by {each.column}", name) for each in by.groupings for name in each.names}
+        for column, grouping in enumerate(by.groupings):
+            for number, name in enumerate(grouping.names):
+                some = groups[:, column] == number
+                alone = metrics(own.count(layout, found[some], [each[some] for each in targets]), layout)
+                assert parts[f"by {grouping.column}", name] == pytest.approx(
+                    {"share": some.mean(), **{key: value for key, value in alone.items() if key != "n"}}
+                )
 
     def test_what_honest_sites_count_is_never_refused_and_its_metrics_lie_in_their_range(
         self, own: Task, study: Study, layout: Layout
