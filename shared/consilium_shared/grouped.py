@@ -91,7 +91,7 @@ class GroupedLayout(Layout):
         return self._form(self.base.every_record(), self.at) / len(self.groupings)
 
     def recalibrated(self, counts: Vector, *, noised: bool) -> tuple[float, float] | None:
-        """As the task has it, of all groups together."""
+        """Intercept and slope of all groups together, as the task reads them."""
         return self.base.recalibrated(self.all_of(counts), noised=noised)
 
     def most(self, metric: str) -> float:
