@@ -6,7 +6,8 @@ A person runs this on files that the person has chosen.
 from __future__ import annotations
 
 import hashlib
-import pickle
+import io
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.limits import PAYLOAD_BYTES
 from consilium_shared.models import tensors
+from consilium_shared.printable import printable
 
 Array = npt.NDArray[np.float32]
 Weights = dict[str, Array]
@@ -85,10 +87,11 @@ def read(file: Path) -> Source:
         raise ConfigurationError(f"{file} is empty, or larger than {PAYLOAD_BYTES} bytes")
     reader = {".safetensors": _safetensors, ".onnx": _onnx}.get(file.suffix.lower(), _state_dict)
     try:
-        arrays, norms = reader(file, data)
+        arrays, norms = reader(data)
+        _require_size(array.size for array in arrays.values())
         found = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
-    except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        what = " ".join(str(error).split())[:200]
+    except Exception as error:  # readers of foreign files raise whatever their parts raise
+        what = printable(" ".join(str(error).split())[:200])
         raise ConfigurationError(
             f"{file} holds more or other than weights ({type(error).__name__}: {what}). Save the state dict alone: "
             "torch.save(model.state_dict(), FILE), or as safetensors"
@@ -101,14 +104,20 @@ def read(file: Path) -> Source:
     return Source(found, hashlib.sha256(data).hexdigest(), norms)
 
 
-def _safetensors(file: Path, data: bytes) -> Found:
+def _require_size(numbers: Iterable[int]) -> None:
+    """Raises ValueError for more numbers than a model has: a few bytes can stand for any shape."""
+    if sum(numbers) * 4 > PAYLOAD_BYTES:
+        raise ValueError(f"its weights would take more than {PAYLOAD_BYTES} bytes")
+
+
+def _safetensors(data: bytes) -> Found:
     try:
         return safetensors.numpy.load(data), ()
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
 
 
-def _onnx(file: Path, data: bytes) -> Found:
+def _onnx(data: bytes) -> Found:
     import onnx
 
     try:
@@ -153,8 +162,11 @@ def _onnx_norms(graph: Any, known: set[str]) -> Iterator[Norm]:
         yield Norm(node.name or node.output[0], scale, shift, mean, variance, layer, bias, eps)
 
 
-def _state_dict(file: Path, data: bytes) -> Found:
-    found = torch.load(file, map_location="cpu", weights_only=True)
+def _state_dict(data: bytes) -> Found:
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            _require_size(-(-part.file_size // 4) for part in packed.infolist())
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
@@ -162,6 +174,7 @@ def _state_dict(file: Path, data: bytes) -> Found:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise TypeError(f"{name!r} is a {type(value).__name__}, no weight")
+    _require_size(value.numel() for value in found.values())
     return {name: value.detach().float().numpy() for name, value in found.items()}, ()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import safetensors.torch
 import torch
 
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.graphs import weights
 from consilium_shared.graphs.weights import read
 
 
@@ -69,3 +72,62 @@ def test_what_is_no_weights_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     with pytest.raises(ConfigurationError, match="is empty"):
         read(tmp_path / "empty.pt")
+
+
+def swollen(file: Path, form: str) -> None:
+    """A small file of a state dict that stands for more numbers than memory holds."""
+    if form == "one number in any shape":
+        torch.save({"w": torch.zeros(1).expand(2**45)}, file)
+    elif form == "one storage by many names":
+        one = torch.zeros(2**18)
+        torch.save({f"w{number}": one for number in range(2100)}, file)
+    else:
+        torch.save({"w": torch.zeros(2**18)}, file)
+        with zipfile.ZipFile(file) as packed:
+            parts = {part.filename: packed.read(part) for part in packed.infolist()}
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, content in parts.items():
+                packed.writestr(name, content)
+
+
+@pytest.mark.parametrize("form", ["one number in any shape", "one storage by many names", "a packed storage"])
+def test_a_file_that_swells_is_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    swollen(tmp_path / "w.pt", form)
+    if form == "a packed storage":
+        monkeypatch.setattr(weights, "PAYLOAD_BYTES", 2**18)
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    with pytest.raises(ConfigurationError, match="its weights would take more than"):
+        read(tmp_path / "w.pt")
+
+
+def test_the_bytes_that_are_read_are_the_bytes_whose_digest_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "w.pt"
+    torch.save({"w": torch.zeros(3)}, file)
+    content, read_bytes = file.read_bytes(), Path.read_bytes
+
+    def then_another(path: Path) -> bytes:
+        found = read_bytes(path)
+        torch.save({"w": torch.ones(3)}, path)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", then_another)
+    found = read(file)
+    assert found.sha256 == hashlib.sha256(content).hexdigest() and not found.weights["w"].any()
+
+
+@pytest.mark.parametrize("error", [MemoryError, IndexError, AttributeError, RecursionError])
+def test_whatever_a_reader_runs_into_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("line\n\x1b[2J")
+
+    monkeypatch.setattr(torch, "load", fail)
+    (tmp_path / "w.pt").write_bytes(b"x")
+    with pytest.raises(ConfigurationError, match="holds more or other than weights") as raised:
+        read(tmp_path / "w.pt")
+    assert str(raised.value).isprintable()
