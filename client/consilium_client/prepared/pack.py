@@ -1,4 +1,4 @@
-"""Pack: a file of records of one size, encrypted and authenticated in chunks, mapped, and decrypted a chunk at a time.
+"""Pack: a file of records of one size, encrypted and authenticated in chunks, read and decrypted a chunk at a time.
 
 The format, version 1 (``docs/decisions/0024-prepared-store.md``)::
 
@@ -9,13 +9,16 @@ The format, version 1 (``docs/decisions/0024-prepared-store.md``)::
 A file has a key of its own, derived from the site's store key and the salt in its head. The nonce is a counter, 0 for
 the index, from 1 for the chunks; the head is authenticated with each. So no piece can be altered, moved, left out or
 taken from another file unseen.
+
+A chunk is read, not mapped: of a file that was cut off under a map, or whose disk fails, the system tells by ending the
+process.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,7 +122,7 @@ def write_pack(path: Path, key: StoreKey, about: str, index: bytes, records: NDA
 
 
 class Pack:
-    """A pack that is open for reading: mapped, so that what is decrypted comes from the system's own memory of files.
+    """A pack that is open for reading.
 
     Safe to use from several threads. The file may be deleted meanwhile.
 
@@ -150,16 +153,16 @@ class Pack:
                 raise DamagedPack(path)
             if about not in (None, self.head.about):
                 raise DamagedPack(path)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = memoryview(self._map)
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
         self._cipher = AESGCM(key.of_file(bytes.fromhex(self.head.salt)))
         self._start = len(self._line) + self.head.index + _TAG
-        sealed = self._bytes[len(self._line) : self._start]
+        sealed = bytearray(self._start - len(self._line))
         try:
+            self._take(len(self._line), memoryview(sealed))
             self.index = self._cipher.decrypt(_nonce(0), sealed, self._line)
         except InvalidTag:
             raise DamagedPack(path) from None
-        self._leave(len(self._line), self._start)
 
     def __len__(self) -> int:
         return self.head.records
@@ -173,13 +176,15 @@ class Pack:
             places: int64 ``[n]``, the row of ``out`` into which each goes.
 
         Raises:
-            DamagedPack: a chunk was altered. Nothing of it is used, and the file is deleted.
+            DamagedPack: a chunk was altered or cut off, or cannot be read. Nothing of it is used; an altered file is
+                deleted.
         """
         size, chunk = self.head.record, self.head.chunk
         of = numbers // chunk
         wanted = np.unique(of).tolist()
         for number in wanted:  # the disk is asked for all of them before the first is waited for
-            self._advise(mmap.MADV_WILLNEED, *self._range(number))
+            start, end = self._range(number)
+            os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_WILLNEED)
         if chunk == 1:
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
                 self._decrypt(number, out[place])
@@ -189,8 +194,6 @@ class Pack:
                 rows = np.empty((min(chunk, len(self) - number * chunk), size), dtype=np.uint8)
                 self._decrypt(number, rows.reshape(-1))
                 out[places[here]] = rows[numbers[here] - number * chunk]
-        for number in wanted:
-            self._leave(*self._range(number))
 
     def _range(self, chunk: int) -> tuple[int, int]:
         start = self._start + chunk * (self.head.chunk * self.head.record + _TAG)
@@ -199,20 +202,25 @@ class Pack:
 
     def _decrypt(self, chunk: int, into: NDArray[np.uint8]) -> None:
         start, end = self._range(chunk)
+        sealed = bytearray(end - start)
         try:
-            self._cipher.decrypt_into(_nonce(chunk + 1), self._bytes[start:end], self._line, into.data)
+            self._take(start, memoryview(sealed))
+            self._cipher.decrypt_into(_nonce(chunk + 1), sealed, self._line, into.data)
         except InvalidTag:
             self.intact = False
             self.path.unlink(missing_ok=True)  # so that what was in it is prepared anew
             raise DamagedPack(self.path) from None
+        except OSError as error:
+            self.intact = False
+            raise DamagedPack(self.path) from error
 
-    def _leave(self, start: int, end: int) -> None:
-        """Give the pages back, which the system goes on keeping as its own: else an archive counts as our memory."""
-        self._advise(mmap.MADV_DONTNEED, start, end)
-
-    def _advise(self, advice: int, start: int, end: int) -> None:
-        begin = start - start % mmap.PAGESIZE
-        self._map.madvise(advice, begin, end - begin)
+    def _take(self, start: int, into: memoryview) -> None:
+        """Read bytes of the file; raises OSError, or InvalidTag where it ends before."""
+        while into:
+            taken = os.preadv(self._file, [into], start)
+            if not taken:
+                raise InvalidTag
+            start, into = start + taken, into[taken:]
 
 
 def is_pack(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -133,3 +135,35 @@ def test_a_key_is_made_once_and_is_for_this_account_alone(tmp_path: Path) -> Non
     file.write_text("none")
     with pytest.raises(IntegrityError, match="prepared anew"):
         StoreKey.at(file)
+
+
+def test_a_pack_that_is_cut_off_under_its_reader_or_cannot_be_read_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pack"
+    write_pack(file, KEY, ABOUT, b"index", rows(3, CHUNK_BYTES))
+    cut, failing = Pack(file, KEY, ABOUT), Pack(file, KEY, ABOUT)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "preadv", fail)
+        with pytest.raises(DamagedPack):
+            taken(failing, np.arange(3))
+    assert file.exists() and not failing.intact
+    os.truncate(file, len(file.read_bytes()) // 2)
+    with pytest.raises(DamagedPack):
+        taken(cut, np.arange(3))
+    assert not cut.intact
+    with pytest.raises((DamagedPack, FileNotFoundError)):
+        Pack(file, KEY, ABOUT)
+
+
+def test_a_pack_gives_its_file_back(tmp_path: Path) -> None:
+    write_pack(tmp_path / "pack", KEY, ABOUT, b"index", rows(3, 10))
+    pack = Pack(tmp_path / "pack", KEY, ABOUT)
+    held = pack._file
+    del pack
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held)
