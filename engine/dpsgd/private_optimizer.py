@@ -133,12 +133,14 @@ class PrivateOptimizer(TapeOptimizer):
         after: Callable[[], None] | None = None,
         lattice: Lattice | None = None,
         limit: int | None = None,
+        empty: int = 0,
     ) -> None:
         """``clipping_norm``: with ``adaptive``, that of the first step. ``expected_batch``: divides the sum.
         ``expected``: upper bound of the patients that a step expects, where above ``expected_batch``. ``after``: called
         in each step once the private gradient is in ``.grad``; it may only post-process that. ``lattice``:
         that of a study that says on which grid its sums lie; not with ``adaptive``. ``limit``: largest absolute
         coordinate of the sum in steps of the lattice, cut off before the noise, which brings no two sums further apart.
+        ``empty``: so many numbers more in ``released``, of noise alone; with a given lattice.
 
         Raises:
             ConfigurationError: noise, bound or batch beyond what the lattice takes.
@@ -155,14 +157,15 @@ class PrivateOptimizer(TapeOptimizer):
         self._adaptive = adaptive
         self._noise = noise
         # All flat, in steps of the lattice: the sum of the step under way, its noise (`_drawn`), and the last private
-        # gradient. After the parameters' coordinates comes the sum of marks.
-        self._sum = torch.zeros(parameters + (adaptive is not None), dtype=torch.float64, device=self.params[0].device)
+        # gradient. After the parameters' coordinates comes the sum of marks, or come the empty coordinates.
+        size = parameters + (adaptive is not None) + empty
+        self._sum = torch.zeros(size, dtype=torch.float64, device=self.params[0].device)
         self._expected = float(expected_batch) if expected is None else expected
         given = lattice is not None
         self.lattice = lattice or Lattice.of(clipping_norm, noise_multiplier, len(self._sum), self._expected)
         self._limit = limit
         self.released = self._sum.clone() if given else None
-        """Numbers that the last step released, whole steps of the grid: float64 ``[d]``; kept for a given lattice."""
+        """Numbers that the last step released, whole steps of the grid: float64 ``[d + empty]``; of a given lattice."""
         parts = torch.split(self._sum[:parameters], [p.numel() for p in self.params])
         self._parts = dict(zip(self.params, parts, strict=True))
         self._drawn = torch.zeros_like(self._sum)

@@ -12,7 +12,8 @@ Each step must hold before the next begins:
     4. Every participant of a round countersigned the record of the round before; what sites signed at the end
        (``closing``) is their own, and over the last record. Every secure sum was opened on enough signatures of sites
        in it, over the terms that contract and record give, the cohort's signed keys among them, and over exactly the
-       record's participants; and by those keys it has the evaluation counts of none of them, or of enough.
+       record's participants; and by those keys it has the evaluation counts of none of them, or of enough. Where the
+       contract has empty coordinates, no round began after sums whose measured noise is not the contract's.
     5. Every ledger is whole, in order, and signed by its site (``consilium_shared.ledger.verify``).
     6. Every head that a record or a closing names is the entry with that number in that site's ledger: cutting, rolling
        back or rewriting what stood before it is found.
@@ -56,6 +57,7 @@ from consilium_audit.evidence import (
     read_roster,
 )
 from consilium_audit.handed import names_in, read_file, sha256_of, size_of, there
+from consilium_audit.noise import check_noise
 from consilium_audit.payments import payments
 from consilium_audit.records import (
     Closed,
@@ -198,6 +200,7 @@ class Verification:
     def _signatures(self) -> str:
         count = check_countersignatures(self.records, self.digests, self.roster)
         checked = check_sums(self.records, self.study, self.roster)
+        off = check_noise(self.records, self.study)
         for number, counting, summed in checked.few:
             self.verdict.notes.append(
                 f"the sum of round {number} has the evaluation counts of {counting} of its {summed} sites alone, fewer "
@@ -212,6 +215,7 @@ class Verification:
         return (
             f"{count} by participants over the record before, {len(self.closings)} at the end; "
             f"{checked.signatures} on the opening of {checked.sums} secure sums"
+            + ("" if off is None else f"; their noise is as the contract has it ({off:+.1f} deviations)")
         )
 
     def _ledgers(self) -> str:

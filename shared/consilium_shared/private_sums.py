@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 BITS = 32
 """Width of the integers."""
+MOST_EMPTY = 2**16
+"""Most empty coordinates of a sum."""
 _LOST = 200.0
 """Rounding takes C over this from the clipping bound."""
 _TAIL, _SITES = 12.0, 64
@@ -49,6 +51,9 @@ class PrivateSums(Strict):
     """Probability with which each patient of each site is in a step, independently."""
     honest_sites: Literal[1] = 1
     """Number of honest sites whose noise together is the whole: 1, each site's own is the whole."""
+    empty_coordinates: Annotated[int, Field(ge=0, le=MOST_EMPTY)] = 0
+    """Coordinates of each sum that no patient touches: opened they are noise alone, and measure it
+    (``privacy/measured_noise.py``)."""
 
 
 @dataclass(frozen=True)

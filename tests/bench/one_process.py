@@ -27,6 +27,7 @@ from consilium_shared import task
 from consilium_shared.averaging import averaged
 from consilium_shared.models import build
 from consilium_shared.models.vector import Vector, pack, to_vector, trained, width, with_trained
+from consilium_shared.privacy.measured_noise import empty_coordinates
 from consilium_shared.privacy.plan import Plan
 from consilium_shared.protocol.summand import bound, fixed_point, largest_weight, read
 from consilium_shared.secagg.ring import DTYPES
@@ -128,7 +129,7 @@ def rounds(
     norms: dict[str, float | None] = dict.fromkeys(sites)
     for number in range(1, study.training.rounds + 1):
         model, weights = pack(vector, study), 0
-        total = np.zeros(width(study), dtype=DTYPES[study.aggregation.ring_bits])
+        total = np.zeros(width(study) + empty_coordinates(study), dtype=DTYPES[study.aggregation.ring_bits])
         encoding, encoded = fixed_point(study, len(sites)), np.empty_like(total)
         for site, data in sites.items():
             drawn = hashlib.sha256(f"{study.study} {seed} {number} {site}".encode()).digest()

@@ -28,6 +28,7 @@ from consilium_shared.canonical import digest
 from consilium_shared.identity import Identity
 from consilium_shared.ledger.entry import Purpose
 from consilium_shared.privacy.budget import Budget
+from consilium_shared.privacy.measured_noise import empty_coordinates, expected_noise
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.protocol.messages import CanaryAudit, Closing, Head, Recorded, countersign, encode
 from consilium_shared.protocol.summand import counts_with, segments
@@ -238,6 +239,9 @@ class Federation:
             "seconds": 1.5,
             "metrics": None,
         }
+        if empty := empty_coordinates(study):
+            expected = expected_noise(study, len(here), opened["parameters"])
+            record["noise"] = {"found": expected, "expected": expected, "coordinates": empty}
         if number == study.training.rounds and number in study.evaluated_rounds:
             record |= self._evaluate(number, here, record["epsilon"], metrics or {"auroc": 0.8})
         self.place.write_record(record, self.coordinator)

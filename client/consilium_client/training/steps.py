@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from consilium_client.training.microbatches import Batch, Microbatch
+from consilium_shared.privacy.measured_noise import empty_coordinates
 from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.private_sums import Grid, Integers
 from consilium_shared.study import Study, Training
@@ -119,6 +120,7 @@ class PrivateSteps:
             after=then,
             lattice=None if grid is None else lattice_of(study, plan, size),
             limit=None if grid is None else grid.limit,
+            empty=empty_coordinates(study),
         )
         self._plant = None if probe is None else partial(probe.plant, self.optimizer)
         self._limit = plan.records_per_patient * study.training.augment_multiplicity
@@ -137,7 +139,9 @@ class PrivateSteps:
         self.optimizer.finish()  # never twice: what has noise on it was released
 
     def integers(self) -> Integers:
-        """Integers that the one step of a sum released: uint32 ``[t]``, whole steps of the study's grid modulo 2^32.
+        """Integers that the one step of a sum released: uint32 ``[t + r]``, whole steps of the grid modulo 2^32.
+
+        The last r are of the study's empty coordinates: noise alone.
 
         Nothing else of the step may leave: the gradient sum and its noise, and no function of them that another site's
         part does not go through as well.

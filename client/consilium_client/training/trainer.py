@@ -56,8 +56,9 @@ class TrainResult:
         patients: patients that could have been drawn; the weight of the update.
         clipping_norm: bound with which the next round begins; None without privacy.
         diverged: with privacy, that a weight moved farther than ``limits.UPDATE_COORDINATE``; the update is 0 then.
-        integers: uint32 ``[t]``, the sum of clipped gradients with its noise, on the grid of a study with
-            ``privacy.sums``: what leaves in place of ``update``, which is what it would move the model by alone.
+        integers: uint32 ``[t + r]``, the sum of clipped gradients with its noise, on the grid of a study with
+            ``privacy.sums``: what leaves in place of ``update``, which is what it would move the model by alone; the
+            last r are of the study's empty coordinates.
     """
 
     update: npt.NDArray[np.float32]

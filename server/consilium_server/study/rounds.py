@@ -23,6 +23,7 @@ from consilium_shared.averaging import averaged
 from consilium_shared.errors import PeerError
 from consilium_shared.models import start
 from consilium_shared.models.vector import pack, packed_digest, trained, width, with_trained
+from consilium_shared.privacy.measured_noise import MeasuredNoise, doubt, empty_coordinates
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Close, Closing, Evaluate, Payload, Recorded, Train, Update
 from consilium_shared.protocol.summand import Opened
@@ -62,6 +63,7 @@ class StudyRun:
         if self.checkpoint.record and not self._has_record(self.checkpoint.round):
             self.recruitment.gather(awaited)
             self._close(self.checkpoint)
+        self._check_noise()
         while self.checkpoint.round < self.study.training.rounds:
             if self.checkpoint.round:  # who refuses now is out for the next round, and was not "since before round 1"
                 self.recruitment.attendance.begin(self.checkpoint.round + 1)
@@ -70,6 +72,7 @@ class StudyRun:
             self._check_moved()
             self._train(self.checkpoint.round + 1)
             self._close(self.checkpoint)
+            self._check_noise()
         # All rounds are recorded: publish, unless a crash came after that.
         sha256 = packed_digest(self.checkpoint.model, self.study)
         model = registry.find(self.home, self.study, sha256) or self._end()
@@ -87,6 +90,13 @@ class StudyRun:
             raise Halted(
                 f"round {self.checkpoint.round}: {why}; without privacy no second round begins with the same model"
             )
+
+    def _check_noise(self) -> None:
+        """Raises Halted where the sums opened so far have other noise in them than the contract's."""
+        records = self.folder.records(self.context.coordinator) if empty_coordinates(self.study) else ()
+        why = doubt(MeasuredNoise.model_validate(each["noise"]) for each in records if each.get("noise") is not None)
+        if why is not None:
+            raise Halted(f"round {self.checkpoint.round}: {why}")
 
     def _train(self, number: int) -> None:
         """One round: the sum of the updates, the optimizer's step, the record, the checkpoint."""
@@ -184,6 +194,7 @@ class StudyRun:
             "opened": summed.record,
             "implausible": opened.implausible,
             "weight": noised_weight(self.study, opened),
+            **({} if opened.noise is None else {"noise": opened.noise.model_dump(mode="json")}),
             "update_norm": None if opened.norm is None else float(f"{opened.norm:.6g}"),
         }
         if self.study.schema_version > 1:

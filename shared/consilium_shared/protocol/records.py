@@ -13,6 +13,7 @@ from consilium_shared.errors import PeerError
 from consilium_shared.fields import Hex32, Hex64, Name
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
+from consilium_shared.privacy.measured_noise import MeasuredNoise
 from consilium_shared.protocol.messages import CanaryAudit, Head, Protocol
 from consilium_shared.schema import check_protocol
 from consilium_shared.secagg.terms import Advert, Attempt
@@ -77,6 +78,8 @@ class RoundRecord(Strict):
     """L2 norm of the mean update; None in records of versions that did not say it, and where the sum was spoilt."""
     step_norm: Annotated[float, Field(ge=0)] | None = None
     """L2 norm of what the round moved the model by; None in records of versions that did not say it."""
+    noise: MeasuredNoise | None = None
+    """Noise that the sum's empty coordinates show; None where the study has none, and where the sum was spoilt."""
     opened: OpenedSum | None = None
     """The sum of this round's updates; None in records of versions that had no secure sums."""
     implausible: str | None = None

@@ -1,7 +1,8 @@
 """Summand of one site in a round's secure sum, and what is read off the sum.
 
     training     update   [t]      weight × update in fixed point, modulo 2^ring_bits; or, in a study with
-                                   privacy.sums, the site's integers (private_sums.py)
+                                   privacy.sums, the site's integers (private_sums.py), of which the last are of
+                                   empty coordinates where the study has some (privacy/measured_noise.py)
                  weight   [1]      modulo 2^64
                  counts   [1 + k]  where they ride along: how many sites counted, and their counts, modulo 2^64
     evaluation   counts   [1 + k]
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from consilium_shared.errors import DataError
 from consilium_shared.metrics import Layout
-from consilium_shared.privacy.plan import PrivacyPlan, plan_of
+from consilium_shared.privacy.measured_noise import MeasuredNoise, empty_coordinates, measured_noise, noise_in_steps
 from consilium_shared.private_sums import Grid
 from consilium_shared.secagg.ring import FixedPoint, integers_limit
 from consilium_shared.secagg.terms import Purpose, Segment
@@ -45,7 +46,7 @@ def segments(study: Study, purpose: Purpose, number: int, parameters: int) -> tu
     counts = Segment(name="counts", bits=64, length=1 + Layout.of(study).width)
     if purpose == "evaluation":
         return (counts,)
-    update = Segment(name="update", bits=study.aggregation.ring_bits, length=parameters)
+    update = Segment(name="update", bits=study.aggregation.ring_bits, length=parameters + empty_coordinates(study))
     weight = Segment(name="weight", bits=64, length=1)
     return (update, weight, counts) if counts_with(study, number) else (update, weight)
 
@@ -111,6 +112,7 @@ class Opened:
         counts: int64, their sum; None where none were asked for.
         implausible: why honest sites could not have given this sum, or None.
         norm: L2 norm of ``mean``; None where there is none.
+        noise: what the empty coordinates measure; None where the study has none, and where the sum was spoilt.
     """
 
     mean: npt.NDArray[np.float32]
@@ -119,6 +121,7 @@ class Opened:
     counts: npt.NDArray[np.int64] | None
     implausible: str | None
     norm: float | None = None
+    noise: MeasuredNoise | None = None
 
 
 def read(
@@ -169,11 +172,12 @@ def _of_private_sum(
 
     Its bounds are those of the sites' gradients, and beside them the noise, whose size is known.
     """
-    grid, mean = Grid.of(study, total.size), total.view(np.float32)
+    size = total.size - empty_coordinates(study)
+    measured = measured_noise(study, survivors, total, size)
+    grid, total = Grid.of(study, size), total[:size]
+    mean = total.view(np.float32)
     grid.update(total, mean)
-    plan = plan_of(study, 0)
-    assert isinstance(plan, PrivacyPlan)  # noqa: S101  (sums are for studies with privacy)
-    noise = plan.noise_multiplier * plan.clipping_norm * math.sqrt(survivors) * grid.per_step / grid.step
+    noise = noise_in_steps(study, grid) * math.sqrt(survivors) * grid.per_step
     norm, largest = _size(mean)
     bounds, implausible = study.aggregation, None
     if norm > bounds.norm_bound * (1 + _ROUNDING) + noise * (math.sqrt(mean.size) + _DEVIATIONS):
@@ -183,7 +187,7 @@ def _of_private_sum(
         )
     elif largest > survivors * bounds.coordinate_bound * (1 + _ROUNDING) + noise * _DEVIATIONS:
         implausible = f"a coordinate of the update is {largest:.4g}: beyond coordinate_bound at every site, and noise"
-    return Opened(mean, weight, counted, counts, implausible, norm)
+    return Opened(mean, weight, counted, counts, implausible, norm, measured)
 
 
 def _spoilt(why: str) -> Opened:
