@@ -5,7 +5,6 @@ The slices are ordered by where they lie in the patient, never by their names or
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,9 @@ from consilium_shared.preparation.tags import values, word
 
 VOXELS = 2**28
 """Most voxels of a volume: as many as 1024 slices of 512 × 512, 1 GiB while it is prepared."""
+SERIES_BYTES = 2**31
+"""Most bytes that the files of a series hold; 32 bits a voxel take half of them."""
+SLICES = 2**14
 UNEVEN = 0.1
 """Steps between slices differ from their median by less than this part of it, or a slice is missing."""
 
@@ -59,17 +61,25 @@ def read_volume(paths: Sequence[Path], image: Image) -> NDArray[np.float32]:
         image: the study's, with a depth.
     """
     slices: list[Slice] = []
+    voxels = held = 0
     for path in paths:
         dataset = read_whole(path)
         require_picture(dataset)
+        # Before the next file is read: a series without end must not fill the memory.
+        voxels += frames_of(dataset) * int(dataset.Rows) * int(dataset.Columns)
+        held += sum(len(each.value) for each in dataset.values() if isinstance(each.value, bytes))
+        if voxels > VOXELS:
+            raise Unusable(f"more than {VOXELS} voxels")
+        if held > SERIES_BYTES:
+            raise Unusable(f"a series of more than {SERIES_BYTES >> 20} MiB")
         if word(dataset, "PhotometricInterpretation") not in GREY:
             raise Unusable("a series of colour images")
         with any_failure("no position or orientation of the slices that makes sense"):
             slices += _slices(dataset)
+        if len(slices) > SLICES:
+            raise Unusable(f"more than {SLICES} slices")
     ordered, step = in_order(slices)
     shape = (len(ordered), int(ordered[0].dataset.Rows), int(ordered[0].dataset.Columns))
-    if math.prod(shape) > VOXELS:
-        raise Unusable(f"more than {VOXELS} voxels")
     volume = np.empty(shape, dtype=np.float32)
     for number, each in enumerate(ordered):
         volume[number] = _measured(each)

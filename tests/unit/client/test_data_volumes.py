@@ -15,14 +15,18 @@ from pydicom.sequence import Sequence as Items
 from tests.support import studies
 from tests.support.datasets import load
 
+from consilium_client.data import made, sources
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.dataset import ArrayDataset
+from consilium_client.data.dicom import PIXEL_BYTES
+from consilium_client.prepared.recipe import Source
 from consilium_client.training.neighbours import dependence
 from consilium_client.training.trainer import check_independence
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.inputs import Image
 from consilium_shared.models import build
-from consilium_shared.preparation.foreign import Unusable
+from consilium_shared.preparation import volume
+from consilium_shared.preparation.foreign import Unusable, read_whole
 from consilium_shared.preparation.volume import read_volume
 from consilium_shared.study import Study
 
@@ -175,6 +179,31 @@ def reasons(records: ArrayDataset) -> dict[str, int]:
     return dict(records.report.set_aside.counts)
 
 
+@pytest.mark.parametrize(
+    ("bound", "most", "reason", "read"),
+    [
+        ("VOXELS", 3 * BODY[0].size, "more than 240 voxels", 4),
+        ("SERIES_BYTES", 2**20, "a series of more than 1 MiB", 2),
+        ("SLICES", 4, "more than 4 slices", 5),
+    ],
+)
+def test_a_series_without_end_is_refused_before_the_rest_of_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int, reason: str, read: int
+) -> None:
+    paths = series(tmp_path, **({"ImageComments": "x" * 2**19} if bound == "SERIES_BYTES" else {}))
+    opened: list[Path] = []
+
+    def counted(path: Path) -> pydicom.Dataset:
+        opened.append(path)
+        return read_whole(path)
+
+    monkeypatch.setattr(volume, "read_whole", counted)
+    monkeypatch.setattr(volume, bound, most)
+    with pytest.raises(Unusable, match=reason):
+        read_volume(paths, IMAGE)
+    assert len(opened) == read
+
+
 def test_each_series_of_a_patient_is_a_record(tmp_path: Path) -> None:
     folder = tmp_path / "dicom"
     series(folder / "x", SeriesInstanceUID="1.1", GantryDetectorTilt=12)
@@ -198,6 +227,25 @@ def test_each_series_of_a_patient_is_a_record(tmp_path: Path) -> None:
     assert records.report.notes.counts == {
         "series of a tilted gantry: its slices are shifted against each other": 1,
     }
+
+
+def test_what_preparing_a_series_takes_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Source] = []
+
+    def make_all(recipe: Any, of: list[Source], *others: Any) -> Any:
+        told.extend(of)
+        return made.make_all(recipe, of, *others)
+
+    monkeypatch.setattr(sources, "make_all", make_all)
+    series(tmp_path / "dicom")
+    for number, path in enumerate((tmp_path / "dicom").iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = f"9.{number}"
+        dataset.save_as(path)
+    (tmp_path / "labels.csv").write_text("patient,finding\np1,ill\n")
+    load(DicomAsset(kind="dicom", path=tmp_path / "dicom", table=tmp_path / "labels.csv"), study())
+    files = sum(path.stat().st_size for path in (tmp_path / "dicom").iterdir())
+    assert [source.memory for source in told] == [files + PIXEL_BYTES * BODY.size]
 
 
 def test_a_model_of_three_dimensions_can_be_trained_with_privacy() -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import struct
+import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,6 +124,30 @@ def test_a_file_that_changed_meanwhile_has_no_record(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(processes, "files_of", then_changed)
     outcomes, _ = prepared(monkeypatch, sources[:2], frame(b'{"remark": ""}') + bytes(8))
     assert outcomes == [Failed(CHANGED, lasting=False)] * 2
+
+
+def test_sources_that_need_much_memory_are_made_one_after_the_other() -> None:
+    queue = processes._Queue([Source((), memory=need) for need in (60, 60, 500, 10)], 100)
+    given, lock, now, most = list[int](), threading.Lock(), 0, list[int]()
+
+    def work() -> None:
+        nonlocal now
+        for number, source in queue:
+            with lock:
+                now += source.memory
+                most.append(now)
+                given.append(number)
+            time.sleep(0.01)
+            with lock:
+                now -= source.memory
+            queue.free(source)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == [0, 1, 2, 3] and max(most) == 500 and all(each <= 100 or each == 500 for each in most)
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
