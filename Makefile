@@ -11,7 +11,7 @@ WORKERS     ?= 2
 FEDERATIONS ?= 2
 SEEDS       ?= 5
 
-.PHONY: help demo test quick test-long check docs doctor bench-round bench-large bench-secagg bench-dp bench-data bench-predict bench-step clean
+.PHONY: help demo test quick test-long check docs doctor intake bench-round bench-large bench-secagg bench-dp bench-data bench-predict bench-step clean
 
 help:                     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,9 @@ docs: $(READY)           ## all pages as a site that needs no network: build/doc
 
 doctor: $(READY)         ## plants every fault at a site and a server, and writes docs/results/doctor.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.doctor
+
+intake: $(READY)         ## inputs with every trap and foreign DICOM files through the intake: docs/results/data.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.intake
 
 bench-round: $(READY)    ## what a round and waiting cost outside training, as users run them
 	PYTHONPATH=. $(BIN)/python tests/bench/round_cost.py

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 
 from consilium_client.intake.deidentify import deidentify
@@ -25,7 +24,7 @@ from consilium_client.intake.settings import Deidentify
 from consilium_client.intake.suspects import suspicion
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.files import write_atomically
-from consilium_shared.preparation.foreign import FILE_BYTES, Unusable, require_bounded
+from consilium_shared.preparation.foreign import Unusable, read_whole
 
 
 def sort(
@@ -91,13 +90,6 @@ def _new_form(instance: Instance, path: Path, names: Pseudonyms, settings: Deide
 
 def _read(path: Path) -> Dataset:
     try:
-        if path.stat().st_size > FILE_BYTES:
-            raise DataError(f"larger than {FILE_BYTES >> 20} MiB")
-        require_bounded(path)
-        return pydicom.dcmread(path)
-    except DataError:
-        raise
+        return read_whole(path)
     except Unusable as error:
         raise DataError(str(error)) from None
-    except Exception as error:  # a damaged file makes a parser raise anything
-        raise DataError("not readable as DICOM") from error

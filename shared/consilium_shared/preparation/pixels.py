@@ -23,7 +23,8 @@ def require_picture(header: pydicom.Dataset) -> None:
     """Check that a header announces pictures that can be decoded and shown; raises Unusable."""
     with any_failure("damaged header"):
         if not header.get("Rows") or not header.get("Columns"):
-            raise Unusable("no image")
+            named = "Image Storage" in pydicom.uid.UID(str(header.get("SOPClassUID") or "")).name
+            raise Unusable("an image without Rows and Columns: damaged, or a header alone" if named else "no image")
         photometric, samples = word(header, "PhotometricInterpretation"), whole(header, "SamplesPerPixel", 1)
         if photometric not in (*GREY, *COLOUR):
             raise Unusable("photometric interpretation is neither grey, RGB, YBR_FULL nor PALETTE COLOR")
@@ -68,6 +69,8 @@ def stored_values(dataset: pydicom.Dataset, frame: int = 0) -> NDArray[Any]:
         plain = not syntax.is_encapsulated or syntax == pydicom.uid.RLELossless
         if syntax.is_encapsulated:
             _require_same_size(dataset, frame)
+        elif dataset["PixelData"].is_undefined_length:
+            raise Unusable("pixel data is compressed, and the file does not say how")
         if high != stored - 1:
             if not plain:
                 raise Unusable("HighBit above BitsStored in compressed pixels")
