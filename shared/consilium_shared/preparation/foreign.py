@@ -87,7 +87,7 @@ def require_bounded(path: Path) -> bool:
 
 def _with_syntax(found: pydicom.Dataset) -> pydicom.Dataset:
     """A data set read without DICOM's mark: it must say what it is, and its own encoding is its transfer syntax."""
-    if not found.get("SOPClassUID"):
+    if not pydicom.uid.UID(str(found.get("SOPClassUID") or "")).is_valid:
         raise Unusable("not a DICOM file")
     if "TransferSyntaxUID" not in found.file_meta:
         implicit, little = found.original_encoding
