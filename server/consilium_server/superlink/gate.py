@@ -2,8 +2,8 @@
 
 A SuperNode signs the time in its requests' headers. The public listener checks that signature before it reads a body,
 so that whoever has no registered key is answered from the headers alone and keeps nothing in this process's memory.
-Flower's own check, which also looks at who the body speaks for, comes after this one and stays what a decision rests
-on.
+Flower's own check, which also looks at who the body speaks for, comes after this one; of its parts, those that it would
+repeat are taken from here (``economy.py``).
 
 Leans on these internals of flwr 1.41 (pinned): the names of the headers and their tolerances; the routes under
 ``/v1/fleet/``, all of which are signed; ``LinkState.get_node_id_by_public_key``.
@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from consilium_server.superlink.economy import PASSED, Passed
 from consilium_server.superlink.presence import Presences
 from consilium_shared.protocol.version import about
 from consilium_shared.transport.strangers import Strangers
@@ -116,6 +117,7 @@ class SignedOnly:
                 await _answer(scope, send, 200, json.dumps(about()).encode())
                 return
             scope["state"]["node"] = node
+            PASSED.set(Passed(key, *_signed(headers), node))
             await self._pass(key, scope, receive, send)
 
     async def _pass(self, key: bytes, scope: Any, receive: Any, send: Any) -> None:
@@ -154,18 +156,25 @@ def _in_time(ahead: float) -> bool:
 def stamped(headers: dict[bytes, bytes], now: datetime.datetime) -> tuple[bytes | None, float]:
     """The public key (PEM) with which a request's time is signed, None where it is not; seconds of it after ``now``."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from flwr.common.constant import TIMESTAMP_HEADER
-    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
     from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
     try:
         key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)
-        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
-        stamp = headers[TIMESTAMP_HEADER.encode()]
+        stamp, signature = _signed(headers)
         ahead = (datetime.datetime.fromisoformat(stamp.decode("ascii")) - now).total_seconds()
         return (key if verify_signature(bytes_to_public_key(key), stamp, signature) else None), ahead
     except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
         return None, 0.0
+
+
+def _signed(headers: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Time and signature of a request's headers. Raises KeyError or ValueError where they are missing or are none."""
+    from flwr.common.constant import TIMESTAMP_HEADER
+    from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
+
+    signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
+    return headers[TIMESTAMP_HEADER.encode()], signature
 
 
 async def _in_thread(work: Callable[[bytes], int | None], argument: bytes) -> int | None:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium_server.superlink.database import make_whole, watch_for_damage
+from consilium_server.superlink.economy import save_repeated_work
 from consilium_server.superlink.gate import OnlyPaths, SignedOnly
 from consilium_server.superlink.layers import without_idle_layers
 from consilium_server.superlink.presence import Presences
@@ -215,6 +216,7 @@ def _application(settings: SuperLinkSettings) -> Any:
     )
     prepare_store(settings.database)
     refuse_foreign_senders()
+    save_repeated_work()
     logs.take_over_flower()
     return create_app(configuration, SuperLinkLifespan)
 

@@ -3,17 +3,20 @@
 Flower's SuperNode and our study process both look for messages again and again. Their empty answers are held back
 (``consilium_shared/transport/long_polling.py``); this module rings when there is something to look for.
 
-    /v1/fleet/pull-messages      rung by its node's id      when a question to that SuperNode is stored
+    /v1/fleet/pull-messages      rung by its node's id      when the last object of a question to it is stored
     /v1/runtime/pull-messages    rung for every study       when the last object of a reply is stored
 
-Leans on these internals of flwr 1.41 (pinned): ``fleet_handlers.push_messages`` and ``.push_object``,
-``runtime_handlers.push_messages``, each looked up in its module at every request; that a reply is uploaded
-last, and that its id is that of the message.
+Who is woken earlier would ask for objects that are not there yet, again and again.
+
+Leans on these internals of flwr 1.41 (pinned): ``push_messages`` and ``push_object`` of ``fleet_handlers`` and of
+``runtime_handlers``, each looked up in its module at every request; that of a message's objects the message itself is
+uploaded last, under the message's id.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from consilium_shared.transport.long_polling import Holding
@@ -23,7 +26,31 @@ REPLIES = "replies"
 ID_CHARACTERS = 64
 """Length of a message's id, a SHA-256: a longer name is none, and is not kept."""
 INCOMPLETE = 4096
-"""Replies whose upload is followed at a time; of more, the oldest is found at the study's next look."""
+"""Messages whose upload is followed at a time; of more, the oldest is found at the next look of whoever waits."""
+
+
+class Uploads:
+    """Messages whose objects are being uploaded, and the bell that each is to ring; of bounded number."""
+
+    def __init__(self, ring: Callable[[Hashable], None]) -> None:
+        """``ring`` is called with a bell's name when a message is whole."""
+        self._ring = ring
+        self._bells: OrderedDict[str, Hashable] = OrderedDict()
+
+    def begin(self, message_id: str, bell: Hashable, *, whole: bool) -> None:
+        """Follow a message that was announced; ``whole``: nothing of it is missing."""
+        if whole:
+            self._ring(bell)
+            return
+        if len(message_id) <= ID_CHARACTERS:
+            self._bells[message_id] = bell
+        while len(self._bells) > INCOMPLETE:
+            self._bells.popitem(last=False)
+
+    def stored(self, object_id: str) -> None:
+        """Ring where this object is the last of a message."""
+        if object_id in self._bells:
+            self._ring(self._bells.pop(object_id))
 
 
 def hold_back_empty_answers(application: Any) -> Holding:
@@ -43,39 +70,40 @@ def hold_back_empty_answers(application: Any) -> Holding:
 def _ring_for_questions(holding: Holding) -> None:
     from flwr.superlink.servicer.runtime import runtime_handlers
 
-    stock = runtime_handlers.push_messages
+    stock_messages, stock_object = runtime_handlers.push_messages, runtime_handlers.push_object
+    uploads = Uploads(holding.ring)
 
     def push_messages(request: Any, state: Any, task: Any) -> Any:
-        response = stock(request, state, task)
-        holding.ring(*{message.metadata.dst_node_id for message in request.messages_list})
+        response = stock_messages(request, state, task)
+        missing = set(response.objects_to_push)
+        for message in request.messages_list:
+            message_id = message.metadata.message_id
+            uploads.begin(message_id, message.metadata.dst_node_id, whole=message_id not in missing)
         return response
 
-    runtime_handlers.push_messages = push_messages
+    def push_object(request: Any, state: Any, task: Any) -> Any:
+        response = stock_object(request, state, task)
+        uploads.stored(request.object_id)
+        return response
+
+    runtime_handlers.push_messages, runtime_handlers.push_object = push_messages, push_object
 
 
 def _ring_for_replies(holding: Holding) -> None:
     from flwr.superlink.servicer.fleet import fleet_handlers
 
     stock_messages, stock_object = fleet_handlers.push_messages, fleet_handlers.push_object
-    incomplete: OrderedDict[str, None] = OrderedDict()
+    uploads = Uploads(holding.ring)
 
     def push_messages(request: Any, state: Any) -> Any:
         response = stock_messages(request=request, state=state)
-        if not response.objects_to_push:
-            holding.ring(REPLIES)
-            return response
-        message_id = request.messages_list[0].metadata.message_id  # Flower takes one of a request
-        if len(message_id) <= ID_CHARACTERS:
-            incomplete[message_id] = None
-        while len(incomplete) > INCOMPLETE:
-            incomplete.popitem(last=False)
+        # Flower takes one message of a request.
+        uploads.begin(request.messages_list[0].metadata.message_id, REPLIES, whole=not response.objects_to_push)
         return response
 
     def push_object(request: Any, state: Any) -> Any:
         response = stock_object(request=request, state=state)
-        if request.object_id in incomplete:
-            incomplete.pop(request.object_id, None)
-            holding.ring(REPLIES)
+        uploads.stored(request.object_id)
         return response
 
     fleet_handlers.push_messages, fleet_handlers.push_object = push_messages, push_object

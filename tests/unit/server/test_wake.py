@@ -19,14 +19,17 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     monkeypatch.setattr(fleet_handlers, "push_messages", lambda **_: SimpleNamespace(objects_to_push=["chunk"]))
     monkeypatch.setattr(fleet_handlers, "push_object", lambda **_: None)
-    monkeypatch.setattr(runtime_handlers, "push_messages", lambda *_: None)
+    monkeypatch.setattr(runtime_handlers, "push_messages", lambda *_: SimpleNamespace(objects_to_push=["chunk", "q1"]))
+    monkeypatch.setattr(runtime_handlers, "push_object", lambda *_: None)
     monkeypatch.setattr(Holding, "ring", lambda _, *names: found.append(names))
     wake.hold_back_empty_answers(None)
     return found
 
 
-def pushed(*ids: str) -> Any:
-    return SimpleNamespace(messages_list=[SimpleNamespace(metadata=SimpleNamespace(message_id=each)) for each in ids])
+def pushed(*ids: str, to: tuple[int, ...] = (0,)) -> Any:
+    nodes = to * len(ids) if len(to) == 1 else to
+    described = [SimpleNamespace(message_id=each, dst_node_id=node) for each, node in zip(ids, nodes, strict=True)]
+    return SimpleNamespace(messages_list=[SimpleNamespace(metadata=each) for each in described])
 
 
 def test_a_study_is_woken_by_the_last_object_of_a_reply_alone(rung: list[tuple[Any, ...]]) -> None:
@@ -49,3 +52,14 @@ def test_an_id_that_is_none_is_not_kept(rung: list[tuple[Any, ...]]) -> None:
     fleet_handlers.push_messages(pushed(long), None)  # type: ignore[arg-type]
     fleet_handlers.push_object(SimpleNamespace(object_id=long), None)  # type: ignore[arg-type]
     assert rung == []
+
+
+def test_a_site_is_woken_when_its_own_question_is_whole_and_not_when_a_part_of_it_is_there(
+    rung: list[tuple[Any, ...]],
+) -> None:
+    task: Any = None
+    runtime_handlers.push_messages(pushed("q1", "q2", to=(7, 8)), None, task)  # type: ignore[arg-type]
+    assert rung == [(8,)]  # of q2 nothing is missing
+    for each in ("chunk", "another's", "q1", "q1"):
+        runtime_handlers.push_object(SimpleNamespace(object_id=each), None, task)  # type: ignore[arg-type]
+    assert rung == [(8,), (7,)]
