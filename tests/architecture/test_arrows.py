@@ -54,7 +54,7 @@ ONLY = {
     "PIL": {"consilium_client/data/image_files.py"},
     "opacus": {"dpsgd/"},
     "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
-    "fastapi": {"consilium_serve/"},
+    "fastapi": {"consilium_serve/", "consilium_server/superlink/"},
     "grpc": {"consilium_client/transport/agent_socket.py"},
     "pynetdicom": {
         "consilium_client/intake/",
@@ -147,7 +147,7 @@ def test_no_site_reaches_what_runs_a_persons_own_code(package: str, file: Path) 
             "consilium_client.commands.cli",
             {"torch", "flwr", "pandas", "opacus", "numpy", "scipy", "grpc", "pynetdicom", "httpx"},
         ),
-        ("consilium_client.agent.main", {"pynetdicom", "httpx"}),
+        ("consilium_client.agent.main", {"torch", "flwr", "pandas", "opacus", "scipy", "pynetdicom", "httpx"}),
         ("consilium_client.intake.receiver", {"torch", "flwr", "pandas", "opacus", "httpx"}),
         ("consilium_serve.server", {"torch", "flwr", "pandas", "opacus", "scipy"}),
         ("consilium_serve.cli", {"torch", "flwr", "pandas", "opacus", "onnxruntime", "fastapi"}),

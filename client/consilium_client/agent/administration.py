@@ -29,7 +29,6 @@ from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.protocol.version import about
 from consilium_shared.secagg.terms import fewest_sites
-from dpsgd.isolation import ROWS
 
 
 class Administration:
@@ -230,6 +229,8 @@ class Administration:
 
 def _graph(graph: Graph) -> dict[str, Any]:
     """Graph as it is shown: its layers one by one, its weights, and the memory of a step."""
+    from dpsgd.isolation import ROWS  # torch comes with it, and an agent has none until a study needs it
+
     return {
         "layers": [list(row) for row in graph.described()],
         "parameters": graph.parameters,
