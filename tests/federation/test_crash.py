@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consilium_server.federation import Home
-from consilium_server.superlink.settings import settings_of
-
 if TYPE_CHECKING:
     from tests.federation.conftest import Hospitals
 
@@ -23,7 +20,6 @@ TWO_ROUNDS = {"rounds": 2, "steps_per_round": LONG, "weight_average": 0.5}
 KILLS = {
     "study": ("server", "consilium_server.study"),
     "superlink": ("server", "consilium_server.superlink"),
-    "database": ("server", "consilium_server.superlink"),
     "agent": ("south", "consilium_client.agent"),
     "courier": ("south", "consilium_client.transport.courier"),
     "supernode": ("south", "consilium_client.transport.supernode"),
@@ -49,12 +45,7 @@ def test_a_kill_in_the_middle_of_a_round_does_not_change_the_model(
     service, program = KILLS[what]
     study = shaken.run_study(contract(f"killed-{what}", private=False, **TWO_ROUNDS))
     shaken.until(lambda: shaken.trains("south", study, 2), "round 2 is under way")
-    if what == "database":  # the SuperLink finds the damage, ends, and makes it anew as it starts again
-        before = shaken.pid(service, str(program))
-        settings_of(Home(shaken.server)).database.write_bytes(b"noise" * 100_000)
-        shaken.until(lambda: shaken.pid(service, str(program)) != before, "the damage is found", service)
-    else:
-        shaken.kill(service, program)
+    shaken.kill(service, program)
     assert [event["round"] for event in shaken.closed(study.study)] == [1], "the kill came too late to mean anything"
     if program == "consilium_client.agent" or what == "site":
         assert shaken.trains("south", study, 2), "the kill came too late to mean anything"

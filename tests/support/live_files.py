@@ -20,3 +20,14 @@ def modes(*folders: Path) -> Iterator[tuple[Path, int]]:
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         with suppress(FileNotFoundError):
             yield path, path.stat().st_mode
+
+
+def nameless(pid: int, folder: Path) -> list[bytes]:
+    """What a process holds in files of this folder that have no name."""
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            target = each.readlink()
+            if target.is_relative_to(folder) and not target.exists():
+                found.append(each.read_bytes())
+    return found

@@ -108,12 +108,6 @@ def _unknown_name(ground: Ground) -> None:
     ground.monkeypatch.setattr(Home, "federation", lambda _: federation)
 
 
-def _damaged_database(ground: Ground) -> None:
-    file = ground.home.root / "superlink" / "state.db"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
-
-
 def _invited(ground: Ground) -> None:
     (ground.home.invitations / "later.json").write_bytes(b"{}")
 
@@ -211,7 +205,6 @@ FAULTS = (
     ),
     Fault("the roster was edited", _edited_roster, "roster", "was edited or damaged: restore it"),
     Fault("the server's name is not known", _unknown_name, "address", "ask for its entry in the DNS", "warning"),
-    Fault("the SuperLink's database is damaged", _damaged_database, "database", "makes it anew; nothing is lost"),
     Fault("another program has the port", _port_taken, "programs", "another program has port"),
     Fault(
         "the programs do not run",

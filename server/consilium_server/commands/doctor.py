@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sqlite3
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -130,7 +129,6 @@ def _name(address: str) -> Finding:
 def _serving(home: Home, address: str) -> Iterator[Finding]:
     """The programs: do they run, does the port answer, with the certificate that lies here?"""
     link, here = settings_of(home), None
-    yield attempt("database", lambda: _database(home))
     if not is_up(home):
         for port in (link.public_port, link.private_port):
             with contextlib.closing(socket.socket()) as probe:
@@ -163,23 +161,6 @@ def _serving(home: Home, address: str) -> Iterator[Finding]:
         )
         return
     yield Finding("programs", "ok", f"run, and answer on port {link.public_port}")
-
-
-def _database(home: Home) -> str:
-    """The SuperLink's file, looked at without changing it."""
-    file = settings_of(home).database
-    if not file.exists():
-        return "none yet; the first start makes it"
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as connection:
-            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        raise ConfigurationError(
-            f"{file} is damaged ({found}): start consilium-server up again, which makes it anew; nothing is lost"
-        )
-    return f"whole, {file.stat().st_size / 1024**2:.1f} MiB"
 
 
 def _sites(home: Home) -> Iterator[Finding]:

@@ -1,47 +1,35 @@
 """Repeated work of Flower's requests, done once.
 
-Each object of a message is a request of its own, and for each Flower verifies the signature that our gate has just
-verified, looks the SuperNode up a second time, sweeps overdue tasks with two writes, counts bytes with a third, and
-hands over values that it has at hand through worker threads. None of that decides anything here:
-
-    signature      one that the gate has verified counts as verified for the rest of the same request
-    SuperNode      so does the node that the gate has found, and for nothing after that request
-    overdue tasks  are swept once a second, not with every request; ``up`` watches the study's process anyway
-    bytes          are not counted: nobody reads Flower's count
-    dependencies   that only look at the request run where they are, not in a thread
+Each object of a message is a request of its own, and for each Flower verifies the SuperNode's signature that our gate
+has just verified, and hands over values that it has at hand through worker threads. Here a signature that the gate has
+verified counts as verified for the rest of the same request and for nothing after it, and dependencies that only look
+at the request run where they are.
 
 Leans on these internals of flwr 1.41 (pinned): ``node_auth.verify_signature`` and ``.bytes_to_public_key``, looked up
-in their module at every request; ``SqlLinkState.get_node_id_by_public_key``, ``.store_traffic`` and
-``._cleanup_expired_task_tokens``; the functions named in ``_answer_at_once``; and of FastAPI, that it takes
+in their module at every request; the functions named in ``_answer_at_once``; and of FastAPI, that it takes
 ``run_in_threadpool`` from ``fastapi.dependencies.utils`` at every request.
 """
 
 from __future__ import annotations
 
 import contextvars
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-SWEEP_S = 1.0
-"""Least seconds between two sweeps of tasks whose heartbeat is overdue."""
-
 
 @dataclass(frozen=True)
 class Passed:
-    """A request that the gate has let pass: what it verified, and whose it is.
+    """Signature of a request that the gate has let pass.
 
     Attributes:
         key: the SuperNode's public key, PEM.
         stamp, signature: the signed time, and its signature under ``key``.
-        node: id of the SuperNode that is registered with ``key``.
     """
 
     key: bytes
     stamp: bytes
     signature: bytes
-    node: int
 
 
 PASSED: contextvars.ContextVar[Passed | None] = contextvars.ContextVar("PASSED", default=None)
@@ -50,17 +38,12 @@ PASSED: contextvars.ContextVar[Passed | None] = contextvars.ContextVar("PASSED",
 
 def save_repeated_work() -> None:
     """Change Flower's functions in this process; to be called once, before its application answers anything."""
-    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
     from flwr.superlink.routers.fleet import node_auth
 
-    state: Any = SqlLinkState
     checks: Any = node_auth
     checks.bytes_to_public_key, checks.verify_signature = verified_once(
         checks.bytes_to_public_key, checks.verify_signature
     )
-    state.get_node_id_by_public_key = found_once(SqlLinkState.get_node_id_by_public_key)
-    state._cleanup_expired_task_tokens = now_and_then(SqlLinkState._cleanup_expired_task_tokens, time.monotonic)
-    state.store_traffic = lambda self, run_id, *, bytes_sent, bytes_recv: None
     _answer_at_once()
 
 
@@ -85,29 +68,6 @@ def verified_once(
         return verify(parse(key) if isinstance(key, bytes) else key, message, signature)
 
     return parsed, verified
-
-
-def found_once(look: Callable[[Any, bytes], int | None]) -> Callable[[Any, bytes], int | None]:
-    """A method like ``look``, public key to node id, that does not look for the SuperNode which the gate has found."""
-
-    def found(self: Any, public_key: bytes) -> int | None:
-        passed = PASSED.get()
-        return passed.node if passed is not None and passed.key == public_key else look(self, public_key)
-
-    return found
-
-
-def now_and_then(sweep: Callable[[Any], None], clock: Callable[[], float]) -> Callable[[Any], None]:
-    """A method like ``sweep`` that does nothing within ``SWEEP_S`` of its last time; for a class with one object."""
-    last = [-SWEEP_S]
-
-    def swept(self: Any) -> None:
-        now = clock()
-        if now - last[0] >= SWEEP_S:
-            last[0] = now
-            sweep(self)
-
-    return swept
 
 
 def _answer_at_once() -> None:

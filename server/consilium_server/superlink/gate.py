@@ -2,8 +2,8 @@
 
 A SuperNode signs the time in its requests' headers. The public listener checks that signature before it reads a body,
 so that whoever has no registered key is answered from the headers alone and keeps nothing in this process's memory.
-Flower's own check, which also looks at who the body speaks for, comes after this one; of its parts, those that it would
-repeat are taken from here (``economy.py``).
+Flower's own check, which also looks at who the body speaks for, comes after this one; only the signature that was
+verified here is not verified again (``economy.py``).
 
 Leans on these internals of flwr 1.41 (pinned): the names of the headers and their tolerances; the routes under
 ``/v1/fleet/``, all of which are signed; ``LinkState.get_node_id_by_public_key``.
@@ -117,7 +117,7 @@ class SignedOnly:
                 await _answer(scope, send, 200, json.dumps(about()).encode())
                 return
             scope["state"]["node"] = node
-            PASSED.set(Passed(key, *_signed(headers), node))
+            PASSED.set(Passed(key, *_signed(headers)))
             await self._pass(key, scope, receive, send)
 
     async def _pass(self, key: bytes, scope: Any, receive: Any, send: Any) -> None:

@@ -1,6 +1,6 @@
 """Flower's application with only those of its layers that do something for a request.
 
-Every request passes nine layers of middleware there, and each costs about as much as a look into the database. Six of
+Every request passes nine layers of middleware there, and each costs more than what it guards. Six of
 them look at nothing but the Control interface, at a plugin for event logs that is not installed, or at a tracing that
 is off; for requests to the fleet and runtime interfaces they are left out. Translation, authentication of nodes and the
 translation of errors stay, and every other path keeps all nine.

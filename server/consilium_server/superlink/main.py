@@ -2,16 +2,20 @@
 
     python -m consilium_server.superlink --home HOME --public-host 0.0.0.0 --public-port 8443 --private-port 8444
 
-Two TLS listeners over one application and one SQLite file (HOME/superlink/state.db):
+Two TLS listeners over one application:
 
     public    /v1/fleet/* and /health; every request authenticated by a registered SuperNode key, of bounded size
     private   127.0.0.1 only: /v1/control/* (bearer token) and /v1/runtime/* (secret for acquiring tasks)
 
-The order of a start: the lock, the ports, the certificates, the database; so a start that cannot succeed fails before
-anything is made. Each failure ends as one line, the last of the log.
+Its state is in memory (``docs/decisions/0030-superlink-in-memory.md``): what was in transit is asked for again after a
+restart and answered with the same bytes, runs are started again, and the list of SuperNodes follows the roster.
+
+The order of a start: the lock, the ports, the certificates; so a start that cannot succeed fails before anything is
+made. Each failure ends as one line, the last of the log.
 
 Leans on these internals of flwr 1.41 (pinned; tests/federation/test_transport.py is the smoke test):
-``flwr.superlink.main.create_app`` with ``SuperLinkLifespanConfig`` and ``SuperLinkLifespan``; the
+``flwr.superlink.main.create_app`` with ``SuperLinkLifespanConfig`` and ``SuperLinkLifespan``, which take the objects'
+store from ``ObjectStoreFactory``; the
 ``ControlAuthnPlugin`` interface; ``fleet_handlers.push_messages``, looked up in its module by the router for each
 request. flwr is imported only after its environment is set.
 """
@@ -25,6 +29,7 @@ import errno
 import hmac
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,14 +37,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from consilium_server.superlink.database import make_whole, watch_for_damage
 from consilium_server.superlink.economy import save_repeated_work
 from consilium_server.superlink.gate import OnlyPaths, SignedOnly
 from consilium_server.superlink.layers import without_idle_layers
 from consilium_server.superlink.presence import Presences
 from consilium_server.superlink.renewal import Renewal
 from consilium_server.superlink.settings import LAST_WORD, SuperLinkSettings, prepare, set_flower_environment
-from consilium_server.superlink.store import keep_small, prepare_store
 from consilium_server.superlink.wake import hold_back_empty_answers
 from consilium_shared.errors import ConfigurationError, ConsiliumError
 from consilium_shared.process import logs
@@ -50,6 +53,8 @@ __all__ = ["SuperLinkSettings", "prepare", "run", "set_flower_environment"]
 logger = logging.getLogger(__name__)
 
 PUBLIC_PATHS = ("/v1/fleet/", "/health")
+THREADS = 2
+"""Requests that are worked on at a time."""
 PRIVATE_PATHS = ("/v1/control/", "/v1/runtime/", "/health")
 
 
@@ -57,17 +62,18 @@ def run(settings: SuperLinkSettings) -> None:
     """Run the SuperLink until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: as for ``prepare`` and ``make_whole``; a port is in use; it runs already.
+        ConfigurationError: as for ``prepare``; a port is in use; it runs already.
     """
-    os.umask(0o077)  # the database holds models and updates
+    os.umask(0o077)
     prepare(settings)
     taken = f"a SuperLink runs already for {settings.home}"
     with ProcessLock(settings.directory / "run.lock", taken), contextlib.ExitStack() as opened:
         private = opened.enter_context(bind("127.0.0.1", settings.private_port))
         public = opened.enter_context(bind(settings.public_host, settings.public_port))
         set_flower_environment(settings)
+        allow_many_files()
         logger.info("the ports are free; Flower is being loaded")
-        make_whole(settings.database)
+        settings.forget_databases()
         import uvloop  # one request costs a tenth less with it
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -104,9 +110,8 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
     import uvicorn
     from anyio.to_thread import current_default_thread_limiter
 
-    # One request at a time works on the database. SQLite has one writer: forty threads wait for its lock in turns
-    # of up to 5 s (measured: four times slower), and some of them in vain, which a SuperNode answers by exiting.
-    current_default_thread_limiter().total_tokens = 1
+    # Requests wait for each other's locks anyway; few at a time bound what they hold in memory.
+    current_default_thread_limiter().total_tokens = THREADS
     application = _application(settings)
 
     class Server(uvicorn.Server):
@@ -155,16 +160,7 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
         finally:
             stop()
 
-    damage = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def damage_found() -> None:
-        loop.call_soon_threadsafe(damage.set)
-
-    watch_for_damage(damage_found)
     beside = [
-        asyncio.create_task(keep_small(settings.database, damage_found)),
-        asyncio.create_task(until_it_ends(damage.wait())),
         asyncio.create_task(presences.keep()),
         asyncio.create_task(
             renewal.keep(lambda: [s.config.ssl for s in (inside, outside) if s.config.ssl is not None])
@@ -177,16 +173,18 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
     finally:
         for task in beside:
             task.cancel()
-    if damage.is_set():
-        raise ConfigurationError(f"{settings.database} is damaged. It is made anew at the next start; nothing is lost.")
     if private_paths.failure is not None:
         raise private_paths.failure
 
 
 def _application(settings: SuperLinkSettings) -> Any:
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+    from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.main import create_app
+
+    from consilium_server.superlink.objects import ObjectsInTransit  # and with it flwr
 
     files = (settings.ca_certificate, settings.certificate, settings.private_key)
     ca, certificate, key = (path.read_bytes() for path in files)
@@ -198,7 +196,7 @@ def _application(settings: SuperLinkSettings) -> Any:
         ssl_ca_certfile=str(files[0]),
         ssl_certfile=str(files[1]),
         ssl_keyfile=str(files[2]),
-        database=str(settings.database),
+        database=FLWR_IN_MEMORY_DB_NAME,
         isolation="process",
         superexec_auth_secret=settings.superexec_secret(),
         authn_plugin=_bearer_plugin(settings.control_token()),
@@ -214,11 +212,18 @@ def _application(settings: SuperLinkSettings) -> Any:
         fleet_api_type="grpc-rere",
         fleet_api_address=None,
     )
-    prepare_store(settings.database)
+    objects = ObjectsInTransit(settings.directory)
+    ObjectStoreFactory.store = lambda self: objects  # type: ignore[method-assign]
     refuse_foreign_senders()
     save_repeated_work()
     logs.take_over_flower()
     return create_app(configuration, SuperLinkLifespan)
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as the system permits: each large object in transit is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def refuse_foreign_senders() -> None:

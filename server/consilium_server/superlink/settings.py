@@ -38,18 +38,13 @@ class SuperLinkSettings:
 
     @property
     def directory(self) -> Path:
-        """HOME/superlink, 0700: database, secrets and Flower's own files."""
+        """HOME/superlink, 0700: secrets, who was heard when, and Flower's own files."""
         return self.home / "superlink"
 
     @property
     def flower_home(self) -> Path:
         """FLWR_HOME of every process of the coordinator that uses Flower."""
         return self.directory / "flwr"
-
-    @property
-    def database(self) -> Path:
-        """Messages in transit, runs and SuperNodes; SQLite."""
-        return self.directory / "state.db"
 
     @property
     def superexec_secret_file(self) -> Path:
@@ -80,6 +75,11 @@ class SuperLinkSettings:
     def private_address(self) -> str:
         """Address at which the coordinator's own processes reach the SuperLink."""
         return f"127.0.0.1:{self.private_port}"
+
+    def forget_databases(self) -> None:
+        """Delete the database in which earlier releases kept messages in transit; nothing reads it any more."""
+        for file in self.directory.glob("state.db*"):
+            file.unlink()
 
     def control_token(self) -> str:
         """The bearer token of the Control interface. Raises ConfigurationError when no SuperLink ever ran here."""

@@ -13,7 +13,7 @@ from consilium_shared.errors import ConfigurationError, TransportError
 from consilium_shared.process.supervisor import Supervisor
 
 STILL_SECONDS = 180.0
-"""Seconds without a change of log and database after which a start is given up; there is no limit while they change."""
+"""Seconds without a change of log and files after which a start is given up; there is no limit while they change."""
 SAID_EVERY_SECONDS = 30.0
 
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(: .+)?")
@@ -46,7 +46,7 @@ def wait_for_superlink(log: Path, link: SuperLinkSettings, supervisor: Superviso
             if not supervisor.alive("superlink"):
                 end = f"the SuperLink does not start ({log})"
             elif now - moved > STILL_SECONDS:
-                end = f"the SuperLink does not start: its log and its database stand still since {now - moved:.0f} s"
+                end = f"the SuperLink does not start: its log and its files stand still since {now - moved:.0f} s"
             else:
                 if now - said > SAID_EVERY_SECONDS:
                     said = now
@@ -60,7 +60,7 @@ def wait_for_superlink(log: Path, link: SuperLinkSettings, supervisor: Superviso
 def traces(log: Path, link: SuperLinkSettings) -> set[tuple[str, int, int]]:
     """Sizes and times of the files that a start writes."""
     found = set()
-    for file in (log, *link.directory.glob(link.database.name + "*")):
+    for file in (log, *link.directory.iterdir()):
         try:
             status = file.stat()
         except FileNotFoundError:  # renamed since

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from consilium_server.superlink.economy import PASSED, SWEEP_S, Passed, found_once, now_and_then, verified_once
+from consilium_server.superlink.economy import PASSED, Passed, verified_once
 
 KEY, STAMP, SIGNATURE = b"a key", b"a time", b"a signature"
-HERE = Passed(KEY, STAMP, SIGNATURE, 7)
+HERE = Passed(KEY, STAMP, SIGNATURE)
 
 
 def after(passed: Passed | None, work: Any, *arguments: Any) -> Any:
@@ -49,32 +49,17 @@ def test_a_signature_is_verified_unless_the_gate_has_verified_this_very_one(
     assert seen == verified
 
 
-@pytest.mark.parametrize(("passed", "key", "node"), [(HERE, KEY, 7), (HERE, b"another", 9), (None, KEY, 9)])
-def test_a_node_is_looked_up_unless_the_gate_has_found_it_for_this_key(
-    passed: Passed | None, key: bytes, node: int
-) -> None:
-    assert after(passed, found_once(lambda self, wanted: 9), None, key) == node
-
-
 def test_what_one_request_has_passed_is_nothing_to_the_next_and_to_one_beside_it() -> None:
-    look = found_once(lambda self, wanted: 9)
+    parse, check = verified_once(bytes, lambda key, message, signature: False)
 
-    async def request(passes: bool) -> int | None:
+    async def request(passes: bool) -> bool:
         if passes:
             PASSED.set(HERE)
         await asyncio.sleep(0)
-        return look(None, KEY)
+        return check(parse(KEY), STAMP, SIGNATURE)
 
-    async def all_of_them() -> list[int | None]:
+    async def all_of_them() -> list[bool]:
         beside = await asyncio.gather(*(asyncio.create_task(request(passes)) for passes in (True, False)))
         return [*beside, await asyncio.create_task(request(False))]
 
-    assert asyncio.run(all_of_them()) == [7, 9, 9]
-
-
-def test_overdue_tasks_are_swept_again_and_again_but_not_with_every_request() -> None:
-    times, swept = iter([0.0, SWEEP_S / 2, SWEEP_S, SWEEP_S * 1.5, SWEEP_S * 2.5]), []
-    sweep = now_and_then(lambda self: swept.append(self), lambda: next(times))
-    for number in range(5):
-        sweep(number)
-    assert swept == [0, 2, 4]
+    assert asyncio.run(all_of_them()) == [True, False, False]

@@ -58,9 +58,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return Start(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("what", ["log", "database"])
+@pytest.mark.parametrize("what", ["log", "file"])
 def test_a_slow_start_is_waited_for_as_long_as_it_makes_progress(start: Start, what: str) -> None:
-    file = start.log if what == "log" else start.link.directory / "state.db.new"
+    file = start.log if what == "log" else start.link.directory / "presence.json.new"
 
     def step(second: int) -> bool:
         if second % int(STILL_SECONDS - 1) == 0:
@@ -183,10 +183,10 @@ def test_a_certificate_of_another_key_is_named(settings: SuperLinkSettings) -> N
 def test_a_secret_that_a_stop_left_empty_is_made_again(settings: SuperLinkSettings, name: str) -> None:
     prepare(settings)
     (settings.directory / name).write_bytes(b"")
-    (settings.directory / f".{name}.left").write_bytes(b"half")
+    (settings.directory / f".{name}.le_ft123").write_bytes(b"half")
     prepare(settings)
     assert len(settings.control_token()) == len(settings.superexec_secret()) == 64
-    assert not (settings.directory / f".{name}.left").exists()
+    assert not (settings.directory / f".{name}.le_ft123").exists()
 
 
 @pytest.mark.parametrize("which", ["private", "public"])
@@ -205,7 +205,6 @@ def test_a_port_that_is_taken_is_named_as_the_last_word_of_the_log(
     assert cause(tmp_path / "log", 0).startswith(
         f"Cannot listen on 127.0.0.1:{ports[0]}: another program has that port"
     )
-    assert not settings.database.exists()
 
 
 def test_an_address_of_another_machine_is_named() -> None:
