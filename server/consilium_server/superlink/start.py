@@ -60,7 +60,7 @@ def wait_for_superlink(log: Path, link: SuperLinkSettings, supervisor: Superviso
 def traces(log: Path, link: SuperLinkSettings) -> set[tuple[str, int, int]]:
     """Sizes and times of the files that a start writes."""
     found = set()
-    for file in (log, *link.directory.iterdir()):
+    for file in (log, *link.directory.glob("*")):  # of a folder that is not there yet: none
         try:
             status = file.stat()
         except FileNotFoundError:  # renamed since
