@@ -39,6 +39,9 @@ INPUT_NUMBERS = 2**21
 PHYSICAL_BATCH = 512
 """Most samples of one physical batch; beyond, nothing gets faster."""
 
+LEAST_SHARE = 2.0**-64
+"""Smallest share of the sampling rate. The sampler's rates are multiples of it: with a smaller one nobody is drawn."""
+
 log = logging.getLogger("consilium.agent")
 
 DIVERGED = "training diverged; the study needs a lower learning rate"
@@ -240,11 +243,15 @@ def _sampler(study: Study, data: Dataset, records: Part, plan: Plan, seed: bytes
 
 
 def _shares(study: Study, data: Dataset, records: Part) -> npt.NDArray[np.float64] | None:
-    """Share of the sampling rate that each patient's classes ask for: 1 for those of the class with the largest."""
+    """Share of the sampling rate that each patient's classes ask for: 1 for those of the class with the largest.
+
+    Rates so far apart that float64 has no number for their ratio give the least share: the sampler takes no 0, and
+    after the charge nobody's class may decide whether a round fails.
+    """
     rates = study.training.class_sampling
     if rates is None:
         return None
     found = np.zeros(records.patient_count)
-    own = np.asarray(rates, dtype=np.float64) / max(rates)
+    own = np.maximum(np.asarray(rates, dtype=np.float64) / max(rates), LEAST_SHARE)
     np.maximum.at(found, records.patients, own[data.targets(records.records)[0]])
     return found

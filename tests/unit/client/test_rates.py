@@ -103,6 +103,16 @@ def test_patients_of_each_class_are_drawn_at_their_own_rate_and_nobody_above_the
         assert times[patient] == 400 or expected < 1
 
 
+def test_no_patients_class_decides_after_the_charge_whether_a_round_fails() -> None:
+    of = study(True, {"class_sampling": [1e-300, 1e300, 1e300]})  # their ratio is 0 in float64
+    start, plan = pack(to_vector(build(of)), of), make_plan(of, 60)
+    for classes in ([1] * 60, [0] + [1] * 59, [0] * 60):
+        data = invented.records(of, [1] * 60)
+        data.labels[0][:] = classes
+        found = train(start, of, data, plan, round=1, site="a", device=CPU, seed=SEED)
+        assert (found.steps, found.update.shape) == (1, to_vector(build(of)).shape)
+
+
 def test_rates_of_classes_change_nothing_of_what_is_charged() -> None:
     plain, drawn = study(True), study(True, {"class_sampling": [1, 4, 2]})
     assert make_plan(plain, 60) == make_plan(drawn, 60)

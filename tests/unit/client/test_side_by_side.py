@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from consilium_shared.models.vector import pack, to_vector
 from consilium_shared.study import Study
 from dpsgd import engines
 from dpsgd.engines import BookKeeping
+from dpsgd.private_optimizer import PrivateOptimizer
 from dpsgd.side_by_side import BrokenOff, Order
 
 PATIENTS = 150
@@ -35,29 +36,50 @@ def every_piece_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "WORTH_S", -1.0)
 
 
-def a_round(asked: Study, data: ArrayDataset, workers: int) -> TrainResult:
-    start = pack(to_vector(build(asked)), asked)
+class Round(NamedTuple):
+    """Result of a round, and the bits of each step's sum before it is rounded: the lattice hides the order."""
+
+    result: TrainResult
+    sums: list[bytes]
+
+
+def a_round(asked: Study, data: ArrayDataset, workers: int) -> Round:
+    start, sums, noised = pack(to_vector(build(asked)), asked), list[bytes](), PrivateOptimizer.add_noise
     how = plan(sampling_rate=0.9, steps_per_round=3)
-    return train(start, asked, data, how, round=1, site="north", device=CPU, seed=bytes(32), rows=32, workers=workers)
+
+    def add_noise(optimizer: PrivateOptimizer) -> None:
+        sums.append(optimizer._sum.numpy().tobytes())
+        noised(optimizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+        found = train(
+            start, asked, data, how, round=1, site="north", device=CPU, seed=bytes(32), rows=32, workers=workers
+        )
+    return Round(found, sums)
 
 
-def same(one: TrainResult, other: TrainResult) -> bool:
-    return one.update.tobytes() == other.update.tobytes() and about(one) == about(other)
+def same(one: Round, other: Round) -> bool:
+    results = one.result, other.result
+    return results[0].update.tobytes() == results[1].update.tobytes() and about(one) == about(other)
 
 
-def about(result: TrainResult) -> tuple[Any, ...]:
-    return result.steps, result.patients, result.clipping_norm, result.diverged
+def about(found: Round) -> tuple[Any, ...]:
+    result = found.result
+    return result.steps, result.patients, result.clipping_norm, result.diverged, found.sums
 
 
 @pytest.fixture
 def uneven_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """Every second piece is held back between its passes and its sum; the threads in which pieces were computed."""
-    whole, seen = steps.run_passes, set[int]()
+    whole, seen, count, lock = steps.run_passes, set[int](), iter(range(10_000)), threading.Lock()
 
     def run_passes(*about: Any) -> None:
+        with lock:
+            number = next(count)
         whole(*about)
         seen.add(threading.get_ident())
-        time.sleep(0.004 * (threading.get_ident() % 2))
+        time.sleep(0.004 * (number % 2 == 0))  # the piece after it is done first
 
     monkeypatch.setattr(steps, "run_passes", run_passes)
     yield seen
@@ -110,7 +132,7 @@ def test_a_piece_that_breaks_off_wakes_the_others_and_the_step_is_computed_one_b
     found = a_round(asked, data, 3)
     count = iter(range(10_000))
     again = a_round(asked, data, 1)
-    assert found.steps == 3
+    assert found.result.steps == 3
     assert same(found, again)
 
 
