@@ -119,22 +119,32 @@ def test_a_site_that_dies_for_good_is_in_the_sum_only_if_its_update_had_come(
         assert shaken.weights(study.study) == by_three
 
 
-def test_with_privacy_too_few_for_the_threshold_mask_the_same_update_again_and_are_charged_once(
+def test_in_private_sums_too_few_for_the_threshold_mask_the_same_integers_again_and_every_step_is_charged_once(
     shaken: Hospitals, contract: Callable[..., dict[str, Any]]
 ) -> None:
-    study = shaken.run_study(
-        contract("dead-private", private=True, rounds=1, steps_per_round=500, min_sites=2, round_timeout="30s")
-    )
-    shaken.until_phase(study.study, 1, "training")
-    shaken.kill("south", None)
+    """Of two sums, each one private step of all sites, the first loses a site after its keys."""
+
+    def sums(name: str) -> dict[str, Any]:
+        asked = contract(name, private=True, rounds=2, steps_per_round=1, min_sites=2, round_timeout="8s")
+        asked["training"]["expected_batch"] = 96
+        asked["privacy"]["sums"] = {"sampling_rate": 0.5}
+        return asked
+
+    study = killed_in(shaken, "training", sums)
     try:
         assert shaken.ended(study.study) == "finished"
     finally:
         shaken.up("south")
-    (record,) = shaken.records(study.study)
-    assert (record["participants"], record["opened"]["attempt"]) == (["north", "west"], 2)
+    records = shaken.records(study.study)
+    assert [record["participants"] for record in records] == [["north", "west"]] * 2
+    assert [record["opened"]["attempt"] for record in records] == [2, 1]
+    assert len({record["model_after"] for record in records} | {records[0]["model_before"]}) == 3
+    step = {"kind": "dp-sgd", "sampling_rate": 0.5, "noise_multiplier": study.privacy.noise_multiplier, "steps": 1}
     for site in ("north", "west"):
-        assert [each.body.attempt for each in shaken.charges(site, study)] == [1]
+        charges = shaken.charges(site, study)
+        assert [(each.body.round, each.body.attempt, each.settled) for each in charges] == [(1, 1, 1), (2, 1, 1)]
+        assert [each.body.event.model_dump() for each in charges] == [step] * 2
+        assert not shaken.charges(site, study, "count"), "no number of patients is released"
 
 
 def killed_in(shaken: Hospitals, phase: str, contract: Callable[[str], dict[str, Any]]) -> Study:
