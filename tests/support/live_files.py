@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 
 def contents(folder: Path, pattern: str = "*") -> Iterator[tuple[Path, bytes]]:
@@ -31,3 +33,22 @@ def nameless(pid: int, folder: Path) -> list[bytes]:
             if target.is_relative_to(folder) and not target.exists():
                 found.append(each.read_bytes())
     return found
+
+
+def found(pieces: set[bytes], places: Iterable[bytes]) -> set[bytes]:
+    """Those of the pieces, each of 8 bytes and more, that lie in a place, wherever they begin.
+
+    Looks for all pieces in one pass, by the first 8 bytes: one after the other took ten times as long.
+    """
+    heads = np.array(sorted({int.from_bytes(each[:8], "little") for each in pieces}), np.uint64)
+    likely = np.zeros(2**16, bool)
+    likely[(heads & np.uint64(0xFFFF)).astype(np.int64)] = True
+    there: set[bytes] = set()
+    for place in places:
+        for shift in range(min(8, len(place) - 7)):
+            words = np.frombuffer(place, "<u8", (len(place) - shift) // 8, shift)
+            ends = np.frombuffer(place, "<u2", words.size * 4, shift)[::4]
+            candidates = np.flatnonzero(likely[ends])
+            for start in 8 * candidates[np.isin(words[candidates], heads)] + shift:
+                there |= {each for each in pieces - there if place[start : start + len(each)] == each}
+    return there
