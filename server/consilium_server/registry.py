@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from consilium_server.federation import Home
-from consilium_shared import documents
+from consilium_shared import documents, keeping
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.keeping import Kept
 from consilium_shared.limits import CARD_BYTES
 from consilium_shared.protocol.messages import Closing
 from consilium_shared.protocol.records import CARD_DOMAIN, Measured, ModelCard
@@ -94,6 +95,10 @@ def publish(
         "software": {name: version for name in SOFTWARE if (version := _version(name))}
         | {"python": platform.python_version()},
     }
+    if study.evaluation.keep is not None:
+        card["kept"] = records[-1].get("kept")
+        best = Kept.model_validate(card["kept"]) if card["kept"] else None
+        card["chosen"] = keeping.words(study, best, len(records))
     if study.schema_version > 1:
         card["protocol"] = study.schema_version
     ModelCard.model_validate(card)  # never sign what an auditor's program could not read

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from consilium_audit.records import Closed
+from consilium_shared import keeping
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.protocol.records import CardRound, Measured, ModelCard, RoundRecord
 from consilium_shared.protocol.roster import Roster
@@ -43,9 +44,13 @@ def _claims(
             sites,
         ),
     )
-    yield "number of rounds", len(records) == study.training.rounds
+    ended = bool(records) and keeping.ends(study, len(records), records[-1].kept)
+    yield "number of rounds", ended
     yield "list of rounds", list(card.rounds) == [CardRound.of(record) for record in records]
-    yield "model", bool(records) and card.model.sha256 == records[-1].model_after
+    yield "model", bool(records) and card.model.sha256 == records[-1].published
+    yield "choice of a round", bool(records) and card.kept == records[-1].kept
+    if study.evaluation.keep is not None:
+        yield "reason of that choice", card.chosen == keeping.words(study, card.kept, len(records))
     yield "architecture", card.model.architecture == study.model.name
     yield "privacy (ε and δ)", card.epsilon == epsilon and card.delta == study.privacy.delta
     yield "list of metrics", card.metrics == metrics

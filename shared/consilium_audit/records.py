@@ -15,6 +15,7 @@ from consilium_audit.handed import names_in, read_file
 from consilium_shared.canonical import digest
 from consilium_shared.errors import PeerError, SignatureError
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.keeping import ends, of_records
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Closing
 from consilium_shared.protocol.records import RoundRecord, open_record
@@ -68,6 +69,12 @@ def read_records(
         records.append((file, record))
         digests.append(digest(data))
         on_record(number, len(files))
+    for (file, record), best in zip(records, of_records(study, [each for _, each in records]), strict=True):
+        with checking(2, file):
+            if record.kept != best:
+                raise PeerError("the model that it calls the best is not the one that the records' metrics make so")
+            if record.round < len(records) and ends(study, record.round, best):
+                raise PeerError(f"the study ends with it (evaluation.keep), and there are {len(records)} records")
     return records, digests
 
 
@@ -86,7 +93,7 @@ def _check_content(record: RoundRecord, study: Study, roster: Roster) -> None:
         raise PeerError(f"the contract has {study.training.rounds} rounds")
     if set(record.answers) != participants:
         raise PeerError("it has not the answer of each participant, or that of somebody else")
-    last = record.round == study.training.rounds and record.round in study.evaluated_rounds
+    last = study.may_end(record.round) and bool(study.evaluated_rounds)
     if record.counts and not last:
         raise PeerError("it has evaluation counts in a sum of their own, which there are after the last round alone")
     _check_metrics(record.metrics, minimum, len(record.counts), "its metrics")
@@ -182,7 +189,7 @@ def read_closings(
                 raise PeerError("it is not a site's closing")
             if (answer.federation, answer.study, answer.site) != (roster.federation, study.digest, member.site):
                 raise PeerError("it is a closing of another study, federation or site")
-            if answer.round != study.training.rounds or answer.round != len(records):
+            if not study.may_end(answer.round) or answer.round != len(records):
                 raise PeerError(f"it closes round {answer.round}, but the records end with round {len(records)}")
             _check_countersignature(member.site, answer.countersignature, digests[-1], roster)
             found[member.site] = Closed(file, answer, digest(data))

@@ -75,11 +75,12 @@ def _planned(plan: Plan, purpose: Purpose) -> Event | None:
 def _check_counts(body: Release, study: Study, line: int) -> None:
     """Raises LedgerError when counts are about to leave that the contract does not ask for then."""
     number = body.round or 0
-    if body.message == "counts" and number != study.training.rounds:
+    if body.message == "counts" and not study.may_end(number):
         why = "after which none leave in a sum of their own"
         raise LedgerError(f"counts of round {number} left by themselves, {why}", line=line)
     counted = number if body.message == "counts" else number - 1 if body.message == "update" and body.counts else None
-    if counted is not None and counted not in study.evaluated_rounds:
+    last = body.message == "counts" and bool(study.evaluated_rounds)
+    if counted is not None and not last and counted not in study.evaluated_rounds:
         raise LedgerError(f"counts of round {counted} left, after which the study does not evaluate", line=line)
 
 

@@ -164,7 +164,7 @@ def _terms(record: RoundRecord, study: Study, roster: int, purpose: Purpose, ope
                 round=record.round,
                 attempt=opened.attempt,
             ),
-            model=record.model_before if purpose == "training" else record.model_after,
+            model=record.model_before if purpose == "training" else record.published,
             segments=segments(study, purpose, record.round, opened.parameters),
             threat_model=study.aggregation.threat_model,
             adverts=opened.adverts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,16 @@ from consilium_shared.groups import MOST_GROUPS, Grouping
 from consilium_shared.schema import Since
 
 Metric = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class Keep(Strict):
+    """Choice of the round whose model is published, by a metric on the patients for validation."""
+
+    metric: Metric
+    best: Literal["highest", "lowest"]
+    """Value that is the best one: ``lowest`` of a loss or an error."""
+    patience: Annotated[int, Field(ge=1, le=limits.ROUNDS)] | None = None
+    """Evaluations in a row without a better value after which training ends early; None: all rounds are run."""
 
 
 class Evaluation(Strict):
@@ -33,6 +43,10 @@ class Evaluation(Strict):
     validation_fraction: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Since(2)] = None
     """Fraction of the patients who are not for test that is held back for validation (``split.part_of``): to choose
     between rounds, while test stays unseen. None: nobody."""
+    keep: Annotated[Keep | None, Since(2)] = None
+    """Publish the round that is best on the patients for validation, whom the counts of all rounds but the last are
+    then of; the last counts are of that model, on those for test. None: the last round's model, and all counts on
+    those for test."""
     recalibrate: Annotated[bool, Since(2)] = False
     """Recalibration of the finished model's log odds by the last counts alone; it costs no ε of its own."""
     by: Annotated[tuple[Grouping, ...], Field(max_length=6), Since(2)] = ()
@@ -42,6 +56,16 @@ class Evaluation(Strict):
     def _one_split(self) -> Evaluation:
         if (self.split is None) == (self.split_column is None):
             raise ValueError("give either split (a fraction) or split_column (with split: null)")
+        return self
+
+    @model_validator(mode="after")
+    def _keepable(self) -> Evaluation:
+        if self.keep is None:
+            return self
+        if self.validation_fraction is None:
+            raise ValueError("keep chooses by patients for validation: give validation_fraction")
+        if self.keep.metric not in self.metrics:
+            raise ValueError(f"keep.metric: {self.keep.metric} is none of evaluation.metrics")
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ import numpy as np
 
 from consilium_shared.intervals import intervals
 from consilium_shared.metrics import Counts, Layout, Vector
-from consilium_shared.split import share_for_test
+from consilium_shared.split import Part, share_for
 from consilium_shared.study import Study
 
 CHANCE = 1e-9
@@ -73,7 +73,7 @@ def _beyond(counts: Counts, layout: Layout, variance: Vector) -> str | None:
     return None
 
 
-def most_held_back(study: Study, sites: int, weight: int) -> float | None:
+def most_held_back(study: Study, sites: int, weight: int, of: Part = "test") -> float | None:
     """Most patients that ``sites`` with this summed weight hold back; None where the weight does not tell.
 
     It tells where the weight is the noised number of patients to train on, and who is held back is drawn by a hash. The
@@ -83,8 +83,9 @@ def most_held_back(study: Study, sites: int, weight: int) -> float | None:
         study: the contract.
         sites: how many added to the weight.
         weight: Σ of their weights.
+        of: part of whom the counts are.
     """
-    part, rules = share_for_test(study.evaluation), study.aggregation
+    part, rules = share_for(study.evaluation, of), study.aggregation
     if study.privacy.sums is not None:
         return None
     if part is None or study.privacy.mode != "dp" or rules.weighting != "patients" or weight >= rules.max_weight:

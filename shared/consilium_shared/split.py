@@ -34,6 +34,21 @@ def part_of(study: Study, patient: str, in_test: bool | None = None) -> Part:
     return "validation" if drawn("validation", key, patient, rules.validation_fraction or 0.0) else "train"
 
 
+def counted_part(study: Study, *, last: bool) -> Part:
+    """Part of whom evaluation counts are: for test, but where a round is chosen those for validation, until then.
+
+    Args:
+        study: the contract.
+        last: whether it is the count of the model that is published, after the last round.
+    """
+    return "test" if last or study.evaluation.keep is None else "validation"
+
+
+def share_for(rules: Evaluation, part: Part) -> float | None:
+    """Expected share of patients for test, or for validation, among those and the ones to train on."""
+    return share_for_test(rules) if part == "test" else rules.validation_fraction
+
+
 def share_for_test(rules: Evaluation) -> float | None:
     """Expected share of patients for test among those for training and test; None where a column of each site says it.
 

@@ -297,6 +297,12 @@ class Study(Strict):
         limit = self.privacy.epsilon
         if self.evaluation.epsilon is not None and (limit is None or self.evaluation.epsilon >= limit):
             raise ValueError("evaluation.epsilon is a part of privacy.epsilon, and without privacy there is none")
+        chosen = self.training.rounds > 1 and bool(self.evaluated_rounds) and not self.aggregation.weight_average
+        if self.evaluation.keep is not None and not chosen:
+            raise ValueError(
+                "evaluation.keep chooses between rounds by their counts: it takes two rounds or more, with privacy an "
+                "evaluation.epsilon, and no aggregation.weight_average"
+            )
         return self
 
     @property
@@ -305,7 +311,15 @@ class Study(Strict):
         if self.privacy.mode == "dp" and self.evaluation.epsilon is None:
             return ()
         last, every = self.training.rounds, self.evaluation.every
+        if self.evaluation.keep is not None:  # whichever is kept, it is evaluated before the last counts
+            return (*sorted(range(last - 1, 0, -every)), last)
         return tuple(sorted({*range(every, last + 1, every), last}))
+
+    def may_end(self, number: int) -> bool:
+        """True where round ``number`` may be the last: with ``evaluation.keep.patience`` also an earlier one."""
+        keep = self.evaluation.keep
+        early = keep is not None and keep.patience is not None and self.evaluated_rounds[0] < number
+        return number == self.training.rounds or (early and number < self.training.rounds)
 
     @property
     def contract(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Estimates:
         policy = self.config.policy
         check_contract(policy, study)
         patients = self._data.patients(study)
-        check_patients(policy, study, patients.train, patients.held_back)
+        check_patients(policy, study, patients.train, patients.counted(study))
         size = patients.train  # with sums it is in no plan
         if study.privacy.sums is None:
             size = self._patient_counts.noised(study, patients.train, policy.minimum_patients)

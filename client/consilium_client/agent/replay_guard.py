@@ -215,14 +215,14 @@ class ReplayGuard:
             self.service.charges.settle_kept(account, use)
 
     def check_evaluated(self, study: Study, number: int) -> None:
-        """Check that counts may leave in a sum of their own: after the last round alone, and once.
+        """Check that counts may leave in a sum of their own: after a round that may be the last, and once.
 
         Raises:
             PolicyRefusal: for any other round, or where the policy lets none leave.
         """
         if not self.service.config.policy.allow_evaluation_counts:
             raise PolicyRefusal("policy", "this site lets no evaluation counts leave")
-        if number != study.training.rounds or number not in study.evaluated_rounds:
+        if not (study.may_end(number) and study.evaluated_rounds):
             raise PolicyRefusal("policy", f"round {number} is none after which the study evaluates in a sum of its own")
         last = self.service.responses.latest(study.digest, "update")
         if last is None or round_of(last) != number:
@@ -275,5 +275,6 @@ def _what(study: Study, request: Train | Evaluate) -> list[str]:
     if request.purpose == "training":
         found.append(["training", model])
     if request.purpose == "evaluation" or counts_with(study, request.round):
-        found.append(["counts", model])
+        apart = ["test"] if request.purpose == "evaluation" and study.evaluation.keep is not None else []
+        found.append(["counts", model, *apart])  # those for validation are other patients
     return [canonical_digest(each) for each in found]

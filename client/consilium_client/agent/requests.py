@@ -207,7 +207,7 @@ class RequestHandler:
         stored = self._stored(received, recorded.round, "closing")
         if stored is None:
             self._check_open(request, recorded.round, study)
-            if recorded.round != study.training.rounds:
+            if not study.may_end(recorded.round):
                 raise PolicyRefusal("witness", f"round {recorded.round} is not the study's last")
             countersignature = witness(self.service, proposal, recorded)
             closing = Closing(
@@ -248,7 +248,10 @@ class RequestHandler:
         if number > study.training.rounds:
             raise PolicyRefusal("policy", f"round {number} of a study of {study.training.rounds} rounds")
         with self.service.ledger.exclusive():
-            last = self.service.ledger.books.last_witnessed(request.study)
+            books = self.service.ledger.books
+            last, closed = books.last_witnessed(request.study), request.study in books.closed
+        if closed and not isinstance(request, Close):
+            raise PolicyRefusal("stale-round", "the study is over: its end was countersigned")
         if last and number <= last and not isinstance(request, Close):
             raise PolicyRefusal("stale-round", f"round {number} is over: the record of round {last} was shown")
 

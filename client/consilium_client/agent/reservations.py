@@ -37,7 +37,7 @@ def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> 
     of a study together never cost more than was reserved for it.
     """
     over = books.last_witnessed(study)  # rounds up to this one take no further charge
-    if over >= plan.rounds:
+    if over >= plan.rounds or study in books.closed:
         return 0
     # What was settled with nothing run cost nothing.
     charged = [
@@ -54,7 +54,8 @@ def uses_left(books: Books, study: str, plan: PrivacyPlan, purpose: Purpose) -> 
 def left(books: Books, study: str, plan: Plan) -> tuple[Event, ...]:
     """Events that a study may still be charged for under its plan, approved or about to be."""
     if not isinstance(plan, PrivacyPlan):
-        return () if books.last_witnessed(study) >= plan.rounds else (plan.event(),)
+        over = books.last_witnessed(study) >= plan.rounds or study in books.closed
+        return () if over else (plan.event(),)
     found: list[Event] = []
     if rounds := uses_left(books, study, plan, "training"):
         found.append(plan.event(rounds))

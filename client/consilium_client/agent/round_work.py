@@ -19,6 +19,7 @@ from consilium_client.policy import check_contract, check_patients
 from consilium_client.state.draw_seeds import Use
 from consilium_client.state.proposals import Proposal
 from consilium_client.state.results import About, Result
+from consilium_shared import split
 from consilium_shared.errors import PeerError, PolicyRefusal
 from consilium_shared.metrics import Counts, Layout
 from consilium_shared.privacy.event import GaussianEvent
@@ -50,7 +51,7 @@ def ready(service: StudyService, study: Study, plan: Plan) -> None:
 def _allowed(service: StudyService, study: Study) -> None:
     patients = service.data.patients(study)
     check_contract(service.config.policy, study)
-    check_patients(service.config.policy, study, patients.train, patients.held_back)
+    check_patients(service.config.policy, study, patients.train, patients.counted(study))
 
 
 def check(service: StudyService, study: Study, plan: Plan, request: Train | Evaluate, model: bytes) -> str:
@@ -128,7 +129,7 @@ def train(
         )
         numbers = None
         if counting is not None:
-            numbers = _count(service, study, model, counting, records, where)
+            numbers = _count(service, study, model, counting, records, where, last=False)
         elif counts_with(study, number):
             numbers = np.zeros(Layout.of(study).width, dtype=np.int64)
         last = training if counting is None else counting
@@ -159,12 +160,12 @@ def train(
 
 
 def evaluate(service: StudyService, proposal: Proposal, plan: Plan, request: Evaluate, model: bytes) -> Result:
-    """Evaluate the model after the last round; returns the kept counts."""
+    """Evaluate the model that is to be published, after the last round; returns the kept counts."""
     study = proposal.study
     records, where = service.data.records(study), _where(service, study, plan)
     account, use = service.estimates.account(study, plan), Use("evaluation", request.round, request.payload.sha256)
     with service.charges.begin(account, use) as counting:
-        counts = _count(service, study, model, counting, records, where)
+        counts = _count(service, study, model, counting, records, where, last=True)
         about = About(
             purpose="evaluation",
             round=request.round,
@@ -198,19 +199,22 @@ def _count(
     counting: ChargedUse,
     records: Dataset,
     where: Fit,
+    *,
+    last: bool,
 ) -> npt.NDArray[np.int64]:
     from consilium_client.training import evaluation
 
+    of = split.counted_part(study, last=last)
     service.activity.begin("evaluating", study=study.study)
     counts: Counts
     if isinstance(counting.event, GaussianEvent):
         sigma, seed = counting.event.noise_multiplier, counting.seed
         counts = evaluation.noised_counts(
-            model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows
+            model, study, records, where.device, noise_multiplier=sigma, seed=seed, rows=where.rows, of=of
         )
     else:
         least = service.config.policy.minimum_group
-        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study), least=least)
+        counts = evaluation.evaluate(model, study, records, where.device, Layout.of(study), least=least, of=of)
     return counts
 
 

@@ -32,15 +32,22 @@ class Patients:
     Attributes:
         train: patients to train on.
         held_back: patients to evaluate on, those for test.
+        validation: patients by whom a round is chosen.
     """
 
     train: int
     held_back: int
+    validation: int = 0
 
     @classmethod
     def of(cls, records: Dataset) -> Patients:
         """Counted."""
-        return cls(int(records.train.sum()), int(records.patients_of("test").sum()))
+        parts = (records.patients_of(part) for part in ("train", "test", "validation"))
+        return cls(*(int(each.sum()) for each in parts))
+
+    def counted(self, study: Study) -> int:
+        """Fewest patients whose counts leave together in a study."""
+        return self.held_back if study.evaluation.keep is None else min(self.held_back, self.validation)
 
 
 class StudyData:

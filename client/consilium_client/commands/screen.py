@@ -109,6 +109,16 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
     yield (f"  budget     {study['arithmetic']}",)
     yield (f"  evaluates  {_evaluation(study)}",)
     yield from groups(contract["evaluation"])
+    yield from _keep(contract["evaluation"].get("keep"))
+
+
+def _keep(rule: Mapping[str, Any] | None) -> Iterator[Line]:
+    """Lines about the choice of a round."""
+    if rule is not None:
+        yield (f"  keeps      the round with the {rule['best']} {rule['metric']} on the patients for validation",)
+        yield ("             the counts of all rounds but the last are of these; the last are of those for test",)
+        if rule["patience"] is not None:
+            yield (f"             training ends early after {rule['patience']} evaluations that were no better",)
 
 
 def groups(evaluation: Mapping[str, Any]) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from consilium_shared import metrics, task
 from consilium_shared.errors import DataError
 from consilium_shared.grouped import count
 from consilium_shared.models import build
+from consilium_shared.split import Part as Split
 from consilium_shared.study import Study
 from dpsgd.keystream import KeyStream
 
@@ -31,6 +32,7 @@ def evaluate(
     layout: metrics.Layout,
     *,
     least: int = 1,
+    of: Split = "test",
 ) -> metrics.Counts:
     """Exact counts of the model on all records of the patients held back. Not to leave a site that has privacy.
 
@@ -41,12 +43,13 @@ def evaluate(
         device: where to compute.
         layout: layout of the counts.
         least: fewest patients of a group that are counted as one (``groups.merged``).
+        of: part of the split that is counted.
 
     Raises:
         PeerError: the model's bytes are not of this study.
         DataError: the model gives no finite numbers for some record (its weights are too large).
     """
-    part = records.part("test")
+    part = records.part(of)
     chosen = part.records
     found = measured(model_bytes, study, records, device, chosen)
     if not np.isfinite(found).all():
@@ -64,6 +67,7 @@ def noised_counts(
     noise_multiplier: float,
     seed: bytes,
     rows: int | None = None,
+    of: Split = "test",
 ) -> metrics.Counts:
     """Counts with noise: the release that ``PrivacyPlan.evaluation_event`` describes.
 
@@ -75,6 +79,7 @@ def noised_counts(
         noise_multiplier: σ of the plan's evaluations.
         seed: 32 secret bytes, of this evaluation alone (``state/draw_seeds.py``).
         rows: records that are computed at a time; None: ``rows.ROWS``.
+        of: part of the split that is counted.
 
     Raises:
         PeerError: the model's bytes are not of this study.
@@ -84,7 +89,7 @@ def noised_counts(
     from dpsgd.noise import Noise
 
     own = task.of(study)
-    layout, chosen = metrics.Layout.of(study), _one_each(records.part("test"), seed)
+    layout, chosen = metrics.Layout.of(study), _one_each(records.part(of), seed)
     found = measured(model_bytes, study, records, device, chosen, rows, forgiving=True)
     known = np.isfinite(found).all(axis=1, keepdims=True)
     groups = None if records.groups is None else records.groups[chosen]

@@ -21,6 +21,7 @@ from consilium_shared.models import tensors
 MODEL = "model"
 OPTIMIZER = "optimizer."
 AVERAGE = "average"
+KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Checkpoint:
     """The round's record as far as it is known: participants, problems, metrics (``study/rounds.py``)."""
     average: npt.NDArray[np.float64] | None = None
     """Average of the models so far, [d] (``averaging.py``); None before round 1, or where the study has none."""
+    kept: npt.NDArray[np.float32] | None = None
+    """Best model so far, [d], that ``record`` names (``keeping.py``); None before one was evaluated."""
 
 
 class CheckpointFile:
@@ -53,6 +56,8 @@ class CheckpointFile:
         arrays.update({OPTIMIZER + name: value for name, value in checkpoint.optimizer.items()})
         if checkpoint.average is not None:
             arrays[AVERAGE] = checkpoint.average
+        if checkpoint.kept is not None:
+            arrays[KEPT] = checkpoint.kept
         sha256 = tensors.digest(arrays)
         file = f"checkpoint-{checkpoint.round:05d}-{sha256[:16]}.safetensors"
         if not (self.folder / file).exists():
@@ -90,6 +95,6 @@ class CheckpointFile:
             raise IntegrityError(f"{path}: {error}; restore the folder from a backup") from error
         if sha256 != index["sha256"]:
             raise IntegrityError(f"{path} is not what was written; restore the folder from a backup")
-        model, average = arrays.pop(MODEL), arrays.pop(AVERAGE, None)
+        model, average, kept = arrays.pop(MODEL), arrays.pop(AVERAGE, None), arrays.pop(KEPT, None)
         optimizer = {name.removeprefix(OPTIMIZER): value for name, value in arrays.items()}
-        return Checkpoint(study, index["round"], model, optimizer, index["record"], average)
+        return Checkpoint(study, index["round"], model, optimizer, index["record"], average, kept)

@@ -14,6 +14,7 @@ from consilium_shared.plausibility import contradiction, most_held_back
 from consilium_shared.privacy.plan import noise_of_evaluations
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.recalibration import chosen
+from consilium_shared.split import counted_part
 from consilium_shared.study import Study
 
 
@@ -33,12 +34,15 @@ class Figures:
             return None
         return noise_of_evaluations(len(self.study.evaluated_rounds), epsilon, delta)
 
-    def of(self, opened: Opened, training: dict[str, Any] | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    def of(
+        self, opened: Opened, training: dict[str, Any] | None = None, *, last: bool = True
+    ) -> tuple[dict[str, Any] | None, str | None]:
         """Metrics of an opened sum's counts, or why there are none though it has some.
 
         Args:
             opened: the sum.
             training: the record of a round in which every site of the sum took part (``weight``, ``participants``).
+            last: whether it is of the model that is published, after the last round.
 
         Returns:
             (metrics by name, with ``sites`` that counted, of noised counts ``interval``, and where the layout has them
@@ -49,7 +53,8 @@ class Figures:
         variance = None if self.noise is None else variances(self.layout, self.noise, opened.counted)
         most = None
         if training is not None and training.get("weight") is not None:
-            most = most_held_back(self.study, len(training["participants"]), training["weight"])
+            held = counted_part(self.study, last=last)
+            most = most_held_back(self.study, len(training["participants"]), training["weight"], held)
         why = contradiction(opened.counts, self.layout, variance, most)
         if why is not None:
             return None, why
@@ -65,7 +70,8 @@ class Figures:
         for part, own, ends in noised_parts(opened.counts, self.layout, variance):
             told = {"interval": {name: list(each) for name, each in ends.items()}} if ends else {}
             parts.setdefault(part.kind, {})[part.name] = {**own, **told}
-        if self.study.evaluation.recalibrate:
+        # Where a round is chosen, its recalibration is read off those for validation: see ``rounds.py``.
+        if self.study.evaluation.recalibrate and not (last and self.study.evaluation.keep is not None):
             kept |= self._recalibration(opened.counts, values, known)
         return kept | ({"parts": parts} if parts else {}), None
 

@@ -19,8 +19,10 @@ from consilium_server.study.optimizer import ServerOptimizer
 from consilium_server.study.recruitment import Recruitment
 from consilium_server.study.secure_sum import Contribution, Summation, SumResult, SumSpec, counted
 from consilium_server.transport.exchange import Answer as Arrival
+from consilium_shared import keeping
 from consilium_shared.averaging import averaged
 from consilium_shared.errors import PeerError
+from consilium_shared.keeping import Kept
 from consilium_shared.models import start
 from consilium_shared.models.vector import pack, packed_digest, trained, width, with_trained
 from consilium_shared.privacy.measured_noise import MeasuredNoise, doubt, empty_coordinates
@@ -31,6 +33,12 @@ from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.terms import Advert, fewest_sites
 
 log = logging.getLogger("consilium.study")
+
+
+def _published(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+    """Model ``[d]`` that is published where no further round comes."""
+    return checkpoint.model if checkpoint.kept is None else checkpoint.kept
+
 
 EVALUATION_ATTEMPTS = 2
 """Attempts at the sum of counts on the last model; where none is opened, the model is published unevaluated."""
@@ -64,7 +72,7 @@ class StudyRun:
             self.recruitment.gather(awaited)
             self._close(self.checkpoint)
         self._check_noise()
-        while self.checkpoint.round < self.study.training.rounds:
+        while not self._over(self.checkpoint):
             if self.checkpoint.round:  # who refuses now is out for the next round, and was not "since before round 1"
                 self.recruitment.attendance.begin(self.checkpoint.round + 1)
             self.recruitment.gather(awaited)
@@ -74,7 +82,7 @@ class StudyRun:
             self._close(self.checkpoint)
             self._check_noise()
         # All rounds are recorded: publish, unless a crash came after that.
-        sha256 = packed_digest(self.checkpoint.model, self.study)
+        sha256 = packed_digest(_published(self.checkpoint), self.study)
         model = registry.find(self.home, self.study, sha256) or self._end()
         self.folder.event("published", folder=str(model.folder))
         self.folder.set_state("finished")
@@ -100,7 +108,7 @@ class StudyRun:
 
     def _train(self, number: int) -> None:
         """One round: the sum of the updates, the optimizer's step, the record, the checkpoint."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self.checkpoint
         self.recruitment.attendance.begin(number)
         recorded = self.folder.recorded(number - 1, self.context.coordinator) if number > 1 else None
         summed = self._sum(number, recorded)
@@ -114,9 +122,27 @@ class StudyRun:
             "step_norm": moved,
             "seconds": round(time.monotonic() - began, 3),
         }
-        record |= self._metrics(opened, number - 1, "metrics_before", record)
-        self.checkpoint = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average)
+        record |= self._metrics(opened, number - 1, "metrics_before", record, last=False)
+        kept = self._keep(before, record)
+        self.checkpoint = Checkpoint(self.study.digest, number, stepped, self.optimizer.state(), record, average, kept)
         self.checkpoints.write(self.checkpoint)
+
+    def _keep(self, before: Checkpoint, record: dict[str, Any]) -> npt.NDArray[np.float32] | None:
+        """The best model so far ``[d]``; ``record``, of the round after ``before``, is told which one that is."""
+        rule, number = self.study.evaluation.keep, before.round
+        if rule is None:
+            return None
+        best = Kept.model_validate(before.record["kept"]) if before.record.get("kept") else None
+        if number in self.study.evaluated_rounds:
+            best = keeping.kept(rule, best, number, record["model_before"], record["metrics_before"])
+        record["kept"] = None if best is None else best.model_dump(mode="json")
+        return before.model if best is not None and best.round == number else before.kept
+
+    def _over(self, checkpoint: Checkpoint) -> bool:
+        """True where no further round comes."""
+        found = checkpoint.record.get("kept")
+        best = Kept.model_validate(found) if found else None
+        return checkpoint.round > 0 and keeping.ends(self.study, checkpoint.round, best)
 
     def _sum(self, number: int, recorded: Recorded | None) -> SumResult:
         """The opened sum of the round's updates. Raises Halted where too few sites are left for one."""
@@ -204,7 +230,7 @@ class StudyRun:
     def _close(self, checkpoint: Checkpoint) -> None:
         """Evaluate after the last round, sign the record, and write the event that people see."""
         found: dict[str, Any] = {"metrics": None}
-        if checkpoint.round == self.study.training.rounds and checkpoint.round in self.study.evaluated_rounds:
+        if self._over(checkpoint) and self.study.evaluated_rounds:
             found = self._evaluate(checkpoint)
         self.recruitment.attendance.begin(checkpoint.round)
         remarks = self.recruitment.attendance.remarks(checkpoint.record["participants"])
@@ -230,12 +256,12 @@ class StudyRun:
 
         self.exchanges.run(Exchange("closing", number, dict.fromkeys(missing, (header, b"")), accept, minimum=0))
         closings = {site: closing for site, (_, closing) in self.folder.closings(self.context.roster).items()}
-        model = pack(self.checkpoint.model, self.study)
+        model = pack(_published(self.checkpoint), self.study)
         return registry.publish(self.home, self.study, self.context.roster, model, records, closings)
 
     def _evaluate(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Fields of the last round's record about the model that it gave."""
-        model, number = pack(checkpoint.model, self.study), checkpoint.round
+        """Fields of the last round's record about the model that is published."""
+        model, number = pack(_published(checkpoint), self.study), checkpoint.round
         described = Payload.of(model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
@@ -263,8 +289,11 @@ class StudyRun:
             return {"metrics": None}
         spent = {site: answer.epsilon for site, (answer, _) in summed.answers.items()}
         known = set(summed.answers) <= set(checkpoint.record["participants"])
+        found = self._metrics(summed.opened, number, "metrics", checkpoint.record if known else None, last=True)
+        if found["metrics"] is not None and (recalibration := self._of_kept(checkpoint).get("recalibration")):
+            found["metrics"]["recalibration"] = recalibration
         return {
-            **self._metrics(summed.opened, number, "metrics", checkpoint.record if known else None),
+            **found,
             "epsilon": {
                 **checkpoint.record["epsilon"],
                 **{s: e for s, e in spent.items() if s in checkpoint.record["epsilon"]},
@@ -273,9 +302,19 @@ class StudyRun:
             "opened_counts": summed.record,
         }
 
-    def _metrics(self, opened: Opened, number: int, key: str, training: dict[str, Any] | None) -> dict[str, Any]:
+    def _of_kept(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Metrics on the patients for validation of the model that is kept; empty where none is."""
+        best = checkpoint.record.get("kept")
+        if best is None:
+            return {}
+        records = [*self.folder.records(self.context.coordinator), checkpoint.record]
+        return next((each["metrics_before"] for each in records if each["round"] == best["round"] + 1), None) or {}
+
+    def _metrics(
+        self, opened: Opened, number: int, key: str, training: dict[str, Any] | None, *, last: bool
+    ) -> dict[str, Any]:
         """Metrics that a record has of the model after a round, by that key, or why there are none."""
-        found, why = self.figures.of(opened, training)
+        found, why = self.figures.of(opened, training, last=last)
         if why is not None:
             self.folder.event("no_metrics", round=number, why=why)
         if found is not None:

@@ -25,6 +25,7 @@ from consilium_shared.ledger.entry import (
     Open,
     Purpose,
     Reject,
+    Release,
     Settle,
     Witness,
 )
@@ -80,6 +81,7 @@ class Books:
         charges: every charge by its entry's number, in order.
         counted: of each study's digest the noised numbers of patients whose release was charged.
         witnessed: of each study's digest the rounds, ascending, whose records were witnessed.
+        closed: digests of the studies whose end was countersigned.
     """
 
     site: str = ""
@@ -88,6 +90,7 @@ class Books:
     charges: dict[int, Charged] = field(default_factory=dict)
     counted: dict[str, set[int]] = field(default_factory=dict)
     witnessed: dict[str, dict[int, Witness]] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
     _charged: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
     """Study, purpose and round to the numbers of the charges."""
     _heads: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -135,6 +138,8 @@ class Books:
             for site, head in body.heads.items():
                 self._heads[site, head.seq] = head.sha256
                 self._furthest[body.study, site] = head.seq
+        elif isinstance(body, Release) and body.message == "closing":
+            self.closed.add(body.study)
         self._digests.append(entry.prev)
 
     def _asset(self, name: str) -> Open:

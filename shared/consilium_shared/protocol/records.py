@@ -12,6 +12,7 @@ from consilium_shared.config import Strict
 from consilium_shared.errors import PeerError
 from consilium_shared.fields import Hex32, Hex64, Name
 from consilium_shared.identity import PublicIdentity
+from consilium_shared.keeping import Kept
 from consilium_shared.limits import CARD_BYTES, FILE_BYTES, PARAMETERS, PAYLOAD_BYTES, ROUNDS, SITES
 from consilium_shared.privacy.measured_noise import MeasuredNoise
 from consilium_shared.protocol.messages import CanaryAudit, Head, Protocol
@@ -96,7 +97,15 @@ class RoundRecord(Strict):
     """Signatures of this round's participants over ``previous``."""
     remarks: Annotated[dict[Name, tuple[str, ...]], Field(default_factory=dict, max_length=SITES)]
     """Further events of a site in this round: refusals and absences before it took part, or in earlier attempts."""
+    kept: Kept | None = None
+    """Best model so far, where the contract keeps one (``evaluation.keep``); the last record's is published, and
+    ``metrics`` are of it."""
     protocol: Protocol = 1
+
+    @property
+    def published(self) -> str:
+        """SHA-256 of the model that is published where this is the last record."""
+        return self.model_after if self.kept is None else self.kept.model
 
     @model_validator(mode="after")
     def _complete(self) -> RoundRecord:
@@ -176,6 +185,10 @@ class ModelCard(Strict):
     privacy: str
     limits: str
     software: dict[str, str]
+    kept: Kept | None = None
+    """Model that was kept, as the last record has it; None where the last round's is published."""
+    chosen: str = ""
+    """Sentence on which round's model this is, and why."""
     protocol: Protocol = 1
 
 

@@ -64,6 +64,14 @@ def test_counts_those_held_back_alone() -> None:
     assert np.array_equal(evaluate(model(-1, 0, 1, 0, 0, 0), STUDY, wrong, CPU, ALL), counts)
 
 
+def test_counts_of_those_for_validation_are_of_nobody_else() -> None:
+    data, start = records(), model(-1, 0, 1, 0, 0, 0)
+    third = dataclasses.replace(data, validation=~data.train & (np.arange(COUNT) % 3 == 0))
+    found = {of: evaluate(start, STUDY, third, CPU, ALL, of=of) for of in ("validation", "test")}
+    assert metrics(found["validation"], ALL)["n"] == third.patients_of("validation").sum()
+    assert np.array_equal(found["validation"] + found["test"], evaluate(start, STUDY, data, CPU, ALL))
+
+
 def test_the_same_for_records_that_are_selected_already() -> None:
     data = records()
     start = pack(to_vector(build(STUDY)), STUDY)
