@@ -12,6 +12,7 @@ TASKS = {
     "tabular-classification": "consilium_tasks.tabular_classification",
     "image-multilabel": "consilium_tasks.image_multilabel",
     "survival": "consilium_tasks.survival",
+    "forecasting": "consilium_tasks.forecasting",
 }
 """Task, as a contract names it, to the module that has it as ``TASK``."""
 
