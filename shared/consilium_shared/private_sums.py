@@ -19,6 +19,7 @@ Beyond that numbers wrap around: that is computed on what is noised already, so 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,6 +92,8 @@ class Grid:
             )
         step = 2.0 ** (math.ceil(math.log2(norm)) - exponent)
         per_step = training.optimizer.lr * step / training.expected_batch
+        if per_step < sys.float_info.min or study.aggregation.coordinate_bound / per_step == math.inf:
+            raise ConfigurationError(f"a step of lr {training.optimizer.lr:g} moves no model: take a larger one")
         limit = min(2 ** (BITS - 1) - 1, math.floor(study.aggregation.coordinate_bound / per_step))
         return cls(step=step, limit=max(1, limit), per_step=per_step)
 
