@@ -198,6 +198,7 @@ def _about(study: Study, where: torch.device, engine: Engine) -> dict[str, Any]:
         "inputs": [list(each) for each in task.of(study).shapes(study)],
         "outputs": len(task.of(study).outputs(study)),
         "class_weights": training.class_weights is not None,
+        **({} if training.focal is None else {"focal": training.focal}),  # it goes through kernels of its own
         "precision": training.precision,
         "records_per_patient": training.records_per_patient,
         "augment": [training.augment, training.augment_multiplicity],

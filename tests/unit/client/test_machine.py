@@ -184,6 +184,7 @@ def test_a_finding_is_kept_until_anything_that_it_depends_on_is_another(
     assert run(a_study()) == 0
     assert run(a_study(rounds=7)) == 0
     assert run(a_study(precision="bfloat16")) == 1
+    assert run(a_study(focal=2.0)) == 1
     assert run(a_study(records_per_patient=2)) == 1
     assert run(a_study("logistic")) == 1
     for name in ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE"):
