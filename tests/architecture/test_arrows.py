@@ -50,7 +50,13 @@ ONLY = {
         "consilium_client/intake/",
         "consilium_deploy/dicom_files.py",
     },
-    "pandas": {"consilium_client/data/", "consilium_deploy/real_data.py", "consilium_deploy/synthetic.py"},
+    "pandas": {
+        "consilium_client/data/",
+        "consilium_client/intake/database.py",
+        "consilium_client/intake/sql.py",
+        "consilium_deploy/real_data.py",
+        "consilium_deploy/synthetic.py",
+    },
     "PIL": {"consilium_client/data/image_files.py"},
     "opacus": {"dpsgd/"},
     "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
@@ -63,6 +69,8 @@ ONLY = {
     },
     "highdicom": {"consilium_serve/dicom/"},
     "pint": {"consilium_client/data/units.py"},
+    "sqlalchemy": {"consilium_client/intake/"},
+    "duckdb": {"consilium_client/intake/database.py"},
     "torch": {
         "consilium_shared/models/",
         "consilium_shared/graphs/",

@@ -6,11 +6,12 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from consilium_client.commands import receiver
 from consilium_client.site import Home
@@ -34,6 +35,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(deidentify)
     app.command()(reidentify)
     app.command()(import_fhir)
+    app.command()(import_sql)
 
 
 def _say(text: str) -> None:
@@ -209,3 +211,41 @@ def import_fhir(
         return
     for name, done in found.items():
         _say(f"{name}: {done.patients} patients, {done.samples} samples" + _rest(Counter(done.aside)))
+
+
+def _watch(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
+
+
+def import_sql(
+    export: Annotated[str | None, typer.Argument(help="an export of site.yaml; all of them by default")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make tables of a database, or of a folder of exported tables, as site.yaml declares them. It is only read."""
+    from consilium_client.intake.pseudonyms import Pseudonyms
+    from consilium_client.intake.sql import import_tables
+    from consilium_client.transport.sandbox import forbid_network
+
+    place, settings = _settings(home)
+    if not settings.sql or (export is not None and export not in settings.sql):
+        known = ", ".join(settings.sql) or "none"
+        raise ConfigurationError(f"{place.config_file}: intake.sql has no such export ({known})")
+    wanted = [export] if export is not None else list(settings.sql)
+    if all(settings.sql[name].source.kind == "folder" for name in wanted):
+        forbid_network()
+    names = Pseudonyms(place.intake, settings.shift_days)
+    found = {}
+    for name in wanted:
+        with Progress(console=console.errors, disable=not console.errors.is_terminal) as bar:
+            task = bar.add_task(f"rows of {name}", total=None)
+            watch = partial(_watch, bar, task)
+            found[name] = import_tables(settings.sql[name].at(place.root), names, watch)
+    if as_json:
+        print(json.dumps({name: vars(done) for name, done in found.items()}, indent=2, sort_keys=True))
+        return
+    for name, done in found.items():
+        _say(
+            f"{name}: {done.patients} patients, {done.records} records, {done.samples} samples"
+            + _rest(Counter(done.aside))
+        )

@@ -86,7 +86,7 @@ class _Grid:
         self._start: tuple[NDArray[np.float64], NDArray[np.int8]] | None = None
         self.linked, self.startless = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
         if asset.time_unit == "timestamp":
-            self._start = _moments(rows.frame[str(asset.start)])
+            self._start = moments(rows.frame[str(asset.start)])
             values.profile.moments(str(asset.start), self._start[0])
             self.startless = np.isnan(self._start[0])
 
@@ -257,11 +257,11 @@ def _minutes(
     values: Values,
     notes: SetAside,
 ) -> NDArray[np.float64]:
-    """Minutes of each sample since its record's start, NaN where unknown; ``starts``: ``_moments`` of the records."""
+    """Minutes of each sample since its record's start, NaN where unknown; ``starts``: ``moments`` of the records."""
     known = record >= 0
     if starts is not None:
         start, start_zone = starts
-        moment, zone = _moments(samples[asset.time])
+        moment, zone = moments(samples[asset.time])
         values.profile.moments(asset.time, moment)
         known &= ~np.isnan(start)[np.maximum(record, 0)]
         minutes = (moment - start[np.maximum(record, 0)]) / 60.0
@@ -303,7 +303,7 @@ def _bins(
     return np.where(inside, position, 0).astype(np.int64), inside
 
 
-def _moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+def moments(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     """Seconds since 1970 of ISO 8601 moments, NaN for other text; and the zone that each gives: none, UTC, another.
 
     Each by itself: pandas takes a unit for the whole column, by its finest moment, and what fits into nanoseconds (the

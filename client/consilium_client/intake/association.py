@@ -15,8 +15,8 @@ from pynetdicom import AllStoragePresentationContexts, build_context, evt
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.presentation import PresentationContext
 
+from consilium_client.intake.certificates import Certificates
 from consilium_client.intake.inbox import Inbox, NoRoom
-from consilium_client.intake.settings import Certificates
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.transport import storage_scp
 

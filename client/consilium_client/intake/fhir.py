@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO
 
 from consilium_client.data.units import check, factor
 from consilium_client.intake import fhir_resources as read
@@ -26,11 +21,10 @@ from consilium_client.intake.fhir_resources import Reading, Skipped, Unread
 from consilium_client.intake.profile import OLDEST
 from consilium_client.intake.pseudonyms import Pseudonyms
 from consilium_client.intake.settings import FhirExport, Variable
+from consilium_client.intake.written import Reasons, whole
 from consilium_shared.errors import ConfigurationError, DataError
-from consilium_shared.files import put_in_place
 
 _SEXES = {"male": "M", "female": "F", "other": "O"}
-_MOST_REASONS = 200
 FLAGGED = ("Condition", "MedicationStatement", "DiagnosticReport")
 
 
@@ -44,15 +38,6 @@ class _Person:
     values: dict[str, tuple[str, float, int]] = field(default_factory=dict)
     """Variable -> time of its value, the value, the number of observations in it."""
     flags: set[str] = field(default_factory=set)
-
-
-class _Reasons(Counter[str]):
-    """Counts by reason; the first so many by name, since a reason may quote a unit of the source's."""
-
-    def __setitem__(self, reason: str, count: int) -> None:
-        if reason not in self and len(self) >= _MOST_REASONS:
-            reason, count = "other reasons", self["other reasons"] + count
-        super().__setitem__(reason, count)
 
 
 @dataclass(frozen=True)
@@ -82,10 +67,10 @@ def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
                 check(spelling)
         except ValueError as error:
             raise ConfigurationError(f"site.yaml: {name}: {error}") from None
-    aside = _Reasons()
+    aside = Reasons()
     with names.together():
         people = _people(export, names, aside)
-    with _whole(export.samples) as samples, _whole(export.patients) as patients:
+    with whole(export.samples) as samples, whole(export.patients) as patients:
         samples.write(b"patient,time,variable,value\n")
         count = 0
         for line in _samples(export, people, aside):
@@ -99,7 +84,7 @@ def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
     return Imported(len(rows), count, dict(aside))
 
 
-def _people(export: FhirExport, names: Pseudonyms, aside: _Reasons) -> dict[str, _Person]:
+def _people(export: FhirExport, names: Pseudonyms, aside: Reasons) -> dict[str, _Person]:
     people: dict[str, _Person] = {}
     seen: dict[str, str] = {}
     files = ndjson.files(export.folder, "Patient")
@@ -130,7 +115,7 @@ def _people(export: FhirExport, names: Pseudonyms, aside: _Reasons) -> dict[str,
     return people
 
 
-def _samples(export: FhirExport, people: dict[str, _Person], aside: _Reasons) -> Iterator[bytes]:
+def _samples(export: FhirExport, people: dict[str, _Person], aside: Reasons) -> Iterator[bytes]:
     wanted = {code: name for name, variable in export.variables.items() for code in variable.codes}
     for path in ndjson.files(export.folder, "Observation"):
         for resource in ndjson.resources(path, "Observation"):
@@ -210,7 +195,7 @@ def _order(when: datetime.datetime) -> str:
     return at.astimezone(datetime.UTC).isoformat()
 
 
-def _flags(export: FhirExport, people: dict[str, _Person], aside: _Reasons) -> None:
+def _flags(export: FhirExport, people: dict[str, _Person], aside: Reasons) -> None:
     for kind in FLAGGED:
         wanted = {code: name for name, flag in export.flags.items() if flag.resource == kind for code in flag.codes}
         for path in ndjson.files(export.folder, kind) if wanted else ():
@@ -246,17 +231,3 @@ def _time(when: datetime.datetime) -> str:
 
 def _row(cells: list[str]) -> bytes:
     return (",".join(cells) + "\n").encode()
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its place when the block ends without an error, and leaves nothing otherwise."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with ExitStack() as stack:
-            file = stack.enter_context(NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False))
-            stack.callback(Path(file.name).unlink, missing_ok=True)
-            yield file
-            put_in_place(file, Path(file.name), path)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error

@@ -125,6 +125,10 @@ class Pseudonyms:
         made[8] = made[8] & 0x3F | 0x80
         return f"2.25.{int.from_bytes(made, 'big')}"
 
+    def record(self, identifier: str) -> str:
+        """The new name of a record, such as a stay; nothing leads back from it."""
+        return "R" + base64.b32encode(self._derive("record", identifier))[:20].decode("ascii")
+
     def days(self, pseudonym: str) -> int:
         """Days by which a patient's dates move back: 1 … ``shift_days``."""
         return 1 + int.from_bytes(self._derive("days", pseudonym)[:8], "big") % self._shift_days

@@ -8,37 +8,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from consilium_client.intake.certificates import Certificates, Column, Port
+from consilium_client.intake.sql_settings import SqlExport
 from consilium_shared.config import Strict
 from consilium_shared.fields import Name
 
 AeTitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]([A-Za-z0-9_.\- ]{0,14}[A-Za-z0-9_.\-])?$")]
 """Application entity title (PS3.8): at most 16 characters, as both ends have been told."""
-Port = Annotated[int, Field(ge=1, le=65535)]
 Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:\-_]+$")]
-
-
-class Certificates(Strict):
-    """PEM files for TLS, relative to the home folder."""
-
-    certificate: Path | None = None
-    """Certificate of this site, with its chain."""
-    key: Path | None = None
-    ca: Path
-    """Authorities that may have signed the other end's certificate, no others: the system's own list is not used."""
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
-        return self
-
-    def at(self, base: Path) -> Certificates:
-        """Copy whose paths start from the folder ``base``."""
-        return Certificates(
-            certificate=None if self.certificate is None else base / self.certificate,
-            key=None if self.key is None else base / self.key,
-            ca=base / self.ca,
-        )
 
 
 class Peer(Strict):
@@ -220,7 +197,6 @@ class Deidentify(Strict):
 
 Code = Annotated[str, Field(pattern=r"^[^\s|]+\|[^\s|]+$", max_length=300)]
 """``system|code``, as ``http://loinc.org|2345-7``."""
-Column = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]{0,63}$")]
 Unit = Annotated[str, Field(min_length=1, max_length=60)]
 
 
@@ -290,5 +266,6 @@ class Intake(Strict):
     archives: dict[Name, Archive] = Field(default_factory=dict)
     deidentify: Deidentify | None = None
     fhir: dict[Name, FhirExport] = Field(default_factory=dict)
+    sql: dict[Name, SqlExport] = Field(default_factory=dict)
     shift_days: ShiftDays = 3650
     """Dates of one patient all move back by one number of days, 1 … ``shift_days``; the site's key gives it."""
