@@ -1,4 +1,4 @@
-"""What site.yaml says about a database, or a folder of its exported tables: which rows are records and samples."""
+"""Settings of a database, or a folder of its exported tables: which rows are records and which samples."""
 
 from __future__ import annotations
 
