@@ -5,6 +5,7 @@ Because nothing leaves, nothing is charged; the model is thrown away and only th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from consilium_client import data
 from consilium_client.agent.estimates import make_plan
 from consilium_client.data.dataset import Dataset
+from consilium_client.prepared.key import StoreKey
+from consilium_client.prepared.store import AssetFolder, PreparedStore
+from consilium_client.site import Home
 from consilium_client.site_config import SiteConfig
 from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
@@ -24,12 +28,14 @@ if TYPE_CHECKING:
 
 def load_asset(
     config: SiteConfig,
-    base: Path,
+    home: Home,
     asset: str,
     study: Study,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The records of one of the site's assets, prepared for the study; ``on_progress`` as in ``data.load``.
+
+    They are found in the prepared store and kept there, as the agent's are, where this is the agent's account.
 
     Raises:
         ConfigurationError: site.yaml has no such asset.
@@ -39,7 +45,14 @@ def load_asset(
     if spec is None:
         known = ", ".join(sorted(config.assets)) or "none"
         raise ConfigurationError(f"site.yaml has no asset {asset!r} (assets: {known})")
-    return data.load(spec.at(base), study, on_progress)
+    return data.load(spec.at(home.root), study, on_progress, _store(home, config, asset))
+
+
+def _store(home: Home, config: SiteConfig, asset: str) -> AssetFolder | None:
+    """The asset's folder of the prepared store; None for another account, whose files the agent could not read."""
+    if not home.keys.is_dir() or home.root.stat().st_uid != os.geteuid():
+        return None
+    return PreparedStore(home.prepared, StoreKey.at(home.store_key), config.processes).asset(asset)
 
 
 def start_from(study: Study, weights: Path | None) -> Vector | None:

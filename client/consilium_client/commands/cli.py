@@ -289,14 +289,14 @@ def baseline(
         task = bar.add_task(f"training on {asset} alone", total=contract.training.rounds)
         model = train_alone(
             contract,
-            load_asset(config, place.root, asset, contract),
+            load_asset(config, place, asset, contract),
             config.device,
             lambda done, _: bar.update(task, completed=done),
             start,
             config.gradients,
         )
     found = {
-        name: test(contract, model, load_asset(config, place.root, name, contract), config.device)
+        name: test(contract, model, load_asset(config, place, name, contract), config.device)
         for name in test_on or [asset]
     }
     _show_metrics(as_json, found)
@@ -361,7 +361,7 @@ def test(
         raise ConfigurationError(f"cannot read {model}: {error.strerror}") from error
     contract = study_file.read_as(study, study_of(content))
     found = {
-        name: test_model(contract, content, load_asset(config, place.root, name, contract), config.device)
+        name: test_model(contract, content, load_asset(config, place, name, contract), config.device)
         for name in test_on or [contract.data.asset]
     }
     _show_metrics(as_json, found)

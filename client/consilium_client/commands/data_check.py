@@ -52,7 +52,7 @@ def check(
             def progress(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            records = load_asset(config, place.root, name, contract, progress)
+            records = load_asset(config, place, name, contract, progress)
     except NothingUsable as error:
         for table in reasons(error, contract) if not as_json else ():
             console.table(table.title, table.columns, table.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pydicom
 from consilium_client.data.asset import DicomAsset
 from consilium_client.data.dataset import Dataset
 from consilium_client.data.folder import files
+from consilium_client.data.headers import Headers
 from consilium_client.data.identity import canonical, strangers, unusable
 from consilium_client.data.labels import LabelRows, read_labels
 from consilium_client.data.report import Report, SetAside, Values
@@ -22,7 +23,7 @@ from consilium_client.prepared.store import AssetFolder
 from consilium_shared import task
 from consilium_shared.errors import DataError
 from consilium_shared.inputs import Image
-from consilium_shared.preparation.foreign import Unusable, any_failure, read_header
+from consilium_shared.preparation.foreign import Unusable, any_failure
 from consilium_shared.preparation.pixels import frames_of
 from consilium_shared.preparation.selection import require_wanted
 from consilium_shared.preparation.tags import first_number, whole
@@ -54,7 +55,7 @@ def load_dicom(
     rows = read_labels(asset.table, asset, study, aside, notes, values, key=key)
     found = _files(asset, aside)
     half = len(found)
-    heads = _heads(found, asset, image, aside, values, lambda done: on_progress(done, 2 * half))
+    heads = _heads(found, Headers(store), asset, image, aside, values, lambda done: on_progress(done, 2 * half))
     linked = _link(heads, asset, rows, aside, notes)
     sources = _series(linked, notes) if image.depth is not None else _pictures(linked, image)
     report = Report(aside, values, notes)
@@ -109,6 +110,7 @@ class _Head:
 
 def _heads(
     found: Sequence[Path],
+    headers: Headers,
     asset: DicomAsset,
     image: Image,
     aside: SetAside,
@@ -119,13 +121,14 @@ def _heads(
     heads: list[_Head] = []
     for number, path in enumerate(found):
         try:
-            header = read_header(path)
+            header = headers.read(path)
             heads.append(_head(path, header, asset, image))
         except Unusable as error:
             aside.add(str(error), where=where(path, asset.path))
         else:
             values.profile.scanners.add(path, header)
         on_progress(number + 1)
+    headers.save()
     return heads
 
 
@@ -134,7 +137,7 @@ def _head(path: Path, header: pydicom.Dataset, asset: DicomAsset, image: Image) 
     frames = frames_of(header)
     if frames > FRAMES:
         raise Unusable(f"more than {FRAMES} frames")
-    if isinstance(header.get("PatientID"), pydicom.multival.MultiValue):
+    if isinstance(header.get("PatientID"), MutableSequence):
         raise Unusable("PatientID holds several values (a backslash stands between them)")
     issuer = canonical(str(header.get("IssuerOfPatientID") or "")).casefold()
     patient = canonical(str(header.get("PatientID") or ""))

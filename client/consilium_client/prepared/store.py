@@ -3,6 +3,7 @@
 ::
 
     ASSET/catalogue                     the asset's files
+    ASSET/facts                         what the headers of the asset's files say
     ASSET/KIND-CODE/PREPARATION/*.pack  records; CODE, PREPARATION and the packs' names are 32 hex digits
 
 Nothing else is ever deleted: a file goes if it has such a name at such a place and is a pack, and a folder goes once it
@@ -27,7 +28,7 @@ from consilium_shared.errors import ConfigurationError
 
 UNUSED_DAYS = 30
 """A preparation that nobody has asked for in so many days is deleted."""
-CATALOGUE = "catalogue"
+CATALOGUE, FACTS = "catalogue", "facts"
 PACK = ".pack"
 _HEX = "[0-9a-f]{32}"
 _LEVELS = (re.compile(rf"[a-z0-9-]+-{_HEX}"), re.compile(_HEX))
@@ -92,6 +93,18 @@ class AssetFolder:
         """File of the catalogue."""
         return self.path / CATALOGUE
 
+    @property
+    def facts(self) -> Path:
+        """File of what the headers of the asset's files say."""
+        return self.path / FACTS
+
+    def make(self) -> None:
+        """Make the folder; raises ConfigurationError where it is a link."""
+        self.path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for place in (self.path.parent, self.path):
+            place.mkdir(exist_ok=True, mode=0o700)
+            _require_own(place)
+
     def preparation(self, kind: str, code: str, digest: str) -> Path:
         """Folder of one preparation, marked as used now; those of older code and those long unused are deleted.
 
@@ -102,8 +115,8 @@ class AssetFolder:
         """
         release = self.path / f"{kind}-{self.key.name(code)}"
         here = release / self.key.name(digest)
-        self.path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for place in (self.path.parent, self.path, release, here):
+        self.make()
+        for place in (release, here):
             place.mkdir(exist_ok=True, mode=0o700)
             _require_own(place)
         os.utime(here)
@@ -184,14 +197,15 @@ def _folders(folder: Path, named: re.Pattern[str] | None = None) -> list[Path]:
 
 
 def _packs(folder: Path) -> Iterator[Path]:
-    """Packs that lie in a folder itself, the catalogue among them."""
+    """Packs that lie in a folder itself, catalogue and facts among them."""
     try:
         found = sorted(folder.iterdir())
     except OSError:
         return
     for each in found:
-        named = _PACKS.fullmatch(each.name) or each.name == CATALOGUE
-        if named and not each.is_symlink() and each.is_file() and (each.name != CATALOGUE or is_pack(each)):
+        plain = each.name in (CATALOGUE, FACTS)  # a name that somebody else's file may have, too
+        named = _PACKS.fullmatch(each.name) or plain
+        if named and not each.is_symlink() and each.is_file() and (not plain or is_pack(each)):
             yield each
 
 
