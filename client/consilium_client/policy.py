@@ -12,12 +12,13 @@ from pydantic import Field
 from consilium_shared import limits, task
 from consilium_shared.canonical import canonical_digest
 from consilium_shared.config import Strict
-from consilium_shared.errors import ConfigurationError, PolicyRefusal
+from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRefusal
 from consilium_shared.graphs.model import GraphModel
 from consilium_shared.ledger.entry import Person
 from consilium_shared.limits import LEAST_DELTA
 from consilium_shared.privacy.accountant import check_delta
-from consilium_shared.privacy.budget import Budget
+from consilium_shared.privacy.budget import Budget, in_words
+from consilium_shared.privacy.plan import PrivacyPlan, plan_of
 from consilium_shared.schema import SCHEMA
 from consilium_shared.secagg.terms import corrupt, holds_against, least_sites
 from consilium_shared.study import Name, Positive, Study, ThreatModel
@@ -28,6 +29,18 @@ TASKS: tuple[TaskName, ...] = tuple(name for name in task.names() if task.get(na
 permits nothing that nobody at the hospital has decided on."""
 
 
+class SharedNoise(Strict):
+    """Noise that several hospitals share (``privacy.sums.honest_sites`` of a contract): may it protect an asset?"""
+
+    permit: bool = False
+    """Permission for studies in which this site's own noise is a share of the whole."""
+    max_epsilon_alone: Positive = 5.0
+    """Most that all studies of the asset may cost together should its own shares be all that protects its patients:
+    the encryption of a sum broken, or more hospitals working against this one than a study reckons with."""
+    min_colluding: Annotated[int, Field(ge=1, le=limits.SITES - 2)] = 1
+    """Fewest hospitals that a study must reckon with as working against this one (``aggregation.corrupt_sites``)."""
+
+
 class AssetBudget(Strict):
     """Budget that all studies together may cost the patients of one asset, for ever."""
 
@@ -36,6 +49,9 @@ class AssetBudget(Strict):
     delta: Annotated[float, Field(ge=LEAST_DELTA, lt=1)]
     reason: Annotated[str, Field(max_length=limits.DETAIL_CHARACTERS)] = ""
     """Reason of a change since the ledger opened the asset; needed for a change, and written into the ledger."""
+
+    shared_noise: SharedNoise = SharedNoise()
+    """Decision on studies whose noise is shared; by default none is permitted."""
 
     @property
     def budget(self) -> Budget:
@@ -270,6 +286,41 @@ def _check_count_noise(policy: SitePolicy, study: Study) -> None:
         )
 
 
+def _check_shared_noise(policy: SitePolicy, study: Study) -> None:
+    sums, liars = study.privacy.sums, study.aggregation.corrupt_sites
+    if sums is None or sums.honest_sites == 1 or study.data.asset not in policy.budgets:
+        return
+    rules, where = policy.budgets[study.data.asset].shared_noise, f"policy.budgets.{study.data.asset}.shared_noise"
+    if not rules.permit:
+        raise PolicyRefusal(
+            "policy",
+            f"in this study a site's own noise is a share of the whole, of {sums.honest_sites} hospitals together; "
+            "this site permits none such",
+            f"{where}: {{permit: true}}",
+        )
+    if not isinstance(liars, int) or liars < rules.min_colluding:
+        raise PolicyRefusal(
+            "policy",
+            f"the study shares noise reckoning with {liars} hospitals that work against the others, this site asks for "
+            f"{rules.min_colluding}",
+            f"{where}.min_colluding: {liars}",
+        )
+    if study.privacy.noise_multiplier == "auto":
+        raise PolicyRefusal("policy", "a study that shares its noise says how much that is (privacy.noise_multiplier)")
+    try:
+        plan = plan_of(study, 0)
+    except (ConfigurationError, BudgetRefused) as error:
+        raise PolicyRefusal("policy", f"the study's privacy parameters allow no plan: {error}") from error
+    alone = plan.cost_alone() if isinstance(plan, PrivacyPlan) else math.inf
+    if alone > rules.max_epsilon_alone:
+        raise PolicyRefusal(
+            "policy",
+            f"this site's own share of the noise alone would limit the study to ε {in_words(alone)}, this site permits "
+            f"{rules.max_epsilon_alone:g}",
+            f"{where}.max_epsilon_alone: {math.ceil(alone * 10) / 10 if math.isfinite(alone) else '…'}",
+        )
+
+
 RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_budgeted,
     _check_task,
@@ -282,6 +333,7 @@ RULES: tuple[Callable[[SitePolicy, Study], None], ...] = (
     _check_unlimited,
     _check_epsilon,
     _check_count_noise,
+    _check_shared_noise,
 )
 """Each raises PolicyRefusal, with what in site.yaml would permit the study."""
 

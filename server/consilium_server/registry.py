@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from consilium_server.federation import Home
-from consilium_shared import documents, keeping
+from consilium_shared import documents, keeping, shared_noise
 from consilium_shared.canonical import digest
 from consilium_shared.errors import ConfigurationError, IntegrityError, PeerError
 from consilium_shared.files import write_atomically
 from consilium_shared.identity import PublicIdentity
 from consilium_shared.keeping import Kept
 from consilium_shared.limits import CARD_BYTES
+from consilium_shared.privacy.alone import cost_alone
 from consilium_shared.protocol.messages import Closing
 from consilium_shared.protocol.records import CARD_DOMAIN, Measured, ModelCard
 from consilium_shared.protocol.roster import Roster
+from consilium_shared.secagg.terms import fewest_sites
 from consilium_shared.study import Study
 
 LIMITS = (
@@ -84,13 +86,14 @@ def publish(
         ],
         "epsilon": epsilon,
         "delta": study.privacy.delta,
+        **({} if (alone := cost_alone(study)) is None else {"epsilon_alone": round(alone, 6)}),
         "metrics": evaluated[-1]["metrics"] if evaluated else None,
         "measured": {
             site: Measured.of(each.audit, study.privacy.delta).model_dump()
             for site, each in closings.items()
             if each.audit is not None and study.privacy.delta is not None
         },
-        "privacy": _privacy_words(study),
+        "privacy": _privacy_words(study, roster),
         "limits": LIMITS,
         "software": {name: version for name in SOFTWARE if (version := _version(name))}
         | {"python": platform.python_version()},
@@ -153,13 +156,29 @@ def newest(home: Home, study: str) -> Model:
     return read(found[-1].parent, home.coordinator().public)
 
 
-def _privacy_words(study: Study) -> str:
+def _privacy_words(study: Study, roster: Roster) -> str:
     if study.privacy.mode == "none":
         return "Trained without differential privacy: the model may reveal what it was trained on."
-    return (
+    said = (
         f"Everything that a site sent is differentially private for that site's patients (add or remove one patient), "
         f"updates, weight and evaluation counts together: at most ε = {study.privacy.epsilon:g} at "
         f"δ = {study.privacy.delta:g} for the whole study, as each site's own ledger shows."
+    )
+    alone, liars = cost_alone(study), study.aggregation.corrupt_sites
+    if alone is None or study.privacy.epsilon is None or not isinstance(liars, int):
+        return said
+    return " ".join(
+        (
+            said,
+            "The noise is shared.",
+            *shared_noise.words(
+                sites=len(roster.members),
+                least=fewest_sites(study, roster.members),
+                colluding=liars,
+                epsilon=study.privacy.epsilon,
+                alone=alone,
+            ),
+        )
     )
 
 

@@ -17,7 +17,7 @@ from consilium_shared.ledger.entry import Approve, Charge, Open, Purpose, Refuse
 from consilium_shared.ledger.spending import asset_spending
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.privacy.accountant import Pair, as_steps, epsilon, epsilon_of_steps
-from consilium_shared.privacy.budget import in_words
+from consilium_shared.privacy.budget import alone_of, in_words
 from consilium_shared.privacy.event import Event, event_from_dict, really_run
 from consilium_shared.privacy.plan import PrivacyPlan, plan_from_dict
 
@@ -52,6 +52,7 @@ class StudyAccount:
             cannot be. (The one for the number of patients always does.)
         purposes: training, evaluation and count, as far as anything was charged for them.
         refused: reason code to how often.
+        alone: ε by this site's own shares of the noise alone; None where it shared none.
     """
 
     study: str
@@ -63,6 +64,7 @@ class StudyAccount:
     unsettled: int
     purposes: dict[Purpose, PurposeAccount]
     refused: dict[str, int]
+    alone: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class AssetAccount:
     limit: float
     studies: tuple[StudyAccount, ...]
     """Every study that was charged or approved, in the order of its first entry of that kind."""
+    alone: float | None = None
+    """ε by this site's own shares of the noise alone: what is left should sums with shared noise be broken; None where
+    it shared none."""
 
     @property
     def left(self) -> float:
@@ -119,6 +124,12 @@ def cost(events: Sequence[Event], delta: float) -> float:
         return epsilon(events, delta)
 
 
+def cost_alone(events: Sequence[Event], delta: float) -> float | None:
+    """ε at ``delta`` by own shares of the noise alone; None where none is shared. Raises LedgerError as ``cost``."""
+    with computing():
+        return alone_of(events, delta)
+
+
 def account(ledger: VerifiedLedger) -> SiteAccount:
     """The site's account; raises LedgerError when its numbers make no sense."""
     approvals: dict[str, Approve] = {}
@@ -149,6 +160,7 @@ def account(ledger: VerifiedLedger) -> SiteAccount:
                 _study_account(approvals[study], charges, refused.get(study, {}))
                 for study, charges in here[name].items()
             ),
+            alone=cost_alone(ran(charge for charges in here[name].values() for charge in charges), opened.delta),
         )
         for name, opened in ledger.books.assets.items()
     )
@@ -172,6 +184,7 @@ def _study_account(approval: Approve, charges: Sequence[Charged], refused: dict[
         unsettled=sum(each.settled is None and each.body.purpose != "count" for each in charges),
         purposes=purposes,
         refused=refused,
+        alone=None if delta is None else cost_alone(ran(charges), delta),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from consilium_audit.records import Closed
 from consilium_shared import keeping
 from consilium_shared.canonical import canonical_digest
+from consilium_shared.privacy.alone import cost_alone
 from consilium_shared.protocol.records import CardRound, Measured, ModelCard, RoundRecord
 from consilium_shared.protocol.roster import Roster
 from consilium_shared.study import Study
@@ -53,12 +54,19 @@ def _claims(
         yield "reason of that choice", card.chosen == keeping.words(study, card.kept, len(records))
     yield "architecture", card.model.architecture == study.model.name
     yield "privacy (ε and δ)", card.epsilon == epsilon and card.delta == study.privacy.delta
+    yield "ε by a site's own share of the noise", _close(card.epsilon_alone, cost_alone(study))
     yield "list of metrics", card.metrics == metrics
     yield "list of what was measured", _measured(card) == _audits(closings, study)
     for site, claim in card.measured.items():
         recomputed = Measured.of(claim, study.privacy.delta or 0.0)
         close = abs(claim.epsilon_at_least - recomputed.epsilon_at_least) <= TOLERANCE
         yield f"measured ε of {site}", close and claim.confidence == recomputed.confidence
+
+
+def _close(told: float | None, found: float | None) -> bool:
+    if told is None or found is None:
+        return told is found
+    return abs(told - found) <= TOLERANCE * max(1.0, found)
 
 
 def _measured(card: ModelCard) -> dict[str, tuple[int, int, int]]:

@@ -7,15 +7,34 @@ from the contract and from who was in the sum.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 from consilium_audit.evidence import checking
 from consilium_audit.records import Records
 from consilium_shared.errors import ConfigurationError, PeerError
+from consilium_shared.privacy.alone import cost_alone
+from consilium_shared.privacy.budget import in_words
 from consilium_shared.privacy.measured_noise import MeasuredNoise, deviations, doubt, empty_coordinates, expected_noise
 from consilium_shared.study import Study
 
 _DIGITS = 1e-4
 """Relative error of a number that a record has to six digits, and of another accountant's noise multiplier."""
+
+
+def of_shares(study: Study, sites: int, unchecked: Sequence[str]) -> Iterator[str]:
+    """Notes on a study whose sites share the noise: what its ε rests on, and what is left without."""
+    alone, sums, liars = cost_alone(study), study.privacy.sums, study.aggregation.corrupt_sites
+    if alone is None or sums is None:
+        return
+    yield (
+        f"the noise is shared: ε holds for whoever sees the sums together with at most {liars} of the {sites} sites, "
+        f"if every other site added its share of {sums.honest_sites} and the encryption holds. By its own share a "
+        f"site is protected to ε {in_words(alone)}"
+    )
+    if unchecked:
+        yield (
+            f"that {', '.join(unchecked)} approved and charged the same plan is their word: their ledgers are not here"
+        )
 
 
 def check_noise(records: Records, study: Study) -> float | None:

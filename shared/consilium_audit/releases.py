@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from consilium_shared.errors import BudgetRefused, ConfigurationError, LedgerError
 from consilium_shared.ledger.entry import Approve, Audit, Charge, Purpose, Release
@@ -102,9 +103,11 @@ def _approved_plan(body: Approve, study: Study, line: int) -> Plan:
         why = f"the contract allows no plan for the approved number of patients: {error}"
         raise LedgerError(why, line=line) from error
     calibrated = {"evaluation_noise", *({"noise_multiplier"} if study.privacy.noise_multiplier == "auto" else ())}
-    for name, mine in plan.to_dict().items():
-        enough = name in calibrated and None not in (mine, asked[name]) and mine >= asked[name] - TOLERANCE
-        if mine != asked[name] and not enough:
-            why = f"the approved plan's {name} is {mine}, and the study's contract asks for {asked[name]}"
+    approved: dict[str, Any] = plan.to_dict()
+    for name in {**approved, **asked}:
+        mine, wanted = approved.get(name), asked.get(name)
+        enough = name in calibrated and mine is not None and wanted is not None and mine >= wanted - TOLERANCE
+        if mine != wanted and not enough:
+            why = f"the approved plan's {name} is {mine}, and the study's contract asks for {wanted}"
             raise LedgerError(f"what was approved is not what the study's contract says: {why}", line=line)
     return plan

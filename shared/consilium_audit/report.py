@@ -243,6 +243,9 @@ def _stated(sites: list[SiteReport], study: Study) -> Iterator[Stated]:
         yield Stated("this study, at the site where it cost most", odds(float("inf"), 0.0))
     elif spent:
         yield Stated("this study, at the site where it cost most", odds(*max(spent)))
+    alone = [(each.alone, each.delta) for _, each in own if each.delta is not None and each.alone is not None]
+    if alone:
+        yield Stated("this study, where a site's own share of the noise is all that protects it", odds(*max(alone)))
     assets = [asset for asset, _ in own]
     if assets:
         most = max(assets, key=lambda asset: asset.epsilon)

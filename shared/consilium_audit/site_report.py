@@ -197,6 +197,11 @@ def plan_in_words(approval: Approve) -> str:
     if not isinstance(plan, DpSgdPlan):
         return f"{length}, without privacy"
     text = f"{length}, noise multiplier {plan.noise_multiplier:g}, clipping norm {plan.clipping_norm:g}"
+    if plan.honest_sites > 1:
+        text += (
+            f"; that noise is shared by {plan.honest_sites} honest sites, beside {plan.colluding_sites} that may work "
+            "against them"
+        )
     if plan.evaluations and plan.evaluation_noise is not None:
         text += f"; {plan.evaluations} evaluations with noise multiplier {plan.evaluation_noise:g}"
     if plan.patients is not None:

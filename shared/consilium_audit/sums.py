@@ -193,6 +193,11 @@ def _check(
     if len(summed) < needed:
         of = f"{len(summed)} of {len(terms.cohort)} sites"
         raise PeerError(f"the sum of {content} is of {of}, and {needed} are needed")
+    sums = study.privacy.sums
+    try:
+        terms.check_shares(len(summed), 1 if sums is None else sums.honest_sites)
+    except PeerError as error:
+        raise PeerError(f"the sum of {content} may hold less noise than was charged for: {error}") from error
     if study.schema_version > OLDEST:  # sites of the first release did not refuse that: a note
         terms.check_counts(summed, least)
     if len(opened.signatures) < terms.threshold:

@@ -57,7 +57,7 @@ from consilium_audit.evidence import (
     read_roster,
 )
 from consilium_audit.handed import names_in, read_file, sha256_of, size_of, there
-from consilium_audit.noise import check_noise
+from consilium_audit.noise import check_noise, of_shares
 from consilium_audit.payments import payments
 from consilium_audit.records import (
     Closed,
@@ -246,6 +246,7 @@ class Verification:
         for member in self.roster.members:
             if member.site not in self.ledgers and member.site not in took_part:
                 self.verdict.notes.append(f"{member.site} took part in no round, and its ledger is not here")
+        self.verdict.notes += of_shares(self.study, len(self.roster.members), self.verdict.unchecked)
         entries = sum(len(ledger.entries) for _, ledger in self.ledgers.values())
         text = f"{len(self.ledgers)} ledgers, {entries} entries, each chained and signed"
         if self.verdict.unchecked:

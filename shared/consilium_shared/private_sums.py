@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from pydantic import Field
 
 from consilium_shared.config import Strict
 from consilium_shared.errors import ConfigurationError
+from consilium_shared.limits import SITES
+from consilium_shared.shared_noise import LEAST_DEVIATION
 
 if TYPE_CHECKING:
     from consilium_shared.study import Study
@@ -39,6 +41,8 @@ MOST_EMPTY = 2**16
 """Most empty coordinates of a sum."""
 _LOST = 200.0
 """Rounding takes C over this from the clipping bound."""
+LEAST_EMPTY = 256
+"""Fewest empty coordinates of a study whose sites share the noise: a missing share is to be seen."""
 _TAIL, _SITES = 12.0, 64
 """Deviations of the noise of so many sites that have room in the ring."""
 
@@ -50,8 +54,9 @@ class PrivateSums(Strict):
 
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability with which each patient of each site is in a step, independently."""
-    honest_sites: Literal[1] = 1
-    """Number of honest sites whose noise together is the whole: 1, each site's own is the whole."""
+    honest_sites: Annotated[int, Field(ge=1, le=SITES)] = 1
+    """Number of honest sites whose noise together is the whole: 1, each site's own is the whole. Of m, each adds σ/√m,
+    and no sum is opened with fewer than m beside all ``aggregation.corrupt_sites``."""
     empty_coordinates: Annotated[int, Field(ge=0, le=MOST_EMPTY)] = 0
     """Coordinates of each sum that no patient touches: opened they are noise alone, and measure it
     (``privacy/measured_noise.py``)."""
@@ -97,8 +102,13 @@ class Grid:
         limit = min(2 ** (BITS - 1) - 1, math.floor(study.aggregation.coordinate_bound / per_step))
         return cls(step=step, limit=max(1, limit), per_step=per_step)
 
-    def check_noise(self, deviation: float) -> None:
-        """Raises ConfigurationError where noise of that standard deviation at each site has no room in the ring."""
+    def check_noise(self, deviation: float, honest_sites: int = 1) -> None:
+        """Raises ConfigurationError where noise of that standard deviation at each site has no room in the ring, or is
+        too fine a share for a sum of rounded numbers to be the Gaussian that is accounted."""
+        if honest_sites > 1 and deviation < LEAST_DEVIATION * self.step:
+            raise ConfigurationError(
+                f"a share of {deviation:g} is too small beside the grid's step {self.step:g}: take fewer honest_sites"
+            )
         if _TAIL * math.sqrt(_SITES) * deviation / self.step > 2.0 ** (BITS - 2):
             raise ConfigurationError(
                 f"noise of {deviation:g} is too large for sums of 32 bits: take fewer rounds, a larger ε, or train a "
@@ -143,3 +153,37 @@ def check(study: Study) -> None:
     for found, why in wrong:
         if found:
             raise ValueError(why)
+    if privacy.sums.honest_sites > 1:
+        _check_shared(study, privacy.sums)
+
+
+def _check_shared(study: Study, sums: PrivateSums) -> None:
+    """Raises ValueError for a contract with shared noise in which a sum could hold less of it than is charged."""
+    rules, honest, liars = study.aggregation, sums.honest_sites, study.aggregation.corrupt_sites
+    if rules.threat_model != "malicious-server":
+        raise ValueError(
+            "privacy.sums.honest_sites takes threat_model: malicious-server, for a sum that is opened twice with other "
+            "sites has other noise than is charged"
+        )
+    if not isinstance(liars, int) or liars < 1:
+        raise ValueError(
+            "privacy.sums.honest_sites takes a number as aggregation.corrupt_sites, at least 1: every other hospital "
+            "knows its own share of the noise"
+        )
+    if rules.min_sites != honest + liars:
+        raise ValueError(
+            f"aggregation.min_sites is {rules.min_sites}, and with {honest} honest_sites beside {liars} corrupt_sites "
+            f"it is {honest + liars}: so many are in every sum, and the noise of the honest ones is the whole"
+        )
+    if sums.empty_coordinates < LEAST_EMPTY:
+        raise ValueError(
+            f"privacy.sums.honest_sites takes empty_coordinates, {LEAST_EMPTY} at least: they show whether a share is "
+            "missing"
+        )
+
+
+def check_contract(study: Study) -> None:
+    """Raises ValueError for a received contract with shared noise that leaves how much to each site."""
+    sums = study.privacy.sums
+    if sums is not None and sums.honest_sites > 1 and study.privacy.noise_multiplier == "auto":
+        raise ValueError("shared noise protects the other sites' patients: its noise_multiplier stands in the contract")

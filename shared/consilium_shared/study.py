@@ -372,6 +372,10 @@ class Study(Strict):
                 raise PeerError(f"study: {what} came with schema {since}")
         for key, number in later_keys(study, study.schema_version):
             raise PeerError(f"study: {key} is a key of schema {number}, the contract is of {study.schema_version}")
+        try:
+            private_sums.check_contract(study)
+        except ValueError as error:
+            raise PeerError(f"study: {error}") from error
         if canonical_bytes(study.contract) != canonical_bytes(contract):
             raise PeerError("study: a value of the contract is not written as it is read")
         return study

@@ -36,7 +36,7 @@ def read(file: Path, *, with_start: bool = True) -> Study:
     if study.privacy.sums is not None:  # every site's noise is the contract's
         plan = plan_of(study, 0)
         assert isinstance(plan, PrivacyPlan)  # noqa: S101  (sums are for studies with privacy)
-        Grid.of(study, width(study)).check_noise(plan.noise_multiplier * plan.clipping_norm)
+        Grid.of(study, width(study)).check_noise(plan.own_noise_multiplier * plan.clipping_norm, plan.honest_sites)
         content["privacy"] = {**content["privacy"], "noise_multiplier": plan.noise_multiplier}
     if not _names_bound(read_yaml(file)):
         content = _with_bound(content, derived_norm_bound(study))

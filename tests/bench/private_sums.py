@@ -1,10 +1,12 @@
 """Private studies whose every opened sum is one step, beside several local steps a round: a Markdown table.
 
     CONSILIUM_DATA=FOLDER python tests/bench/private_sums.py SET [--sites 4 20] [--epsilon 1 3] [--seeds 3]
-        [--forms local sums] [--sums 48] [--sampling 0.25] [--rate 1.0] [--splits] [--prepared FOLDER] [--json FILE]
+        [--forms local sums shared] [--colluding 6] [--sums 48]
+        [--sampling 0.25] [--rate 1.0] [--splits] [--prepared FOLDER] [--json FILE]
 
 ``local``: the settings of ``dp_accuracy.py``, several private steps of small batches at each site a round. ``sums``:
-``privacy.sums``, each opened sum one step of all sites together, each site's own noise the whole. ``--sites 20`` cuts
+``privacy.sums``, each opened sum one step of all sites together, each site's own noise the whole. ``shared``: the
+same with the noise of all sites but ``--colluding`` together the whole, and everybody in every sum. ``--sites 20`` cuts
 the set's sites into so many, each from one of them. ``--splits``: each seed has other patients held back, as many at
 each site, instead of the set's own. Every row costs each site the same ε. Metrics are of the last
 model's probabilities on all held-back patients, without noise: mean over seeds ± their standard deviation. The figures
@@ -41,6 +43,7 @@ LOCAL: Mapping[str, Mapping[str, Mapping[float, float]]] = {
     "physionet2012": {"lr": {1.0: 2.0, 3.0: 4.0}},
 }
 """The best rate of each ε in ``docs/results/accuracy.md``."""
+SHARED: Mapping[str, int] = {"empty_coordinates": 1024}
 COLUMNS = ("AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE", "Brier", "mean p / rate")
 
 
@@ -99,6 +102,9 @@ def study_of(
     if form == "local":
         rate = options.rate or LOCAL[name]["lr"][epsilon]
         return changed(study, {**setting.changes, "training.optimizer": {"name": "sgd", "lr": rate}})
+    liars = options.colluding if options.colluding is not None else max(1, (len(sites) - 1) // 3)
+    honest = {"honest_sites": len(sites) - liars} if form == "shared" else {}
+    sharing = {"aggregation.min_sites": len(sites), "aggregation.corrupt_sites": liars}
     everybody = sum(int(each.train.sum()) for each in sites.values())
     return changed(
         study,
@@ -108,7 +114,8 @@ def study_of(
             "training.steps_per_round": 1,
             "training.expected_batch": round(options.sampling * everybody),
             "training.optimizer": {"name": "sgd", "lr": options.rate or 1.0},
-            "privacy.sums": {"sampling_rate": options.sampling},
+            "privacy.sums": {"sampling_rate": options.sampling, **(SHARED if form == "shared" else {}), **honest},
+            **(sharing if form == "shared" else {}),
             "aggregation.weighting": "patients",
             **({"aggregation.optimizer": json.loads(options.optimizer)} if options.optimizer else {}),
             **({"model": {**study.contract["model"], **json.loads(options.model)}} if options.model else {}),
@@ -141,7 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sites", nargs="+", type=int, default=[4])
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--forms", nargs="+", choices=("local", "sums"), default=["local", "sums"])
+    parser.add_argument("--forms", nargs="+", choices=("local", "sums", "shared"), default=["local", "sums"])
+    parser.add_argument("--colluding", type=int, help="shared: sites that may collude; fewer than a third by default")
     parser.add_argument("--sums", type=int, default=48)
     parser.add_argument("--sampling", type=float, default=0.25, help="sums: sampling rate")
     parser.add_argument("--rate", type=float, help="learning rate")

@@ -21,6 +21,7 @@ class Account:
         asset: whose patients it uses.
         plan: the approved one, or the one to be approved.
         budget: the asset's, as the site's policy has it.
+        most_alone: ε that the asset may come to should own shares of noise be all that protects it, by that policy.
     """
 
     study: str
@@ -28,6 +29,7 @@ class Account:
     asset: str
     plan: Plan
     budget: Budget
+    most_alone: float = math.inf
 
 
 @dataclass(frozen=True)

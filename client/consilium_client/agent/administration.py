@@ -24,7 +24,7 @@ from consilium_shared.graphs.model import GraphModel
 from consilium_shared.ledger.entry import Reject
 from consilium_shared.ledger.spending import StudySpending
 from consilium_shared.privacy.accountant import epsilon
-from consilium_shared.privacy.budget import Budget, Quote, affords
+from consilium_shared.privacy.budget import Budget, Quote, affords, alone_of
 from consilium_shared.privacy.canaries import Outcome
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.protocol.version import about
@@ -139,6 +139,11 @@ class Administration:
             "evaluated_rounds": list(estimate.evaluated_rounds),
             "plan": plan.to_dict(),
             "cost": _finite(plan.cost()) if isinstance(plan, PrivacyPlan) else None,
+            **(
+                {"cost_alone": _finite(plan.cost_alone()), "asset_alone": _finite(estimate.alone or 0.0)}
+                if isinstance(plan, PrivacyPlan) and plan.shared
+                else {}
+            ),
             "arithmetic": str(estimate.quote),
             "affordable": estimate.quote.fits,
             "budget": _in_numbers(estimate.quote),
@@ -223,8 +228,11 @@ class Administration:
                     "reserved": _finite(affords(budget, ran.events, (), promised).reserved),
                 }
             )
-        whole = affords(budget, state.events, (), [event for each in held for event in each.events])
-        return {"asset": asset, **_in_numbers(whole), "epsilon": _finite(budget.epsilon), "studies": studies}
+        reserved_too = [event for each in held for event in each.events]
+        whole = affords(budget, state.events, (), reserved_too)
+        alone = alone_of([*state.events, *reserved_too], budget.delta)
+        shared = {} if alone is None else {"alone": _finite(alone)}
+        return {"asset": asset, **_in_numbers(whole), "epsilon": _finite(budget.epsilon), "studies": studies, **shared}
 
 
 def _graph(graph: Graph) -> dict[str, Any]:

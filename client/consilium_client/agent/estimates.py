@@ -29,6 +29,8 @@ class Estimate:
         held_back: patients to evaluate on.
         plan: the plan that would be approved.
         quote: its cost for the asset.
+        alone: ε of the asset with it should own shares of noise be all that protects its patients; None where no study
+            of the asset shares noise.
         evaluated_rounds: rounds after which evaluation counts leave.
     """
 
@@ -37,6 +39,7 @@ class Estimate:
     plan: Plan
     quote: Quote
     evaluated_rounds: tuple[int, ...]
+    alone: float | None = None
 
 
 class Estimates:
@@ -66,13 +69,16 @@ class Estimates:
         self._plans[study.digest, size] = plan
         if len(self._plans) > REMEMBERED:
             self._plans.popitem(last=False)
-        quote = self._spending.approve_cost(self.account(study, plan))
-        return Estimate(patients.train, patients.held_back, plan, quote, study.evaluated_rounds)
+        account = self.account(study, plan)
+        quote, alone = self._spending.approve_cost(account), self._spending.alone(account)
+        return Estimate(patients.train, patients.held_back, plan, quote, study.evaluated_rounds, alone)
 
     def account(self, study: Study, plan: Plan) -> Account:
         """The study's account under that plan; raises PolicyRefusal where the asset has no budget."""
-        asset = study.data.asset
-        return Account(study.digest, study.study, asset, plan, self.config.policy.budget(asset))
+        asset, policy = study.data.asset, self.config.policy
+        budget = policy.budget(asset)  # refuses an asset without one
+        alone = policy.budgets[asset].shared_noise.max_epsilon_alone
+        return Account(study.digest, study.study, asset, plan, budget, alone)
 
 
 def make_plan(study: Study, patients: int) -> Plan:

@@ -239,7 +239,9 @@ class SecureSums:
         least = fewest_sites(proposal.study, proposal.identities)
         minimum = max(least, self.service.config.policy.minimum_sites)
         shared = self.store.session(proposal.study.digest).secrets
-        return SitePart(self.service.identity, proposal.identities, minimum, shared)
+        sums = proposal.study.privacy.sums
+        honest = 1 if sums is None else sums.honest_sites
+        return SitePart(self.service.identity, proposal.identities, minimum, shared, honest)
 
     def _session(self, proposal: Proposal) -> tuple[Session, SessionKeys]:
         session = self.store.session(proposal.study.digest)

@@ -17,7 +17,7 @@ from consilium_shared.errors import BudgetRefused, ConfigurationError, PolicyRef
 from consilium_shared.ledger.entry import Approve, Open, Policy, Purpose, Reject
 from consilium_shared.ledger.spending import AssetSpending, asset_spending
 from consilium_shared.privacy.accountant import epsilon
-from consilium_shared.privacy.budget import Budget, Quote, affords
+from consilium_shared.privacy.budget import Budget, Quote, affords, alone_of, in_words
 from consilium_shared.privacy.event import Event, event_from_dict, event_to_dict
 from consilium_shared.privacy.plan import Plan, PrivacyPlan, plan_from_dict
 
@@ -94,6 +94,18 @@ class Spending:
         own = left(self._ledger.books, account.study, account.plan)
         return affords(account.budget, self.state(account.asset).events, own, promised)
 
+    def alone(self, account: Account) -> float | None:
+        """ε of the asset, with what is left of the study and all that is reserved, by its own shares of noise alone.
+
+        That is what remains where the encryption of every sum with shared noise fails, or the others add no noise; None
+        where no noise is shared.
+        """
+        with self._ledger.exclusive():
+            others = [each for each in self.reserved(account.asset) if each.study != account.study]
+            own = left(self._ledger.books, account.study, account.plan)
+            events = [*self.state(account.asset).events, *(event for each in others for event in each.events), *own]
+            return alone_of(events, account.budget.delta)
+
     def approve(self, account: Account, *, epsilon: float, by: str, roster: str | None = None) -> Quote:
         """Enter the approval of a study.
 
@@ -113,6 +125,9 @@ class Spending:
             quote = self.approve_cost(account)
             if not quote.fits:
                 raise BudgetRefused(f"asset {account.asset!r} cannot afford the study: {quote}")
+            _check_alone(account, self.alone(account))
+            plan = account.plan
+            shared = {"epsilon_alone": plan.cost_alone()} if isinstance(plan, PrivacyPlan) and plan.shared else {}
             self._ledger.append(
                 "approve",
                 {
@@ -123,6 +138,7 @@ class Spending:
                     "by": by,
                     "plan": account.plan.to_dict(),
                     "roster": roster,
+                    **{key: _finite(value) for key, value in shared.items()},
                 },
             )
             self._charge_count(account.study)
@@ -198,6 +214,7 @@ class Spending:
         with self._ledger.exclusive():
             of_asset, study_epsilon = self.check(account, [use])
             number, event = self.attempts(account.study, use.round, use.purpose) + 1, _event(account.plan, use.purpose)
+            alone = alone_of([*self.state(account.asset).events, event], account.budget.delta)
             entry = self._ledger.append(
                 "charge",
                 {
@@ -210,6 +227,7 @@ class Spending:
                     "delta": account.budget.delta,
                     "epsilon_after": _finite(of_asset.total),
                     "purpose": use.purpose,
+                    **({} if alone is None else {"epsilon_alone_after": _finite(alone)}),
                 },
             )
         return ChargedUse(account.study, use, entry.seq, number, event, study_epsilon, seed)
@@ -254,6 +272,7 @@ class Spending:
             of_asset = affords(budget, state.events, events)
             if not of_asset.fits:
                 raise BudgetRefused(f"asset {asset!r}: {of_asset}")
+            _check_alone(account, alone_of([*state.events, *events], budget.delta))
             return of_asset, math.inf if of_study is None else of_study.total
 
     def _check_uses(self, account: Account, plan: PrivacyPlan, purposes: Sequence[Purpose]) -> None:
@@ -333,6 +352,16 @@ class Spending:
         if not 1 <= round_number <= rounds:
             raise PolicyRefusal("policy", f"round {round_number} of a study approved for {rounds} rounds")
         return approval.epsilon
+
+
+def _check_alone(account: Account, alone: float | None) -> None:
+    """Raises BudgetRefused where the asset's own shares of noise alone would protect it less than the policy asks."""
+    if alone is not None and alone > account.most_alone:
+        raise BudgetRefused(
+            f"asset {account.asset!r}: with this study its own shares of noise alone would limit all studies to "
+            f"ε {in_words(alone)}, and site.yaml permits {account.most_alone:g} "
+            f"(policy.budgets.{account.asset}.shared_noise.max_epsilon_alone)"
+        )
 
 
 def _event(plan: Plan, purpose: Purpose) -> Event:

@@ -19,6 +19,7 @@ from consilium_client.site import Home
 from consilium_client.site_config import SiteConfig
 from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
+from consilium_shared.privacy.plan import PrivacyPlan
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def train_alone(
     from dpsgd import device
 
     plan = make_plan(study, int(records.train.sum()))
+    if isinstance(plan, PrivacyPlan):
+        plan = plan.whole()  # alone a site has nobody to share its noise with
     where = device.choose(device_name)
     vector = to_vector(build(study)) if start is None else start
     sums, share = study.privacy.sums, 1.0

@@ -231,6 +231,9 @@ def budget(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         screen.BUDGET,
         lambda: screen.budgets(found),
     )
+    if not as_json:
+        for line in screen.alone(found):
+            _say(line)
 
 
 @app.command()

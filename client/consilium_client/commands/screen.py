@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from consilium_shared import shared_noise
 from consilium_shared.groups import Grouping
 from consilium_shared.origin import UNKNOWN, Origin
 from consilium_shared.schema import SCHEMA
@@ -60,6 +61,16 @@ def budgets(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def alone(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Sentences under the budgets about assets that shared noise protects."""
+    for each in found:
+        if "alone" in each:
+            yield (
+                f"{each['asset']}: studies share noise with other hospitals. Should the encryption of their sums fail, "
+                f"or more hospitals work against this one than they reckon with, ε is {epsilon(each['alone'])} at most"
+            )
+
+
 def epsilon(value: float | None) -> str:
     """ε with three decimals; None is without bound."""
     return "∞" if value is None else f"{value:.3f}"
@@ -99,7 +110,7 @@ def described(study: Mapping[str, Any]) -> Iterator[Line]:
             f"noise multiplier {plan['noise_multiplier']:g}",
         )
         if plan["patients"] is None:
-            yield ("  sums       each round one step of all sites together; this site's own noise is the whole noise",)
+            yield from _noise(study, plan)
             yield ("  tells      no number of patients",)
         else:
             told = f"{plan['patients']} patients: the number with noise (deviation {plan['count_noise']:g})"
@@ -125,6 +136,24 @@ def groups(evaluation: Mapping[str, Any]) -> Iterator[Line]:
     """Lines about the groups of which everything is counted apart."""
     for each in evaluation.get("by", ()):
         yield (f"             also by {each['column']}: {', '.join(Grouping.model_validate(each).names)}",)
+
+
+def _noise(study: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[Line]:
+    """Lines about whose noise protects each sum; where it is shared, in words for an ethics committee."""
+    honest = plan.get("honest_sites", 1)
+    if honest == 1:
+        yield ("  sums       each round one step of all sites together; this site's own noise is the whole noise",)
+        return
+    yield ("  sums       each round one step of all sites together; THEIR NOISE IS SHARED:", "bold")
+    for line in shared_noise.words(
+        sites=len(study["sites"]),
+        least=study["least_sites"],
+        colluding=plan["colluding_sites"],
+        epsilon=study["cost"],
+        alone=study["cost_alone"],
+    ):
+        yield (f"             {line}",)
+    yield (f"  alone      all studies of {study['asset']} by own noise alone: ε {epsilon(study['asset_alone'])}",)
 
 
 def _fit(study: Mapping[str, Any]) -> Iterator[Line]:

@@ -96,6 +96,7 @@ def audit(
         ConfigurationError: a number of canaries outside 10 … ``limits.CANARIES``, or as ``trainer.train``.
         DataError: training diverged.
     """
+    plan = plan.whole()  # what is seen is a sum: the noise of all its honest sites
     if not 10 <= canaries <= limits.CANARIES:
         raise ConfigurationError(f"an audit takes 10 … {limits.CANARIES} canaries, got {canaries}")
     seed = secrets.token_bytes(32) if seed is None else seed

@@ -63,7 +63,7 @@ def lattice_of(study: Study, plan: PrivacyPlan, numbers: int) -> Lattice:
     if study.privacy.sums is None:
         return Lattice.of(plan.clipping_norm, plan.noise_multiplier, numbers, expected)
     grid = Grid.of(study, numbers)
-    grid.check_noise(plan.noise_multiplier * plan.clipping_norm)
+    grid.check_noise(plan.own_noise_multiplier * plan.clipping_norm, plan.honest_sites)
     return Lattice.on_grid(grid.step, plan.clipping_norm, numbers, expected)
 
 
@@ -112,7 +112,7 @@ class PrivateSteps:
             optimizer,
             self._model.tape,
             clipping_norm=plan.clipping_norm,
-            noise_multiplier=plan.noise_multiplier,
+            noise_multiplier=plan.own_noise_multiplier,
             expected_batch=study.training.expected_batch,
             expected=plan.expected(study.training.expected_batch),
             noise=noise,

@@ -73,6 +73,9 @@ def check(
             for p in found["plans"]
         ],
     )
+    alone = next((p["epsilon_alone"] for p in found["plans"] if "epsilon_alone" in p), None)
+    if alone is not None:
+        say(f"the noise is SHARED: by its own share alone a hospital is protected to ε {alone:.3f}", markup=False)
 
 
 def _plan(study: Any, patients: int) -> dict[str, Any]:
@@ -84,6 +87,7 @@ def _plan(study: Any, patients: int) -> dict[str, Any]:
         if not isinstance(plan, PrivacyPlan):
             return {"patients": patients}
         about = {"sampling_rate": plan.sampling_rate, "noise_multiplier": plan.noise_multiplier}
-        return {"patients": patients, **about, "epsilon": plan.cost()}
+        shared = {"epsilon_alone": plan.cost_alone()} if plan.shared else {}
+        return {"patients": patients, **about, "epsilon": plan.cost(), **shared}
     except (ConfigurationError, BudgetRefused) as error:
         return {"patients": patients, "why": str(error)}

@@ -17,6 +17,7 @@ from consilium_shared.ledger.entry import (
     Charge,
     DpSgd,
     DpSgdPlan,
+    DpSgdShared,
     Entry,
     Gaussian,
     Head,
@@ -225,8 +226,10 @@ def _within_plan(event: DpSgd | Gaussian | NonPrivate, purpose: Purpose, plan: D
     if purpose != "training":
         noise = plan.count_noise if purpose == "count" else plan.evaluation_noise
         return isinstance(event, Gaussian) and event.noise_multiplier == noise
+    shared = (event.honest_sites, event.colluding_sites) if isinstance(event, DpSgdShared) else (1, 0)
     return (
         isinstance(event, DpSgd)
+        and shared == (plan.honest_sites, plan.colluding_sites)
         and (event.sampling_rate, event.noise_multiplier) == (plan.sampling_rate, plan.noise_multiplier)
         and (event.steps <= plan.steps_per_round)
     )

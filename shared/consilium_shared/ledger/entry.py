@@ -65,6 +65,14 @@ class DpSgd(Body):
     steps: Steps
 
 
+class DpSgdShared(DpSgd):
+    """A ``privacy.event.SharedDpSgdEvent``."""
+
+    kind: Literal["dp-sgd-shared"]  # type: ignore[assignment]
+    honest_sites: Annotated[int, Field(ge=2, le=limits.SITES)]
+    colluding_sites: Annotated[int, Field(ge=1, le=limits.SITES)]
+
+
 class Gaussian(Body):
     """A ``privacy.event.GaussianEvent``."""
 
@@ -95,6 +103,9 @@ class DpSgdPlan(Body):
     count_noise: Positive | None = None
     evaluations: Annotated[int, Field(ge=0, le=limits.ROUNDS)] = 0
     evaluation_noise: Positive | None = None
+    honest_sites: Annotated[int, Field(ge=1, le=limits.SITES)] = 1
+    """Sites whose noise together is the whole; of more than 1, that is shared."""
+    colluding_sites: Annotated[int, Field(ge=0, le=limits.SITES)] = 0
 
 
 class NonPrivatePlan(Body):
@@ -127,6 +138,9 @@ class Approve(Body):
     plan: Annotated[DpSgdPlan | NonPrivatePlan, Field(discriminator="kind")]
     roster: Sha256 | None = None
     """Digest of the roster that whoever approved was shown: with whom, and with which keys."""
+    epsilon_alone: Epsilon = None
+    """ε of the whole study should this site's own share of the noise be all that protects it; for readers, of plans
+    with shared noise."""
 
 
 class Reject(Body):
@@ -149,10 +163,13 @@ class Charge(Body):
     asset: Name
     round: Round
     attempt: Annotated[int, Field(ge=1, le=LARGEST)]
-    event: Annotated[DpSgd | Gaussian | NonPrivate, Field(discriminator="kind")]
+    event: Annotated[DpSgd | DpSgdShared | Gaussian | NonPrivate, Field(discriminator="kind")]
     delta: Delta
     epsilon_after: Epsilon
     purpose: Purpose = "training"
+    epsilon_alone_after: Epsilon = None
+    """As ``epsilon_after``, should this site's own shares be all that protects what shared its noise; written where
+    something did."""
 
 
 class Settle(Body):

@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.accountant import check_delta, epsilon
-from consilium_shared.privacy.event import Event
+from consilium_shared.privacy.event import Event, SharedDpSgdEvent, alone
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,19 @@ def affords(budget: Budget, spent: Sequence[Event], proposed: Sequence[Event], r
         total=epsilon([*spent, *reserved, *proposed], budget.delta),
         committed=epsilon([*spent, *reserved], budget.delta) if reserved else None,
     )
+
+
+def alone_of(events: Sequence[Event], delta: float) -> float | None:
+    """ε of events should own shares of noise be all that protects those whose noise is shared; None where none is.
+
+    >>> from consilium_shared.privacy.event import DpSgdEvent
+    >>> whole, shared = DpSgdEvent(1.0, 6.0, 8), SharedDpSgdEvent(1.0, 6.0, 8, honest_sites=4, colluding_sites=1)
+    >>> alone_of([whole], 1e-5), alone_of([shared], 1e-5) > 2 * epsilon([shared], 1e-5)
+    (None, True)
+    """
+    if not any(isinstance(event, SharedDpSgdEvent) for event in events):
+        return None
+    return epsilon(map(alone, events), delta)
 
 
 def in_words(value: float, *, up: bool = True) -> str:

@@ -7,10 +7,12 @@ of ``accountant.py`` alone. An unknown kind, key or value is refused, so "we do 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from consilium_shared.errors import ConfigurationError, LedgerError
+from consilium_shared.limits import SITES
+from consilium_shared.shared_noise import share
 
 MOST_STEPS = 10**12
 """Steps in one event; more than a site could run in a century."""
@@ -49,6 +51,31 @@ class DpSgdEvent:
 
 
 @dataclass(frozen=True)
+class SharedDpSgdEvent(DpSgdEvent):
+    """``steps`` private gradient steps whose noise several sites share, seen as sums over all of them alone.
+
+    As ``DpSgdEvent``, with σ for the noise of ``honest_sites`` sites together: this site adds σ/√m, and what the
+    outside sees is only ever the sum over sites of which at least m, this one among them, added as much and tell
+    nobody. That assumes that at most ``colluding_sites`` sites work against the others, and that the encryption of the
+    sum holds. ``alone`` is what is left without.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    honest_sites: int
+    colluding_sites: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        honest, others = self.honest_sites, self.colluding_sites
+        if honest < 2 or others < 1 or honest + others > SITES:
+            raise ConfigurationError(
+                f"shared noise is of 2 or more honest sites beside 1 or more that collude, {SITES} in all at most"
+            )
+
+
+@dataclass(frozen=True)
 class GaussianEvent:
     """One release of a statistic with Gaussian noise.
 
@@ -74,6 +101,18 @@ class NonPrivateEvent:
 
 
 Event = DpSgdEvent | GaussianEvent | NonPrivateEvent
+"""A ``SharedDpSgdEvent`` is a ``DpSgdEvent``: it costs what its whole noise costs."""
+
+
+def alone(event: Event) -> Event:
+    """Event as it was if nobody else's noise protected it, or the encryption failed: shared noise at its own share.
+
+    >>> alone(SharedDpSgdEvent(1.0, 6.0, 1, honest_sites=4, colluding_sites=1)).noise_multiplier > 3.0
+    True
+    """
+    if not isinstance(event, SharedDpSgdEvent):
+        return event
+    return DpSgdEvent(event.sampling_rate, share(event.noise_multiplier, event.honest_sites), event.steps)
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
@@ -82,6 +121,15 @@ def event_to_dict(event: Event) -> dict[str, Any]:
         return {"kind": "non-private"}
     if isinstance(event, GaussianEvent):
         return {"kind": "gaussian", "noise_multiplier": event.noise_multiplier}
+    if isinstance(event, SharedDpSgdEvent):
+        return {
+            "kind": "dp-sgd-shared",
+            "sampling_rate": event.sampling_rate,
+            "noise_multiplier": event.noise_multiplier,
+            "honest_sites": event.honest_sites,
+            "colluding_sites": event.colluding_sites,
+            "steps": event.steps,
+        }
     return {
         "kind": "dp-sgd",
         "sampling_rate": event.sampling_rate,
@@ -108,16 +156,11 @@ def event_from_dict(record: Any) -> Event:
             raise LedgerError(f"event gaussian: {error}") from error
     if kind == "dp-sgd":
         _expect_keys(record, {"kind", "sampling_rate", "noise_multiplier", "steps"})
-        if type(record["steps"]) is not int:
-            raise LedgerError(f"event dp-sgd: steps must be an integer, got {record['steps']!r}")
-        try:
-            return DpSgdEvent(
-                sampling_rate=_number(record, "sampling_rate"),
-                noise_multiplier=_number(record, "noise_multiplier"),
-                steps=record["steps"],
-            )
-        except ConfigurationError as error:
-            raise LedgerError(f"event dp-sgd: {error}") from error
+        return _steps(record, DpSgdEvent)
+    if kind == "dp-sgd-shared":
+        shared = {"honest_sites", "colluding_sites"}
+        _expect_keys(record, {"kind", "sampling_rate", "noise_multiplier", "steps", *shared})
+        return _steps(record, SharedDpSgdEvent, *shared)
     raise LedgerError(
         f"unknown kind of privacy event {kind!r}; this program is older than the ledger, or the ledger was altered"
     )
@@ -139,7 +182,18 @@ def really_run(charged: Event, steps: int) -> Event | None:
         return None
     if not isinstance(charged, DpSgdEvent):
         return charged
-    return DpSgdEvent(charged.sampling_rate, charged.noise_multiplier, steps)
+    return replace(charged, steps=steps)
+
+
+def _steps(record: dict[str, Any], kind: type[DpSgdEvent], *whole: str) -> DpSgdEvent:
+    for key in ("steps", *whole):
+        if type(record[key]) is not int:
+            raise LedgerError(f"event {record['kind']}: {key} must be an integer, got {record[key]!r}")
+    rate, sigma = _number(record, "sampling_rate"), _number(record, "noise_multiplier")
+    try:
+        return kind(rate, sigma, record["steps"], **{key: record[key] for key in whole})
+    except ConfigurationError as error:
+        raise LedgerError(f"event {record['kind']}: {error}") from error
 
 
 def _expect_keys(record: dict[str, Any], keys: set[str]) -> None:

@@ -52,7 +52,7 @@ def noise_in_steps(study: Study, grid: Grid) -> float:
     """Standard deviation of one site's noise in steps of the grid, of a study with ``privacy.sums``."""
     plan = plan_of(study, 0)
     assert isinstance(plan, PrivacyPlan)  # noqa: S101  (sums are for studies with privacy)
-    return plan.noise_multiplier * plan.clipping_norm / grid.step
+    return plan.own_noise_multiplier * plan.clipping_norm / grid.step
 
 
 def expected_noise(study: Study, survivors: int, parameters: int) -> float:

@@ -7,13 +7,14 @@ promised, what runs and what is charged cannot drift apart.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from consilium_shared.errors import ConfigurationError, LedgerError
 from consilium_shared.limits import RECORDS_PER_PATIENT, ROUNDS, STEPS_PER_ROUND
 from consilium_shared.privacy.accountant import calibrate_noise, check_delta, epsilon
-from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent
+from consilium_shared.privacy.event import DpSgdEvent, Event, GaussianEvent, NonPrivateEvent, SharedDpSgdEvent, alone
+from consilium_shared.shared_noise import share
 from consilium_shared.study import Study
 
 
@@ -56,6 +57,9 @@ class PrivacyPlan:
         count_noise: standard deviation of that noise, whose sensitivity is 1.
         evaluations: how often evaluation counts are released.
         evaluation_noise: noise multiplier of each of them.
+        honest_sites: m, number of honest sites whose noise together is the whole of σ; 1, this site's own is the whole.
+            Of more, the guarantee is that of every opened sum, seen by the coordinator with ``colluding_sites`` sites.
+        colluding_sites: k, of the study's roster; 0 where this site's noise is the whole.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -74,6 +78,8 @@ class PrivacyPlan:
     count_noise: float | None = None
     evaluations: int = 0
     evaluation_noise: float | None = None
+    honest_sites: int = 1
+    colluding_sites: int = 0
 
     def __post_init__(self) -> None:
         _check_length(self.steps_per_round, self.rounds)
@@ -89,7 +95,11 @@ class PrivacyPlan:
             raise ConfigurationError("a released number of patients is at least 1 and has its noise")
         if not 0 <= self.evaluations <= self.rounds or (self.evaluations > 0) != (self.evaluation_noise is not None):
             raise ConfigurationError("evaluations are at most one a round and have their noise")
-        self.events()  # checks sampling rate and noise multipliers
+        if self.honest_sites == 1 and self.colluding_sites != 0:
+            raise ConfigurationError("colluding sites are reckoned with where noise is shared")
+        if self.shared and (self.steps_per_round != 1 or self.patients is not None):
+            raise ConfigurationError("shared noise is for one private step a sum, with no number of patients released")
+        self.events()  # checks sampling rate, noise multipliers and what is shared
 
     @classmethod
     def for_study(
@@ -157,7 +167,26 @@ class PrivacyPlan:
 
     def event(self, rounds: int = 1) -> DpSgdEvent:
         """Event of training ``rounds`` whole rounds: what that does to the data."""
-        return DpSgdEvent(self.sampling_rate, self.noise_multiplier, self.steps_per_round * rounds)
+        steps = self.steps_per_round * rounds
+        if not self.shared:
+            return DpSgdEvent(self.sampling_rate, self.noise_multiplier, steps)
+        return SharedDpSgdEvent(
+            self.sampling_rate, self.noise_multiplier, steps, self.honest_sites, self.colluding_sites
+        )
+
+    @property
+    def shared(self) -> bool:
+        """True where this site's own noise is a share of the whole."""
+        return self.honest_sites != 1
+
+    @property
+    def own_noise_multiplier(self) -> float:
+        """Noise multiplier of what this site adds itself: σ, or σ/√m."""
+        return share(self.noise_multiplier, self.honest_sites)
+
+    def whole(self) -> PrivacyPlan:
+        """The plan with the noise of all its honest sites in one place: what an opened sum holds at the least."""
+        return replace(self, honest_sites=1, colluding_sites=0)
 
     def count_event(self) -> GaussianEvent | None:
         """The release of the noised number of patients, once a study; None when no form of it is released."""
@@ -188,9 +217,16 @@ class PrivacyPlan:
         """ε of ``events()`` at ``delta``; at most ``epsilon`` for a plan made by ``for_study``."""
         return epsilon(self.events(), self.delta)
 
+    def cost_alone(self) -> float:
+        """ε of this site's own noise alone, at ``delta``: should more sites collude, or the encryption fail."""
+        return epsilon(map(alone, self.events()), self.delta)
+
     def to_dict(self) -> dict[str, Any]:
-        """The plan as a ledger writes it."""
-        return {"kind": "dp-sgd", **asdict(self)}
+        """The plan as a ledger writes it; what is shared is left out where nothing is, as in older ledgers."""
+        written = {"kind": "dp-sgd", **asdict(self)}
+        if not self.shared:
+            del written["honest_sites"], written["colluding_sites"]
+        return written
 
 
 @dataclass(frozen=True)
@@ -302,6 +338,8 @@ def _of_sums(
     if evaluations:
         assert study.evaluation.epsilon is not None  # noqa: S101  (else none are evaluated)
         counting = noise_of_evaluations(evaluations, study.evaluation.epsilon, delta)
+    sums, liars = study.privacy.sums, study.aggregation.corrupt_sites
+    honest = 1 if sums is None else sums.honest_sites
     sigma = study.privacy.noise_multiplier
     if sigma == "auto":
         beside = [] if counting is None else [GaussianEvent(counting)] * evaluations
@@ -317,6 +355,8 @@ def _of_sums(
         records_per_patient=study.training.records_per_patient,
         evaluations=evaluations,
         evaluation_noise=counting,
+        honest_sites=honest,
+        colluding_sites=liars if honest > 1 and isinstance(liars, int) else 0,
     )
     if plan.cost() > epsilon:
         raise ConfigurationError(

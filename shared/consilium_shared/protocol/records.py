@@ -178,6 +178,8 @@ class ModelCard(Strict):
     epsilon: dict[Name, Epsilon]
     """Last ε that each site said that ever took part."""
     delta: float | None
+    epsilon_alone: Epsilon = None
+    """ε of the study by a site's own share of the noise alone; None where each site's noise is the whole."""
     metrics: dict[str, Any] | None
     """Metrics of the last evaluated round."""
     measured: Annotated[dict[Name, Measured], Field(default_factory=dict)]

@@ -125,7 +125,12 @@ class SitePart:
     """
 
     def __init__(
-        self, identity: Identity, identities: Mapping[str, PublicIdentity], minimum: int, secrets: Mapping[str, bytes]
+        self,
+        identity: Identity,
+        identities: Mapping[str, PublicIdentity],
+        minimum: int,
+        secrets: Mapping[str, bytes],
+        honest: int = 1,
     ) -> None:
         """
         Args:
@@ -133,9 +138,12 @@ class SitePart:
             identities: site to identity key, of the pinned roster.
             minimum: fewest sites whose vectors may be added up; of the contract or of this site's policy, the larger.
                 Where the terms ask for more (``Terms.least``), that holds.
+            honest: number of honest sites whose noise together is the whole; no sum is masked, signed or opened that
+                need not hold theirs (``Terms.check_shares``).
             secrets: peer to the 32 bytes that ``handshake`` gave; a cohort with a site that is missing here is refused.
         """
         self._identity, self._identities, self.minimum, self._secrets = identity, identities, minimum, secrets
+        self._honest = honest
 
     def advertise(
         self, slot: Slot, site: str, seed: bytes, *, signed: tuple[int, ...] = (), counts: bool = False
@@ -171,6 +179,7 @@ class SitePart:
         least = self._least(terms)
         if len(terms.cohort) < least:
             raise PeerError(f"{len(terms.cohort)} sites, fewer than the {least} whose sum may be seen")
+        terms.check_shares(max(terms.threshold, least), self._honest)
         terms.check(self._identities)
         missing = [peer for peer in terms.cohort if peer != state.site and peer not in self._secrets]
         if missing:
@@ -215,6 +224,7 @@ class SitePart:
         least = max(terms.threshold, self._least(terms))
         if len(survivors) < least:
             raise PeerError(f"{len(survivors)} survivors, and at least {least} are needed")
+        terms.check_shares(len(survivors), self._honest)
         terms.check_counts(survivors, self._least(terms))
         self._unsealed(state, terms, survivors, sealed, self._agreed(state, terms))
         signature = self._identity.sign(SURVIVORS_DOMAIN, terms.survivors_signed(survivors))
@@ -237,6 +247,7 @@ class SitePart:
         survivors = state.survivors or ()
         if len(signatures) < terms.threshold:
             raise PeerError(f"{len(signatures)} signatures over the survivors, and {terms.threshold} are needed")
+        terms.check_shares(len(survivors), self._honest)
         signed = terms.survivors_signed(survivors)
         for site, signature in signatures.items():
             if site not in survivors:

@@ -188,6 +188,26 @@ class Terms(Strict):
         rides = any(segment.name == "counts" for segment in self.segments)
         return rides and self.counting(self.cohort) >= minimum
 
+    def check_shares(self, survivors: int, honest: int) -> None:
+        """Check that a sum over so many survivors holds the noise of ``honest`` honest sites, and no other is opened.
+
+        Whatever all corrupt sites of the roster do: they know their own noise, and may have added none.
+
+        Raises:
+            PeerError: it may hold less.
+        """
+        if honest == 1:
+            return
+        liars = self.corrupt or 0
+        if liars < 1:
+            raise PeerError("noise is shared, and the terms reckon with no corrupt site")
+        if survivors - liars < honest:
+            raise PeerError(
+                f"{survivors} sites, of which {liars} may be corrupt: fewer than the {honest} whose noise is the whole"
+            )
+        if 2 * self.threshold - len(self.adverts) <= liars:
+            raise PeerError(f"{liars} corrupt sites could have two sets of these {len(self.adverts)} opened")
+
     def check_counts(self, survivors: Iterable[str], minimum: int) -> None:
         """Raises PeerError where the sum over these sites would have the counts of a few, fewer than ``minimum``.
 
