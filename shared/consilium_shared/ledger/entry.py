@@ -168,8 +168,8 @@ class Charge(Body):
     epsilon_after: Epsilon
     purpose: Purpose = "training"
     epsilon_alone_after: Epsilon = None
-    """As ``epsilon_after``, should this site's own shares be all that protects what shared its noise; written where
-    something did."""
+    """ε of the same should this site's own shares be all that protects what shared its noise; written where something
+    did. For readers."""
 
 
 class Settle(Body):
