@@ -91,6 +91,7 @@ def test_who_refuses_after_the_server_was_started_again_was_not_out_since_before
     run.study = SimpleNamespace(training=SimpleNamespace(rounds=20))  # type: ignore[assignment]
     run.recruitment = SimpleNamespace(attendance=there, gather=gather)  # type: ignore[assignment]
     nothing = {"_has_record": lambda _: True, "_check_moved": lambda: None, "_check_noise": lambda: None}
+    nothing["_over"] = lambda _: False
     for name, does in {**nothing, "_train": train}.items():
         setattr(run, name, does)
     with pytest.raises(Halted):
