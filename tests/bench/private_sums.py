@@ -88,6 +88,7 @@ def _of(data: Dataset, patients: NDArray[np.int64]) -> Dataset:
         patients=number[data.patients[kept]],
         patient_count=len(patients),
         train=data.train[patients],
+        validation=None if data.validation is None else data.validation[patients],
     )
 
 
