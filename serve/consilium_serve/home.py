@@ -63,6 +63,10 @@ limits:
 """
 
 
+MOST_RECORDS = 100_000
+"""Records in one request, whatever predict.yaml permits."""
+
+
 class Listen(Strict):
     """Address of the service."""
 
@@ -92,7 +96,7 @@ class Limits(Strict):
     body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**25
     at_once: Annotated[int, Field(ge=1, le=64)] = 2
     waiting: Annotated[int, Field(ge=0, le=10_000)] = 32
-    records: Annotated[int, Field(ge=1, le=100_000)] = 256
+    records: Annotated[int, Field(ge=1, le=MOST_RECORDS)] = 256
 
 
 class Settings(Strict):
@@ -131,6 +135,11 @@ class Home:
     def images(self) -> Path:
         """Folder of images that came by DICOM and wait."""
         return self.root / "dicom" / "images"
+
+    @property
+    def asked(self) -> Path:
+        """Folder of images that came as a request's body, while they are read."""
+        return self.root / "dicom" / "asked"
 
     @property
     def arriving(self) -> Path:
@@ -187,9 +196,9 @@ class Home:
         file = self.root / "tokens.json"
         try:
             found = json.loads(file.read_bytes()) if file.exists() else {}
-        except (ValueError, OSError) as error:
+            return {str(name): str(digest) for name, digest in found.items() if str(digest).isascii()}
+        except (ValueError, AttributeError, OSError) as error:
             raise IntegrityError(f"{file} is damaged; delete it and make new tokens") from error
-        return {str(name): str(digest) for name, digest in dict(found).items()}
 
     def new_token(self, name: str) -> str:
         """A token of a client; a second one under the same name replaces the first."""

@@ -17,6 +17,7 @@ from consilium_serve.record import Record
 from consilium_serve.versions import State, Versions, studies
 from consilium_shared.canonical import canonical_bytes
 from consilium_shared.errors import ConfigurationError, ConsiliumError, DataError
+from consilium_shared.files import received_halves
 from consilium_shared.preparation.record import Prepared
 
 log = logging.getLogger("consilium.predict")
@@ -51,6 +52,8 @@ class Service:
     def __init__(self, home: Home, record: Record) -> None:
         """Loads and verifies the active versions; raises as ``Versions.bundle`` and ``Model``."""
         self.home, self.record, self.settings = home, record, home.settings()
+        for leftover in received_halves(home.asked):  # of a service that was killed while it read an image
+            leftover.unlink()
         self._loaded: dict[str, _Loaded] = {}
         self._problems: dict[str, str] = {}
         self._reload = threading.Lock()

@@ -12,10 +12,18 @@ from typing import IO
 _TEMPORARY = re.compile(r"\.(?:.+\.)?[a-z0-9_]{8}", re.DOTALL)
 """Name of a temporary file as ``tempfile.mkstemp`` makes it here: hidden, and random at its end."""
 
+_RECEIVED = re.compile(r"tmp[a-z0-9_]{8}\.dcm")
+
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files in a folder that have our names; no link, no folder, and nothing when there is no folder."""
     found = (each for each in folder.glob(".*") if _TEMPORARY.fullmatch(each.name))
+    return sorted(each for each in found if each.is_file() and not each.is_symlink())
+
+
+def received_halves(folder: Path) -> list[Path]:
+    """Images in a folder under the names of ``tempfile``, which who receives them gives them until they are whole."""
+    found = (each for each in folder.glob("tmp*.dcm") if _RECEIVED.fullmatch(each.name))
     return sorted(each for each in found if each.is_file() and not each.is_symlink())
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from consilium_client.intake.settings import Limits
 from consilium_shared.errors import ConfigurationError, DataError, IntegrityError
-from consilium_shared.files import put_in_place
+from consilium_shared.files import put_in_place, received_halves
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _SCHEMA = """
@@ -66,12 +66,6 @@ class Instance:
 
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-_HALF = re.compile(r"tmp[a-z0-9_]{8}\.dcm")
-
-
-def _is_half(path: Path) -> bool:
-    """True for a half file that a receiver or a pull has made."""
-    return _HALF.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def digest_of(uid: str) -> str:
@@ -147,7 +141,7 @@ class Inbox:
 
     def _recover(self) -> None:
         """Half files go; whole ones without a line in the journal get one."""
-        for left in filter(_is_half, self.arriving.iterdir()):
+        for left in received_halves(self.arriving):
             left.unlink()
         for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.dcm")):
             if path != self.path(path.stem) or not _DIGEST.fullmatch(path.stem) or self.known(path.stem):

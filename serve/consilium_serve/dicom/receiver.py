@@ -24,7 +24,7 @@ from pynetdicom.sop_class import (
 from consilium_serve.dicom_settings import Dicom
 from consilium_serve.home import Home
 from consilium_shared.errors import ConfigurationError
-from consilium_shared.files import put_in_place
+from consilium_shared.files import put_in_place, received_halves
 from consilium_shared.process import logs
 from consilium_shared.transport import storage_scp
 
@@ -53,7 +53,7 @@ class Receiver:
         Args:
             settings: who may send, and where to listen.
             folder: takes whole images.
-            arriving: takes what arrives, on the same disk; nobody else reads it, and it is emptied here.
+            arriving: takes what arrives, on the same disk; nobody else reads it, and half images go here.
 
         Raises:
             ConfigurationError: the address cannot be had.
@@ -61,7 +61,7 @@ class Receiver:
         self._settings, self._folder = settings, folder
         for each in (folder, arriving):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in arriving.iterdir():
+        for leftover in received_halves(arriving):
             leftover.unlink()
         storage_scp.prepare(arriving)
         entity = AE(ae_title=settings.ae_title)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from consilium_serve import fhir
 from consilium_serve.explain import explain
+from consilium_serve.home import MOST_RECORDS
 from consilium_serve.model import NOTICE, Model
 from consilium_serve.rest import kserve
 from consilium_serve.rest.guard import Guard
@@ -52,7 +53,7 @@ class One(Strict):
 class Many(Strict):
     """Records to predict on, answered in order."""
 
-    records: Annotated[list[One], Field(min_length=1)]
+    records: Annotated[list[One], Field(min_length=1, max_length=MOST_RECORDS)]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -141,7 +142,7 @@ def make_app(service: Service) -> FastAPI:
         from consilium_serve.images import case_of_bytes
 
         model = service.model(study)
-        case = case_of_bytes(model.study, data, service.home.root / "dicom" / "asked")
+        case = case_of_bytes(model.study, data, service.home.asked)
         return service.predict(model, [case], who)[0]
 
     kserve.add(app, service)

@@ -7,9 +7,12 @@ import contextlib
 import hashlib
 import hmac
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+
+from consilium_shared.errors import IntegrityError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,6 +31,12 @@ BODY_SECONDS = 30.0
 
 ANSWER_SECONDS = 60.0
 """Longest time in which a client takes its answer."""
+
+
+_DIGITS = 18
+"""Most digits of a body's length: what is longer is not counted."""
+
+log = logging.getLogger("consilium.predict")
 
 
 class Guard:
@@ -71,7 +80,11 @@ class Guard:
             return None
         if scope["path"] in OPEN:
             return await self._app(scope, _nothing, send)
-        client = self._client(scope)
+        try:
+            client = self._client(scope)
+        except IntegrityError as error:
+            log.error("%s", error)
+            return await refuse(send, 503, "the service cannot answer; its log says why")
         if client is None:
             return await refuse(
                 send, 401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
@@ -85,7 +98,7 @@ class Guard:
         # A request with neither header has no body.
         unsaid = str(self._body_bytes).encode() if b"transfer-encoding" in headers else b"0"
         said = headers.get(b"content-length", unsaid)
-        if not said.isdigit() or int(said) > self._body_bytes:
+        if not said.isdigit() or len(said) > _DIGITS or int(said) > self._body_bytes:
             return await refuse(send, 413, f"a body has at most {self._body_bytes} bytes")
         room = int(said)
         if self._held + room > HELD * self._body_bytes:

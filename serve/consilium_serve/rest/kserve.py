@@ -85,7 +85,7 @@ def add(app: FastAPI, service: Service) -> None:
     def infer(name: str, body: Infer, request: Request, version: str | None = None) -> dict[str, Any]:
         """Predict on prepared inputs."""
         model = service.model(name, version)
-        cases = [Case(each) for each in prepared(model, body.inputs)]
+        cases = [Case(each) for each in prepared(model, body.inputs, service.settings.limits.records)]
         told = service.predict(model, cases, str(request.scope.get("consilium.client", "unknown")))
         own = model.predictions
         rows = [[_of(each, own, name) for name in own.names] for each in told]
@@ -109,17 +109,19 @@ def add(app: FastAPI, service: Service) -> None:
         }
 
 
-def prepared(model: Model, tensors: list[Tensor]) -> list[Prepared]:
-    """Records of prepared tensors; one that no preparation gives has a reason to abstain.
+def prepared(model: Model, tensors: list[Tensor], most: int) -> list[Prepared]:
+    """Records of prepared tensors, at most so many; one that no preparation gives has a reason to abstain.
 
     Raises:
-        DataError: other inputs than the model's, or of other shapes, or no numbers.
+        DataError: other inputs than the model's, or of other shapes, or no numbers, or too many records.
     """
     expected = forms.inputs(model.study)
     if sorted(tensor.name for tensor in tensors) != sorted(expected):
         raise DataError(f"the model takes the inputs {', '.join(expected)}, each once")
     arrays = {}
     for tensor in tensors:
+        if tensor.shape[0] > most:
+            raise DataError(f"more than {most} records in one request")
         want = expected[tensor.name]
         try:
             flat = np.asarray(tensor.data, dtype=np.float32).reshape(-1)

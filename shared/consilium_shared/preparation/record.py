@@ -93,7 +93,7 @@ def series(study: Study, record: Mapping[str, Any]) -> Prepared:
     for sample in samples:
         if not isinstance(sample, dict) or set(sample) != {"variable", "minutes", "value"}:
             raise DataError("each sample has variable, minutes and value, and nothing else")
-        if sample["variable"] not in slots:
+        if not isinstance(sample["variable"], str) or sample["variable"] not in slots:
             raise DataError(f"the study has no such variable; it has {_listed(slots)}")
         slot = slots[sample["variable"]]
         minutes, value = number(sample["minutes"], "minutes"), number(sample["value"], sample["variable"])
@@ -147,7 +147,7 @@ def image(study: Study, record: Mapping[str, Any]) -> Prepared:
     _known(record, ["pixels"])
     try:
         pixels = np.asarray(record.get("pixels"), dtype=np.float32)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise DataError("pixels: not rows of numbers") from None
     return picture(study, pixels)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium_shared.files import remove_leftovers, write_atomically
+from consilium_shared.files import received_halves, remove_leftovers, write_atomically
 
 
 def test_a_killed_writes_file_goes_and_every_other_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +23,13 @@ def test_a_killed_writes_file_goes_and_every_other_stays(tmp_path: Path, monkeyp
     remove_leftovers(tmp_path)
     assert set(tmp_path.iterdir()) == {*stay, tmp_path / ".snapshot"}
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_half_images_are_known_by_the_names_that_a_receiver_gives(tmp_path: Path) -> None:
+    (tmp_path / "tmpfolder12.dcm").mkdir()
+    half = tmp_path / "tmpab_3xy9z.dcm"
+    for file in (half, tmp_path / "tmp.dcm", tmp_path / "tmpab_3xy9z.dcm.txt", tmp_path / "thesis.dcm"):
+        file.write_bytes(b"")
+    (tmp_path / "tmplinked_1.dcm").symlink_to(half)
+    assert received_halves(tmp_path) == [half]
+    assert received_halves(tmp_path / "nowhere") == []
