@@ -58,7 +58,7 @@ def check(unit: str) -> str:
     return unit
 
 
-@cache
+@lru_cache(4096)
 def factor(unit: str, wanted: str, molar_mass: float | None = None) -> tuple[float, float]:
     """Numbers (a, b) by which a value in one unit is one in another: ``a * value + b``.
 

@@ -7,7 +7,7 @@ know them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def of_study(study: Study) -> Network:
     return network
 
 
-@cache
+@lru_cache(maxsize=16)  # graphs come from outside, as many as somebody proposes
 def _check(written: str, names: tuple[str, ...]) -> None:
     check(Graph.model_validate_json(written), names)
 

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from consilium_shared.preparation.foreign import Unusable
 from consilium_shared.preparation.tags import values
 
+SIDE = 65_535
+"""Longest side of a picture or volume, as long as DICOM knows one."""
+_NUMBERS = 2**21
+"""Numbers of a table of shares that is kept, and of a part that is worked on."""
+
 
 def aspect(dataset: pydicom.Dataset) -> float:
     """Height of a pixel over its width: 1 where the file gives no spacing that means anything."""
@@ -54,7 +59,9 @@ def fit(array: NDArray[np.float32], shape: tuple[int, ...], spacing: tuple[float
 
 
 def averaged(array: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:
-    """An array of ``shape``, each number the average of what it covers."""
+    """An array of ``shape``, each number the average of what it covers; raises Unusable for a side beyond ``SIDE``."""
+    if max(array.shape) > SIDE:  # the table of shares has so many columns
+        raise Unusable(f"a side of more than {SIDE} pixels")
     for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
         if axis == array.ndim - 1:
             array = array @ _area(old, new).T
@@ -65,11 +72,19 @@ def averaged(array: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.flo
     return array
 
 
-@lru_cache(maxsize=64)
 def _area(old: int, new: int) -> NDArray[np.float32]:
     """``[new, old]``: the share of each old pixel in each new one along one axis; rows add up to 1."""
-    edges = np.linspace(0, old, new + 1)
-    start, end = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(old)[None, :]
-    overlap = np.clip(np.minimum(end, pixel + 1) - np.maximum(start, pixel), 0.0, None)
-    return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
+    return _kept(old, new) if old * new <= _NUMBERS else _shares(old, new)
+
+
+def _shares(old: int, new: int) -> NDArray[np.float32]:
+    edges, pixel = np.linspace(0, old, new + 1), np.arange(old)[None, :]
+    found, rows = np.empty((new, old), dtype=np.float32), max(1, _NUMBERS // old)
+    for first in range(0, new, rows):  # each row is its own: a long side takes no more memory on the way
+        start, end = edges[first:-1, None][:rows], edges[first + 1 :, None][:rows]
+        overlap = np.clip(np.minimum(end, pixel + 1) - np.maximum(start, pixel), 0.0, None)
+        found[first : first + rows] = overlap / overlap.sum(axis=1, keepdims=True)
+    return found
+
+
+_kept = lru_cache(maxsize=64)(_shares)
