@@ -199,6 +199,15 @@ def test_another_patients_row_for_the_same_file_pushes_nobody_out(tmp_path: Path
         assert len(both) == (1 if named else 2)
 
 
+def test_another_patients_copy_of_an_image_pushes_nobody_out(tmp_path: Path) -> None:
+    first = write(tmp_path, "a.dcm", "p1")
+    found = folder(tmp_path)
+    alone = load(found, study())
+    write_radiograph(first.with_name("b.dcm"), picture(), "p2", "a.dcm", Scanner())  # the same SOPInstanceUID
+    both = load(found, study())
+    assert (_seen(alone), _seen(both)) == ([(0, 0)], [(0, 0), (1, 1)])
+
+
 def test_more_than_fits_in_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "a.dcm", "p1")
     write(tmp_path, "b.dcm", "p2")

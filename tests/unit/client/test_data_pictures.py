@@ -82,6 +82,16 @@ def test_a_table_says_whose_a_picture_is(tmp_path: Path) -> None:
     }
 
 
+def test_another_patients_row_for_the_same_picture_pushes_nobody_out(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "a.png")
+    seen, own, other = [], "p1,ill,a.png\n", "p2,well,a.png\n"
+    for rows in (own, own + other, other + own):
+        (tmp_path / "labels.csv").write_text(f"patient,finding,picture\n{rows}")
+        records = load(asset(tmp_path, table="labels.csv", file="picture"), study())
+        seen.append(sorted(records.labels[0].tolist()))
+    assert seen == [[1], [0, 1], [0, 1]]
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
