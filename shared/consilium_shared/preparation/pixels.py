@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.pixels.utils import pixel_array
 
 from consilium_shared.preparation.codestream import picture_size
+from consilium_shared.preparation.decoders import JPEG_XL, JPEG_XL_LOSSLESS, decoded, is_compressed, takes
 from consilium_shared.preparation.foreign import Unusable, any_failure
 from consilium_shared.preparation.tags import whole, word
 
@@ -66,9 +67,10 @@ def stored_values(dataset: pydicom.Dataset, frame: int = 0) -> NDArray[Any]:
     with any_failure("pixel data missing, damaged or in an unknown encoding"):
         syntax, stored = dataset.file_meta.TransferSyntaxUID, whole(dataset, "BitsStored", 0)
         high = whole(dataset, "HighBit", stored - 1)
-        plain = not syntax.is_encapsulated or syntax == pydicom.uid.RLELossless
-        if syntax.is_encapsulated:
-            _require_same_size(dataset, frame)
+        compressed = is_compressed(syntax)
+        plain = not compressed or syntax == pydicom.uid.RLELossless
+        if compressed:
+            stream = _stream(dataset, frame)
         elif dataset["PixelData"].is_undefined_length:
             raise Unusable("pixel data is compressed, and the file does not say how")
         if high != stored - 1:
@@ -76,7 +78,10 @@ def stored_values(dataset: pydicom.Dataset, frame: int = 0) -> NDArray[Any]:
                 raise Unusable("HighBit above BitsStored in compressed pixels")
             dataset.BitsStored = high + 1  # pydicom then clears what lies above, with the sign
         try:
-            found = np.asarray(pixel_array(dataset, index=frame))
+            if takes(syntax, dataset):
+                found = decoded(syntax, stream, dataset)
+            else:
+                found = np.asarray(pixel_array(dataset, index=frame))
         finally:
             dataset.BitsStored = stored
         if found.ndim != (2 if whole(dataset, "SamplesPerPixel", 1) == 1 else 3) or found.dtype.kind not in "ui":
@@ -89,21 +94,24 @@ def _within(found: NDArray[Any], dataset: pydicom.Dataset, stored: int, syntax: 
     if dataset.get("PixelRepresentation") == 1 or int(found.max(initial=0)) < 2**stored:
         return found
     if syntax in (pydicom.uid.JPEG2000Lossless, pydicom.uid.JPEGLSLossless, pydicom.uid.JPEGLossless,
-                  pydicom.uid.JPEGLosslessSV1, pydicom.uid.HTJ2KLossless, pydicom.uid.HTJ2KLosslessRPCL):  # fmt: skip
+                  pydicom.uid.JPEGLosslessSV1, pydicom.uid.HTJ2KLossless, pydicom.uid.HTJ2KLosslessRPCL,
+                  JPEG_XL_LOSSLESS):  # fmt: skip
         return np.asarray(found & (2**stored - 1))
     if int(found.max()) < 2 ** (stored + 1):  # what lossy compression adds at an edge
         return np.asarray(np.minimum(found, 2**stored - 1))
     raise Unusable("compressed pixels hold more than BitsStored says")
 
 
-def _require_same_size(dataset: pydicom.Dataset, frame: int) -> None:
-    """Raises Unusable where a decoder would make a picture of another size than the header announces."""
+def _stream(dataset: pydicom.Dataset, frame: int) -> bytes:
+    """A frame as it is encoded; raises Unusable where a decoder would make a picture of another size of it."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     frames = frames_of(dataset)
     if not 0 <= frame < frames:
         raise Unusable("pixel data has fewer frames than are asked for")
     stream = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=frames)
     size = picture_size(stream)
+    if size is None and dataset.file_meta.TransferSyntaxUID in JPEG_XL:
+        raise Unusable("no JPEG XL stream whose size can be told")
     if size is not None and size != (rows, columns):
         raise Unusable("the encoded picture has another size than Rows and Columns say")
     # A run makes 64 times its bytes at most; runs that are longer than what they make are a bomb or damaged.
@@ -111,3 +119,4 @@ def _require_same_size(dataset: pydicom.Dataset, frame: int) -> None:
         raw = rows * columns * whole(dataset, "SamplesPerPixel", 1) * int(dataset.BitsAllocated) // 8
         if len(stream) > 2 * raw + 1024:
             raise Unusable("the encoded picture is longer than its pixels")
+    return bytes(stream)
