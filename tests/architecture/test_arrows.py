@@ -58,6 +58,8 @@ ONLY = {
         "consilium_deploy/synthetic.py",
     },
     "PIL": {"consilium_client/data/image_files.py"},
+    "imagecodecs": {"consilium_shared/preparation/decoders.py"},
+    "nibabel": {"consilium_client/data/nifti_files.py"},
     "opacus": {"dpsgd/"},
     "onnxruntime": {"consilium_serve/model.py", "consilium_shared/models/onnx_graph.py"},
     "fastapi": {"consilium_serve/", "consilium_server/superlink/"},

@@ -91,7 +91,8 @@ PLACEHOLDERS = ("patient", "label", "split")
 
 
 class PicturesAsset(_Asset):
-    """A folder of PNG, JPEG and TIFF files (searched to any depth): whose each is, the site says in one of two ways.
+    """A folder of PNG, JPEG and TIFF files, or of NIfTI volumes for a study of volumes (searched to any depth): whose
+    each is, the site says in one of two ways.
 
     With ``table``, a label table with a row a file, named in the column ``file`` relative to ``path``. With
     ``layout``, the files' own paths: ``{label}/{patient}_*.png`` takes the class from the folder and the patient from

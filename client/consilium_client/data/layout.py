@@ -11,6 +11,8 @@ from consilium_client.data.report import SetAside
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Ends of picture files' names, in any case; other files are no pictures."""
+VOLUMES = (".nii", ".nii.gz")
+"""Ends of volume files' names, in any case."""
 
 
 def layout_pattern(layout: str) -> re.Pattern[str]:
@@ -28,7 +30,11 @@ def patients_of(asset: PicturesAsset) -> set[str]:
     """Patients that the paths below an asset's folder name, each in one spelling."""
     pattern, found = layout_pattern(asset.layout or ""), set()
     for path in walk(asset.path, SetAside()):
-        hit = pattern.fullmatch(path.relative_to(asset.path).as_posix()) if path.suffix.lower() in ENDINGS else None
+        hit = (
+            pattern.fullmatch(path.relative_to(asset.path).as_posix())
+            if path.name.lower().endswith((*ENDINGS, *VOLUMES))
+            else None
+        )
         name = "" if hit is None else canonical(hit["patient"])
         if unusable(name) is None:
             found.add(name)

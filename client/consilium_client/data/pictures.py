@@ -1,4 +1,4 @@
-"""A folder of PNG, JPEG and TIFF files, with a label table or with labels and patients in the files' own paths."""
+"""A folder of PNG, JPEG and TIFF files, or of NIfTI volumes: a label table or their own paths say whose each is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consilium_client.data.asset import PicturesAsset
 from consilium_client.data.dataset import Dataset
 from consilium_client.data.folder import files
 from consilium_client.data.labels import read_labels
-from consilium_client.data.layout import ENDINGS, layout_pattern
+from consilium_client.data.layout import ENDINGS, VOLUMES, layout_pattern
 from consilium_client.data.recipes import FILE
 from consilium_client.data.report import Report, SetAside, Values
 from consilium_client.data.sources import Gathered, gather, where
@@ -31,17 +31,18 @@ def load_pictures(
 ) -> Dataset:
     """Data set of a folder of picture files; see ``data.load``."""
     image = task.reads(study).image
-    if image is None or image.depth is not None:
-        raise DataError(f"study {study.study} takes no single pictures")
+    if image is None:
+        raise DataError(f"study {study.study} has no images")
     if image.modality and asset.modality not in image.modality:
         raise DataError(
             f"study {study.study} takes pictures of modality {', '.join(image.modality)}, and the asset says "
-            f"{asset.modality or 'none'}: PNG, JPEG and TIFF files do not tell it (modality: of the asset)"
+            f"{asset.modality or 'none'}: PNG, JPEG, TIFF and NIfTI files do not tell it (modality: of the asset)"
         )
     if image.select is not None:
         raise DataError(f"study {study.study} selects by tags of DICOM files; these pictures have none")
     aside, values, notes = SetAside(), Values(), SetAside()
-    found = files(asset.path, aside, lambda path: path != asset.table and path.suffix.lower() in ENDINGS)
+    endings = ENDINGS if image.depth is None else VOLUMES
+    found = files(asset.path, aside, lambda path: path != asset.table and path.name.lower().endswith(endings))
     link = asset.file if asset.table is not None else _FILE
     made = None if asset.table is not None else _from_paths(asset, study, found, aside)
     table = asset.path if asset.table is None else asset.table
@@ -82,7 +83,7 @@ def _from_paths(asset: PicturesAsset, study: Study, found: list[Path], aside: Se
     if not rows:
         raise DataError(f"{asset.path}: layout describes none of {len(found)} picture files")
     frame = pd.DataFrame(rows, columns=[_FILE, *names.values()], dtype="string")
-    frame.index = pd.RangeIndex(1, len(frame) + 1)
+    frame.index = pd.Index([row[_FILE] for row in rows])
     return frame
 
 

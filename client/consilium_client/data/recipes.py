@@ -15,7 +15,7 @@ from consilium_shared import preparation
 from consilium_shared.inputs import Image
 
 FILE = "file"
-"""Detail of a source that is a PNG, JPEG or TIFF file."""
+"""Detail of a source that is a PNG, JPEG or TIFF file, or a NIfTI volume."""
 DECODERS = (
     "numpy",
     "pillow",
@@ -78,6 +78,11 @@ class ImageRecipe(Recipe):
 
     def make(self, source: Source) -> tuple[NDArray[np.float32], ...]:
         """The image; raises Unusable."""
+        if self.depth is not None and source.detail == FILE:
+            from consilium_client.data.nifti_files import read_nifti
+
+            (path,) = source.paths
+            return (read_nifti(path, self.image),)
         if self.depth is not None:
             from consilium_shared.preparation.volume import read_volume
 
@@ -105,5 +110,10 @@ def made_of(kind: str, parameters: dict[str, Any]) -> Recipe:
 @cache
 def _decoding_code() -> str:
     return code_digest(
-        [*sorted(Path(str(preparation.__file__)).parent.glob("*.py")), _HERE / "image_files.py"], DECODERS
+        [
+            *sorted(Path(str(preparation.__file__)).parent.glob("*.py")),
+            _HERE / "image_files.py",
+            _HERE / "nifti_files.py",
+        ],
+        DECODERS,
     )
