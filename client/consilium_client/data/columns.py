@@ -101,10 +101,7 @@ def frame_of(table: pa.Table, text: Collection[str]) -> pd.DataFrame:
 def place(path: Path, index: pd.Index) -> str:
     """Places of rows as a person finds them: line numbers of a CSV file, row numbers of a Parquet file, files of a
     folder whose paths are the rows."""
-    if path.is_dir():
-        unit = "file"
-    else:
-        unit = "row" if is_parquet(path) or is_workbook(path) else "line"
+    unit = "file" if path.is_dir() else "row" if is_parquet(path) or is_workbook(path) else "line"
     shown = [str(number) for number in list(index)[:PLACES]]
     return (
         f"{path.name}, {unit}{'s' if len(shown) > 1 else ''} {', '.join(shown)}{', …' if len(index) > PLACES else ''}"
