@@ -119,6 +119,9 @@ class Image(Strict):
     window: Annotated[tuple[float, float] | None, Since(2)] = None
     """Values in the modality's unit (of CT Hounsfield units) that are shown black and white."""
     select: Annotated[Selection | None, Since(2)] = None
+    gaps: Annotated[Literal["refuse", "interpolate"], Since(2)] = "refuse"
+    """A volume whose slices are not evenly apart: set aside, or the slices between made of their two neighbours, as
+    far as no gap is wider than three of the usual steps."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,6 +137,8 @@ class Image(Strict):
             raise ValueError("window is the value shown black, then the larger one shown white")
         if self.depth is not None and self.intensity == "file":
             raise ValueError("the slices of a volume share one scale: intensity is window or percentiles")
+        if self.depth is None and self.gaps != "refuse":
+            raise ValueError("gaps are between the slices of volumes: it goes with depth")
         if self.depth is not None and (self.channels == 3 or self.frames != "single"):
             raise ValueError("a volume has one channel, and its frames are its slices")
         return self

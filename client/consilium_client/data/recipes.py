@@ -40,7 +40,7 @@ class ImageRecipe(Recipe):
     """A picture as float32 of the study's shape. A source's ``detail`` is the number of a frame, or ``FILE``.
 
     Attributes:
-        size, channels, depth, intensity, window: as in ``consilium_shared.inputs.Image``.
+        size, channels, depth, intensity, window, gaps: as in ``consilium_shared.inputs.Image``.
     """
 
     size: int
@@ -48,18 +48,24 @@ class ImageRecipe(Recipe):
     depth: int | None = None
     intensity: Literal["file", "window", "percentiles"] = "file"
     window: tuple[float, float] | None = None
+    gaps: Literal["refuse", "interpolate"] = "refuse"
     kind: ClassVar[str] = "image"
 
     @classmethod
     def of(cls, image: Image) -> ImageRecipe:
         """The recipe of a study's image."""
-        return cls(image.size, image.channels, image.depth, image.intensity, image.window)
+        return cls(image.size, image.channels, image.depth, image.intensity, image.window, image.gaps)
 
     @property
     def image(self) -> Image:
         """The image that it makes, whatever files are taken for it."""
         return Image(
-            size=self.size, channels=self.channels, depth=self.depth, intensity=self.intensity, window=self.window
+            size=self.size,
+            channels=self.channels,
+            depth=self.depth,
+            intensity=self.intensity,
+            window=self.window,
+            gaps=self.gaps,
         )
 
     @property

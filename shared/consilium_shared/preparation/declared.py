@@ -32,7 +32,8 @@ _IMAGE = (
     "values between the ends of window, with percentiles those between the picture's own 1st and 99th, take the place "
     "of the file's window. With 3 channels red, green and blue, each in [0, 1]; a grey picture three times. "
     "With depth the slices of a series, ordered by position from the feet to the head, rows from front to back, "
-    "columns from right to left, averaged to depth slices. channels × depth × size × size numbers in [0, 1]."
+    "columns from right to left, averaged to depth slices; with gaps interpolate, slices not evenly apart "
+    "are first made so, each of its two neighbours. channels × depth × size × size numbers in [0, 1]."
 )
 
 

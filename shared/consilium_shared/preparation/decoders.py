@@ -20,12 +20,12 @@ JPEG_XL_LOSSLESS = JPEG_XL[0]
 
 
 def is_compressed(syntax: pydicom.uid.UID) -> bool:
-    """Whether a transfer syntax has its pixels in fragments, one stream a frame."""
+    """True for a transfer syntax whose pixels are in fragments, one stream a frame."""
     return syntax in JPEG_XL or bool(syntax.is_encapsulated)
 
 
 def takes(syntax: pydicom.uid.UID, dataset: pydicom.Dataset) -> bool:
-    """Whether ``decoded`` is to decode this file's pixels, and not pydicom."""
+    """True where ``decoded`` is to decode a file's pixels, and not pydicom."""
     return syntax in JPEG_XL or (syntax == pydicom.uid.JPEGExtended12Bit and whole(dataset, "BitsStored", 0) > 8)
 
 

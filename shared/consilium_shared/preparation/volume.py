@@ -28,6 +28,8 @@ SERIES_BYTES = 2**31
 SLICES = 2**14
 UNEVEN = 0.1
 """Steps between slices differ from their median by less than this part of it, or a slice is missing."""
+WIDEST = 3.0
+"""Widest gap that is interpolated, in median steps: more would be invented than seen."""
 
 
 class Slice(NamedTuple):
@@ -78,11 +80,19 @@ def read_volume(paths: Sequence[Path], image: Image) -> NDArray[np.float32]:
             slices += _slices(dataset)
         if len(slices) > SLICES:
             raise Unusable(f"more than {SLICES} slices")
-    ordered, step = in_order(slices)
-    shape = (len(ordered), int(ordered[0].dataset.Rows), int(ordered[0].dataset.Columns))
-    volume = np.empty(shape, dtype=np.float32)
+    ordered, places = in_order(slices, image.gaps)
+    step = float(np.median(np.diff(places)))
+    count, even = len(ordered), np.abs(np.diff(places) - step).max() <= UNEVEN * step
+    if not even:
+        step = float(np.diff(places).min())
+        count = 1 + round((places[-1] - places[0]) / step)
+    shape = (max(count, len(ordered)), int(ordered[0].dataset.Rows), int(ordered[0].dataset.Columns))
+    volume = np.empty((len(ordered), *shape[1:]), dtype=np.float32)
     for number, each in enumerate(ordered):
         volume[number] = _measured(each)
+    if not even:
+        volume = evenly(volume, places, count)
+        step = float(places[-1] - places[0]) / (count - 1)
     return presented_volume(*_upright(volume, ordered[0], step), image)
 
 
@@ -96,8 +106,26 @@ def presented_volume(
     return fit(shown, image.shape[1:], spacing)[None]
 
 
-def in_order(slices: Sequence[Slice]) -> tuple[list[Slice], float]:
-    """Slices by where they lie, and the distance between two; raises Unusable where they are no whole volume."""
+def evenly(volume: NDArray[np.float32], places: NDArray[np.float64], count: int) -> NDArray[np.float32]:
+    """Slices ``[count, rows, columns]`` at even places from the first to the last, each made of its two neighbours.
+
+    >>> evenly(np.array([[[0.0]], [[1.0]], [[3.0]]], np.float32), np.array([0.0, 1.0, 3.0]), 4).ravel().tolist()
+    [0.0, 1.0, 2.0, 3.0]
+
+    Args:
+        volume: ``[slices, rows, columns]``.
+        places: float64 ``[slices]``, ascending.
+        count: at least 2.
+    """
+    wanted = np.linspace(places[0], places[-1], count)
+    below = np.clip(np.searchsorted(places, wanted, side="right") - 1, 0, len(places) - 2)
+    part = ((wanted - places[below]) / (places[below + 1] - places[below])).astype(np.float32)[:, None, None]
+    return np.asarray(volume[below] * (1 - part) + volume[below + 1] * part, dtype=np.float32)
+
+
+def in_order(slices: Sequence[Slice], gaps: str = "refuse") -> tuple[list[Slice], NDArray[np.float64]]:
+    """Slices by where they lie, and their places in millimetres along the scan; raises Unusable where they are no
+    volume, or none without gaps where the study refuses those."""
     if len(slices) < 2:
         raise Unusable("a series of one slice")
     first = slices[0]
@@ -111,13 +139,16 @@ def in_order(slices: Sequence[Slice]) -> tuple[list[Slice], float]:
             raise Unusable("slices of several sizes in one series")
     normal = np.cross(first.along_row, first.along_column)
     ordered = sorted(slices, key=lambda each: float(each.position @ normal))
-    steps = np.diff([float(each.position @ normal) for each in ordered])
+    places = np.array([float(each.position @ normal) for each in ordered])
+    steps = np.diff(places)
     median = float(np.median(steps))
     if not median > 0 or steps.min() < UNEVEN * median:
         raise Unusable("several slices at one place: phases, echoes or copies in one series")
-    if np.abs(steps - median).max() > UNEVEN * median:
+    if gaps == "interpolate" and steps.max() > WIDEST * median:
+        raise Unusable(f"a gap of more than {WIDEST:.0f} slices: too much of the volume would be invented")
+    if gaps == "refuse" and np.abs(steps - median).max() > UNEVEN * median:
         raise Unusable("distances between slices differ: some are missing, or the scan has several thicknesses")
-    return ordered, median
+    return ordered, places
 
 
 def _slices(dataset: pydicom.Dataset) -> list[Slice]:

@@ -269,3 +269,33 @@ def test_a_volume_that_makes_no_sense_is_refused_in_the_contract(image: dict[str
         study(**image)
     with pytest.raises(ValueError, match="depth takes the model small-cnn"):
         study("resnet18-gn")
+
+
+RAMP = np.arange(9, dtype=np.int16)[:, None, None] * 100 + np.zeros((1, 8, 10), np.int16)
+"""Slices whose values grow with their place: what lies between two is known."""
+
+
+def at(folder: Path, places: list[int]) -> list[Path]:
+    """Slices of the ramp at these places, 2 mm a place."""
+    folder.mkdir()
+    return [write(folder / f"{place}", RAMP[place], (0, 0, 2.0 * place)) for place in places]
+
+
+@pytest.mark.parametrize("places", [[0, 1, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 6, 8], [0, 1, 2, 3, 6, 7, 8]])
+def test_slices_between_are_made_of_their_neighbours_where_the_study_says_so(tmp_path: Path, places: list[int]) -> None:
+    image = IMAGE.model_copy(update={"depth": 9, "gaps": "interpolate"})
+    whole = read_volume(at(tmp_path / "whole", list(range(9))), image)
+    np.testing.assert_allclose(read_volume(at(tmp_path / "gap", places), image), whole, atol=1e-5)
+    with pytest.raises(Unusable, match="distances"):
+        read_volume(at(tmp_path / "again", places), IMAGE)
+
+
+def test_a_gap_too_wide_to_be_filled_is_set_aside(tmp_path: Path) -> None:
+    image = IMAGE.model_copy(update={"gaps": "interpolate"})
+    with pytest.raises(Unusable, match="invented"):
+        read_volume(at(tmp_path / "gap", [0, 1, 2, 3, 8]), image)
+
+
+def test_gaps_go_with_volumes_alone() -> None:
+    with pytest.raises(ValueError, match="goes with depth"):
+        Image(size=16, gaps="interpolate")
