@@ -18,7 +18,7 @@ That is the noise alone. That the patients are few, and others could have been h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,16 +67,24 @@ def intervals(
 def _of_part(numbers: Vector, part: Part, variance: Vector, deviations: float) -> dict[str, Interval | None]:
     """Intervals of a part's orders and ratios."""
     found = dict[str, list[Interval | None]]()
+    for name, ends in intervals_of(numbers, part, variance, deviations):
+        found.setdefault(name, []).append(ends)
+    return {name: _mean(each) for name, each in found.items()}
+
+
+def intervals_of(
+    numbers: Vector, part: Part, variance: Vector, deviations: float = DEVIATIONS
+) -> Iterator[tuple[str, Interval | None]]:
+    """Name and interval of each of a part's orders and ratios, classes one by one, of numbers of that variance."""
     for name, positive, negative in part.orders:
-        found.setdefault(name, []).append(_ordered(numbers, positive, negative, variance, deviations))
+        yield name, _ordered(numbers, positive, negative, variance, deviations)
     for name, above, below in part.ratios:
         moments = (
             float(above * above @ variance),
             float(above * below @ variance),
             float(below * below @ variance),
         )
-        found.setdefault(name, []).append(_fieller(float(above @ numbers), float(below @ numbers), moments, deviations))
-    return {name: _mean(each) for name, each in found.items()}
+        yield name, _fieller(float(above @ numbers), float(below @ numbers), moments, deviations)
 
 
 def _drawn(numbers: Vector, part: Part, variance: Vector) -> tuple[Values, dict[str, Interval | None]]:

@@ -48,6 +48,11 @@ class Block:
         """Number of its numbers."""
         return math.prod(self.shape)
 
+    @property
+    def counts_records(self) -> bool:
+        """True where its numbers count records, of which one is in a cell, or in a cell of each row; False of sums."""
+        return self.moved == 1 or (len(self.shape) > 1 and math.isclose(self.moved**2, self.shape[0]))
+
 
 def histograms(name: str, count: int, bins: int) -> Block:
     """Block of ``count`` pairs of histograms ``[count, 2, bins]``: a record is in one bin of each pair.

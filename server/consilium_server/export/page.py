@@ -58,29 +58,37 @@ def render(
     return text.encode()
 
 
-def metrics(found: dict[str, Any] | None, words: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Rows of the metrics' table: name in ``words`` or as it is, value, interval."""
-    ends = (found or {}).get("interval", {})
+def metrics(found: dict[str, Any] | None, words: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """Rows of the metrics' table: name in ``words`` or as it is, value, interval of the noise, interval of patients."""
+    noise, patients = ((found or {}).get(kind, {}) for kind in ("interval", "sampling"))
     rows = []
     for name, value in (found or {}).items():
         if value is None or isinstance(value, float):
             shown = "unknown" if value is None else f"{value:.3f}"
-            low_high = ends.get(name)
-            rows.append((words.get(name, name), shown, f"{low_high[0]:.3f} – {low_high[1]:.3f}" if low_high else "–"))
+            rows.append((words.get(name, name), shown, _ends(noise.get(name)), _ends(patients.get(name))))
     return rows
+
+
+def _ends(found: list[float] | None) -> str:
+    return f"{found[0]:.3f} – {found[1]:.3f}" if found else "–"
 
 
 def parts(found: dict[str, Any] | None) -> list[tuple[str, list[str], list[list[str]]]]:
     """Tables of the metrics of parts: the kind of part, the names of the columns, and a row for each part."""
     tables = []
     for kind, rows in (found or {}).get("parts", {}).items():
-        names = [name for name in next(iter(rows.values())) if name != "interval"]
+        names = [name for name in next(iter(rows.values())) if name not in ("interval", "sampling")]
         shown = [
-            [part, *(_within(values[name], values.get("interval", {}).get(name)) for name in names)]
-            for part, values in rows.items()
+            [part, *(_within(values[name], _widest(values, name)) for name in names)] for part, values in rows.items()
         ]
         tables.append((kind, [kind, *names], shown))
     return tables
+
+
+def _widest(values: dict[str, Any], name: str) -> list[float] | None:
+    """Interval of patients and noise together; of the noise alone where there is no other."""
+    found: list[float] | None = values.get("sampling", {}).get(name, values.get("interval", {}).get(name))
+    return found
 
 
 def _within(value: float | None, ends: list[float] | None) -> str:

@@ -14,6 +14,7 @@ from consilium_shared.plausibility import contradiction, most_held_back
 from consilium_shared.privacy.plan import noise_of_evaluations
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.recalibration import chosen
+from consilium_shared.sampling import sampling
 from consilium_shared.split import counted_part
 from consilium_shared.study import Study
 
@@ -45,8 +46,9 @@ class Figures:
             last: whether it is of the model that is published, after the last round.
 
         Returns:
-            (metrics by name, with ``sites`` that counted, of noised counts ``interval``, and where the layout has them
-            ``parts``; None), (None, reason), or (None, None) where too few sites have counted.
+            (metrics by name, with ``sites`` that counted, ``sampling`` (intervals for that other patients could have
+            been held back), of noised counts ``interval``, and where the layout has them ``parts``; None), (None, why),
+            or (None, None) where too few sites have counted.
         """
         if opened.counts is None or opened.counted < self.least:
             return None, None
@@ -67,8 +69,11 @@ class Figures:
         if known is not None:
             kept["interval"] = {name: list(known[name]) for name in self.study.evaluation.metrics if name in known}
         parts: dict[str, dict[str, Any]] = {}
+        whole, apart = sampling(opened.counts, self.layout, variance)
+        kept["sampling"] = {name: list(whole[name]) for name in self.study.evaluation.metrics if name in whole}
         for part, own, ends in noised_parts(opened.counts, self.layout, variance):
             told = {"interval": {name: list(each) for name, each in ends.items()}} if ends else {}
+            told["sampling"] = {name: list(each) for name, each in apart[part.kind, part.name].items()}
             parts.setdefault(part.kind, {})[part.name] = {**own, **told}
         # Where a round is chosen, its recalibration is read off those for validation: see ``rounds.py``.
         if self.study.evaluation.recalibrate and not (last and self.study.evaluation.keep is not None):

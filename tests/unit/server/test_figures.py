@@ -51,7 +51,7 @@ def test_noised_metrics_have_intervals_that_hold_what_they_are_of() -> None:
     found, why = of.of(opened(honest(of, 4000)))
     assert why is None
     assert found is not None
-    assert set(found) == {"auroc", "accuracy", "sites", "interval"}
+    assert set(found) == {"auroc", "accuracy", "sites", "interval", "sampling"}
     exact = metrics(count(*exactly(4000), layout_of(of)), of.layout)
     for name, (low, high) in found["interval"].items():
         assert low < found[name] < high
@@ -86,7 +86,7 @@ def test_exact_metrics_have_none() -> None:
     of = figures(**NONE)
     found, _ = of.of(opened(honest(of, 400)))
     assert found is not None
-    assert set(found) == {"auroc", "accuracy", "sites"}
+    assert set(found) == {"auroc", "accuracy", "sites", "sampling"}
 
 
 @pytest.mark.parametrize("changes", [{}, NONE])
