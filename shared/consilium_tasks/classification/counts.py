@@ -7,7 +7,8 @@ off it; the sum of the losses in sixteenths; and, where no other block tells it,
 the same for everybody, no data chose them: they are even in the inverse hyperbolic sine of the logit.
 
 ``auroc``: of class index 1 for two classes, else the mean over classes of one against the rest. ``accuracy`` and
-``loss`` (mean cross entropy, nats) are over all records. ``f1``, ``sensitivity``, ``specificity`` and ``RICH`` are of
+``loss`` (mean cross entropy, nats) are over all records. ``balanced-accuracy`` is the mean over classes of the share
+of a class's records that are called so. ``f1``, ``sensitivity``, ``specificity`` and ``RICH`` are of
 class index 1 for two classes, else the mean over classes of one against the rest. ``calibration-intercept`` holds the
 slope at 1.
 
@@ -47,11 +48,14 @@ from consilium_shared.metrics import (
 LOSS_SCALE = 16
 """Steps of the loss per nat; each record's loss is rounded to one before anything is added up."""
 
-_OF_CONFUSION = {"accuracy", "f1", "sensitivity", "specificity"}
-METRICS = ("auroc", *sorted(_OF_CONFUSION), "loss")
+_FIRST = ("accuracy", "f1", "sensitivity", "specificity")
+_OF_CONFUSION = {*_FIRST, "balanced-accuracy"}
+METRICS = ("auroc", *_FIRST, "loss")
 """Metrics that contracts of schema 1 have."""
 RICH = ("auprc", "brier", "ece", "calibration-intercept", "calibration-slope")
 """Metrics of a table of scores by outcome."""
+LATER = ("balanced-accuracy", *RICH)
+"""Metrics that came with schema 2."""
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Probabilities of which the nearest borders of bins are shown as thresholds."""
@@ -63,7 +67,7 @@ class ClassLayout(Layout):
 
     Attributes:
         classes: C.
-        asked: names of metrics, of ``METRICS`` and ``RICH``.
+        asked: names of metrics, of ``METRICS`` and ``LATER``.
         noised: whether the counts carry noise and every patient counts with one record.
     """
 
@@ -74,7 +78,7 @@ class ClassLayout(Layout):
     @classmethod
     def local(cls, classes: int) -> ClassLayout:
         """Everything, exactly: for the site's own eyes."""
-        return cls(classes, frozenset((*METRICS, *RICH)), noised=False)
+        return cls(classes, frozenset((*METRICS, *LATER)), noised=False)
 
     @property
     def rich(self) -> bool:
@@ -177,7 +181,7 @@ class ClassLayout(Layout):
         }
 
     def ratios(self) -> Iterator[Ratio]:
-        """Loss, Brier score, accuracy, and of each class F1, sensitivity, specificity: those that are asked for."""
+        """Loss, Brier score, accuracy, balanced or not, of each class F1, sensitivity, specificity: those asked for."""
         of, everybody = self.places(), self.every_record()
         if "loss" in self.asked:
             losses = np.zeros(self.width)
@@ -188,12 +192,17 @@ class ClassLayout(Layout):
             squares[places] = self.squares
             yield Ratio("brier", squares, everybody)
         if self.told_by_scores:
-            yield from self._at(self.bins // 2, self._scores()[0], ("accuracy", "f1", "sensitivity", "specificity"))
+            yield from self._at(self.bins // 2, self._scores()[0], _FIRST)
+            if "balanced-accuracy" in self.asked:
+                for share in self._at(self.bins // 2, self._scores()[0], ("sensitivity", "specificity"), every=True):
+                    yield share._replace(name="balanced-accuracy")
         if "confusion" not in of:
             return
         place = of["confusion"].reshape(self.classes, self.classes)
         if "accuracy" in self.asked:
             yield Ratio("accuracy", self._form(place.diagonal()), everybody)
+        for c in range(self.classes) if "balanced-accuracy" in self.asked else ():
+            yield Ratio("balanced-accuracy", self._form(place[c, c]), self._form(place[c]))
         for c in [1] if self.classes == 2 else range(self.classes):
             right, of_class, called = self._form(place[c, c]), self._form(place[c]), self._form(place[:, c])
             named = {

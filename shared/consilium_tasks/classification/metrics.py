@@ -9,7 +9,7 @@ EXPLAINED = MappingProxyType(
         "auroc": "Area under the ROC curve: how often a case ranks above a non-case",
         "auprc": "Area under the precision-recall curve",
         "accuracy": "Share of correct classes",
-        "balanced_accuracy": "Mean of sensitivity and specificity",
+        "balanced-accuracy": "Mean over classes of the share of their cases that are found",
         "sensitivity": "Share of cases that are found",
         "specificity": "Share of non-cases that are not called cases",
         "f1": "F1: harmonic mean of precision and sensitivity",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from consilium_shared.metrics import Counts
 from consilium_shared.study import Study
 from consilium_shared.task import Examples, Task
-from consilium_tasks.classification.counts import METRICS, RICH, ClassLayout, count
+from consilium_tasks.classification.counts import LATER, METRICS, ClassLayout, count
 from consilium_tasks.classification.metrics import EXPLAINED
 from consilium_tasks.classification.prediction import ClassPredictions
 from consilium_tasks.classification.schema import Data, ModelSpec
@@ -28,7 +28,7 @@ class Classification(Task):
 
     since = 1
     data = Data
-    metrics = (*METRICS, *RICH)
+    metrics = (*METRICS, *LATER)
     explained = EXPLAINED
     one_class = True
     part: ClassVar[str]
@@ -43,7 +43,7 @@ class Classification(Task):
             given = getattr(study.training, key)
             if given is not None and len(given) != len(found.label.classes):
                 raise ValueError(f"training.{key} needs one number for each class")
-        later = sorted(set(study.evaluation.metrics) & set(RICH))
+        later = sorted(set(study.evaluation.metrics) & set(LATER))
         if later and study.schema_version < 2:
             raise ValueError(f"evaluation.metrics: {later[0]} came with schema 2")
         if found.label.prior is not None and study.model.name == "graph":

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, brier_score_loss
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss
 
 from consilium_shared import score_table
 from consilium_shared.intervals import noised_metrics, noised_parts, variances
 from consilium_shared.metrics import metrics
-from consilium_tasks.classification.counts import METRICS, RICH, ClassLayout, count
+from consilium_tasks.classification.counts import LATER, METRICS, RICH, ClassLayout, count
 
 EXACT = ClassLayout.local(2)
-NOISED = ClassLayout(2, frozenset((*METRICS, *RICH)) - {"loss"}, noised=True)
+NOISED = ClassLayout(2, frozenset((*METRICS, *LATER)) - {"loss"}, noised=True)
 
 
 def records(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +55,24 @@ def test_with_privacy_everything_but_the_loss_is_one_table_in_which_a_patient_is
     assert [(block.name, block.moved) for block in NOISED.blocks] == [("scores", 1.0)]
     labels, logits = records(3000)
     told, exact = (metrics(counted(labels, logits, each), each) for each in (NOISED, EXACT))
-    for name in ("accuracy", "sensitivity", "specificity", "f1"):
+    for name in ("accuracy", "balanced-accuracy", "sensitivity", "specificity", "f1"):
         assert told[name] == pytest.approx(exact[name], abs=1e-12), name
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_balanced_accuracy_gives_every_class_the_same_weight(classes: int) -> None:
+    draw = np.random.default_rng(classes)
+    labels = draw.choice(classes, 500, p=[0.85, *[0.15 / (classes - 1)] * (classes - 1)])
+    found = draw.dirichlet(np.ones(classes), 500)
+    found[np.arange(500), labels] += draw.random(500)
+    found /= found.sum(1, keepdims=True)
+    for asked in ({"balanced-accuracy"}, {"balanced-accuracy", "auroc", "accuracy"}):
+        layout = ClassLayout(classes, frozenset(asked), noised=False)
+        value = metrics(count(labels, found, layout), layout)["balanced-accuracy"]
+        assert value == pytest.approx(balanced_accuracy_score(labels, found.argmax(1)), abs=1e-12)
+    layout = ClassLayout(classes, frozenset({"balanced-accuracy"}), noised=False)
+    always = np.tile(np.eye(classes)[0], (500, 1))
+    assert metrics(count(labels, always, layout), layout)["balanced-accuracy"] == pytest.approx(1 / classes)
 
 
 def test_a_settled_table_has_no_negative_number_and_as_many_records() -> None:
