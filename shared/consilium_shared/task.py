@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consilium_shared.study import Study
+    from consilium_shared.suggestion import Asked, Suggestion
 
     Loss = Callable[..., torch.Tensor]
     """Outputs ``[B, …]`` and targets, each ``[B, …]``, to losses ``[B]``."""
@@ -244,6 +245,14 @@ class Task(ABC):
         return None
 
     # -- documents
+
+    def suggestion(self, asked: Asked) -> Suggestion | None:
+        """Settings that did best on public data for so many patients and hospitals; None where none were measured.
+
+        Raises:
+            ConfigurationError: numbers for which there is no study.
+        """
+        return None
 
     @property
     def folder(self) -> Path:

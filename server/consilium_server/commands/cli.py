@@ -9,7 +9,7 @@ import typer
 
 from consilium_server import registry, removed
 from consilium_server.commands import evidence as study_evidence
-from consilium_server.commands import graph, import_weights, status, study_check
+from consilium_server.commands import graph, import_weights, status, study_check, suggest
 from consilium_server.commands.admission import admit as admit_request
 from consilium_server.commands.admission import exchange
 from consilium_server.commands.provision import provision as provision_federation
@@ -30,6 +30,7 @@ from consilium_shared.study import Study
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a federation: provision, admit, up, run.")
 version.add_to(app)
 study_check.add_to(app)
+suggest.add_to(app)
 app.add_typer(graph.app, name="graph")
 import_weights.add_to(app)
 status.add_to(app)

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from consilium_shared.inputs import Image
 from consilium_shared.study import Study
+from consilium_shared.suggestion import Asked, Suggestion
 from consilium_shared.task import Augmentation, ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
+from consilium_tasks.image_classification.suggestion import suggest
 from consilium_tasks.volumes import check_volumes
 
 _NETWORKS = "consilium_tasks.image_networks"
@@ -41,6 +43,10 @@ class ImageClassification(Classification):
         from consilium_tasks.augmentation import Light
 
         return Light()
+
+    def suggestion(self, asked: Asked) -> Suggestion:
+        """A small network, in sums with privacy."""
+        return suggest(asked)
 
     def reads(self, study: Study) -> Reading:
         """A folder of images and the label table."""

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from consilium_shared.inputs import Series
 from consilium_shared.study import Study
+from consilium_shared.suggestion import Asked, Suggestion
 from consilium_shared.task import ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
+from consilium_tasks.sequence_classification.suggestion import suggest
 
 _HERE = "consilium_tasks.sequence_classification.models"
 _FEW_BINS = 8
@@ -24,6 +26,10 @@ class SequenceClassification(Classification):
         "lstm": ModelKind(ModelSpec, f"{_HERE}:lstm", low_rank=False, stepwise=True),
         "gru": ModelKind(ModelSpec, f"{_HERE}:gru", low_rank=False, stepwise=True),
     }
+
+    def suggestion(self, asked: Asked) -> Suggestion:
+        """A small recurrent network, or the advice to take a table."""
+        return suggest(asked)
 
     def reads(self, study: Study) -> Reading:
         """A table of samples and the label table, which has the statics too."""

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from consilium_shared.inputs import Feature, width
 from consilium_shared.study import Study
+from consilium_shared.suggestion import Asked, Suggestion
 from consilium_shared.task import ModelKind, Reading
 from consilium_tasks.classification.schema import ModelSpec
 from consilium_tasks.classification.task import Classification, data_of
+from consilium_tasks.tabular_classification.suggestion import suggest
 
 _HERE = "consilium_tasks.tabular_classification.models"
 
@@ -29,6 +31,10 @@ class TabularClassification(Classification):
         super().check(study)
         if not features_of(study):
             raise ValueError("data.features is empty")
+
+    def suggestion(self, asked: Asked) -> Suggestion:
+        """A linear model, in sums with privacy."""
+        return suggest(asked)
 
     def reads(self, study: Study) -> Reading:
         """A table with features and label."""
