@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from consilium_shared.suggestion import Asked, Suggestion, in_sums, shared_rules, steps, without_privacy
+from consilium_shared.suggestion import Asked, Suggestion, shared_rules, steps, without_privacy
+from consilium_tasks.classification.suggestion import in_sums
 
 _ENOUGH = 8.0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from consilium_shared.suggestion import Asked, Suggestion, in_sums, shared_rules, steps, without_privacy
+from consilium_shared.suggestion import Asked, Suggestion, shared_rules, steps, without_privacy
+from consilium_tasks.classification.suggestion import in_sums
 
 _RULES = (
     (3e-4, 32, 4.0, "four units of intensive care, 3200 patients, ε 3: AUROC .814"),
