@@ -18,8 +18,12 @@ import psycopg
 from tests.intake.archives import free_port
 
 PASSWORD = "correct horse; battery 'staple'"
-PROGRAMS = shutil.which("initdb") and shutil.which("postgres")
-"""None where the package is not installed."""
+_FOLDERS = os.pathsep.join(
+    [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), os.environ["PATH"]]
+)
+INITDB, POSTGRES = (shutil.which(name, path=_FOLDERS) for name in ("initdb", "postgres"))
+PROGRAMS = INITDB is not None and POSTGRES is not None
+"""False where Debian's package is not installed, which keeps its programs outside of PATH."""
 
 
 class Server:
@@ -74,13 +78,13 @@ def server() -> Iterator[Server]:
             "--no-locale",
         ]
         made = subprocess.run(
-            ["initdb", "-D", str(folder / "data"), *options], user=account, capture_output=True, text=True, cwd="/"
+            [str(INITDB), "-D", str(folder / "data"), *options], user=account, capture_output=True, text=True, cwd="/"
         )
         assert made.returncode == 0, made.stderr
         settings = ["-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off"]
         with (folder / "log").open("wb") as log:
             running = subprocess.Popen(
-                ["postgres", "-D", str(folder / "data"), *settings], user=account, stdout=log, stderr=log, cwd="/"
+                [str(POSTGRES), "-D", str(folder / "data"), *settings], user=account, stdout=log, stderr=log, cwd="/"
             )
         try:
             found = Server(folder, port)

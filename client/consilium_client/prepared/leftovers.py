@@ -8,7 +8,7 @@ from pathlib import Path
 
 from consilium_shared.files import leftovers
 
-_OURS = re.compile(r"\.(?:catalogue|[0-9a-f]{32}\.pack)\.[a-z0-9_]{8}")
+_OURS = re.compile(r"\.(?:catalogue|facts|[0-9a-f]{32}\.pack)\.[a-z0-9_]{8}")
 HOURS = 1.0
 """A file under a hidden name is written in seconds; one that has not grown for so long has nobody who writes it."""
 

@@ -68,11 +68,12 @@ def test_files_of_others_are_neither_counted_nor_deleted_by_a_person(tmp_path: P
     assert files(store) == foreign
 
 
-def test_a_killed_writers_leftover_goes_with_the_rest(tmp_path: Path) -> None:
+def test_a_killed_writers_leftovers_go_with_the_rest(tmp_path: Path) -> None:
     file = kept(tmp_path, OURS)
-    half = file.with_name(f".{file.name}.abcd_123")
-    half.write_bytes(b"half")
-    os.utime(half, (0, 0))
+    for name in (file.name, "catalogue", "facts"):
+        half = file.with_name(f".{name}.abcd_123")
+        half.write_bytes(b"half")
+        os.utime(half, (0, 0))
     PreparedStore(tmp_path, OURS).keep_only([])
     assert list(tmp_path.iterdir()) == []
 
