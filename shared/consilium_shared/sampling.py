@@ -48,7 +48,7 @@ def sampling(counts: Counts, layout: Layout, noise: Vector | None) -> tuple[Ends
 
 
 def sampling_of(layout: Layout, numbers: Vector, noise: Vector | None) -> tuple[Ends, dict[tuple[str, str], Ends]]:
-    """As ``sampling``, of a layout without groups."""
+    """Intervals of a layout without groups, as ``sampling`` gives them."""
     parts = {(part.kind, part.name): _of_part(part, layout, numbers, noise) for part in layout.parts_of()}
     return _of_part(layout.whole, layout, numbers, noise), parts
 

@@ -139,7 +139,7 @@ class Responses:
     def _remove_older(folder: Path) -> None:
         """A crash between writing an answer and forgetting the one before leaves both."""
         kept: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.[0-9]*"), key=lambda file: int(file.suffix[1:])):
+        for _, file in sorted(_numbered(folder, "*")):
             if file.stem in kept:
                 kept[file.stem].unlink()
             kept[file.stem] = file
@@ -150,8 +150,7 @@ class Responses:
         return self.folder / study
 
     def _latest(self, study: str, kind: str) -> tuple[int, Path] | None:
-        files = self._folder(study).glob(f"{_checked_kind(kind)}.[0-9]*")
-        return max(((int(file.suffix[1:]), file) for file in files), default=None)
+        return max(_numbered(self._folder(study), _checked_kind(kind)), default=None)
 
 
 class Staged:
@@ -197,6 +196,13 @@ class Staged:
             if stored is not None:
                 stored[1].unlink()
             return StoredPayload(path, self.size)
+
+
+def _numbered(folder: Path, kind: str) -> Iterator[tuple[int, Path]]:
+    """Round and file of each answer of a kind; files that are not ours are passed over."""
+    for file in folder.glob(f"{kind}.*"):
+        if file.suffix[1:].isdecimal() and not file.name.startswith("."):
+            yield int(file.suffix[1:]), file
 
 
 def _checked_kind(kind: str) -> str:

@@ -64,12 +64,22 @@ def test_a_round_is_answered_once(tmp_path: Path) -> None:
 def test_files_are_private_and_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
     store = Responses(tmp_path / "answers")
     store.put(STUDY, 1, "update", ASKED, b"h", b"p")
-    leftover = tmp_path / "answers" / STUDY / ".update.2.x8f"
+    leftover = tmp_path / "answers" / STUDY / ".update.2.x8f_abcd"
     leftover.write_bytes(b"half")
     store = Responses(tmp_path / "answers")
     assert not leftover.exists()
     assert stat.S_IMODE((tmp_path / "answers" / STUDY / "update.1").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "answers" / STUDY).stat().st_mode) == 0o700
+
+
+def test_files_of_others_beside_the_answers_are_passed_over(tmp_path: Path) -> None:
+    store = Responses(tmp_path)
+    store.put(STUDY, 1, "update", ASKED, b"h", b"p")
+    foreign = [tmp_path / STUDY / name for name in (".update.2.x8f", "update.2x", ".update.3", "update.old")]
+    for file in foreign:
+        file.write_bytes(b"another's")
+    Responses(tmp_path).put(STUDY, 2, "update", ASKED, b"h", b"p")
+    assert sorted((tmp_path / STUDY).iterdir()) == sorted([*foreign, tmp_path / STUDY / "update.2"])
 
 
 def test_a_crash_before_forgetting_the_older_answer_leaves_one_after_the_next_start(tmp_path: Path) -> None:
@@ -90,7 +100,7 @@ def test_a_crash_before_forgetting_the_older_answer_leaves_one_after_the_next_st
 def test_half_written_files_are_gone_after_the_next_start(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
     tmp_path = tmp_path / "store"
     tmp_path.mkdir()
-    leftover = tmp_path / f".{STUDY}.json.x8f"
+    leftover = tmp_path / f".{STUDY}.json.x8f_abcd"
     leftover.write_bytes(b"half")
     whole = tmp_path / f"{STUDY}.json"
     whole.write_bytes(b"{}")

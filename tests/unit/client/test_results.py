@@ -100,7 +100,7 @@ def test_no_damage_goes_unnoticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tmp_path: Path) -> None:
     put(Results(tmp_path), about())
-    (tmp_path / f".{STUDY}.training.x7").write_bytes(b"half")
+    (tmp_path / f".{STUDY}.training.x7_abcde").write_bytes(b"half")
     assert Results(tmp_path).get(STUDY, "training", 2) is not None
     assert [file.name for file in tmp_path.iterdir()] == [f"{STUDY}.training"]
 
