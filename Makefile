@@ -32,9 +32,11 @@ check: $(READY)           ## lint and types
 quick: check              ## lint, types, and the tests that take next to no time
 	$(PYTEST) -n $(WORKERS) -m quick tests/architecture tests/unit
 
-# Federations mostly wait; nothing that computes runs beside them and delays their answers.
-test: check               ## everything
-	$(PYTEST) -n $(WORKERS) -m "not federation"
+# Federations mostly wait; nothing that computes runs beside them and delays their answers. The types are checked, by
+# one process, while the other tests run.
+test: $(READY)            ## everything
+	$(BIN)/ruff check .
+	@$(BIN)/mypy & types=$$!; $(PYTEST) -n $(WORKERS) -m "not federation"; tests=$$?; wait $$types && exit $$tests
 	$(PYTEST) -n $(FEDERATIONS) -m "federation and not long" tests/federation
 
 test-long: check          ## properties and attacks again and again, each time from another seed

@@ -50,8 +50,6 @@ SLOW = {
     "unit/server/test_secure_sum.py",
     "unit/server/test_start.py",
     "unit/server/test_sum_memory.py",
-    "unit/server/test_superlink_database.py",
-    "unit/server/test_superlink_store.py",
     "unit/shared/test_adaptation.py",
     "unit/shared/test_supervisor.py",
 }

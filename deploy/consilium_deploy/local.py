@@ -145,7 +145,7 @@ class LocalFederation:
                     env=self._environment(),
                 )
             if name == "server":
-                self.wait(lambda: self.status()["up"] and self._listens(), "the server listens")
+                self.wait(lambda: self._listens() and self.status()["up"], "the server listens")
         for name in names or self.sites:
             if name != "server":
                 socket_file = self.site(name) / "run" / "admin.sock"

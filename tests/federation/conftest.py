@@ -26,7 +26,7 @@ from consilium_client.transport.agent_socket import AgentAway, call_admin
 from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_deploy.local import LocalFederation, LocalFederationError
 from consilium_server.federation import Home as ServerHome
-from consilium_server.state import study_folder
+from consilium_server.state import progress, study_folder
 from consilium_shared.ledger.verify import VerifiedLedger
 from consilium_shared.study import Study
 
@@ -219,6 +219,10 @@ class Hospitals(LocalFederation):
         """The state in which a study ended."""
         self.until(lambda: self.state(study) in ENDED, f"{study} ends", "server")
         return self.state(study)
+
+    def waiting(self, study: str) -> str:
+        """For whom a study waits, as ``status`` says it; cheaper to ask often."""
+        return progress.read(self.folder(study)).waiting
 
     def folder(self, study: str) -> study_folder.StudyFolder:
         """The study's folder at the coordinator."""

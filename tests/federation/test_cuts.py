@@ -90,29 +90,28 @@ def test_cables_are_removed_when_what_runs_over_them_fails(laid: Cables) -> None
     assert there() == before
 
 
-@pytest.mark.parametrize(
-    ("number", "phase"), [(2, "training"), (1, "survivors"), (1, "opening"), (2, "evaluation"), (2, "closing")]
-)
-def test_a_cut_that_is_mended_within_the_round_does_not_change_the_model(
-    wired: Hospitals,
-    cables: Cables,
-    contract: Callable[..., dict[str, Any]],
-    undisturbed: dict[str, bytes],
-    number: int,
-    phase: str,
+def test_cuts_that_are_mended_within_the_exchange_do_not_change_the_model(
+    wired: Hospitals, cables: Cables, contract: Callable[..., dict[str, Any]], undisturbed: dict[str, bytes]
 ) -> None:
-    study = wired.run_study(contract(f"cut-in-{phase}", private=False, rounds=2, steps_per_round=LONG))
-    wired.until_phase(study.study, number, phase)
-    if phase == "training":
-        wired.until(lambda: wired.trains("south", study, 2), "south trains")
-    cables.cut("south")
-    wired.until(lambda: wired.answered(study.study, number, phase) >= {"north", "west"}, "the others answer")
-    wired.until(lambda: not wired.trains("south", study, 2), "south has trained what it was asked for, if it was")
-    time.sleep(CUT_SECONDS)
-    assert wired.answered(study.study, number, phase) == {"north", "west"}, "the cut came too late to mean anything"
-    assert wired.state(study.study) == "running"
+    """One study; in each of its exchanges that differ south is cut off until the others have answered, and longer."""
+    study = wired.run_study(contract("cut", private=False, rounds=2, steps_per_round=LONG))
+    for number, phase in ((1, "survivors"), (1, "opening"), (2, "training"), (2, "evaluation"), (2, "closing")):
+        wired.until_phase(study.study, number, phase)
+        if phase == "training":
+            wired.until(lambda: wired.trains("south", study, 2), "south trains")
+        cables.cut("south")
 
-    cables.mend("south")
+        def others_answered(number: int = number, phase: str = phase) -> bool:
+            return wired.answered(study.study, number, phase) >= {"north", "west"}
+
+        wired.until(others_answered, f"the others answer in {phase}")
+        wired.until(lambda: not wired.trains("south", study, 2), "south has trained what it was asked for, if it was")
+        time.sleep(CUT_SECONDS)
+        answered = wired.answered(study.study, number, phase)
+        assert answered == {"north", "west"}, f"the cut in {phase} came too late to mean anything"
+        assert wired.state(study.study) == "running"
+        cables.mend("south")
+
     assert wired.ended(study.study) == "finished"
     assert wired.weights(study.study) == undisturbed
     whole(wired, study)

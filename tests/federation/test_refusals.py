@@ -215,7 +215,7 @@ def test_a_study_waits_for_whoever_has_not_approved_and_stops_when_the_hospital_
 ) -> None:
     study = hospitals.start(contract("undecided", private=True))
     hospitals.decide("undecided", "approve", "north", "south")
-    hospitals.until(lambda: "2 of at least 3" in told(hospitals, "undecided")["waiting"], "two have approved")
+    hospitals.until(lambda: "2 of at least 3" in hospitals.waiting("undecided"), "two have approved")
     status = told(hospitals, "undecided")
     assert status["waiting"] == "2 of at least 3 sites; waiting for west (not decided)"
     assert (status["state"], status["rounds_done"]) == ("running", 0)
