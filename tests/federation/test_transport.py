@@ -563,9 +563,15 @@ def test_a_killed_superlink_ends_the_run_at_once_and_a_new_run_gets_the_answer(f
         federation.ask(first, question, sites=("north",), timeout=180)
     killing.join()
     federation.register()
-    for each in federation.sites.values():  # a SuperNode that is not known any more ends, and is started again
-        eventually(lambda supernode=each.supernode: supernode.process.poll() is not None)  # type: ignore[misc]
-        each.supernode.start()
+
+    def connected() -> bool:
+        """As ``consilium-site up``: a SuperNode that is not known any more ends, and is started again."""
+        for each in federation.sites.values():
+            if each.supernode.process.poll() is not None:
+                each.supernode.start()
+        return control.online_nodes(federation.settings) == set(federation.sites)
+
+    eventually(connected)
     with open_grid(federation.settings) as second:
         answer = federation.ask(second, question, sites=("north",), timeout=180)["north"]
     assert (answer.problem, answer.header) == (None, b"answer to slow 3 superlink")
