@@ -2,21 +2,24 @@
 
     CONSILIUM_DATA=FOLDER python tests/bench/private_sums.py SET [--sites 4 20] [--epsilon 1 3] [--seeds 3]
         [--forms local sums shared] [--colluding 6] [--sums 48]
-        [--sampling 0.25] [--rate 1.0] [--splits] [--prepared FOLDER] [--json FILE]
+        [--sampling 0.25] [--rate 1.0] [--splits] [--recalibrate 0.1] [--prepared FOLDER] [--json FILE]
 
 ``local``: the settings of ``dp_accuracy.py``, several private steps of small batches at each site a round. ``sums``:
 ``privacy.sums``, each opened sum one step of all sites together, each site's own noise the whole. ``shared``: the
 same with the noise of all sites but ``--colluding`` together the whole, and everybody in every sum. ``--sites 20`` cuts
 the set's sites into so many, each from one of them. ``--splits``: each seed has other patients held back, as many at
 each site, instead of the set's own. Every row costs each site the same ε. Metrics are of the last
-model's probabilities on all held-back patients, without noise: mean over seeds ± their standard deviation. The figures
-kept: ``docs/results/accuracy.md``.
+model's probabilities on all held-back patients, without noise: mean over seeds ± their standard deviation.
+``--recalibrate``: that part of ε goes to noised counts of half of the held-back patients, from which the coordinator
+reads intercept and slope of the probabilities (``evaluation.recalibrate``); metrics are then of the other half,
+recalibrated. The figures kept: ``docs/results/accuracy.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -32,7 +35,11 @@ from numpy.typing import NDArray
 
 from consilium_client.data import Dataset
 from consilium_client.data.dataset import ArrayDataset
-from consilium_client.training.evaluation import measured
+from consilium_client.training.evaluation import measured, noised_counts
+from consilium_server.study.figures import Figures
+from consilium_shared.metrics import Layout
+from consilium_shared.protocol.summand import Opened
+from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 from dp_accuracy import SETS, changed
 from one_process import CPU, contract, federated, hospitals, plans, records
@@ -106,6 +113,12 @@ def study_of(
     liars = options.colluding if options.colluding is not None else max(1, (len(sites) - 1) // 3)
     honest = {"honest_sites": len(sites) - liars} if form == "shared" else {}
     sharing = {"aggregation.min_sites": len(sites), "aggregation.corrupt_sites": liars}
+    counting = {
+        "evaluation.epsilon": options.recalibrate * epsilon,
+        "evaluation.recalibrate": True,
+        "evaluation.metrics": ["auroc", "calibration-intercept", "calibration-slope"],
+        "evaluation.every": options.sums,
+    }
     everybody = sum(int(each.train.sum()) for each in sites.values())
     return changed(
         study,
@@ -117,6 +130,7 @@ def study_of(
             "training.optimizer": {"name": "sgd", "lr": options.rate or 1.0},
             "privacy.sums": {"sampling_rate": options.sampling, **(SHARED if form == "shared" else {}), **honest},
             **(sharing if form == "shared" else {}),
+            **(counting if options.recalibrate else {}),
             "aggregation.weighting": "patients",
             **({"aggregation.optimizer": json.loads(options.optimizer)} if options.optimizer else {}),
             **({"model": {**study.contract["model"], **json.loads(options.model)}} if options.model else {}),
@@ -124,9 +138,33 @@ def study_of(
     )
 
 
-def split_anew(data: Dataset, seed: int) -> Dataset:
-    """The site with as many others held back."""
-    return replace(data, train=np.random.default_rng([100, seed]).permutation(data.train))
+def split_anew(sites: Mapping[str, Dataset], seed: int) -> dict[str, Dataset]:
+    """The sites with as many others held back, each by a draw of its own.
+
+    They are split before anybody cuts them: the same patients are held back, however many sites there are.
+    """
+    draws = {name: np.random.default_rng([100, seed, place]) for place, name in enumerate(sites)}
+    return {name: replace(data, train=draws[name].permutation(data.train)) for name, data in sites.items()}
+
+
+def with_validation(sites: Mapping[str, Dataset], seed: int) -> dict[str, Dataset]:
+    """The sites with half of the patients held back for validation."""
+    draw = np.random.default_rng([200, seed])
+    return {
+        name: replace(data, validation=~data.train & (draw.random(data.patient_count) < 0.5))
+        for name, data in sites.items()
+    }
+
+
+def recalibration(study: Study, model: bytes, sites: Mapping[str, Dataset], seed: int) -> Recalibration:
+    """Intercept and slope that noised counts of the patients for validation give; 0 and 1 where they support none."""
+    figures, total = Figures(study), np.zeros(Layout.of(study).width, dtype=np.int64)
+    assert figures.noise is not None  # the contract gives counts an ε
+    for site, data in sites.items():
+        drawn = hashlib.sha256(f"counts {seed} {site}".encode()).digest()
+        total += noised_counts(model, study, data, CPU, noise_multiplier=figures.noise, seed=drawn, of="validation")
+    found, _ = figures.of(Opened(np.zeros(0, dtype=np.float32), 0, len(sites), total, None))
+    return Recalibration.read(found) or Recalibration(0.0, 1.0)
 
 
 def probabilities(
@@ -151,6 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--forms", nargs="+", choices=("local", "sums", "shared"), default=["local", "sums"])
     parser.add_argument("--colluding", type=int, help="shared: sites that may collude; fewer than a third by default")
+    parser.add_argument("--recalibrate", type=float, default=0.0, help="sums, shared: part of ε for noised counts")
     parser.add_argument("--sums", type=int, default=48)
     parser.add_argument("--sampling", type=float, default=0.25, help="sums: sampling rate")
     parser.add_argument("--rate", type=float, help="learning rate")
@@ -173,14 +212,20 @@ def main(arguments: list[str] | None = None) -> int:
         for epsilon in options.epsilon:
             for number in options.sites:
                 natural = hospitals(data)
-                sites = natural if number == len(natural) else cut(natural, number)
                 for form in options.forms:
                     rows = []
                     for seed in range(options.seeds):
-                        here = {s: split_anew(d, seed) if options.splits else d for s, d in sites.items()}
+                        split = split_anew(natural, seed) if options.splits else natural
+                        split = with_validation(split, seed) if options.recalibrate else split
+                        here = split if number == len(natural) else cut(split, number)
                         study = study_of(options.set, form, epsilon, seed, here, options)
                         model = federated(study, here, plans(name, study, here, seed), seed)
-                        rows.append(scores(*probabilities(study, model, here)))
+                        truth, said = probabilities(study, model, here)
+                        if options.recalibrate:
+                            fitted = recalibration(study, model, here, seed)
+                            odds = fitted.intercept + fitted.slope * (np.log(said) - np.log1p(-said))
+                            said = 1 / (1 + np.exp(-odds))
+                        rows.append(scores(truth, said))
                     print(line(epsilon, number, form, np.array(rows)), flush=True)
                     found.append({"epsilon": epsilon, "sites": number, "form": form, "rows": rows})
     if options.json:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from consilium_server.commands.cli import app
 from consilium_shared import task
+from consilium_shared.config import load_yaml
 from consilium_shared.errors import ConfigurationError
 from consilium_shared.privacy.plan import PrivacyPlan, plan_of
 from consilium_shared.study import Study
@@ -54,6 +55,23 @@ def test_the_more_noise_there_is_for_each_patient_the_lower_the_rate_and_the_mor
     rates = [each["settings"]["training"]["optimizer"]["lr"] for each in (much, little)]
     assert rates[0] < rates[1]
     assert much["doubts"] and not little["doubts"]
+
+
+@pytest.mark.parametrize(
+    ("file", "patients"),
+    [("pneumoniamnist/study-dp.yaml", 4708), ("physionet2012-summary/study.yaml", 3200)],
+)
+def test_the_sample_studies_have_the_settings_that_are_suggested_for_as_many_patients(file: str, patients: int) -> None:
+    name, sample = file.split("/")
+    study = load_yaml(task.studies()[name] / sample, Study)
+    found = task.get(study.task).suggestion(Asked(patients, 4, study.privacy.epsilon))
+    assert found is not None
+    suggested = Study.model_validate({**study.contract, **found.part})
+    for part in ("training", "privacy", "evaluation"):
+        assert getattr(suggested, part).model_dump(exclude={"split", "split_column"}) == getattr(
+            study, part
+        ).model_dump(exclude={"split", "split_column"})
+    assert suggested.model == study.model
 
 
 @pytest.mark.parametrize(
