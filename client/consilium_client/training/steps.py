@@ -282,14 +282,14 @@ def _torch_optimizer(
         optimizer = kind(parameters, spec.lr, weight_decay=spec.weight_decay)
     if spec.schedule is not None or spec.l1:
         _follow(optimizer, study.training, before)
-    global_parameters = [p.detach().clone() for p in parameters]
+    proximal = study.training.proximal
+    global_parameters = [(p, p.detach().clone()) for p in parameters] if proximal > 0 else []
 
     def after() -> None:
         """The gradient of FedProx's (µ/2) |w - w_global|² (Li et al. 2020, eq. 2). It reads no patient's data."""
-        if study.training.proximal > 0:
-            for parameter, global_parameter in zip(parameters, global_parameters, strict=True):
-                assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
-                parameter.grad.add_(parameter.detach() - global_parameter, alpha=study.training.proximal)
+        for parameter, global_parameter in global_parameters:
+            assert parameter.grad is not None  # noqa: S101  (set just before, on every path)
+            parameter.grad.add_(parameter.detach() - global_parameter, alpha=proximal)
 
     return optimizer, after
 

@@ -133,8 +133,7 @@ def train(
     if private is None and not part.patient_count:
         raise DataError(f"study {study.study}: no patient is left for training on {study.data.asset}")
     model = build(study)
-    start = unpack(model_bytes, model, study)
-    load_vector(model, start)
+    load_vector(model, unpack(model_bytes, model, study))
     model.to(device).train()
     loss = task.of(study).loss(study, device)
     if private is not None:
@@ -163,8 +162,10 @@ def train(
             done += 1
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
-    update = trained(to_vector(model), study) - trained(start, study)
-    diverged = not (np.abs(update) <= UPDATE_COORDINATE).all()  # NaN is too
+    model.zero_grad()  # of a large model what is needed no more is memory
+    update = trained(to_vector(model), study)
+    update -= trained(unpack(model_bytes, model, study), study)
+    diverged = not -UPDATE_COORDINATE <= update.min() <= update.max() <= UPDATE_COORDINATE  # NaN is too
     if diverged and private is None:
         raise DataError(f"study {study.study}, round {round}: {DIVERGED}")
     if diverged:  # it was made of noisy sums that are paid for; a refusal would tell of them, and cost a charge

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -37,24 +38,40 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] |
     Raises:
         ValueError: another type, or an array that is not contiguous.
     """
-    names = {kind: name for name, kind in TYPES.items()}
-    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    about: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    start = 0
-    for name in order:
-        array = arrays[name]
-        if array.dtype not in names or not array.flags.c_contiguous:
+    for name, array in arrays.items():
+        if array.dtype not in TYPES.values() or not array.flags.c_contiguous:
             raise ValueError(f"{name}: not a contiguous array of float32 or float64")
-        end = start + array.nbytes
-        about[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-        start = end
-    head = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    yield memoryview(len(head).to_bytes(8, "little") + head)
-    for name in order:
+    head, places = header({name: (each.dtype, each.shape) for name, each in arrays.items()}, metadata)
+    yield memoryview(head)
+    for name in places:
         octets = arrays[name].reshape(-1).view(np.uint8).data
         for begin in range(0, len(octets), PIECE_BYTES):
             yield octets[begin : begin + PIECE_BYTES]
+
+
+def header(
+    arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The bytes of such a file before its arrays; and each array's name and first byte in the file, in its order.
+
+    Args:
+        arrays: name to type, float32 or float64, and shape.
+        metadata: of the file.
+
+    >>> header({"weight": (np.dtype("<f4"), (2, 3))})[1]
+    {'weight': 80}
+    """
+    names = {kind: name for name, kind in TYPES.items()}
+    about: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    places, start = {}, 0
+    for name in sorted(arrays, key=lambda name: (-arrays[name][0].itemsize, name)):
+        kind, shape = arrays[name]
+        end = start + kind.itemsize * math.prod(shape)
+        about[name] = {"dtype": names[kind], "shape": list(shape), "data_offsets": [start, end]}
+        places[name], start = start, end
+    head = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head, {name: 8 + len(head) + at for name, at in places.items()}
 
 
 def digest(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> str:
