@@ -12,7 +12,7 @@ from consilium_client.site import Home
 from consilium_client.transport.sandbox import without_network
 from consilium_client.transport.supernode import LAST_WORD
 from consilium_shared.process.process_lock import ProcessLock
-from consilium_shared.process.supervisor import Program, Supervisor
+from consilium_shared.process.supervisor import CARRIES, Program, Supervisor
 
 if TYPE_CHECKING:
     from consilium_client.site_config import SiteConfig
@@ -46,6 +46,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
                     *(python, "-m", "consilium_client.transport.supernode", *place, "--runtime-port", port),
                     *("--superlink", f"{invitation.address}:{invitation.port}"),
                 ],
+                CARRIES,
                 last_word=LAST_WORD,
             )
         )
@@ -53,6 +54,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
             Program(
                 "courier",
                 [python, "-m", "consilium_client.transport.courier", *place, "--runtime-port", port],
+                CARRIES,
                 # The SuperNode would wait a minute for a dead courier's task; started anew it is asked again at once.
                 takes_down="supernode",
             )

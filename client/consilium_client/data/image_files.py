@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from consilium_shared.inputs import Image
-from consilium_shared.preparation.foreign import FILE_BYTES, Unusable
+from consilium_shared.preparation.foreign import FILE_BYTES, OutOfMemory, Unusable
 from consilium_shared.preparation.picture import presented, toned
 from consilium_shared.preparation.pixels import PIXELS
 
@@ -34,6 +34,8 @@ def read_image_file(path: Path, image: Image) -> NDArray[np.float32]:
                 return presented(toned(_shown(ImageOps.exif_transpose(file)), image), image)
     except Unusable:
         raise
+    except MemoryError:
+        raise OutOfMemory from None
     except Pillow.DecompressionBombError:  # from twice Pillow's own bound on, before the size can be asked
         raise Unusable(f"more than {PIXELS // 10**6} million pixels") from None
     except Exception:  # a foreign file may break a decoder in any way, and its message may quote the file

@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from consilium_shared.inputs import Image
-from consilium_shared.preparation.foreign import FILE_BYTES, Unusable
+from consilium_shared.preparation.foreign import FILE_BYTES, OutOfMemory, Unusable
 from consilium_shared.preparation.volume import VOXELS, presented_volume
 
 HEADER_BYTES = 540
@@ -75,6 +75,8 @@ def read_voxels(path: Path, *, scaled: bool = True) -> Voxels:
         return _upright(values, header.get_best_affine())
     except Unusable:
         raise
+    except MemoryError:
+        raise OutOfMemory from None
     except Exception:  # a foreign file may break a reader in any way, and its message may quote the file
         raise Unusable("not a NIfTI file, or a damaged one") from None
 

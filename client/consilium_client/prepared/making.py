@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from consilium_client.prepared.catalogue import File, Stamp, read_file
 from consilium_client.prepared.recipe import Recipe, Source, packed
-from consilium_shared.preparation.foreign import Unusable
+from consilium_shared.preparation.foreign import OutOfMemory, Unusable
 
 CHANGED = "changed while it was read"
 
@@ -51,7 +51,9 @@ def make(recipe: Recipe, source: Source) -> Record | Failed:
         arrays = recipe.make(source)
         return Record(packed(arrays, recipe.fields), recipe.remark(arrays))
     except Unusable as error:
-        return Failed(str(error))
+        return Failed(str(error), error.lasting)
+    except MemoryError:
+        return Failed(str(OutOfMemory()), lasting=False)
 
 
 def confirmed(outcome: Record | Failed, source: Source, files: tuple[File, ...] | None) -> Record | Failed:

@@ -29,7 +29,9 @@ READY = "ready"
 WORDS = 300
 """Most characters of a reason or a remark."""
 FEW = 64
-"""So many sources are made here; of more, each process begins with as many: starting one takes a second."""
+"""Sources for which one more process is started: starting it takes a second."""
+MANY = 512
+"""Sources that one process makes. One that a foreign file has taken over has no more of them to answer wrongly."""
 CRASHED = "the decoder crashed on it, or took more memory than there was"
 ENDLESS = f"the decoder took longer than {SECONDS / 60:.0f} minutes"
 
@@ -54,12 +56,6 @@ def prepare(recipe: Recipe, sources: list[Source], wanted: Wanted, done: Done, p
         DataError: the processes do not start.
     """
     count = min(processes, -(-len(sources) // FEW))
-    if len(sources) <= FEW:
-        for number, source in enumerate(sources):
-            files = files_of(source)
-            skip = files is not None and not wanted(number, files)
-            done(number, None if skip else confirmed(make(recipe, source), source, files))
-        return
     queue, lock = _Queue(sources, memory), threading.Lock()
 
     def work() -> None:
@@ -117,10 +113,12 @@ class _Queue:
 
 
 class _Preparer:
-    """One process, started again where a source has ended it."""
+    """One process, started when there is something to make, and again where a source has ended it or after many."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._left = 0
+        """Sources that the process that runs still makes."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> _Preparer:
@@ -157,7 +155,7 @@ class _Preparer:
             return Failed(CRASHED, lasting=False)
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and said_something(_pipe(self._process.stdout)):
+        if self._process is not None and (not self._left or said_something(_pipe(self._process.stdout))):
             self._end()  # it is gone, or wrote what would be taken for an answer about the next source
         if self._process is None:
             one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
@@ -177,6 +175,8 @@ class _Preparer:
             except (EOFError, BrokenPipeError, TimeoutError):
                 self._end()
                 raise DataError("a process that prepares data does not start; see whether memory is left") from None
+            self._left = MANY
+        self._left -= 1
         return self._process
 
     def _end(self) -> None:

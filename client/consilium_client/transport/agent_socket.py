@@ -26,6 +26,7 @@ import grpc
 
 from consilium_shared import limits
 from consilium_shared.errors import ConfigurationError, PeerError, TransportError
+from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def serve(path: Path, handler: Handler) -> grpc.Server:
 
     def exchange(pieces: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            message = _join(pieces)
+            message = _join(pieces, path.parent)
         except PeerError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed message")
         header, answer = _guarded(lambda: handler(*message), context)
@@ -172,10 +173,15 @@ def cut(payload: bytes) -> Iterator[bytes]:
         yield bytes(view[start : start + limits.CHUNK_BYTES])
 
 
-def _join(pieces: Iterable[bytes]) -> tuple[bytes, bytes]:
-    """Put the chunks of one message together again, or raise PeerError when it is empty or too large."""
-    body: list[bytes] = []
-    return _receive(pieces, body.append), b"".join(body)
+def _join(pieces: Iterable[bytes], folder: Path) -> tuple[bytes, bytes]:
+    """Put the chunks of one message together again, or raise PeerError when it is empty or too large.
+
+    A large payload waits in a file without a name in ``folder``, so that its chunks and the whole are never in memory
+    at once.
+    """
+    with Upload(folder) as payload:
+        header = _receive(pieces, payload.write)
+        return header, payload.read()
 
 
 def _receive(pieces: Iterable[bytes], take: Callable[[bytes], object]) -> bytes:

@@ -14,7 +14,7 @@ from consilium_server.superlink.settings import SuperLinkSettings, settings_of
 from consilium_server.superlink.start import wait_for_superlink
 from consilium_shared.errors import ConsiliumError, TransportError
 from consilium_shared.process.process_lock import ProcessLock
-from consilium_shared.process.supervisor import Program, Supervisor
+from consilium_shared.process.supervisor import CARRIES, Program, Supervisor
 
 LOOK_SECONDS = 0.5
 
@@ -38,6 +38,7 @@ def up_forever(home: Home, say: Callable[[str], None]) -> None:
                     *("--public-host", link.public_host, "--public-port", str(link.public_port)),
                     *("--private-port", str(link.private_port)),
                 ],
+                CARRIES,
             )
         )
         wait_for_superlink(home.logs / "superlink.log", link, supervisor, say)
@@ -75,7 +76,7 @@ class _Watch:
                 continue
             if wanted and not self._supervisor.has(name):
                 command = [sys.executable, "-m", "consilium_server.study", "--home", str(self._home.root)]
-                self._supervisor.add(Program(name, [*command, "--study", folder.name], restart=False))
+                self._supervisor.add(Program(name, [*command, "--study", folder.name], CARRIES, restart=False))
 
     def _sync_roster(self) -> None:
         try:

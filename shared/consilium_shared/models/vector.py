@@ -223,7 +223,7 @@ def check(data: bytes, study: Study, *, first: bool = False) -> str:
 
 
 def _close(one: Vector, other: Vector) -> bool:
-    """Whether no two numbers differ by more than ``INITIAL``, looked at in pieces."""
+    """Differences of two vectors are at most ``INITIAL``; they are looked at in pieces."""
     pieces = (slice(start, start + PIECE) for start in range(0, one.size, PIECE))
     return all(np.allclose(one[piece], other[piece], rtol=0.0, atol=INITIAL) for piece in pieces)
 

@@ -36,7 +36,22 @@ INFLATED_BYTES = 2**28
 
 
 class Unusable(Exception):
-    """One file cannot be used; the text is the reason under which it is set aside. Never an error that a user sees."""
+    """One file cannot be used; the text is the reason under which it is set aside. Never an error that a user sees.
+
+    Attributes:
+        lasting: whether it follows from the file alone, so that the file need not be tried again.
+    """
+
+    lasting = True
+
+
+class OutOfMemory(Unusable):
+    """Lack of memory for one file: with more of it, or at another time, the file may be read."""
+
+    lasting = False
+
+    def __init__(self) -> None:
+        super().__init__("this machine's memory did not suffice to decode it")
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -105,5 +120,7 @@ def any_failure(reason: str) -> Iterator[None]:
             yield
     except Unusable:
         raise
+    except MemoryError:
+        raise OutOfMemory from None
     except Exception:  # any vendor's file may break a decoder in any way, and its message may quote the file
         raise Unusable(reason) from None

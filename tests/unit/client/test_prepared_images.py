@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support import studies
+from tests.support import decoders, studies
 
 from consilium_client import data
 from consilium_client.data import recipes
@@ -31,7 +31,6 @@ from consilium_deploy.dicom_files import Scanner, write_radiograph
 from consilium_shared.errors import DataError
 from consilium_shared.models import build
 from consilium_shared.models.vector import pack, to_vector
-from consilium_shared.preparation import picture
 from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
 
@@ -85,15 +84,8 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         assert (mine.counts, mine.first) == (theirs.counts, theirs.first)
 
 
-def dark(self: recipes.ImageRecipe, arrays: tuple[np.ndarray, ...]) -> str:
-    return "dark" if arrays[0].mean() < 0.4 else ""
-
-
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(picture, "read_picture", refuse)
+    monkeypatch.setattr(processes._Preparer, "_made", lambda *_: pytest.fail("decoded"))
 
 
 def files(folder: AssetFolder) -> Iterator[Path]:
@@ -151,7 +143,10 @@ def test_nothing_is_decoded_again_at_the_next_start_or_for_another_study(
 def test_remarks_on_records_are_kept_with_them(
     asset: DicomAsset, folder: AssetFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes.ImageRecipe, "remark", dark)
+    monkeypatch.setattr(recipes.ImageRecipe, "remark", decoders.dark)
+    monkeypatch.setattr(processes, "MODULE", "tests.support.decoders")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("DARK", "yes")
     plain = data.load(asset, study())
     assert 0 < plain.report.notes.counts["dark"] < PATIENTS - 1
     for _ in range(2):  # made, then found
@@ -325,5 +320,5 @@ def test_a_file_that_ends_the_decoder_is_set_aside_and_the_others_are_prepared(
     assert len(found) == PATIENTS - 2
     assert found.report.set_aside.counts[processes.CRASHED] == 1
     assert found.report.set_aside.first[processes.CRASHED] == "p7.dcm"
-    monkeypatch.setattr(processes, "FEW", 64)
+    monkeypatch.setattr(processes, "MODULE", "consilium_client.data.preparing")
     assert len(data.load(asset, study(), None, folder)) == PATIENTS - 1, "it is tried again"

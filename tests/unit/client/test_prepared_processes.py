@@ -7,17 +7,20 @@ import json
 import os
 import resource
 import struct
+import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from consilium_client.prepared import making, processes
 from consilium_client.prepared.catalogue import File, read_file
 from consilium_client.prepared.making import CHANGED, Failed, Record
 from consilium_client.prepared.recipe import Field, Recipe, Source
+from consilium_shared.preparation.foreign import OutOfMemory, any_failure
 from consilium_shared.printable import REPLACEMENT
 
 
@@ -102,6 +105,40 @@ def test_what_it_says_beside_an_answer_is_not_taken_for_the_next(
     good, evil = (frame(b'{"remark": ""}') + bytes([each] * 8) for each in (1, 2))
     outcomes, _ = prepared(monkeypatch, sources, good + evil)
     assert outcomes == [Record(bytes([1] * 8))] * 3
+
+
+def test_a_single_file_is_made_in_a_process_and_one_that_makes_no_more_is_started_anew(
+    monkeypatch: pytest.MonkeyPatch, sources: list[Source]
+) -> None:
+    """``Numbers`` cannot be made in the agent."""
+    started: list[Any] = []
+    popen = subprocess.Popen
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        started.append(popen(*arguments, **named))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
+    good = frame(b'{"remark": ""}') + bytes([3] * 8)
+    assert prepared(monkeypatch, sources[:1], good)[0] == [Record(bytes([3] * 8))]
+    assert len(started) == 1
+    monkeypatch.setattr(processes, "MANY", 2)
+    assert prepared(monkeypatch, sources, good)[0] == [Record(bytes([3] * 8))] * 3
+    assert len(started) == 3
+
+
+def test_memory_that_was_not_there_is_no_lasting_reason(sources: list[Source]) -> None:
+    class Greedy(Numbers):
+        def make(self, source: Source) -> Any:
+            return (np.zeros(2**60, dtype=np.uint8),)
+
+    class Foreign(Numbers):
+        def make(self, source: Source) -> Any:
+            with any_failure("not readable as DICOM"):
+                return (np.zeros(2**60, dtype=np.uint8),)
+
+    for recipe in (Greedy(), Foreign()):
+        assert making.make(recipe, sources[0]) == Failed(str(OutOfMemory()), lasting=False)
 
 
 @pytest.mark.parametrize("how", ["drip", "deaf"])
