@@ -1,15 +1,17 @@
 """Private studies whose every opened sum is one step, beside several local steps a round: a Markdown table.
 
     CONSILIUM_DATA=FOLDER python tests/bench/private_sums.py SET [--sites 4 20] [--epsilon 1 3] [--seeds 3]
-        [--forms local sums shared] [--colluding 6] [--sums 48]
+        [--forms local sums shared floats] [--colluding 6] [--sums 48]
         [--sampling 0.25] [--rate 1.0] [--splits] [--recalibrate 0.1] [--prepared FOLDER] [--json FILE]
 
 ``local``: the settings of ``dp_accuracy.py``, several private steps of small batches at each site a round. ``sums``:
 ``privacy.sums``, each opened sum one step of all sites together, each site's own noise the whole. ``shared``: the
-same with the noise of all sites but ``--colluding`` together the whole, and everybody in every sum. ``--sites 20`` cuts
-the set's sites into so many, each from one of them. ``--splits``: each seed has other patients held back, as many at
-each site, instead of the set's own. Every row costs each site the same ε. Metrics are of the last
-model's probabilities on all held-back patients, without noise: mean over seeds ± their standard deviation.
+same with the noise of all sites but ``--colluding`` together the whole, and everybody in every sum. ``floats``: as
+``sums`` without the program, of a linear model with everybody in every step: gradients by formula, clipped in float64,
+Gaussian noise, no grid, no integers. ``--sites 20`` cuts the set's sites into so many, each from one of them.
+``--splits``: each seed has other patients held back, as many at each site, instead of the set's own. Every row costs
+each site the same ε. Metrics are of the last model's probabilities on all held-back patients, without noise: mean over
+seeds ± their standard deviation.
 ``--recalibrate``: that part of ε goes to noised counts of half of the held-back patients, from which the coordinator
 reads intercept and slope of the probabilities (``evaluation.recalibrate``); metrics are then of the other half,
 recalibrated. The figures kept: ``docs/results/accuracy.md``.
@@ -38,6 +40,9 @@ from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training.evaluation import measured, noised_counts
 from consilium_server.study.figures import Figures
 from consilium_shared.metrics import Layout
+from consilium_shared.models import build
+from consilium_shared.models.vector import pack, to_vector
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
@@ -167,6 +172,27 @@ def recalibration(study: Study, model: bytes, sites: Mapping[str, Dataset], seed
     return Recalibration.read(found) or Recalibration(0.0, 1.0)
 
 
+def in_floats(study: Study, sites: Mapping[str, Dataset], plans: Mapping[str, Plan], seed: int) -> bytes:
+    """Model after the study's sums by the formula of its gradients, of a linear model and everybody in every step."""
+    draw, start = np.random.default_rng([300, seed]), to_vector(build(study)).astype(np.float64)
+    numbers = [data.part("train").records for data in sites.values()]
+    inputs = np.concatenate([np.asarray(d.inputs[0])[n] for d, n in zip(sites.values(), numbers, strict=True)])
+    classes = np.concatenate([d.targets(n)[0] for d, n in zip(sites.values(), numbers, strict=True)])
+    wide, outcome = np.hstack([inputs, np.ones((len(inputs), 1))]).astype(np.float64), np.eye(2)[classes]
+    weights = np.hstack([start[:-2].reshape(2, -1), start[-2:, None]])
+    plan, training = next(iter(plans.values())), study.training
+    assert isinstance(plan, PrivacyPlan) and plan.sampling_rate == 1.0
+    deviation = plan.noise_multiplier * plan.clipping_norm * np.sqrt(len(sites))
+    for _ in range(training.rounds):
+        odds = np.exp(wide @ weights.T)
+        off = odds / odds.sum(axis=1, keepdims=True) - outcome
+        norms = np.linalg.norm(off, axis=1) * np.linalg.norm(wide, axis=1)
+        clipped = (off * np.minimum(1.0, plan.clipping_norm / norms)[:, None]).T @ wide
+        noised = clipped + draw.normal(0.0, deviation, clipped.shape)
+        weights -= training.optimizer.lr * noised / training.expected_batch
+    return pack(np.concatenate([weights[:, :-1].ravel(), weights[:, -1]]).astype(np.float32), study)
+
+
 def probabilities(
     study: Study, model: bytes, sites: Mapping[str, Dataset]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -187,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sites", nargs="+", type=int, default=[4])
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--forms", nargs="+", choices=("local", "sums", "shared"), default=["local", "sums"])
+    parser.add_argument("--forms", nargs="+", choices=("local", "sums", "shared", "floats"), default=["local", "sums"])
     parser.add_argument("--colluding", type=int, help="shared: sites that may collude; fewer than a third by default")
     parser.add_argument("--recalibrate", type=float, default=0.0, help="sums, shared: part of ε for noised counts")
     parser.add_argument("--sums", type=int, default=48)
@@ -219,7 +245,11 @@ def main(arguments: list[str] | None = None) -> int:
                         split = with_validation(split, seed) if options.recalibrate else split
                         here = split if number == len(natural) else cut(split, number)
                         study = study_of(options.set, form, epsilon, seed, here, options)
-                        model = federated(study, here, plans(name, study, here, seed), seed)
+                        own = plans(name, study, here, seed)
+                        if form == "floats":
+                            model = in_floats(study, here, own, seed)
+                        else:
+                            model = federated(study, here, own, seed)
                         truth, said = probabilities(study, model, here)
                         if options.recalibrate:
                             fitted = recalibration(study, model, here, seed)

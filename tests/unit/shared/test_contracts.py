@@ -17,7 +17,7 @@ from consilium_shared.study import Study
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "contracts"
 DIGESTS: dict[str, dict[str, str]] = json.loads((VECTORS / "digests.json").read_text())
-SAMPLE = task.studies()["demo-vitals"] / "study.yaml"
+SAMPLE = task.studies()["demo-xray"] / "study.yaml"
 
 
 def released(name: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_a_study_of_a_file_says_every_key_of_the_newest_schema() -> None:
         (("version",), "1"),
         (("training", "rounds"), "3"),
         (("training", "unheard_of"), 1),
-        (("data", "series", "variables", 0, "unheard_of"), 1),
+        (("data", "image", "unheard_of"), 1),
         (("data", "label", "classes"), {"a": 1, "b": 2}),
         (("privacy", "epsilon"), "4"),
         (("aggregation", "optimizer"), None),
@@ -98,7 +98,7 @@ def test_a_file_may_ask_for_schema_1_if_it_has_no_later_key(tmp_path: Path) -> N
     file.write_text(SAMPLE.read_text() + "schema_version: 1\n")
     with pytest.raises(ConfigurationError, match=r"schema_version: 1 has no evaluation\.split_label"):
         load_yaml(file, Study)
-    file.write_text(SAMPLE.read_text().replace(" split_label: demo-vitals,", "") + "schema_version: 1\n")
+    file.write_text(SAMPLE.read_text().replace(" split_label: demo-xray,", "") + "schema_version: 1\n")
     assert "schema_version" not in load_yaml(file, Study).contract
     file.write_text(SAMPLE.read_text() + f"schema_version: {SCHEMA + 1}\n")
     with pytest.raises(ConfigurationError, match="schema_version"):

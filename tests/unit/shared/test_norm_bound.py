@@ -22,7 +22,7 @@ from consilium_shared.privacy.plan import plan_of
 from consilium_shared.study import Study
 
 CPU = torch.device("cpu")
-SAMPLE = task.studies()["demo-vitals"] / "study.yaml"
+SAMPLE = task.studies()["demo-xray"] / "study.yaml"
 
 
 def study(privacy: dict[str, Any] | None = None, **training: Any) -> Study:
@@ -103,7 +103,7 @@ def test_a_file_without_a_bound_gives_a_contract_with_the_derived_one(tmp_path: 
     given = study_file.read(SAMPLE)
     assert given.contract["aggregation"]["norm_bound"] == derived_norm_bound(given) != UNRULED
     named = tmp_path / "study.yaml"
-    named.write_text(SAMPLE.read_text().replace("{name: fedavg}", "{name: fedavg}, norm_bound: 7.5"))
+    named.write_text(SAMPLE.read_text().replace("momentum: 0.5}", "momentum: 0.5}, norm_bound: 7.5"))
     assert study_file.read(named).aggregation.norm_bound == 7.5
 
 
@@ -113,7 +113,7 @@ def test_the_file_of_a_study_that_another_release_started_is_still_that_study(
 ) -> None:
     """Where it is run again, and where its model is tested."""
     sample = tmp_path / "sample.yaml"  # without the key that older releases have not
-    sample.write_text(SAMPLE.read_text().replace(" split_label: demo-vitals,", ""))
+    sample.write_text(SAMPLE.read_text().replace(" split_label: demo-xray,", ""))
     content = read_yaml(sample)
     bound = older.pop("norm_bound", UNRULED)
     rules = {**content["aggregation"], "norm_bound": bound}
