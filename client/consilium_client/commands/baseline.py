@@ -19,7 +19,8 @@ from consilium_client.site import Home
 from consilium_client.site_config import SiteConfig
 from consilium_shared import metrics, task
 from consilium_shared.errors import ConfigurationError, DataError
-from consilium_shared.privacy.plan import PrivacyPlan
+from consilium_shared.privacy.accountant import check_delta
+from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.study import Study
 
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ def start_from(study: Study, weights: Path | None) -> Vector | None:
     return found
 
 
+def _plan(study: Study, patients: int) -> Plan:
+    """Plan of the study for so many patients, who may be those of all its sites in one place."""
+    privacy = study.privacy
+    if privacy.sums is None or privacy.delta is None:
+        return make_plan(study, patients)
+    check_delta(privacy.delta, patients)
+    # It is the same for any number; a site with more patients than all sites should have is refused, these are not.
+    return make_plan(study, min(patients, int(study.training.expected_batch / privacy.sums.sampling_rate)))
+
+
 def train_alone(
     study: Study,
     records: Dataset,
@@ -100,7 +111,7 @@ def train_alone(
     from consilium_shared.models.vector import pack, to_vector, trained, with_trained
     from dpsgd import device
 
-    plan = make_plan(study, int(records.train.sum()))
+    plan = _plan(study, int(records.train.sum()))
     if isinstance(plan, PrivacyPlan):
         plan = plan.whole()  # alone a site has nobody to share its noise with
     where = device.choose(device_name)

@@ -12,6 +12,7 @@ from tests.support.records import dataset
 from consilium_client.commands.baseline import train_alone
 from consilium_client.data.dataset import ArrayDataset
 from consilium_client.training import trainer
+from consilium_shared.errors import ConfigurationError
 from consilium_shared.models import build
 from consilium_shared.models.vector import unpack
 from consilium_shared.study import Study
@@ -60,6 +61,21 @@ def test_a_baseline_computes_as_the_sites_rounds_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trainer, "train", train)
     train_alone(study(1), records(), "cpu", engine="opacus")
     assert ways == ["opacus"]
+
+
+def test_private_sums_are_compared_with_all_data_in_one_place_also_where_that_is_more_than_the_contract_expects() -> (
+    None
+):
+    given = studies.study(
+        {"name": "mlp", "hidden": 4},
+        {"features": [{"name": n} for n in "abc"]},
+        training={"rounds": 2, "steps_per_round": 1, "expected_batch": 19, "optimizer": {"lr": 0.5}},
+        privacy={"mode": "dp", "epsilon": 5.0, "delta": 1e-2, "clipping_norm": 1.0, "sums": {"sampling_rate": 0.5}},
+    )
+    assert np.isfinite(reached(given)).all()
+    loose = Study.model_validate({**given.contract, "privacy": {**given.contract["privacy"], "delta": 0.05}})
+    with pytest.raises(ConfigurationError, match="delta"):
+        reached(loose)
 
 
 def test_without_an_average_it_is_the_last_rounds_model() -> None:
