@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import ipaddress
 import signal
 import ssl
 import tempfile
@@ -14,16 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pydicom import dcmread
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet, Verification
 from tests.intake import studies
 from tests.intake.archives import Archive, free_port, trusted
+from tests.intake.tls import certificates
 
 from consilium_client.intake.dicomweb import WebSource
 from consilium_client.intake.dimse import DimseSource
@@ -214,41 +209,6 @@ def test_an_answer_that_is_not_in_parts_is_refused() -> None:
     for kind in ("application/dicom", "multipart/related", "multipart/related; boundary=" + "x" * 100, ""):
         with pytest.raises(TransportError):
             boundary_of(kind)
-
-
-def certificates(folder: Path) -> dict[str, Path]:
-    """A hospital's CA; certificates of the archive (for 127.0.0.1) and of the site."""
-    folder.mkdir()
-    made: dict[str, Path] = {}
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hospital CA")])
-    for name in ("ca", "archive", "site"):
-        key = ca_key if name == "ca" else ec.generate_private_key(ec.SECP256R1())
-        subject = ca_name if name == "ca" else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(ca_key, hashes.SHA256())
-        )
-        made[name] = folder / f"{name}.crt"
-        made[name].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        made[f"{name}.key"] = folder / f"{name}.key"
-        made[f"{name}.key"].write_bytes(private)
-    return made
 
 
 def test_an_archive_behind_https_wants_a_certificate_and_a_token(archive_of, site, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands that take in data from the hospital's systems: receive, pull, deidentify."""
+"""Commands that take in data from the hospital's systems: receive, pull, deidentify, pull-fhir, imports."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(pull)
     app.command()(deidentify)
     app.command()(reidentify)
+    app.command()(pull_fhir)
     app.command()(import_fhir)
     app.command()(import_sql)
 
@@ -186,6 +187,32 @@ def reidentify(
         raise ConfigurationError(f"{place.intake} has no table of people: nothing was de-identified here")
     patient, issuer = Pseudonyms(place.intake, 1).person(pseudonym)
     _say(patient + (f" ({issuer})" if issuer else ""))
+
+
+def pull_fhir(
+    export: Annotated[str | None, typer.Argument(help="an export of site.yaml, where it has several")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a new FHIR bulk export from the hospital's server, in the place of the one before (SMART Backend Services).
+
+    One that broke off is simply run again.
+    """
+    from consilium_client.intake.smart import pull as pull_export
+
+    place, settings = _settings(home)
+    served = {name: each for name, each in settings.fhir.items() if each.server is not None}
+    name = next(iter(served), None) if export is None and len(served) == 1 else export
+    if name not in served:
+        known = ", ".join(served) or "none"
+        raise ConfigurationError(f"{place.config_file}: name an export of intake.fhir that has a server ({known})")
+    wanted = served[name].at(place.root)
+    assert wanted.server is not None  # noqa: S101  (those alone are looked at)
+    done = pull_export(wanted.server, wanted.folder, settings.limits, (lambda _: None) if as_json else _say)
+    if as_json:
+        print(json.dumps(vars(done), indent=2, sort_keys=True))
+        return
+    _say(f"{name}: {done.files} files, {done.size / 2**20:.1f} MiB, {done.here_before} of them fetched before")
 
 
 def import_fhir(

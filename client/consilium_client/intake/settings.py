@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from consilium_client.intake.certificates import Certificates, Column, Port
+from consilium_client.intake.fhir_server import FhirServer
 from consilium_client.intake.sql_settings import SqlExport
 from consilium_shared.config import Strict
 from consilium_shared.fields import Name
@@ -236,6 +237,8 @@ class FhirExport(Strict):
     """System of the patients' identifier that the archive's PatientID is; without it their FHIR ``id`` counts."""
     variables: dict[Column, Variable]
     flags: dict[Column, Flag] = Field(default_factory=dict)
+    server: FhirServer | None = None
+    """Server that ``consilium-site pull-fhir`` asks for the export; None: somebody puts it into ``folder``."""
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
@@ -253,7 +256,7 @@ class FhirExport(Strict):
     def at(self, base: Path) -> FhirExport:
         """Copy of the export whose paths start from the folder ``base``."""
         paths = {name: base / getattr(self, name) for name in ("folder", "patients", "samples")}
-        return self.model_copy(update=paths)
+        return self.model_copy(update={**paths, "server": None if self.server is None else self.server.at(base)})
 
 
 class Intake(Strict):
