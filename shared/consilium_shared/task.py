@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from consilium_shared.answer import Answer
     from consilium_shared.study import Study
     from consilium_shared.suggestion import Asked, Suggestion
 
@@ -138,6 +139,7 @@ class Task(ABC):
         augmentations: names that ``training.augment`` may have besides ``none``.
         one_class: whether a record has one class, int64 ``[N]``, as its first target.
         explained: metric to what it says, for people; others stand under their own name.
+        answers: whether a study is a question, whose weights are no model but its ``answer``.
     """
 
     name: ClassVar[str]
@@ -148,6 +150,7 @@ class Task(ABC):
     augmentations: ClassVar[tuple[str, ...]] = ()
     one_class: ClassVar[bool] = False
     explained: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    answers: ClassVar[bool] = False
 
     # -- the contract
 
@@ -242,6 +245,10 @@ class Task(ABC):
 
     def predictions(self, study: Study) -> Predictions | None:
         """Predictions of a finished model; None where it leaves as no bundle."""
+        return None
+
+    def answer(self, study: Study, weights: NDArray[np.float32], sites: int) -> Answer | None:
+        """Tables that a study's weights ``[d]`` are, of a sum of so many sites; None where they are a model."""
         return None
 
     # -- documents

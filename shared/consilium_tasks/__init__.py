@@ -13,6 +13,7 @@ TASKS = {
     "image-multilabel": "consilium_tasks.image_multilabel",
     "survival": "consilium_tasks.survival",
     "forecasting": "consilium_tasks.forecasting",
+    "cross-table": "consilium_tasks.cross_table",
 }
 """Task, as a contract names it, to the module that has it as ``TASK``."""
 
