@@ -54,17 +54,20 @@ class Table:
             beyond = ~(_statistic(cells) < found[0])  # what is undefined counts against a finding
         return float(found[0]), float((1 + beyond.sum()) / (1 + DRAWS))
 
-    def quantiles(self, column: int, noise: float) -> list[tuple[float, float, float]]:
-        """Quartiles of one class of a numeric feature, each with the ends of its interval; ends are edges at the most.
+    def quantiles(self, column: int, noise: float) -> list[tuple[float, float, float]] | None:
+        """Quartiles of one class of a numeric feature with the ends of their intervals; None where noise leaves nobody.
 
-        Within a bin values are taken as evenly spread, so that a quartile is no finer than its bin.
+        Within a bin values are taken as evenly spread, so that a quartile is no finer than its bin. None lies beyond
+        the outer edges.
         """
         counts, draw = self.counts[:, column], np.random.default_rng(0)
+        if counts.sum() <= 2 * WIDTH * noise * math.sqrt(len(counts)):
+            return None
         drawn = counts + draw.normal(0, noise, (DRAWS, len(counts)))
         found = []
         for level in QUANTILES:
             many = np.array([_quantile(each, self.edges, level) for each in drawn])
-            low, high = np.quantile(many, (0.025, 0.975))
+            low, high = np.nanquantile(many, (0.025, 0.975))
             found.append((_quantile(counts, self.edges, level), float(low), float(high)))
         return found
 
@@ -115,8 +118,10 @@ class Answer:
                 said.append("  no test: fewer than 5 patients are expected in a cell, or noise leaves none")
             for number, column in enumerate(table.columns if table.edges else ()):
                 quarters = table.quantiles(number, self.noise)
-                spoken = "; ".join(f"{value:.4g} ({low:.4g} to {high:.4g})" for value, low, high in quarters)
-                said.append(f"  quartiles of {column}: {spoken}")
+                spoken = ["too few patients beside the noise"]
+                if quarters is not None:
+                    spoken = [f"{value:.4g} ({low:.4g} to {high:.4g})" for value, low, high in quarters]
+                said.append(f"  quartiles of {column}: {'; '.join(spoken)}")
         return said
 
     def to_dict(self) -> dict[str, Any]:

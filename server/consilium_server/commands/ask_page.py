@@ -1,4 +1,4 @@
-"""Answer of a question as a page of HTML that needs nothing else: tables, and a bar for each count with its interval."""
+"""Answer of a question as a self-contained page of HTML: tables, and for each count a bar with its interval."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from consilium_server import registry, removed
+from consilium_server.commands import ask, graph, import_weights, status, study_check, suggest
 from consilium_server.commands import evidence as study_evidence
-from consilium_server.commands import graph, import_weights, status, study_check, suggest
 from consilium_server.commands.admission import admit as admit_request
 from consilium_server.commands.admission import exchange
 from consilium_server.commands.provision import provision as provision_federation
@@ -150,6 +150,9 @@ def run(
     folder = study_folder.folder(place, contract.study)
     folder.create(contract, place.roster_file.read_bytes(), _weights(study, contract, weights, new_head))
     _start(place, folder, detach)
+
+
+ask.add_to(app, run)
 
 
 def _contract(file: Path, home: Home) -> Study:

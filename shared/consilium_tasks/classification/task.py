@@ -27,7 +27,7 @@ class Classification(Task):
     """Classes of records. A subclass has ``part``, the key of ``data`` that says its input."""
 
     since = 1
-    data = Data
+    data: ClassVar[type[Data]] = Data
     metrics = (*METRICS, *LATER)
     explained = EXPLAINED
     one_class = True
@@ -107,7 +107,7 @@ class Classification(Task):
         """Counts of classes ``[N]`` and predicted distributions ``[N, C]``."""
         return count(targets[0], measured, layout)
 
-    def predictions(self, study: Study) -> ClassPredictions:
+    def predictions(self, study: Study) -> ClassPredictions | None:
         """A probability of each class."""
         return ClassPredictions(data_of(study).label.column, self.outputs(study))
 

@@ -51,7 +51,7 @@ class TestCrossTable(TaskSuite):
 
     def test_a_published_model_predicts_what_torch_does_and_says_it_in_every_form(self, study: Study) -> None:  # type: ignore[override]
         """It predicts nothing."""
-        with pytest.raises(ConfigurationError, match="no bundle"):
+        with pytest.raises(ConfigurationError, match="does not leave as a bundle"):
             task.predictions(study)
 
     def test_an_explanation_of_a_published_model_adds_up(self, own: Task, study: Study) -> None:  # type: ignore[override]
@@ -92,9 +92,7 @@ class TestCrossTable(TaskSuite):
         assert found is not None
         return found
 
-    def test_no_patient_is_clipped_and_none_moves_the_table_by_more_than_is_charged(
-        self, own: Task, study: Study
-    ) -> None:
+    def test_no_patient_is_clipped_or_moves_the_table_by_more_than_is_charged(self, own: Task, study: Study) -> None:
         """The gradient of a record is the cells that it is in, shorter than the clipping bound less all rounding."""
         examples, model = own.invented(study, 40, np.random.default_rng(5)), build(study)
         losses = own.loss(study, CPU)
@@ -103,9 +101,9 @@ class TestCrossTable(TaskSuite):
             model.zero_grad()
             one = torch.from_numpy(examples.inputs[0][row : row + 1])
             losses(model(one), torch.from_numpy(examples.targets[0][row : row + 1])).sum().backward()
-            norm = float(
-                torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None]).norm()
-            )
+            (weights,) = model.parameters()
+            assert weights.grad is not None
+            norm = float(weights.grad.norm())
             assert norm == pytest.approx(math.sqrt(3))
             assert norm < lattice.row_bound
 
