@@ -91,7 +91,7 @@ def site_yaml(site: str, folder: Path) -> str:
         "minimum_patients": 20,
         "minimum_held_back": 2,  # of thirty images some six
         "allow_without_privacy": True,
-        "tasks": ["image-classification", "tabular-classification", "cross-table"],
+        "tasks": ["image-classification", "sequence-classification", "tabular-classification", "cross-table"],
         "threat_models": ["malicious-server", "honest-but-curious"],
     }
     return json.dumps({"site": site, "assets": assets, "policy": policy, "device": "cpu"})  # YAML holds JSON

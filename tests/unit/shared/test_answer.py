@@ -39,10 +39,12 @@ def test_intervals_of_quartiles_hold_those_of_the_exact_counts() -> None:
     exact = [[40.0, 0.0], [120.0, 1.0], [200.0, 1.0], [90.0, 1.0], [50.0, 0.0]]
     edges = (20.0, 40.0, 60.0, 80.0)
     truth = noised(exact, 0.0, 0, edges).quantiles(0, 0.0)
+    assert truth is not None
     assert [round(value, 1) for value, _, _ in truth] == [34.2, 49.0, 63.3]
     inside = []
     for seed in range(40):
         found = noised(exact, 10.0, seed, edges).quantiles(0, 10.0)
+        assert found is not None
         inside += [low <= true[0] <= high for true, (_, low, high) in zip(truth, found, strict=True)]
     assert np.mean(inside) > 0.88
 
