@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ from consilium_shared.errors import ConfigurationError
 if TYPE_CHECKING:
     from consilium_client.intake.inbox import Inbox
     from consilium_client.intake.pull import Pulled, Source
-    from consilium_client.intake.settings import Intake, Receive
+    from consilium_client.intake.settings import FhirExport, Hl7Export, Intake, Receive
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="CONSILIUM_SITE_HOME", help="The site's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -36,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(reidentify)
     app.command()(pull_fhir)
     app.command()(import_fhir)
+    app.command()(import_hl7)
     app.command()(import_sql)
 
 
@@ -221,18 +222,39 @@ def import_fhir(
     as_json: JsonOption = False,
 ) -> None:
     """Make tables of a FHIR bulk export (NDJSON) as site.yaml declares them. Units are converted; without network."""
+    place, settings = _settings(home)
+    _import(place, settings, "fhir", settings.fhir, export, as_json)
+
+
+def import_hl7(
+    export: Annotated[str | None, typer.Argument(help="an export of site.yaml; all of them by default")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make tables of HL7 v2 messages (ORU) as site.yaml declares them. Units are converted; without network."""
+    place, settings = _settings(home)
+    _import(place, settings, "hl7", settings.hl7, export, as_json)
+
+
+def _import(
+    place: Home,
+    settings: Intake,
+    kind: str,
+    exports: Mapping[str, FhirExport | Hl7Export],
+    export: str | None,
+    as_json: bool,
+) -> None:
     from consilium_client.intake.fhir import import_export
     from consilium_client.intake.pseudonyms import Pseudonyms
     from consilium_client.transport.sandbox import forbid_network
 
     forbid_network()
-    place, settings = _settings(home)
-    if not settings.fhir or (export is not None and export not in settings.fhir):
-        known = ", ".join(settings.fhir) or "none"
-        raise ConfigurationError(f"{place.config_file}: intake.fhir has no such export ({known})")
+    if not exports or (export is not None and export not in exports):
+        known = ", ".join(exports) or "none"
+        raise ConfigurationError(f"{place.config_file}: intake.{kind} has no such export ({known})")
     names = Pseudonyms(place.intake, settings.shift_days)
-    wanted = [export] if export is not None else list(settings.fhir)
-    found = {name: import_export(settings.fhir[name].at(place.root), names) for name in wanted}
+    wanted = [export] if export is not None else list(exports)
+    found = {name: import_export(exports[name].at(place.root), names) for name in wanted}
     if as_json:
         print(json.dumps({name: vars(done) for name, done in found.items()}, indent=2, sort_keys=True))
         return

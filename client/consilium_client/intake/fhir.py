@@ -1,4 +1,4 @@
-"""A FHIR bulk export becomes the two tables that a study reads: a row a patient, and a row a sample.
+"""A FHIR export, or a folder of HL7 v2 messages, becomes a study's two tables: a row a patient, and a row a sample.
 
     patients    patient, sex, age, start, a column for each variable (one value) and each flag (0 or 1)
     samples     patient, time, variable, value
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from consilium_client.data.units import check, factor
 from consilium_client.intake import fhir_resources as read
@@ -20,11 +21,13 @@ from consilium_client.intake import ndjson
 from consilium_client.intake.fhir_resources import Reading, Skipped, Unread
 from consilium_client.intake.profile import OLDEST
 from consilium_client.intake.pseudonyms import Pseudonyms
-from consilium_client.intake.settings import FhirExport, Variable
+from consilium_client.intake.settings import FhirExport, Hl7Export, Tables, Variable
 from consilium_client.intake.written import Reasons, whole
 from consilium_shared.errors import ConfigurationError, DataError
 
 _SEXES = {"male": "M", "female": "F", "other": "O"}
+Source = Callable[[str], Iterator[dict[str, Any]]]
+"""Given a kind of resource, all of that kind."""
 FLAGGED = ("Condition", "MedicationStatement", "DiagnosticReport")
 
 
@@ -49,7 +52,7 @@ class Imported:
     aside: dict[str, int]
 
 
-def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
+def import_export(export: FhirExport | Hl7Export, names: Pseudonyms) -> Imported:
     """Read an export and write its tables.
 
     Args:
@@ -68,15 +71,16 @@ def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
         except ValueError as error:
             raise ConfigurationError(f"site.yaml: {name}: {error}") from None
     aside = Reasons()
+    source = _source(export, aside)
     with names.together():
-        people = _people(export, names, aside)
+        people = _people(source, export.identifier, names, aside)
     with whole(export.samples) as samples, whole(export.patients) as patients:
         samples.write(b"patient,time,variable,value\n")
         count = 0
-        for line in _samples(export, people, aside):
+        for line in _samples(source, export, people, aside):
             samples.write(line)
             count += 1
-        _flags(export, people, aside)
+        _flags(source, export, people, aside)
         patients.write(_row(["patient", "sex", "age", "start", *export.variables, *export.flags]))
         rows = {person.pseudonym: person for person in people.values()}
         for _, person in sorted(rows.items()):
@@ -84,62 +88,73 @@ def import_export(export: FhirExport, names: Pseudonyms) -> Imported:
     return Imported(len(rows), count, dict(aside))
 
 
-def _people(export: FhirExport, names: Pseudonyms, aside: Reasons) -> dict[str, _Person]:
+def _source(export: FhirExport | Hl7Export, aside: Reasons) -> Source:
+    """The export's resources of a kind, as often as they are asked for."""
+    if isinstance(export, Hl7Export):
+        from consilium_client.intake.hl7_messages import Messages
+
+        return Messages(export, aside).resources
+    if not ndjson.files(export.folder, "Patient"):
+        raise DataError(f"{export.folder} holds no NDJSON file of the resource Patient")
+
+    def resources(kind: str) -> Iterator[dict[str, Any]]:
+        for path in ndjson.files(export.folder, kind):
+            yield from ndjson.resources(path, kind)
+
+    return resources
+
+
+def _people(source: Source, system: str | None, names: Pseudonyms, aside: Reasons) -> dict[str, _Person]:
     people: dict[str, _Person] = {}
     seen: dict[str, str] = {}
-    files = ndjson.files(export.folder, "Patient")
-    if not files:
-        raise DataError(f"{export.folder} holds no NDJSON file of the resource Patient")
-    for path in files:
-        for resource in ndjson.resources(path, "Patient"):
-            try:
-                pseudonym = names.patient(read.identifier(resource, export.identifier))
-                reference = str(resource.get("id") or "")
-                if not reference:
-                    raise Unread("no id")
-            except (Unread, DataError) as error:
-                aside[f"Patient: {error}"] += 1
-                continue
-            # Two resources of one person are one patient: both references lead to the same row.
-            twin = seen.setdefault(pseudonym, reference)
-            people[reference] = (
-                people[twin]
-                if twin in people
-                else _Person(
-                    pseudonym,
-                    datetime.timedelta(days=names.days(pseudonym)),
-                    _SEXES.get(str(resource.get("gender")), ""),
-                    read.birthday(resource),
-                )
+    for resource in source("Patient"):
+        try:
+            pseudonym = names.patient(read.identifier(resource, system))
+            reference = str(resource.get("id") or "")
+            if not reference:
+                raise Unread("no id")
+        except (Unread, DataError) as error:
+            aside[f"Patient: {error}"] += 1
+            continue
+        # Two resources of one person are one patient: both references lead to the same row.
+        twin = seen.setdefault(pseudonym, reference)
+        people[reference] = (
+            people[twin]
+            if twin in people
+            else _Person(
+                pseudonym,
+                datetime.timedelta(days=names.days(pseudonym)),
+                _SEXES.get(str(resource.get("gender")), ""),
+                read.birthday(resource),
             )
+        )
     return people
 
 
-def _samples(export: FhirExport, people: dict[str, _Person], aside: Reasons) -> Iterator[bytes]:
+def _samples(source: Source, export: Tables, people: dict[str, _Person], aside: Reasons) -> Iterator[bytes]:
     wanted = {code: name for name, variable in export.variables.items() for code in variable.codes}
-    for path in ndjson.files(export.folder, "Observation"):
-        for resource in ndjson.resources(path, "Observation"):
-            parts = [part for part in read.readings(resource) if part.codes & wanted.keys()]
-            if not parts:
+    for resource in source("Observation"):
+        parts = [part for part in read.readings(resource) if part.codes & wanted.keys()]
+        if not parts:
+            continue
+        try:
+            read.require_said(resource)
+            person, when = _subject(resource, people), read.moment(resource)
+        except Unread as error:
+            aside[f"Observation: {error}"] += len(parts)
+            continue
+        for part in parts:
+            name = next(wanted[code] for code in sorted(part.codes) if code in wanted)
+            if isinstance(part, Skipped):
+                aside[f"{name}: {part.reason}"] += 1
                 continue
             try:
-                read.require_said(resource)
-                person, when = _subject(resource, people), read.moment(resource)
-            except Unread as error:
-                aside[f"Observation: {error}"] += len(parts)
+                value = _converted(part, export.variables[name])
+            except DataError as error:
+                aside[f"{name}: {error}"] += 1
                 continue
-            for part in parts:
-                name = next(wanted[code] for code in sorted(part.codes) if code in wanted)
-                if isinstance(part, Skipped):
-                    aside[f"{name}: {part.reason}"] += 1
-                    continue
-                try:
-                    value = _converted(part, export.variables[name])
-                except DataError as error:
-                    aside[f"{name}: {error}"] += 1
-                    continue
-                _take(person, name, export.variables[name], when, value)
-                yield _row([person.pseudonym, _time(when - person.shift), name, repr(value)])
+            _take(person, name, export.variables[name], when, value)
+            yield _row([person.pseudonym, _time(when - person.shift), name, repr(value)])
 
 
 def _subject(resource: dict[str, object], people: dict[str, _Person]) -> _Person:
@@ -195,21 +210,20 @@ def _order(when: datetime.datetime) -> str:
     return at.astimezone(datetime.UTC).isoformat()
 
 
-def _flags(export: FhirExport, people: dict[str, _Person], aside: Reasons) -> None:
+def _flags(source: Source, export: Tables, people: dict[str, _Person], aside: Reasons) -> None:
     for kind in FLAGGED:
         wanted = {code: name for name, flag in export.flags.items() if flag.resource == kind for code in flag.codes}
-        for path in ndjson.files(export.folder, kind) if wanted else ():
-            for resource in ndjson.resources(path, kind):
-                found = {wanted[code] for code in read.flagged(resource) if code in wanted}
-                if not found:
-                    continue
-                try:
-                    _subject(resource, people).flags.update(found)
-                except Unread as error:
-                    aside[f"{kind}: {error}"] += 1
+        for resource in source(kind) if wanted else ():
+            found = {wanted[code] for code in read.flagged(resource) if code in wanted}
+            if not found:
+                continue
+            try:
+                _subject(resource, people).flags.update(found)
+            except Unread as error:
+                aside[f"{kind}: {error}"] += 1
 
 
-def _cells(person: _Person, export: FhirExport) -> list[str]:
+def _cells(person: _Person, export: Tables) -> list[str]:
     age = ""
     if person.born is not None and person.first is not None:
         years = int((person.first.date() - person.born).days / 365.25)

@@ -225,20 +225,16 @@ class Flag(Strict):
     """Codes that set the flag; of a report, those of its conclusion."""
 
 
-class FhirExport(Strict):
-    """A folder of a FHIR R4 bulk export (NDJSON), and the two tables that are made of it."""
+class Tables(Strict):
+    """A folder of exported resources or messages, and the two tables that are made of it."""
 
     folder: Path
     patients: Path
     """CSV to write: a row a patient; the label table of a ``timeseries`` asset, or the ``path`` of a ``table``."""
     samples: Path
     """CSV to write: a row a sample; the ``series`` of a ``timeseries`` asset."""
-    identifier: Annotated[str, Field(min_length=1, max_length=300)] | None = None
-    """System of the patients' identifier that the archive's PatientID is; without it their FHIR ``id`` counts."""
     variables: dict[Column, Variable]
     flags: dict[Column, Flag] = Field(default_factory=dict)
-    server: FhirServer | None = None
-    """Server that ``consilium-site pull-fhir`` asks for the export; None: somebody puts it into ``folder``."""
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
@@ -253,10 +249,37 @@ class FhirExport(Strict):
                     raise ValueError(f"{code} is declared for {owners[code]!r} and for {name!r}")
         return self
 
+    def at(self, base: Path) -> Self:
+        """Copy of the export whose paths start from the folder ``base``."""
+        return self.model_copy(update={name: base / getattr(self, name) for name in ("folder", "patients", "samples")})
+
+
+class FhirExport(Tables):
+    """A folder of a FHIR R4 bulk export (NDJSON)."""
+
+    identifier: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """System of the patients' identifier that the archive's PatientID is; without it their FHIR ``id`` counts."""
+    server: FhirServer | None = None
+    """Server that ``consilium-site pull-fhir`` asks for the export; None: somebody puts it into ``folder``."""
+
     def at(self, base: Path) -> FhirExport:
         """Copy of the export whose paths start from the folder ``base``."""
-        paths = {name: base / getattr(self, name) for name in ("folder", "patients", "samples")}
-        return self.model_copy(update={**paths, "server": None if self.server is None else self.server.at(base)})
+        server = None if self.server is None else self.server.at(base)
+        return super().at(base).model_copy(update={"server": server})
+
+
+class Hl7Export(Tables):
+    """A folder of HL7 v2 messages with results (``*.hl7``), as an interface engine writes them."""
+
+    identifier: Annotated[str, Field(min_length=1, max_length=300)]
+    """Authority of the patients' identifier that the archive's PatientID is, as PID-3.4 has it: its name or its OID."""
+
+    @model_validator(mode="after")
+    def _diagnoses(self) -> Self:
+        for name, flag in self.flags.items():
+            if flag.resource != "Condition":
+                raise ValueError(f"flags: {name}: messages have diagnoses (DG1) alone, as Condition")
+        return self
 
 
 class Intake(Strict):
@@ -269,6 +292,7 @@ class Intake(Strict):
     archives: dict[Name, Archive] = Field(default_factory=dict)
     deidentify: Deidentify | None = None
     fhir: dict[Name, FhirExport] = Field(default_factory=dict)
+    hl7: dict[Name, Hl7Export] = Field(default_factory=dict)
     sql: dict[Name, SqlExport] = Field(default_factory=dict)
     shift_days: ShiftDays = 3650
     """Dates of one patient all move back by one number of days, 1 … ``shift_days``; the site's key gives it."""
