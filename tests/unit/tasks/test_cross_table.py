@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.support import graphs
 from tests.unit.tasks.suite import CPU, TaskSuite
 
 from consilium_client.agent.estimates import make_plan
@@ -128,6 +129,11 @@ class TestCrossTable(TaskSuite):
         contract = study.contract
         with pytest.raises(ValueError, match=why):
             Study.model_validate({**contract, part: {**contract[part], key: value}})
+
+    def test_a_question_brings_no_graph(self) -> None:
+        """Another model than the table would make of one patient whatever its wiring makes of them."""
+        with pytest.raises(ValueError, match="model is"):
+            graphs.for_task("cross-table")
 
     def test_exact_counts_are_no_question(self, study: Study) -> None:
         with pytest.raises(ValueError, match="exact counts would show"):
