@@ -130,6 +130,17 @@ class TestCrossTable(TaskSuite):
         with pytest.raises(ValueError, match=why):
             Study.model_validate({**contract, part: {**contract[part], key: value}})
 
+    def test_a_question_under_another_name_or_with_other_bins_is_another_study_with_its_own_charge(
+        self, study: Study
+    ) -> None:
+        contract = study.contract
+        renamed = Study.model_validate({**contract, "study": "asked-again"})
+        data = {**contract["data"], "edges": {name: [*ends, 9.0] for name, ends in contract["data"]["edges"].items()}}
+        others = [renamed, Study.model_validate({**contract, "data": data})]
+        assert len({each.digest for each in (study, *others)}) == 3
+        seeds = [self.answer(each, invented.records(each, [1] * 200, 0), 0).noise for each in (study, renamed)]
+        assert seeds[0] == seeds[1] > 0, "asked again, it costs as much again"
+
     def test_a_question_brings_no_graph(self) -> None:
         """Another model than the table would make of one patient whatever its wiring makes of them."""
         with pytest.raises(ValueError, match="model is"):
