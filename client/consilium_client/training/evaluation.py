@@ -131,12 +131,12 @@ def measured(
     """
     import torch
 
-    from consilium_shared.models.vector import load_vector, unpack
+    from consilium_shared.models.vector import load
     from dpsgd.device import exact_arithmetic, onto
     from dpsgd.isolation import ROWS, filled, one_thread, without_denormals
 
     model = build(study)
-    load_vector(model, unpack(model_bytes, model, study))
+    load(model_bytes, model, study)
     model.to(device).eval()
     chosen, rows = np.arange(len(records)) if chosen is None else chosen, ROWS if rows is None else rows
 

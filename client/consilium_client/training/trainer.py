@@ -21,7 +21,7 @@ from consilium_shared import task
 from consilium_shared.errors import ConfigurationError, DataError
 from consilium_shared.limits import UPDATE_COORDINATE
 from consilium_shared.models import build
-from consilium_shared.models.vector import load_vector, to_vector, trained, unpack, width
+from consilium_shared.models.vector import load, moved, width
 from consilium_shared.privacy.plan import Plan, PrivacyPlan
 from consilium_shared.private_sums import Integers
 from consilium_shared.study import Study
@@ -133,7 +133,7 @@ def train(
     if private is None and not part.patient_count:
         raise DataError(f"study {study.study}: no patient is left for training on {study.data.asset}")
     model = build(study)
-    load_vector(model, unpack(model_bytes, model, study))
+    load(model_bytes, model, study)
     model.to(device).train()
     loss = task.of(study).loss(study, device)
     if private is not None:
@@ -163,8 +163,7 @@ def train(
             if on_progress is not None:
                 on_progress(done, plan.steps_per_round)
     model.zero_grad()  # of a large model what is needed no more is memory
-    update = trained(to_vector(model), study)
-    update -= trained(unpack(model_bytes, model, study), study)
+    update = moved(model, model_bytes, study)
     diverged = not -UPDATE_COORDINATE <= update.min() <= update.max() <= UPDATE_COORDINATE  # NaN is too
     if diverged and private is None:
         raise DataError(f"study {study.study}, round {round}: {DIVERGED}")

@@ -20,6 +20,7 @@ from consilium_shared.protocol.messages import Refusal
 from consilium_shared.protocol.reasons import PASSING
 from consilium_shared.schema import OLDEST
 from consilium_shared.study import seconds
+from consilium_shared.transport.upload import Upload
 
 log = logging.getLogger("consilium.study")
 
@@ -29,7 +30,7 @@ SHORT = frozenset({"keys", "handshake", "survivors", "opening"})
 KEYS = frozenset({"keys", "handshake"})
 """Phases before a site's answer is counted on."""
 
-Requests = Mapping[str, tuple[bytes, bytes]]
+Requests = Mapping[str, tuple[bytes, bytes | Upload]]
 """Site to the header and the payload of what it is asked."""
 Accept = Callable[[messages.Answer, Arrival], None]
 """Takes a verified answer, or raises PeerError for one that cannot be used."""
@@ -146,7 +147,7 @@ class Exchanges:
         aside = exchange.aside
         asked = {site: exchange.requests[site] for site in state.open() if site in self.context.nodes}
         beside = [site for site in aside.sites() if self.context.removal(site) is None] if aside is not None else []
-        put = dict(asked)
+        put: dict[str, tuple[bytes, bytes | Upload]] = dict(asked)
         if aside is not None:
             put |= {site: (aside.header, b"") for site in beside if site in self.context.nodes and site not in asked}
         put = {site: self.context.instead(site) or request for site, request in put.items()}

@@ -24,13 +24,14 @@ from consilium_shared.averaging import averaged
 from consilium_shared.errors import PeerError
 from consilium_shared.keeping import Kept
 from consilium_shared.models import start
-from consilium_shared.models.vector import pack, packed_digest, trained, width, with_trained
+from consilium_shared.models.vector import Vector, pack, packed, packed_digest, trained, width, with_trained
 from consilium_shared.privacy.measured_noise import MeasuredNoise, doubt, empty_coordinates
 from consilium_shared.protocol import messages
 from consilium_shared.protocol.messages import Close, Closing, Evaluate, Payload, Recorded, Train, Update
 from consilium_shared.protocol.summand import Opened
 from consilium_shared.secagg.handshake import Encapsulated
 from consilium_shared.secagg.terms import Advert, fewest_sites
+from consilium_shared.transport.upload import Upload
 
 log = logging.getLogger("consilium.study")
 
@@ -146,8 +147,7 @@ class StudyRun:
 
     def _sum(self, number: int, recorded: Recorded | None) -> SumResult:
         """The opened sum of the round's updates. Raises Halted where too few sites are left for one."""
-        model = pack(self.checkpoint.model, self.study)
-        described = Payload.of(model)
+        model, described = self._packed(self.checkpoint.model)
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Train:
             return Train(
@@ -167,10 +167,18 @@ class StudyRun:
         before = self.checkpoint.record.get("participants")
         together = frozenset(before or ()) if self.study.aggregation.same_sites else frozenset()
         spec = SumSpec("training", number, model, described.sha256, request, check, together=together or None)
-        try:
-            return self.sums.run(spec, frozenset(before or self.recruitment.attendance.standing))
-        except NotOpened as error:
-            raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
+        with model:
+            try:
+                return self.sums.run(spec, frozenset(before or self.recruitment.attendance.standing))
+            except NotOpened as error:
+                raise Halted(f"round {number}: {error}; {self.recruitment.too_few()}") from error
+
+    def _packed(self, vector: Vector) -> tuple[Upload, Payload]:
+        """The bytes of a model in a file, to be sent from there and then closed; and their description."""
+        made = Upload(self.folder.root)
+        for piece in packed(vector, self.study):
+            made.write(piece)
+        return made, Payload(sha256=made.sha256, size=made.size)
 
     def _step(
         self, number: int, opened: Opened
@@ -261,8 +269,8 @@ class StudyRun:
 
     def _evaluate(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Fields of the last round's record about the model that is published."""
-        model, number = pack(_published(checkpoint), self.study), checkpoint.round
-        described = Payload.of(model)
+        number = checkpoint.round
+        model, described = self._packed(_published(checkpoint))
 
         def request(attempt: int, adverts: dict[str, Advert], encapsulated: dict[str, Encapsulated]) -> Evaluate:
             return Evaluate(
@@ -283,7 +291,8 @@ class StudyRun:
             spec = SumSpec(
                 "evaluation", number, model, described.sha256, request, lambda _: None, EVALUATION_ATTEMPTS, together
             )
-            summed = self.sums.run(spec, frozenset(checkpoint.record["participants"]))
+            with model:
+                summed = self.sums.run(spec, frozenset(checkpoint.record["participants"]))
         except NotOpened as error:
             log.warning("the last model is not evaluated: %s", error)
             return {"metrics": None}

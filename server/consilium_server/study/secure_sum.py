@@ -41,6 +41,7 @@ from consilium_shared.secagg.keys import KEY_BYTES
 from consilium_shared.secagg.server import ServerSum
 from consilium_shared.secagg.terms import Advert, Purpose, Slot, Terms, least_sites, tolerated
 from consilium_shared.study import Study
+from consilium_shared.transport.upload import Upload
 
 log = logging.getLogger("consilium.study")
 
@@ -57,7 +58,7 @@ class SumSpec:
 
     Attributes:
         purpose, number: which sum.
-        model: safetensors bytes that every site is sent.
+        model: safetensors bytes that every site is sent, in memory or in a file.
         sha256: of the model.
         request: what one site is asked, given attempt, adverts of the cohort and secrets from others for it.
         check: of an answer, besides what every sum needs; raises PeerError.
@@ -67,7 +68,7 @@ class SumSpec:
 
     purpose: Purpose
     number: int
-    model: bytes
+    model: bytes | Upload
     sha256: str
     request: Callable[[int, dict[str, Advert], dict[str, Encapsulated]], Train | Evaluate]
     check: Callable[[Contribution], None]

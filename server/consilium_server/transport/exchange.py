@@ -67,7 +67,7 @@ class _Question:
 
 def ask(
     grid: StudyGrid,
-    requests: Mapping[str, tuple[bytes, bytes]],
+    requests: Mapping[str, tuple[bytes, bytes | Upload]],
     nodes: Mapping[str, int],
     timeout_s: float,
     *,

@@ -58,7 +58,15 @@ from consilium_server.superlink.settings import SuperLinkSettings, set_flower_en
 from consilium_shared.errors import TransportError
 from consilium_shared.files import write_atomically
 from consilium_shared.transport.long_polling import Waits
-from consilium_shared.transport.objects import BYTES, INLINE_BYTES, ReplyUnusable, decode, header_record, push
+from consilium_shared.transport.objects import (
+    BYTES,
+    INLINE_BYTES,
+    ReplyUnusable,
+    decode,
+    header_record,
+    payload_record,
+    push,
+)
 from consilium_shared.transport.upload import Upload
 
 logger = logging.getLogger(__name__)
@@ -236,18 +244,26 @@ class _Incoming:
         self.wanted = next(self.objects)
 
 
-def content_of(header: bytes, payload: bytes, shared: dict[int, ArrayRecord], compact: bool = False) -> RecordDict:
+def content_of(
+    header: bytes, payload: bytes | Upload, shared: dict[int, ArrayRecord], compact: bool = False
+) -> RecordDict:
     """A message's content; ``shared`` makes one array of one payload object, so that it is sent and stored once.
 
     Args:
+        payload: in memory, or in a file that is open until the message is sent.
         compact: for a site that reads compact messages; a small payload is then stored with each site's header.
     """
-    beside = compact and len(payload) <= INLINE_BYTES
-    content = RecordDict({"header": header_record(header, (payload if beside else b"") if compact else None)})
-    if payload and not beside:
+    size = payload.size if isinstance(payload, Upload) else len(payload)
+    beside = compact and size <= INLINE_BYTES
+    carried = (payload.read() if isinstance(payload, Upload) else payload) if beside else b""
+    content = RecordDict({"header": header_record(header, carried if compact else None)})
+    if size and not beside:
         if id(payload) not in shared:
-            array = Array(dtype="uint8", shape=(len(payload),), stype=BYTES, data=payload)
-            shared[id(payload)] = ArrayRecord({"payload": array})
+            shared[id(payload)] = (
+                payload_record(payload)
+                if isinstance(payload, Upload)
+                else ArrayRecord({"payload": Array(dtype="uint8", shape=(size,), stype=BYTES, data=payload)})
+            )
         content["payload"] = shared[id(payload)]
     return content
 

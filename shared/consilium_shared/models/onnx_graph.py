@@ -19,7 +19,7 @@ from torch import nn
 from consilium_shared import task
 from consilium_shared.errors import IntegrityError
 from consilium_shared.models import build, forms
-from consilium_shared.models.vector import load_vector, unpack
+from consilium_shared.models.vector import load
 from consilium_shared.recalibration import Recalibration
 from consilium_shared.study import Study
 
@@ -124,5 +124,5 @@ def difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
 
 def _loaded(model_bytes: bytes, study: Study, recalibration: Recalibration | None) -> nn.Module:
     model = build(study)
-    load_vector(model, unpack(model_bytes, model, study))
+    load(model_bytes, model, study)
     return _WithScores(model, task.predictions(study).scores(), recalibration).eval()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,12 @@ def pack(vector: Vector, study: Study) -> bytes:
     Raises:
         ValueError: ``vector`` does not fit the study's model.
     """
-    return b"".join(tensors.encode(*_named(vector, study)))
+    return b"".join(packed(vector, study))
+
+
+def packed(vector: Vector, study: Study) -> Iterator[memoryview]:
+    """The bytes of ``pack`` in pieces, without a copy of the vector; raises as ``pack``."""
+    return tensors.encode(*_named(vector, study))
 
 
 def packed_digest(vector: Vector, study: Study) -> str:
@@ -145,48 +151,64 @@ def unpack(data: bytes, model: nn.Module, study: Study | None = None) -> Vector:
     Raises:
         PeerError: anything else.
     """
-    vector = _unpacked(data, model, study)
-    if vector is None:
-        vector = _deserialized(data, model, study)
-    for start in range(0, vector.size, PIECE):
-        if not np.isfinite(vector[start : start + PIECE]).all():
-            raise PeerError("the model's bytes hold a value that is not finite")
-    return vector
+    return np.concatenate(list(_parts(data, model, study).values())).astype(np.float32, copy=False)
 
 
-def _unpacked(data: bytes, model: nn.Module, study: Study | None) -> Vector | None:
-    """The vector in the bytes that ``pack`` makes; None of others. A model of 400 MB is copied once."""
+def load(data: bytes, model: nn.Module, study: Study) -> None:
+    """Set all parameters of a model, on the processor, from the bytes of ``pack``; raises as ``unpack``."""
+    parts = _parts(data, model, study)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.detach().numpy()[...] = parts[name].reshape(tuple(parameter.shape))
+
+
+def moved(model: nn.Module, data: bytes, study: Study) -> Vector:
+    """Update ``[t]``: the trained parameters of a study's model less those in the bytes; raises as ``unpack``."""
+    parts = _parts(data, model, study)
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    update, start = np.empty(sum(p.numel() for p in wanted.values()), dtype=np.float32), 0
+    for name, parameter in wanted.items():
+        after, place = parameter.detach().cpu().numpy().ravel(), slice(start, start + parameter.numel())
+        np.subtract(after, parts[name], out=update[place])
+        start += parameter.numel()
+    return update
+
+
+def _parts(data: bytes, model: nn.Module, study: Study | None) -> dict[str, Vector]:
+    """Numbers of each parameter by name, flat, in the model's order; of bytes as ``pack`` writes them no copies."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     about = None if study is None else {"study": study.digest}
     head, places = tensors.header({name: (np.dtype("<f4"), shape) for name, shape in shapes.items()}, about)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    if not data.startswith(head) or len(data) != len(head) + 4 * sum(sizes.values()):
-        return None
-    vector, start = np.empty(sum(sizes.values()), dtype=np.float32), 0
-    for name, size in sizes.items():
-        vector[start : start + size] = np.frombuffer(data, dtype="<f4", count=size, offset=places[name])
-        start += size
-    return vector
+    if data.startswith(head) and len(data) == len(head) + 4 * sum(sizes.values()):
+        parts = {
+            name: np.frombuffer(data, dtype="<f4", count=size, offset=places[name]) for name, size in sizes.items()
+        }
+    else:
+        parts = _deserialized(data, shapes, study)
+    for part in parts.values():
+        if not all(np.isfinite(part[start : start + PIECE]).all() for start in range(0, part.size, PIECE)):
+            raise PeerError("the model's bytes hold a value that is not finite")
+    return parts
 
 
-def _deserialized(data: bytes, model: nn.Module, study: Study | None) -> Vector:
+def _deserialized(data: bytes, shapes: dict[str, tuple[int, ...]], study: Study | None) -> dict[str, Vector]:
     try:
         found = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise PeerError("the model's bytes are not in safetensors format") from error
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if found.keys() != shapes.keys():
         raise PeerError("the model's bytes name other parameters than the study's model has")
-    parts = []
+    parts = {}
     for name, shape in shapes.items():
         entry = found[name]
         if entry["dtype"] != "F32" or tuple(entry["shape"]) != shape:
             raise PeerError(f"parameter {name} has another shape or type than in the study's model")
-        parts.append(np.frombuffer(entry["data"], dtype="<f4"))
+        parts[name] = np.frombuffer(entry["data"], dtype="<f4")
     if study is not None and _metadata(data) != {"study": study.digest}:
         older = f", or to this one in an older contract schema than {study.schema_version} (schema_version in its file)"
         raise PeerError("the model's bytes belong to another study" + (older if study.schema_version > 1 else ""))
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    return parts
 
 
 def width(study: Study) -> int:
@@ -213,19 +235,25 @@ def check(data: bytes, study: Study, *, first: bool = False) -> str:
     vector, start = unpack(data, model, study), study.model.start
     kept = _frozen(vector, study)
     if start is None and (first or kept.size):
-        seeds = to_vector(build(study))
-        found, expected = (vector, seeds) if first else (kept, _frozen(seeds, study))
-        if not _close(found, expected):
+        if not _begins(vector, study, first):
             raise PeerError(f"the model does not begin as the contract's seed has it (torch {torch.__version__} here)")
     elif start is not None and first and fingerprint(vector, study) != start.sha256:
         raise PeerError("the model is not the one that the contract says the study starts from")
     return hashlib.sha256(np.ascontiguousarray(kept, dtype="<f4").data).hexdigest()
 
 
-def _close(one: Vector, other: Vector) -> bool:
-    """Differences of two vectors are at most ``INITIAL``; they are looked at in pieces."""
-    pieces = (slice(start, start + PIECE) for start in range(0, one.size, PIECE))
-    return all(np.allclose(one[piece], other[piece], rtol=0.0, atol=INITIAL) for piece in pieces)
+def _begins(vector: Vector, study: Study, whole: bool) -> bool:
+    """A model ``[d]`` has the parameters that the study's seed gives: all, or those that it does not train."""
+    start = 0
+    for parameter in build(study).parameters():
+        if whole or not parameter.requires_grad:
+            seeds = parameter.detach().numpy().ravel()
+            for first in range(0, seeds.size, PIECE):
+                piece = seeds[first : first + PIECE]
+                if not np.allclose(vector[start + first :][: piece.size], piece, rtol=0.0, atol=INITIAL):
+                    return False
+        start += parameter.numel()
+    return True
 
 
 def _frozen(vector: Vector, study: Study) -> Vector:

@@ -124,11 +124,16 @@ def content(header: bytes, payload: Upload, compact: bool = False) -> RecordDict
     carried = (payload.read() if beside else b"") if compact else None
     found = RecordDict({"header": header_record(header, carried)})
     if payload.size and not beside:
-        parts = [_Part(payload, start) for start in range(0, payload.size, CHUNK_BYTES)]
-        record = ArrayRecord({"payload": Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")})
-        record["payload"].__dict__["_chunks"] = [(part.object_id, part) for part in parts]  # the record made a copy
-        found["payload"] = record
+        found["payload"] = payload_record(payload)
     return found
+
+
+def payload_record(payload: Upload) -> ArrayRecord:
+    """Record of a large payload, whose chunks are read when they are sent."""
+    parts = [_Part(payload, start) for start in range(0, payload.size, CHUNK_BYTES)]
+    record = ArrayRecord({"payload": Array(dtype="uint8", shape=(payload.size,), stype=BYTES, data=b"")})
+    record["payload"].__dict__["_chunks"] = [(part.object_id, part) for part in parts]  # the record made a copy
+    return record
 
 
 class _Part(ArrayChunk):

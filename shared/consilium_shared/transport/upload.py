@@ -38,7 +38,7 @@ class Upload:
         """Digest of what was written, 64 hex digits; made while it arrived."""
         return self._hash.hexdigest()
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """Append a piece. Only before the first reading.
 
         Raises:

@@ -87,7 +87,9 @@ class Exchanges:
             if site in self.away.get(question.phase, ()):
                 question.problem(site, "unavailable")
                 continue
-            header, pieces = self.agents[site].handle(*exchange.requests[site])
+            asked, payload = exchange.requests[site]
+            assert isinstance(payload, bytes)
+            header, pieces = self.agents[site].handle(asked, payload)
             body = b"".join(pieces)
             arrival: Any = SimpleNamespace(site=site, header=header, payload=Arrived(body))
             answer = self.read(site, header)

@@ -112,6 +112,8 @@ def test_a_compact_message_has_three_objects_unless_its_payload_is_large_and_say
         spooled.write(data)
         message = sent(content(b"header", spooled, compact=True))
         assert message == sent(content_of(b"header", data, {}, compact=True)), "both ends make the same"
+        assert message == sent(content_of(b"header", spooled, {}, compact=True)), "of a file as of memory"
+        assert sent(content_of(b"header", spooled, {})) == sent(content_of(b"header", data, {}))
         objects = decode(message.tree, LARGE, got)
         wanted = [next(objects)]
         with pytest.raises(StopIteration) as end:
