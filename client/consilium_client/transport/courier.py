@@ -57,6 +57,7 @@ from consilium_client.transport.supernode import runtime_files, set_flower_envir
 from consilium_shared import limits
 from consilium_shared.errors import PeerError, TransportError
 from consilium_shared.process import logs
+from consilium_shared.transport.large import Asked
 from consilium_shared.transport.long_polling import Waits
 from consilium_shared.transport.objects import Decoded, ReplyUnusable, content, decode, push
 from consilium_shared.transport.upload import Upload
@@ -176,7 +177,7 @@ class Courier:
             server_address=self._address,
             insecure=False,
             root_certificates=runtime_files(self._home)[0].read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *access],
+            interceptors=[Asked(), RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *access],
         )
 
 

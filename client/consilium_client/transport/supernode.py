@@ -40,6 +40,7 @@ from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
 from consilium_shared.protocol import version
+from consilium_shared.transport.large import Asked, Served
 from consilium_shared.transport.long_polling import Holding, Waits
 
 logger = logging.getLogger(__name__)
@@ -189,11 +190,14 @@ def ask_for_held_answers(waits: Waits, note: Note) -> None:
 
     sign = NodeAuthHttpInterceptor.intercept
 
-    release = version.about()["consilium"]
+    release, asked = version.about()["consilium"], Asked()
+
+    def signed(self: Any, context: Any, call_next: Any) -> Any:
+        return asked.intercept(context, lambda more: sign(self, more, call_next))
 
     def intercept(self: Any, context: Any, call_next: Any) -> Any:
         context.request.headers[RELEASE] = release
-        answer = waits.intercept(context, lambda signed: sign(self, signed, call_next))
+        answer = waits.intercept(context, lambda more: signed(self, more, call_next))
         if answer.status_code == 200:
             note.answered()
         return answer
@@ -214,7 +218,7 @@ def wake_the_courier(polling: Polling) -> None:
     made: list[Holding] = []
 
     def create_app(*arguments: Any, **named: Any) -> Any:
-        made.append(Holding(make(*arguments, **named), {"/v1/runtime/acquire-task": lambda _: "tasks"}))
+        made.append(Holding(Served(make(*arguments, **named)), {"/v1/runtime/acquire-task": lambda _: "tasks"}))
         return made[-1]
 
     def stored_message(self: Any, message: Any) -> Any:
