@@ -40,7 +40,7 @@ from consilium_shared.errors import ConfigurationError
 from consilium_shared.files import write_atomically
 from consilium_shared.process import flower_environment, logs
 from consilium_shared.protocol import version
-from consilium_shared.transport.large import Asked, Served
+from consilium_shared.transport.large import Asked
 from consilium_shared.transport.long_polling import Holding, Waits
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def wake_the_courier(polling: Polling) -> None:
     made: list[Holding] = []
 
     def create_app(*arguments: Any, **named: Any) -> Any:
-        made.append(Holding(Served(make(*arguments, **named)), {"/v1/runtime/acquire-task": lambda _: "tasks"}))
+        made.append(Holding(make(*arguments, **named), {"/v1/runtime/acquire-task": lambda _: "tasks"}))
         return made[-1]
 
     def stored_message(self: Any, message: Any) -> Any:

@@ -47,7 +47,6 @@ from consilium_server.superlink.wake import hold_back_empty_answers
 from consilium_shared.errors import ConfigurationError, ConsiliumError
 from consilium_shared.process import logs
 from consilium_shared.process.process_lock import ProcessLock
-from consilium_shared.transport.large import Served
 
 __all__ = ["SuperLinkSettings", "prepare", "run", "set_flower_environment"]
 
@@ -145,8 +144,8 @@ async def _serve(settings: SuperLinkSettings, private: socket.socket, public: so
     renewal = Renewal(settings.certificate, settings.private_key)
     gate = SignedOnly(OnlyPaths(holding, PUBLIC_PATHS), node_of, presences)
     private_paths = OnlyPaths(holding, PRIVATE_PATHS)
-    inside = server(Served(private_paths), "auto", "on")
-    outside = server(Served(gate), gate.strangers.protocol(), "off")
+    inside = server(private_paths, "auto", "on")
+    outside = server(gate, gate.strangers.protocol(), "off")
 
     def stop() -> None:
         inside.should_exit = outside.should_exit = True

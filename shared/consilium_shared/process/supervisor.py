@@ -23,10 +23,10 @@ STOP_SECONDS = 15.0
 """Seconds between SIGTERM and SIGKILL when everything stops."""
 TAIL_BYTES = 4096
 """Length of the end of a log in which a program's last word is looked for."""
-CARRIES = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""Environment of programs that carry large messages: glibc gives the memory of each back at once. By itself it keeps
-what was freed, for each of up to eight times as many threads as there are cores. Nothing for a program that trains:
-the kernel would clear the memory of each larger tensor first."""
+CARRIES = {"MALLOC_ARENA_MAX": "2"}
+"""Environment of programs that carry messages: by itself glibc keeps what was freed, for each of up to eight times as
+many threads as there are cores. (A lower MALLOC_MMAP_THRESHOLD_ gives more back, and large messages take half as long
+again.) Nothing for a program that trains."""
 LOG_BYTES = 20 * 1024 * 1024
 """A log that is longer when its program starts is moved to <name>.log.1."""
 

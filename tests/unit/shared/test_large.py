@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from consilium_shared.transport.large import LARGE_BYTES, Asked, Served
+from consilium_shared.transport.large import LARGE_BYTES, Asked
 
 
 class Circle:
@@ -28,26 +27,6 @@ def by_itself() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-@pytest.mark.parametrize(("size", "freed"), [(LARGE_BYTES, True), (LARGE_BYTES - 1, False)])
-@pytest.mark.parametrize("way", ["request", "answer"])
-def test_a_served_request(size: int, freed: bool, way: str) -> None:
-    left: list[weakref.ref[Circle]] = []
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        circle = Circle((await receive())["body"])
-        left.append(weakref.ref(circle))
-        await send({"type": "http.response.body", "body": bytes(size) if way == "answer" else b""})
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": bytes(size) if way == "request" else b""}
-
-    async def send(message: Any) -> None:
-        pass
-
-    asyncio.run(Served(application)({"type": "http"}, receive, send))
-    assert (left[0]() is None) == freed
 
 
 @pytest.mark.parametrize(("size", "freed"), [(LARGE_BYTES, True), (LARGE_BYTES - 1, False)])
