@@ -59,7 +59,7 @@ def header(
         metadata: of the file.
 
     >>> header({"weight": (np.dtype("<f4"), (2, 3))})[1]
-    {'weight': 80}
+    {'weight': 72}
     """
     names = {kind: name for name, kind in TYPES.items()}
     about: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
